@@ -1,0 +1,52 @@
+"""Advantage estimation over a rollout, backwards in time."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+
+def gae(
+    reward: jax.Array,
+    value: jax.Array,
+    next_value: jax.Array,
+    terminated: jax.Array,
+    truncated: jax.Array,
+    gamma: float | jax.Array,
+    gae_lambda: float | jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Generalised advantage estimation, exact at both kinds of episode end.
+
+        delta_t = r_t + gamma (1 - terminated_t) V(s_{t+1}) - V(s_t)
+        A_t     = delta_t + gamma lambda (1 - done_t) A_{t+1},      done = terminated | truncated
+
+    A terminated step has no future. A truncated one has, but it was not seen: its value is bootstrapped and the sum
+    ends there. Both flags at once count as terminated.
+
+    Args:
+      reward: r_t  [T, E], reward units.
+      value: V(s_t)  [T, E].
+      next_value: V(s_{t+1}) [T, E], s_{t+1} being the last observation of the *same* episode, never the first of
+        the next one.
+      terminated: bool [T, E], the episode reached an end of its own.
+      truncated: bool [T, E], the episode was cut off by a time limit.
+      gamma: discount, scalar.
+      gae_lambda: lambda, scalar.
+
+    Returns:
+      advantage [T, E] and value target `advantage + value` [T, E], both in reward units.
+
+    Source: Schulman et al. 2016, "High-dimensional continuous control using generalized advantage estimation",
+    arXiv:1506.02438, eq. 16; the flags are this project's reading of it for truncated episodes.
+    """
+    chex.assert_equal_shape([reward, value, next_value, terminated, truncated])
+    chex.assert_rank(reward, 2)
+    delta = reward + gamma * jnp.where(terminated, 0.0, next_value) - value
+    decay = gamma * gae_lambda * (1.0 - (terminated | truncated))
+
+    def backward(following: jax.Array, step: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        delta_t, decay_t = step
+        advantage_t = delta_t + decay_t * following
+        return advantage_t, advantage_t
+
+    _, advantage = jax.lax.scan(backward, jnp.zeros_like(delta[0]), (delta, decay), reverse=True)
+    return advantage, advantage + value

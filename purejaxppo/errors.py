@@ -1,0 +1,37 @@
+"""What can go wrong for a user, each with the exit code that the command line returns."""
+
+
+class PureJaxPPOError(Exception):
+    """Base of every error that is the user's to mend: one line that says what, why and what to do."""
+
+    exit_code = 1
+
+
+class ConfigError(PureJaxPPOError, ValueError):
+    """A setting that cannot work: wrong type, out of range, or at odds with another one."""
+
+    exit_code = 2
+
+
+class DivergedError(PureJaxPPOError, ArithmeticError):
+    """Training produced a number that is not finite."""
+
+    exit_code = 3
+
+
+class CheckpointError(PureJaxPPOError, OSError):
+    """A run directory or checkpoint that cannot be written, found or read."""
+
+    exit_code = 4
+
+
+class EnvError(PureJaxPPOError, ValueError):
+    """An environment that is unknown, wrongly parametrised or not supported."""
+
+    exit_code = 5
+
+
+class OutOfMemoryError(PureJaxPPOError, MemoryError):
+    """The program does not fit into the device's memory."""
+
+    exit_code = 7

@@ -1,0 +1,130 @@
+"""Policy and value networks: obs [..., O] -> (distribution [...], value [...])."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from purejaxppo.config import Activation, TrainConfig
+from purejaxppo.distributions import Categorical, DiagGaussian, Distribution, TanhDiagGaussian
+from purejaxppo.errors import EnvError
+from purejaxppo.types import Box, Discrete, VecEnv
+
+_ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
+    "tanh": nn.tanh,
+    "relu": nn.relu,
+    "elu": nn.elu,
+    "gelu": nn.gelu,
+    "silu": nn.silu,
+}
+_CONV_FEATURES = 16
+_UNBOUNDED = 1e30
+
+
+def make_network(config: TrainConfig, env: VecEnv) -> "ActorCritic":
+    """The network for an environment's spaces: convolutional for images [H, W, C], an MLP for everything else.
+
+    Raises EnvError for a tanh policy on actions without finite bounds.
+    """
+    obs_shape = env.observation_space.shape
+    torso = ConvTorso if len(obs_shape) == 3 else MLPTorso
+    activation = _ACTIVATIONS[config.activation]
+    return ActorCritic(
+        obs_shape=obs_shape,
+        make_torso=lambda: torso(config.hidden_sizes, activation),
+        make_head=_policy_head(config, env.action_space),
+        shared_torso=config.shared_torso,
+    )
+
+
+def _policy_head(config: TrainConfig, space: Discrete | Box) -> Callable[[], nn.Module]:
+    if isinstance(space, Discrete):
+        return lambda: CategoricalHead(space.n)
+    if config.policy == "gaussian":
+        return lambda: GaussianHead(space.shape, DiagGaussian)
+    bounds = (*(space.low or (-math.inf,)), *(space.high or (math.inf,)))
+    if not all(abs(bound) < _UNBOUNDED for bound in bounds):
+        raise EnvError(f"policy tanh_gaussian needs finite action bounds, but {config.env} has none; use gaussian.")
+    return lambda: GaussianHead(space.shape, TanhDiagGaussian)
+
+
+def _dense(width: int, gain: float) -> nn.Dense:
+    return nn.Dense(width, kernel_init=nn.initializers.orthogonal(gain))
+
+
+class MLPTorso(nn.Module):
+    """Flattened observation through hidden layers; orthogonal weights of gain sqrt 2."""
+
+    hidden_sizes: Sequence[int]
+    activation: Callable[[jax.Array], jax.Array]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x.reshape(x.shape[0], -1)
+        for width in self.hidden_sizes:
+            x = self.activation(_dense(width, math.sqrt(2))(x))
+        return x
+
+
+class ConvTorso(nn.Module):
+    """One 3 x 3 convolution of 16 features, the size that suits MinAtar's 10 x 10 boards, then hidden layers.
+
+    Source: Young & Tian 2019, "MinAtar", arXiv:1903.03176, sec. 3.
+    """
+
+    hidden_sizes: Sequence[int]
+    activation: Callable[[jax.Array], jax.Array]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        conv = nn.Conv(_CONV_FEATURES, (3, 3), padding="VALID", kernel_init=nn.initializers.orthogonal(math.sqrt(2)))
+        return MLPTorso(self.hidden_sizes, self.activation)(self.activation(conv(x)))
+
+
+class CategoricalHead(nn.Module):
+    """Logits, nearly uniform at the start (gain 0.01)."""
+
+    num_actions: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> Categorical:
+        return Categorical(_dense(self.num_actions, 0.01)(x))
+
+
+class GaussianHead(nn.Module):
+    """A mean from the features (gain 0.01) and a log standard deviation that is a parameter, starting at 0."""
+
+    action_shape: tuple[int, ...]
+    distribution: type[DiagGaussian] | type[TanhDiagGaussian]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> DiagGaussian | TanhDiagGaussian:
+        size = math.prod(self.action_shape)
+        mean = _dense(size, 0.01)(x)
+        log_std = self.param("log_std", nn.initializers.zeros, (size,))
+        return self.distribution(mean, jnp.broadcast_to(log_std, mean.shape))
+
+
+class ActorCritic(nn.Module):
+    """Policy and value function over separate torsos, or over one (`shared_torso`).
+
+    A caller that ignores one of the two outputs does not pay for it: the compiler drops what nobody reads.
+    """
+
+    obs_shape: tuple[int, ...]
+    make_torso: Callable[[], nn.Module]
+    make_head: Callable[[], nn.Module]
+    shared_torso: bool = False
+
+    @nn.compact
+    def __call__(self, obs: jax.Array) -> tuple[Distribution, jax.Array]:
+        """obs [..., *obs_shape] -> pi with leaves [..., A], value [...]."""
+        lead = obs.shape[: obs.ndim - len(self.obs_shape)]
+        x = obs.reshape(-1, *self.obs_shape)
+        actor = self.make_torso()(x)
+        critic = actor if self.shared_torso else self.make_torso()(x)
+        pi = self.make_head()(actor)
+        value = _dense(1, 1.0)(critic)
+        return jax.tree.map(lambda leaf: leaf.reshape(*lead, *leaf.shape[1:]), (pi, value[:, 0]))

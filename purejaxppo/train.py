@@ -1,0 +1,117 @@
+"""The trainer: rollout, advantage, batch, update, metrics. Start reading here."""
+
+import jax
+import jax.numpy as jnp
+
+from purejaxppo.advantage import gae
+from purejaxppo.algorithms import make_algorithm
+from purejaxppo.config import Hyperparams, TrainConfig, validate_config
+from purejaxppo.envs import from_gymnax
+from purejaxppo.errors import ConfigError
+from purejaxppo.losses import explained_variance
+from purejaxppo.networks import make_network
+from purejaxppo.optimizer import anneal
+from purejaxppo.rollout import rollout
+from purejaxppo.types import Algorithm, Batch, Metrics, Network, RunnerState, Trainer, Transition, VecEnv
+from purejaxppo.wrappers import training_env
+
+
+def make_trainer(config: TrainConfig, env: VecEnv, network: Network, algorithm: Algorithm) -> Trainer:
+    """A training run as a pair of pure functions, both to be jitted or vmapped over key and hyperparameters.
+
+    Args:
+      config: static settings; `env.num_envs` must be `config.num_envs`.
+      env: environments, e.g. from `from_gymnax`.
+      network: `init(key, obs)` and `apply(params, obs) -> (pi, value)`.
+      algorithm: e.g. `ppo_clip(config, network.apply)`.
+
+    Raises:
+      ConfigError: settings that cannot train.
+    """
+    validate_config(config)
+    if env.num_envs != config.num_envs:
+        raise ConfigError(
+            f"the environment has {env.num_envs} copies, but num_envs = {config.num_envs}; make them equal."
+        )
+
+    def init(key: jax.Array, hp: Hyperparams) -> RunnerState:
+        key, key_env, key_params = jax.random.split(key, 3)
+        env_state, obs = training_env(config, env, hp.gamma).reset(key_env)
+        learner = algorithm.init(hp, network.init(key_params, obs))
+        return RunnerState(learner, env_state, obs, key, jnp.zeros((), jnp.int32))
+
+    def update(hp: Hyperparams, runner: RunnerState) -> tuple[RunnerState, Metrics]:
+        key, key_rollout, key_update = jax.random.split(runner.key, 3)
+        hp = anneal(config, hp, runner.updates)
+        wrapped = training_env(config, env, hp.gamma)
+
+        env_state, obs, transition, sums = rollout(
+            key_rollout, wrapped, network.apply, runner.learner.params, runner.env_state, runner.obs, config.num_steps
+        )
+        advantage, target = gae(
+            transition.reward,
+            transition.value,
+            transition.next_value,
+            transition.terminated,
+            transition.truncated,
+            hp.gamma,
+            hp.gae_lambda,
+        )
+        batch = _flatten(transition, advantage, target)
+        learner, metrics = algorithm.update(key_update, hp, runner.learner, batch)
+        metrics = {**_episode_metrics(sums), **metrics, **_batch_metrics(hp, batch)}
+        return RunnerState(learner, env_state, obs, key, runner.updates + 1), metrics
+
+    return Trainer(init, update)
+
+
+def advance(trainer: Trainer, hp: Hyperparams, runner: RunnerState, num_updates: int) -> tuple[RunnerState, Metrics]:
+    """`num_updates` (static) updates in one scan. Returns the state and the metrics, each [num_updates]."""
+    return jax.lax.scan(lambda runner, _: trainer.update(hp, runner), runner, length=num_updates)
+
+
+def trainer_from_config(config: TrainConfig, env: VecEnv | None = None) -> Trainer:
+    """The trainer with everything built by name; `env` replaces the environment that `config` names.
+
+    Raises ConfigError or EnvError for what cannot be built.
+    """
+    validate_config(config)
+    env = env or from_gymnax(config.env, config.num_envs, **dict(config.env_params))
+    network = make_network(config, env)
+    return make_trainer(config, env, network, make_algorithm(config, network.apply))
+
+
+def train(config: TrainConfig, hp: Hyperparams, key: jax.Array) -> tuple[RunnerState, Metrics]:
+    """One whole training run: everything by name, one call. Jit it, and vmap it over `hp` and `key`.
+
+    Returns:
+      The final state, and metrics with leaves [num_updates].
+    """
+    trainer = trainer_from_config(config)
+    return advance(trainer, hp, trainer.init(key, hp), config.num_updates)
+
+
+def _flatten(transition: Transition, advantage: jax.Array, target: jax.Array) -> Batch:
+    """[T, E, ...] -> [T * E, ...]."""
+    batch = Batch(
+        transition.obs, transition.action, transition.pi, transition.log_prob, transition.value, advantage, target
+    )
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
+
+
+def _episode_metrics(sums: Metrics) -> Metrics:
+    """Means over the episodes that ended in this update; NaN, not 0, if none did."""
+    count = sums["episode/count"]
+    # 0 / 0 is the NaN that says so.
+    return {
+        **sums,
+        "episode/return": sums["episode/return"] / count,
+        "episode/length": sums["episode/length"] / count,
+    }
+
+
+def _batch_metrics(hp: Hyperparams, batch: Batch) -> Metrics:
+    return {
+        "explained_variance": explained_variance(batch.value, batch.target),
+        "learning_rate": jnp.asarray(hp.learning_rate, jnp.float32),
+    }

@@ -1,0 +1,184 @@
+"""VecEnv -> VecEnv: episode statistics, action bounds, and normalisation by running statistics.
+
+The statistics are part of the environment's state: carried from update to update, saved with the run, and handed
+frozen to the evaluation. What a rollout stores is what the policy saw, so a later change of the statistics cannot
+move the probability ratio away from 1 before the first gradient step.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from purejaxppo.config import TrainConfig
+from purejaxppo.types import Box, EnvState, EnvStep, VecEnv
+
+_CLIP = 10.0
+_EPSILON = 1e-8
+
+
+class RunningStats(NamedTuple):
+    """Mean and variance per element of everything seen so far."""
+
+    mean: jax.Array
+    var: jax.Array
+    count: jax.Array  # float32: once it saturates, near 1e9, this turns into a very slow moving average
+
+
+def empty_stats(shape: tuple[int, ...]) -> RunningStats:
+    """Statistics of nothing: variance 1, so that they already divide by something."""
+    return RunningStats(jnp.zeros(shape), jnp.ones(shape), jnp.zeros(()))
+
+
+def update_stats(stats: RunningStats, x: jax.Array) -> RunningStats:
+    """Adds the rows of x [E, ...], exactly as if all rows so far had been averaged at once.
+
+    Source: Chan, Golub & LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances",
+    in weights rather than sums, so that nothing grows with the number of rows.
+    """
+    count = stats.count + x.shape[0]
+    weight = x.shape[0] / count
+    delta = jnp.mean(x, axis=0) - stats.mean
+    mean = stats.mean + weight * delta
+    var = (1 - weight) * stats.var + weight * jnp.var(x, axis=0) + weight * (1 - weight) * delta**2
+    return RunningStats(mean, var, count)
+
+
+def standardize_by(stats: RunningStats, x: jax.Array) -> jax.Array:
+    """(x - mean) / std of rows x [E, ...], clipped to +-10."""
+    scaled = (x - stats.mean[None]) / jnp.sqrt(stats.var + _EPSILON)[None]
+    return jnp.clip(scaled, -_CLIP, _CLIP)
+
+
+class _Episodes(NamedTuple):
+    inner: EnvState
+    episode_return: jax.Array  # [E] so far
+    episode_length: jax.Array  # [E] int32, so far
+
+
+class _NormalizedObservation(NamedTuple):
+    inner: EnvState
+    stats: RunningStats
+
+
+class _NormalizedReward(NamedTuple):
+    inner: EnvState
+    stats: RunningStats
+    discounted: jax.Array  # [E] discounted return of the running episode
+
+
+def training_env(config: TrainConfig, env: VecEnv, gamma: float | jax.Array) -> VecEnv:
+    """The environment as the trainer sees it. The statistics of episodes are of the raw rewards.
+
+    `gamma` may be traced: call this inside the traced function.
+    """
+    env = bound_action(config, track_episodes(env))
+    if config.normalize_reward:
+        env = normalize_reward(env, gamma)
+    if config.normalize_observation:
+        env = normalize_observation(env)
+    return env
+
+
+def evaluation_env(config: TrainConfig, env: VecEnv, stats: RunningStats | None) -> VecEnv:
+    """The environment as a frozen policy sees it: raw rewards, observations by the given statistics."""
+    env = bound_action(config, env)
+    return env if stats is None else freeze_observation(env, stats)
+
+
+def track_episodes(env: VecEnv) -> VecEnv:
+    """Reports each finished episode's return and length in `info`, in the step that ends it, and zeros elsewhere."""
+
+    def reset(key: jax.Array) -> tuple[EnvState, jax.Array]:
+        state, obs = env.reset(key)
+        return _Episodes(state, jnp.zeros(env.num_envs), jnp.zeros(env.num_envs, jnp.int32)), obs
+
+    def step(key: jax.Array, state: _Episodes, action: jax.Array) -> tuple[EnvState, EnvStep]:
+        inner, result = env.step(key, state.inner, action)
+        total, length = state.episode_return + result.reward, state.episode_length + 1
+        done = result.terminated | result.truncated
+        info = {
+            **result.info,
+            "episode/return": jnp.where(done, total, 0.0),
+            "episode/length": jnp.where(done, length, 0).astype(jnp.float32),
+            "episode/count": done.astype(jnp.float32),
+        }
+        running = _Episodes(inner, jnp.where(done, 0.0, total), jnp.where(done, 0, length))
+        return running, result._replace(info=info)
+
+    return env._replace(reset=reset, step=step)
+
+
+def bound_action(config: TrainConfig, env: VecEnv) -> VecEnv:
+    """Keeps continuous actions within the bounds: clipped, or squashed by tanh and scaled. Others pass unchanged."""
+    space = env.action_space
+    if not isinstance(space, Box) or space.low is None or space.high is None:
+        return env
+    low, high = jnp.asarray(space.low, jnp.float32)[None], jnp.asarray(space.high, jnp.float32)[None]
+
+    def clip(action: jax.Array) -> jax.Array:
+        return jnp.clip(action, low, high)
+
+    def squash(action: jax.Array) -> jax.Array:
+        return low + (high - low) * 0.5 * (jnp.tanh(action) + 1.0)
+
+    bound = {"gaussian": clip, "tanh_gaussian": squash}[config.policy]
+    return env._replace(step=lambda key, state, action: env.step(key, state, bound(action)))
+
+
+def normalize_observation(env: VecEnv) -> VecEnv:
+    """Standardises observations, from the very first one on, by the statistics of all seen so far."""
+
+    def reset(key: jax.Array) -> tuple[EnvState, jax.Array]:
+        inner, obs = env.reset(key)
+        stats = update_stats(empty_stats(obs.shape[1:]), obs)
+        return _NormalizedObservation(inner, stats), standardize_by(stats, obs)
+
+    def step(key: jax.Array, state: _NormalizedObservation, action: jax.Array) -> tuple[EnvState, EnvStep]:
+        inner, result = env.step(key, state.inner, action)
+        stats = update_stats(state.stats, result.obs)
+        obs, final_obs = standardize_by(stats, result.obs), standardize_by(stats, result.final_obs)
+        return _NormalizedObservation(inner, stats), result._replace(obs=obs, final_obs=final_obs)
+
+    return env._replace(reset=reset, step=step)
+
+
+def freeze_observation(env: VecEnv, stats: RunningStats) -> VecEnv:
+    """Standardises observations by statistics that do not change."""
+
+    def reset(key: jax.Array) -> tuple[EnvState, jax.Array]:
+        state, obs = env.reset(key)
+        return state, standardize_by(stats, obs)
+
+    def step(key: jax.Array, state: EnvState, action: jax.Array) -> tuple[EnvState, EnvStep]:
+        state, result = env.step(key, state, action)
+        obs, final_obs = standardize_by(stats, result.obs), standardize_by(stats, result.final_obs)
+        return state, result._replace(obs=obs, final_obs=final_obs)
+
+    return env._replace(reset=reset, step=step)
+
+
+def normalize_reward(env: VecEnv, gamma: float | jax.Array) -> VecEnv:
+    """Divides rewards by the running standard deviation of the discounted return, without shifting them.
+
+    The return of an episode's last step enters the statistics, and the next episode starts from nothing.
+    """
+
+    def reset(key: jax.Array) -> tuple[EnvState, jax.Array]:
+        inner, obs = env.reset(key)
+        return _NormalizedReward(inner, empty_stats(()), jnp.zeros(env.num_envs)), obs
+
+    def step(key: jax.Array, state: _NormalizedReward, action: jax.Array) -> tuple[EnvState, EnvStep]:
+        inner, result = env.step(key, state.inner, action)
+        discounted = gamma * state.discounted + result.reward
+        stats = update_stats(state.stats, discounted)
+        reward = jnp.clip(result.reward / jnp.sqrt(stats.var + _EPSILON), -_CLIP, _CLIP)
+        running = jnp.where(result.terminated | result.truncated, 0.0, discounted)
+        return _NormalizedReward(inner, stats, running), result._replace(reward=reward)
+
+    return env._replace(reset=reset, step=step)
+
+
+def observation_stats(env_state: Any) -> RunningStats | None:
+    """The observation statistics in a training environment's state, if it normalises observations."""
+    return env_state.stats if isinstance(env_state, _NormalizedObservation) else None
