@@ -1,1 +1,52 @@
 """PPO for JAX: rollout, advantage and update in one jitted function over vmapped environments."""
+
+import importlib
+import os
+from typing import TYPE_CHECKING, Any
+
+# With fewer than four worker threads XLA's CPU client can wait for itself forever inside a vmapped training loop; it
+# sizes its pool by this variable when the first device is used. See docs/architecture.md.
+if (os.cpu_count() or 1) < 4:
+    os.environ.setdefault("NPROC", "4")
+
+if TYPE_CHECKING:
+    from purejaxppo.algorithms import ppo_clip
+    from purejaxppo.config import Hyperparams, TrainConfig
+    from purejaxppo.envs import from_gymnax
+    from purejaxppo.experiment import run_experiment
+    from purejaxppo.networks import make_network
+    from purejaxppo.presets import preset
+    from purejaxppo.train import advance, make_trainer, trainer_from_config
+
+__all__ = [
+    "Hyperparams",
+    "TrainConfig",
+    "advance",
+    "from_gymnax",
+    "make_network",
+    "make_trainer",
+    "ppo_clip",
+    "preset",
+    "run_experiment",
+    "trainer_from_config",
+]
+
+_MODULES = {
+    "Hyperparams": "types",  # where it becomes a pytree
+    "TrainConfig": "config",
+    "advance": "train",
+    "from_gymnax": "envs",
+    "make_network": "networks",
+    "make_trainer": "train",
+    "ppo_clip": "algorithms",
+    "preset": "presets",
+    "run_experiment": "experiment",
+    "trainer_from_config": "train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Late, so that `purejaxppo --help` does not wait for JAX.
+    if name not in _MODULES:
+        raise AttributeError(f"module 'purejaxppo' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"purejaxppo.{_MODULES[name]}"), name)

@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from purejaxppo.errors import ConfigError
 
@@ -16,7 +16,7 @@ Activation = Literal["tanh", "relu", "elu", "gelu", "silu"]
 AdvantageNormalization = Literal["minibatch", "batch", "off"]
 Policy = Literal["gaussian", "tanh_gaussian"]
 Schedule = Literal["linear", "constant"]
-EnvParams = tuple[tuple[str, float], ...]
+EnvParams = tuple[tuple[str, Any], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,14 +167,14 @@ def validate_config(config: TrainConfig) -> None:
 
 
 def _validate_type(field: dataclasses.Field, value: Any) -> None:
-    choices = {
+    choices: Any = {
         "activation": Activation,
         "policy": Policy,
         "normalize_advantage": AdvantageNormalization,
         "learning_rate_schedule": Schedule,
     }.get(field.name)
-    if choices is not None and value not in choices.__args__:
-        known = choices.__args__
+    if choices is not None and value not in get_args(choices):
+        known = get_args(choices)
         raise ConfigError(f"{field.name} = {value!r} is unknown; choose from {', '.join(known)}.")
     for kind, name in ((bool, "true or false"), (str, "text")):
         if field.type is kind and not isinstance(value, kind):

@@ -17,7 +17,7 @@ from purejaxppo.types import Box, Discrete, EnvState, EnvStep, VecEnv
 _DOWNLOADS = {"MNISTBandit-bsuite"}
 
 
-def from_gymnax(name: str, num_envs: int, allow_download: bool = False, **env_params: float) -> VecEnv:
+def from_gymnax(name: str, num_envs: int, *, allow_download: bool = False, **env_params: Any) -> VecEnv:
     """`num_envs` copies of a registered gymnax environment, with exact time limits.
 
     Observations come out as float32 whatever the environment declares (a discrete one as a one-hot vector), rewards
@@ -67,10 +67,10 @@ def from_gymnax(name: str, num_envs: int, allow_download: bool = False, **env_pa
 
 def env_table(allow_download: bool = False) -> list[dict[str, Any]]:
     """One row per registered id: env, observation (shape), actions, step_limit; or `error` where it does not build."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in registered_envs():
         try:
-            env = from_gymnax(name, 1, allow_download)
+            env = from_gymnax(name, 1, allow_download=allow_download)
         except EnvError as error:
             rows.append({"env": name, "observation": None, "actions": None, "step_limit": None, "error": str(error)})
             continue

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from purejaxppo.config import Activation, TrainConfig
 from purejaxppo.distributions import Categorical, DiagGaussian, Distribution, TanhDiagGaussian
 from purejaxppo.errors import EnvError
-from purejaxppo.types import Box, Discrete, VecEnv
+from purejaxppo.types import Box, Discrete, Network, VecEnv
 
 _ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
     "tanh": nn.tanh,
@@ -23,7 +24,7 @@ _CONV_FEATURES = 16
 _UNBOUNDED = 1e30
 
 
-def make_network(config: TrainConfig, env: VecEnv) -> "ActorCritic":
+def make_network(config: TrainConfig, env: VecEnv) -> Network:
     """The network for an environment's spaces: convolutional for images [H, W, C], an MLP for everything else.
 
     Raises EnvError for a tanh policy on actions without finite bounds.
@@ -31,12 +32,13 @@ def make_network(config: TrainConfig, env: VecEnv) -> "ActorCritic":
     obs_shape = env.observation_space.shape
     torso = ConvTorso if len(obs_shape) == 3 else MLPTorso
     activation = _ACTIVATIONS[config.activation]
-    return ActorCritic(
+    network = ActorCritic(
         obs_shape=obs_shape,
         make_torso=lambda: torso(config.hidden_sizes, activation),
         make_head=_policy_head(config, env.action_space),
         shared_torso=config.shared_torso,
     )
+    return cast(Network, network)  # flax annotates `apply` for its mutable collections, which we do not use
 
 
 def _policy_head(config: TrainConfig, space: Discrete | Box) -> Callable[[], nn.Module]:

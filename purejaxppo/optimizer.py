@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ def make_optimizer(hp: Hyperparams) -> optax.GradientTransformation:
     )
 
 
-_SCHEDULES: dict[Schedule, Callable[[jax.Array], jax.Array | float]] = {
+_SCHEDULES: dict[Schedule, Callable[[jax.Array], Any]] = {
     "constant": lambda progress: 1.0,
     "linear": lambda progress: 1.0 - progress,
 }

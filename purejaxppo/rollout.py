@@ -2,6 +2,7 @@
 
 import jax
 
+from purejaxppo.distributions import Distribution
 from purejaxppo.types import Apply, EnvState, EnvStep, Metrics, Params, Transition, VecEnv
 
 
@@ -34,7 +35,7 @@ def rollout(
 
     def step(
         carry: tuple[EnvState, jax.Array], key: jax.Array
-    ) -> tuple[tuple[EnvState, jax.Array], tuple[jax.Array, jax.Array, object, EnvStep]]:
+    ) -> tuple[tuple[EnvState, jax.Array], tuple[jax.Array, jax.Array, Distribution, EnvStep]]:
         env_state, obs = carry
         key_action, key_env = jax.random.split(key)
         pi, _ = apply(params, obs)  # the value is not read, so the compiler drops the critic here

@@ -22,7 +22,7 @@ class RunningStats(NamedTuple):
 
     mean: jax.Array
     var: jax.Array
-    count: jax.Array  # float32: once it saturates, near 1e9, this turns into a very slow moving average
+    rows: jax.Array  # float32, how many: once it saturates, near 1e9, this turns into a very slow moving average
 
 
 def empty_stats(shape: tuple[int, ...]) -> RunningStats:
@@ -36,12 +36,12 @@ def update_stats(stats: RunningStats, x: jax.Array) -> RunningStats:
     Source: Chan, Golub & LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances",
     in weights rather than sums, so that nothing grows with the number of rows.
     """
-    count = stats.count + x.shape[0]
-    weight = x.shape[0] / count
+    rows = stats.rows + x.shape[0]
+    weight = x.shape[0] / rows
     delta = jnp.mean(x, axis=0) - stats.mean
     mean = stats.mean + weight * delta
     var = (1 - weight) * stats.var + weight * jnp.var(x, axis=0) + weight * (1 - weight) * delta**2
-    return RunningStats(mean, var, count)
+    return RunningStats(mean, var, rows)
 
 
 def standardize_by(stats: RunningStats, x: jax.Array) -> jax.Array:

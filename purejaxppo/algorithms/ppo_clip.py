@@ -12,7 +12,7 @@ from purejaxppo.minibatch import fold_minibatches, until
 from purejaxppo.optimizer import make_optimizer
 from purejaxppo.types import Algorithm, Apply, Batch, LearnerState, Metrics, Params
 
-Objective = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+Objective = Callable[[jax.Array, jax.Array, float], jax.Array]
 
 
 def ppo_clip(config: TrainConfig, apply: Apply, objective: Objective = clipped_surrogate) -> Algorithm:
@@ -62,10 +62,11 @@ def ppo_clip(config: TrainConfig, apply: Apply, objective: Objective = clipped_s
         if config.normalize_advantage == "batch":
             batch = batch._replace(advantage=standardize(batch.advantage))
         counts = config.num_epochs, config.num_minibatches
-        if hp.target_kl is None:
+        target_kl = hp.target_kl
+        if target_kl is None:
             learner, steps = fold_minibatches(key, step, learner, batch, *counts)
         else:
-            gated = until(lambda metrics: metrics["kl"] > hp.target_kl, step)
+            gated = until(lambda metrics: metrics["kl"] > target_kl, step)
             (learner, _), steps = fold_minibatches(key, gated, (learner, jnp.array(True)), batch, *counts)
         deviation = steps.pop("ratio_deviation")[0, 0]
         metrics = jax.tree.map(jnp.mean, steps)

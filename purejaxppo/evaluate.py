@@ -1,0 +1,79 @@
+"""Episodes with frozen parameters."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from purejaxppo.types import Apply, Params, VecEnv
+
+_ENDLESS = 10_000  # steps after which an episode of an environment without a limit is broken off
+
+
+class Episodes(NamedTuple):
+    """One episode per environment."""
+
+    episode_return: jax.Array  # [E] sum of raw rewards
+    episode_length: jax.Array  # [E] int32, steps
+    finished: jax.Array  # [E] bool; False where it was broken off
+
+
+def evaluate(
+    key: jax.Array, env: VecEnv, apply: Apply, params: Params, greedy: bool = True, max_steps: int | None = None
+) -> Episodes:
+    """Plays one whole episode in each of the E environments.
+
+    Every environment contributes exactly one episode, however short: taking the first E to finish would favour the
+    short ones.
+
+    Args:
+      key: consumed.
+      env: from `evaluation_env`, so that it normalises observations as in training, but frozen.
+      apply, params: the network.
+      greedy: take the distribution's mode instead of a sample.
+      max_steps: static; by default the environment's own limit, or 10,000 steps where it has none.
+    """
+    limit = max_steps or env.step_limit or _ENDLESS
+
+    def unfinished(carry: tuple[Any, ...]) -> jax.Array:
+        step, *_, episodes = carry
+        return (step < limit) & ~jnp.all(episodes.finished)
+
+    def step(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        step, key, state, obs, episodes = carry
+        key, key_action, key_env = jax.random.split(key, 3)
+        pi, _ = apply(params, obs)
+        action = pi.mode() if greedy else pi.sample(key_action)
+        state, result = env.step(key_env, state, action)
+        running = ~episodes.finished
+        episodes = Episodes(
+            episodes.episode_return + jnp.where(running, result.reward, 0.0),
+            episodes.episode_length + running,
+            episodes.finished | result.terminated | result.truncated,
+        )
+        return step + 1, key, state, result.obs, episodes
+
+    key, key_reset = jax.random.split(key)
+    state, obs = env.reset(key_reset)
+    nothing = Episodes(jnp.zeros(env.num_envs), jnp.zeros(env.num_envs, jnp.int32), jnp.zeros(env.num_envs, jnp.bool_))
+    start = (jnp.zeros((), jnp.int32), key, state, obs, nothing)
+    return jax.lax.while_loop(unfinished, step, start)[-1]
+
+
+def summarize(episodes: Episodes) -> dict[str, float | int]:
+    """Host-side summary: episodes, return_mean, return_std, return_iqm (mean of the middle half), length_mean.
+
+    `unfinished` appears only if episodes were broken off.
+    """
+    returns = np.sort(np.asarray(episodes.episode_return, np.float64))
+    quarter = len(returns) // 4
+    unfinished = int(np.sum(~np.asarray(episodes.finished)))
+    return {
+        "episodes": len(returns),
+        "return_mean": float(returns.mean()),
+        "return_std": float(returns.std()),
+        "return_iqm": float(returns[quarter : len(returns) - quarter].mean()),
+        "length_mean": float(np.mean(np.asarray(episodes.episode_length, np.float64))),
+        **({"unfinished": unfinished} if unfinished else {}),
+    }

@@ -1,0 +1,104 @@
+"""Learning curves from run directories."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from purejaxppo.checkpoint import read_json
+from purejaxppo.errors import CheckpointError
+from purejaxppo.logger import read_metrics
+
+_POINTS = 200
+_COLOURS = ("#3b6fb6", "#d1782b", "#3f9b57", "#a34fa5", "#b0413e", "#6b7280")
+Curve = tuple[np.ndarray, np.ndarray]
+
+
+def plot_runs(run_dirs: Sequence[Path], out: Path) -> Path:
+    """Draws return against env steps: one run with its evaluation, or the mean and range per group of runs.
+
+    Runs of one environment and algorithm form a group.
+
+    Raises:
+      CheckpointError: a run directory without metrics or without a single finished episode, or an output that cannot
+        be written.
+    """
+    from matplotlib.figure import Figure
+
+    groups: dict[str, list[Path]] = {}
+    for run_dir in run_dirs:
+        config = read_json(run_dir / "config.json")
+        groups.setdefault(f"{config['env']}  {config['algorithm']}", []).append(run_dir)
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for colour, (label, dirs) in zip(_COLOURS * len(groups), groups.items(), strict=False):
+        curves = [learning_curve(run_dir) for run_dir in dirs]
+        if len(curves) == 1:
+            _draw_run(axes, curves[0], dirs[0], colour, label)
+        else:
+            _draw_group(axes, curves, colour, f"{label}  mean and range of {len(curves)} runs")
+    axes.set_xlabel("environment steps")
+    axes.set_ylabel("return of finished episodes")
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g} M" if x >= 1e6 else f"{x / 1e3:g} k")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="best")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(out, dpi=150)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot write the picture {out}: {error}") from error
+    return out
+
+
+def learning_curve(run_dir: Path) -> Curve:
+    """env_steps [n] and episode/return [n] of the updates in which an episode finished.
+
+    Raises CheckpointError if there is none.
+    """
+    rows = [row for row in read_metrics(run_dir / "metrics.jsonl") if row.get("episode/return") is not None]
+    if not rows:
+        raise CheckpointError(f"{run_dir} has no finished episode to plot; train it for longer.")
+    return np.array([r["env_steps"] for r in rows], float), np.array([r["episode/return"] for r in rows], float)
+
+
+def group_curves(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray]:
+    """Curves brought to one grid of env steps where all of them exist: grid [n], returns [runs, n]."""
+    start, end = max(steps[0] for steps, _ in curves), min(steps[-1] for steps, _ in curves)
+    grid = np.linspace(start, end, _POINTS) if end > start else np.array([start])
+    return grid, np.stack([np.interp(grid, steps, _smooth(returns)) for steps, returns in curves])
+
+
+def _smooth(returns: np.ndarray) -> np.ndarray:
+    """Mean over a centred window of about 2 % of the curve, shorter at its ends."""
+    half = len(returns) // 100
+    total = np.concatenate([[0.0], np.cumsum(returns)])
+    index = np.arange(len(returns))
+    low, high = np.maximum(index - half, 0), np.minimum(index + half + 1, len(returns))
+    return (total[high] - total[low]) / (high - low)
+
+
+def _draw_run(axes: Any, curve: Curve, run_dir: Path, colour: str, label: str) -> None:
+    steps, returns = curve
+    axes.plot(steps, returns, color=colour, alpha=0.3, linewidth=0.8)
+    axes.plot(steps, _smooth(returns), color=colour, label=label)
+    summary = run_dir / "summary.json"
+    evaluation = read_json(summary).get("evaluation") if summary.is_file() else None
+    if evaluation:
+        axes.errorbar(
+            [steps[-1]],
+            [evaluation["return_mean"]],
+            yerr=[evaluation["return_std"]],
+            fmt="D",
+            color="black",
+            capsize=3,
+            label=f"final evaluation, {evaluation['episodes']} episodes: {evaluation['return_mean']:.4g}",
+        )
+
+
+def _draw_group(axes: Any, curves: Sequence[Curve], colour: str, label: str) -> None:
+    grid, returns = group_curves(curves)
+    axes.fill_between(grid, returns.min(axis=0), returns.max(axis=0), color=colour, alpha=0.2, linewidth=0)
+    axes.plot(grid, returns.mean(axis=0), color=colour, label=label)

@@ -1,0 +1,82 @@
+"""Settings from presets and configuration files, merged into the two dataclasses."""
+
+import dataclasses
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from purejaxppo.config import Hyperparams, TrainConfig, suggestion
+from purejaxppo.errors import ConfigError
+from purejaxppo.presets import preset
+
+_MAX_BYTES = 2**20
+_FIELDS = {field.name: field for kind in (TrainConfig, Hyperparams) for field in dataclasses.fields(kind)}
+
+
+def resolve(env: str | None, settings: Mapping[str, Any]) -> tuple[TrainConfig, Hyperparams]:
+    """The defaults, overridden by the environment's preset, overridden by `settings`.
+
+    Args:
+      env: id; without one, that in `settings`, or else the default.
+      settings: field -> value of either dataclass, e.g. from `read_settings`.
+    """
+    env = env or settings.get("env") or TrainConfig.env
+    merged = {**preset(env), **settings, "env": env}
+    return TrainConfig(**_of(TrainConfig, merged)), Hyperparams(**_of(Hyperparams, merged))
+
+
+def _of(kind: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {field.name: settings[field.name] for field in dataclasses.fields(kind) if field.name in settings}
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Field -> value from a JSON or TOML file, names spelled with - or _.
+
+    `seed` passes through; `format_version` is dropped, so that a run's config.json is such a file.
+
+    Raises:
+      ConfigError: a file that cannot be read, is over 1 MB, is not valid (with line and column), or has an unknown
+        key or a value of the wrong type.
+    """
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise ConfigError(f"{path} is over 1 MB, which no configuration is; is it the right file?")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"cannot read the configuration file {str(path)!r}: {error}") from error
+    try:
+        content = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}, line {error.lineno}, column {error.colno}: {error.msg}.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: {error}.") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path} is nested too deeply to be a configuration.") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds no table of settings.")
+    settings = {key.replace("-", "_"): value for key, value in content.items()}
+    settings.pop("format_version", None)
+    return {key: _typed(path, key, value) for key, value in settings.items()}
+
+
+def _typed(path: Path, key: str, value: Any) -> Any:
+    """A value as its field's type, where that is unambiguous; whole numbers may be written 1e6."""
+    if key not in _FIELDS and key != "seed":
+        raise ConfigError(f"{path} has an unknown key {key!r}.{suggestion(key, _FIELDS)}")
+    kind = int if key == "seed" else _FIELDS[key].type
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if kind is str and not isinstance(value, str):
+        raise ConfigError(f"{path}: {key} = {value!r} is not text.")
+    if key == "hidden_sizes" and not isinstance(value, list):
+        raise ConfigError(f"{path}: hidden_sizes = {value!r} is not a list of whole numbers.")
+    if key == "env_params":
+        pairs = dict(value) if isinstance(value, dict) else None
+        if pairs is None or not all(isinstance(v, int | float) for v in pairs.values()):
+            raise ConfigError(f"{path}: env_params = {value!r} is not a table of numbers.")
+        return pairs
+    return value
