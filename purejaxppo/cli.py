@@ -172,7 +172,9 @@ def _tyro(kind: Any, args: list[str], **options: Any) -> Any:
     except SystemExit as stop:
         if not stop.code:
             raise
-        text = re.sub(r"\x1b\[[0-9;]*m|[╭╮╰╯│─═]+|Parsing error", " ", errors.getvalue())
+        lines = re.sub(r"\x1b\[[0-9;]*m", "", errors.getvalue()).splitlines()
+        text = " ".join(line.strip("│─╰╯ ") for line in lines if not line.startswith("╭"))
+        text = re.sub(r"Argument helptext:.*For full helptext", "For full helptext", text)
         raise ConfigError(" ".join(text.split())) from stop
 
 
@@ -225,10 +227,10 @@ def _registry() -> ConstructorRegistry:
 def _whole(text: str) -> int:
     with contextlib.suppress(ValueError):
         return int(text)
-    number = float(text)
-    if not number.is_integer():
-        raise ValueError(f"{text} is not a whole number")
-    return int(number)
+    with contextlib.suppress(ValueError):
+        if float(text).is_integer():
+            return int(float(text))
+    raise ValueError(f"{text!r} is not a whole number")
 
 
 def _pair(text: str) -> tuple[str, float]:

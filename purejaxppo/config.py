@@ -187,7 +187,7 @@ def _validate_minibatches(config: TrainConfig) -> None:
         near = sorted(nearest_divisors(size, count))
         raise ConfigError(
             f"num_envs * num_steps = {size} is not divisible by num_minibatches = {count}; "
-            f"try {' or '.join(map(str, near))}."
+            f"try {', '.join(map(str, near[:-1]))}{' or ' if near[:-1] else ''}{near[-1]}."
         )
     if config.normalize_advantage == "minibatch" and config.minibatch_size == 1:
         raise ConfigError(

@@ -37,10 +37,10 @@ from purejaxppo.train import advance, trainer_from_config
 from purejaxppo.types import RunnerState, Trainer, VecEnv
 from purejaxppo.wrappers import evaluation_env, observation_stats
 
-# Environment steps per call of the compiled program: a tenth of a second or so, enough to hide the host's work behind
-# the device's, and little enough that progress moves and signals are heard.
-_CHUNK_STEPS = {"cpu": 2**15}
-_CHUNK_STEPS_ACCELERATOR = 2**21
+# Environment steps per call of the compiled program, as many as wished and at least: a tenth of a second or so, and
+# never so little that the host's work shows. Progress moves, and signals are heard, once per call.
+_CHUNK_STEPS = {"cpu": (2**15, 2**11)}
+_CHUNK_STEPS_ACCELERATOR = (2**21, 2**17)
 _CHUNK_UPDATES = 64
 _WATCHED = ("loss/policy", "loss/value", "entropy", "kl", "grad_norm")
 
@@ -169,13 +169,13 @@ def train_in_chunks(
 def chunk_lengths(config: TrainConfig, backend: str) -> list[int]:
     """How many updates each call of the compiled program makes; they sum to config.num_updates.
 
-    All chunks have one length if a divisor of num_updates is near the wish; otherwise the last one is shorter, at
-    the price of a second compilation.
+    All chunks have one length if num_updates has a divisor that is long enough; otherwise the last one is shorter,
+    at the price of a second compilation.
     """
-    wish = _CHUNK_STEPS.get(backend, _CHUNK_STEPS_ACCELERATOR) // config.batch_size
+    wish, least = (steps // config.batch_size for steps in _CHUNK_STEPS.get(backend, _CHUNK_STEPS_ACCELERATOR))
     wish = max(1, min(wish, _CHUNK_UPDATES, config.num_updates))
     even = next(n for n in range(wish, 0, -1) if config.num_updates % n == 0)
-    length = even if 4 * even >= wish else wish
+    length = even if even >= min(least, wish) else wish
     whole, rest = divmod(config.num_updates, length)
     return [length] * whole + [rest] * (rest > 0)
 
@@ -369,5 +369,6 @@ def _headline(config: TrainConfig, seed: int, run_dir: Path) -> str:
     rounded = f" (of {config.total_timesteps:,} asked for)" if config.env_steps != config.total_timesteps else ""
     return (
         f"{config.env}  {config.algorithm}  {config.env_steps:,} env steps{rounded} = {config.num_updates:,} updates "
-        f"of {config.num_envs} envs x {config.num_steps} steps  device {device.device_kind}{slow}  seed {seed}  {run_dir}"
+        f"of {config.num_envs} envs x {config.num_steps} steps  device {device.device_kind}{slow}  seed {seed}  "
+        f"{run_dir}"
     )
