@@ -60,7 +60,9 @@ def from_gymnax(name: str, num_envs: int, *, allow_download: bool = False, **env
         reward = reward.astype(jnp.float32)
         return state, EnvStep(encode(obs), final_obs, reward, terminated != 0, truncated != 0, {})
 
-    vec_env = VecEnv(reset, step, obs_space, act_space, num_envs, _step_limit(params))
+    limit = _step_limit(params)
+    gap = limit if limit and _truncates_by_limit_alone(env) else 1
+    vec_env = VecEnv(reset, step, obs_space, act_space, num_envs, limit, gap)
     _trace(name, vec_env)
     return vec_env
 
@@ -147,6 +149,14 @@ def _checked(name: str, field: str, value: Any, default: Any) -> Any:
             raise EnvError(f"{name}: {field} = {value!r} is not a whole number below 2**31, as {default!r} is.")
         return int(value)
     return float(value)
+
+
+def _truncates_by_limit_alone(env: Any) -> bool:
+    """True for gymnax's own environments that keep its rule; others may cut an episode whenever they like."""
+    import gymnax
+
+    rule = gymnax.environments.environment.Environment.is_truncated
+    return type(env).__module__.startswith("gymnax.") and type(env).is_truncated is rule
 
 
 def _step_limit(params: Any) -> int | None:

@@ -81,8 +81,12 @@ class ConvTorso(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        conv = nn.Conv(_CONV_FEATURES, (3, 3), padding="VALID", kernel_init=nn.initializers.orthogonal(math.sqrt(2)))
-        return MLPTorso(self.hidden_sizes, self.activation)(self.activation(conv(x)))
+        # As a matrix product over the patches: XLA's own convolution, and its gradient more so, is many times slower
+        # on a CPU (docs/architecture.md has the figures).
+        height, width = x.shape[1] - 2, x.shape[2] - 2
+        patches = [x[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+        features = _dense(_CONV_FEATURES, math.sqrt(2))(jnp.concatenate(patches, axis=-1))
+        return MLPTorso(self.hidden_sizes, self.activation)(self.activation(features))
 
 
 class CategoricalHead(nn.Module):

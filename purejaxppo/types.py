@@ -53,6 +53,7 @@ class VecEnv(NamedTuple):
     action_space: Discrete | Box
     num_envs: int
     step_limit: int | None = None  # steps after which an episode is truncated, if there is such a limit
+    truncation_gap: int = 1  # steps from one truncation of an environment to its next, at least; 1 is always right
 
 
 class Transition(NamedTuple):
