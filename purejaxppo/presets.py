@@ -27,7 +27,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "CartPole-v1": {
         "total_timesteps": 150_000,
         "num_envs": 8,
-        "num_steps": 128,
+        "num_steps": 32,
+        "num_epochs": 10,
         "learning_rate": 1e-3,
     },
     "Acrobot-v1": {

@@ -1,0 +1,100 @@
+"""What the host loop costs: training in chunks with progress and metrics.jsonl, against one uninterrupted jitted scan.
+
+Both arms make the same updates from the same seed and alternate. Compilation, the checkpoint, the evaluation and the
+plot are left out of both.
+
+    python benchmarks/host_loop.py --shapes 64x128 4x128 2048x32 --repetitions 7
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from rich.console import Console
+
+from purejaxppo.config import Hyperparams, TrainConfig
+from purejaxppo.experiment import chunk_lengths, train_in_chunks
+from purejaxppo.logger import JsonLines, ProgressDisplay
+from purejaxppo.train import advance, trainer_from_config
+from purejaxppo.types import RunnerState, Trainer
+
+
+class UninterruptedScan:
+    """All updates of a run in one call of one compiled program."""
+
+    def __init__(self, config: TrainConfig, trainer: Trainer, hp: Hyperparams) -> None:
+        # Arrays, as in the host loop: constants would let the compiler make another program of it.
+        self._hp = jax.tree.map(jnp.float32, hp)
+        self._init = jax.jit(trainer.init)
+        runner = jax.eval_shape(self._init, jax.random.key(0), self._hp)
+        program = jax.jit(lambda hp, runner: advance(trainer, hp, runner, config.num_updates), donate_argnums=1)
+        self._program = program.lower(self._hp, runner).compile()
+
+    def run(self, seed: int) -> tuple[float, RunnerState]:
+        """Seconds, and the state that the run ends in."""
+        runner = jax.block_until_ready(self._init(jax.random.key(seed), self._hp))
+        start = time.perf_counter()
+        runner, _ = jax.block_until_ready(self._program(self._hp, runner))
+        return time.perf_counter() - start, runner
+
+
+def host_loop(config: TrainConfig, trainer: Trainer, hp: Hyperparams, seed: int) -> tuple[float, RunnerState]:
+    """Seconds that the host loop of `purejaxppo train` takes after it has compiled, and the state it ends in."""
+    starts: list[float] = []
+    with tempfile.TemporaryDirectory() as directory, (Path(directory) / "terminal").open("w") as terminal:
+        # A terminal gets a bar that is redrawn all the time: the dearer of the two displays.
+        console = Console(file=terminal, force_terminal=True)
+        with (
+            JsonLines(Path(directory) / "metrics.jsonl") as log,
+            ProgressDisplay(console, config.env_steps) as progress,
+        ):
+
+            def start() -> None:
+                progress.start_clock()
+                starts.append(time.perf_counter())
+
+            runner, _ = train_in_chunks(config, trainer, hp, seed, [log, progress], start)
+            return time.perf_counter() - starts[0], runner
+
+
+def measure(shape: str, env_steps: int, repetitions: int) -> None:
+    """Prints one row of the table."""
+    envs, steps = map(int, shape.split("x"))
+    config, hp = TrainConfig("CartPole-v1", total_timesteps=env_steps, num_envs=envs, num_steps=steps), Hyperparams()
+    trainer = trainer_from_config(config)
+    scan = UninterruptedScan(config, trainer, hp)
+    scan.run(0)  # the first call is not part of either arm
+    pairs, identical = [], True
+    for seed in range(repetitions):
+        (scan_s, scan_end), (loop_s, loop_end) = scan.run(seed), host_loop(config, trainer, hp, seed)
+        pairs.append((scan_s, loop_s))
+        ends = zip(*(jax.tree.leaves(end.learner.params) for end in (scan_end, loop_end)), strict=True)
+        identical &= all(bool(jnp.array_equal(a, b)) for a, b in ends)
+    ratios = [loop_s / scan_s for scan_s, loop_s in pairs]
+    scan_s, loop_s = (statistics.median(column) for column in zip(*pairs, strict=True))
+    chunks = len(chunk_lengths(config, jax.default_backend()))
+    print(
+        f"{shape:>8} {config.num_updates:>8} {chunks:>7} {scan_s:>8.3f} {loop_s:>8.3f}",
+        f"{statistics.median(ratios):>6.3f}  {min(ratios):.3f}..{max(ratios):.3f}  {'yes' if identical else 'NO'}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", default=["64x128", "4x128", "2048x32"], help="environments x steps")
+    parser.add_argument("--env-steps", type=int, default=2**19, help="per run")
+    parser.add_argument("--repetitions", type=int, default=7)
+    arguments = parser.parse_args()
+    print(jax.devices()[0].device_kind, jax.__version__)
+    print("   shape  updates  chunks   scan s   loop s  ratio  min..max      same state")
+    for shape in arguments.shapes:
+        measure(shape, arguments.env_steps, arguments.repetitions)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Makes .venv from uv.lock: the CUDA 13 build of jax when an NVIDIA driver is there, the CPU build otherwise.
+# Needs git and Python >= 3.11 with venv and pip. A second run with nothing changed returns at once.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+extra=cpu
+if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU; then
+  extra=cuda13
+fi
+extra=${PUREJAXPPO_EXTRA:-$extra} # cpu, cuda12, cuda13 or tpu
+
+stamp="$extra $(cat uv.lock pyproject.toml | cksum)"
+if [ -x .venv/bin/purejaxppo ] && [ "$(cat .venv/setup-stamp 2>/dev/null)" = "$stamp" ]; then
+  exit 0
+fi
+
+python=${PYTHON:-python3}
+if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+  echo "setup: $python is not Python 3.11 or newer; set PYTHON to one, e.g. PYTHON=python3.12 $0" >&2
+  exit 1
+fi
+
+if command -v uv >/dev/null 2>&1 && uv --version >/dev/null 2>&1; then
+  uv=(uv)
+else
+  # An environment of its own for uv, so that nothing outside this directory changes.
+  [ -x .venv-uv/bin/uv ] || { "$python" -m venv .venv-uv && .venv-uv/bin/python -m pip install --quiet uv; }
+  uv=(.venv-uv/bin/uv)
+fi
+
+echo "setup: installing into .venv ($extra)" >&2
+args=(sync --frozen --quiet --python "$("$python" -c 'import sys; print(sys.executable)')")
+[ "$extra" = cpu ] || args+=(--extra "$extra")
+"${uv[@]}" "${args[@]}"
+echo "$stamp" >.venv/setup-stamp

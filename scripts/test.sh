@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Installs what is missing, then lint, types and tests. Arguments go to pytest: bash scripts/test.sh -m learning
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+bash scripts/setup.sh
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+.venv/bin/mypy
+exec .venv/bin/python -m pytest -n 2 --dist loadfile "$@"

@@ -1,0 +1,22 @@
+"""What every test runs under: two CPU devices, no silent rank promotion, reproducible hypothesis examples.
+
+Environment variables rather than `jax.config`, so that programs which a test starts inherit them.
+"""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
+os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
+if (os.cpu_count() or 1) < 4:
+    # jaxlib's CPU client can deadlock under vmap with two threads; NPROC is where it reads their number.
+    os.environ.setdefault("NPROC", "4")
+
+import hypothesis
+import jax
+
+# A plugin may have imported jax before this file set its environment; then the variables came too late.
+jax.config.update("jax_numpy_rank_promotion", os.environ["JAX_NUMPY_RANK_PROMOTION"])
+
+hypothesis.settings.register_profile("reproducible", deadline=None, derandomize=True, database=None, max_examples=50)
+hypothesis.settings.load_profile("reproducible")

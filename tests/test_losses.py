@@ -1,0 +1,183 @@
+"""The scalar losses and their gradients against float64 transcriptions and cases worked by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from purejaxppo.losses import clipped_surrogate, clipped_value_loss, explained_variance, standardize, value_loss
+
+EPS = 0.2
+STEP = 1e-6  # of the finite differences
+
+
+def surrogate64(ratio, advantage, eps):
+    total = 0.0
+    for r, a in zip(ratio, advantage, strict=True):
+        total += min(r * a, min(max(r, 1 - eps), 1 + eps) * a)
+    return total / len(ratio)
+
+
+def value64(value, target):
+    return sum((v - t) ** 2 for v, t in zip(value, target, strict=True)) / 2 / len(value)
+
+
+def clipped_value64(value, target, old_value, eps):
+    total = 0.0
+    for v, t, old in zip(value, target, old_value, strict=True):
+        near = min(max(v, old - eps), old + eps)
+        total += max((v - t) ** 2, (near - t) ** 2)
+    return total / 2 / len(value)
+
+
+def differences(function, x):
+    """The gradient of a scalar function of a vector, by central differences."""
+    steps = STEP * np.eye(len(x))
+    return np.array([(function(x + step) - function(x - step)) / (2 * STEP) for step in steps])
+
+
+def assert_same_value_and_gradient(function, oracle, x):
+    """Value and gradient with respect to the vector x, both in float64."""
+    with jax.enable_x64(True):
+        value, gradient = jax.value_and_grad(function)(jnp.asarray(x))
+    np.testing.assert_allclose(value, oracle(x), rtol=1e-12)
+    np.testing.assert_allclose(gradient, differences(oracle, x), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("eps", [0.05, 0.2, 1.5])
+def test_clipped_surrogate_and_its_gradient(eps):
+    """In ratio and in advantage, with ratios on both sides of the range and inside it."""
+    rng = np.random.default_rng(0)
+    ratio, advantage = np.exp(0.5 * rng.normal(size=64)), rng.normal(size=64)
+    assert_same_value_and_gradient(
+        lambda r: clipped_surrogate(r, jnp.asarray(advantage), eps), lambda r: surrogate64(r, advantage, eps), ratio
+    )
+    assert_same_value_and_gradient(
+        lambda a: clipped_surrogate(jnp.asarray(ratio), a, eps), lambda a: surrogate64(ratio, a, eps), advantage
+    )
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "value", "slope"),
+    [
+        # eps = 0.2: the clipped ratio lies in [0.8, 1.2].
+        pytest.param(1.5, 2.0, 2.4, 0.0, id="good-action-already-likelier: 1.2 * 2, flat"),
+        pytest.param(0.5, 2.0, 1.0, 2.0, id="good-action-less-likely: 0.5 * 2, pulled back up"),
+        pytest.param(1.5, -2.0, -3.0, -2.0, id="bad-action-likelier: 1.5 * -2, pushed back down"),
+        pytest.param(0.5, -2.0, -1.6, 0.0, id="bad-action-already-less-likely: 0.8 * -2, flat"),
+        pytest.param(1.1, 2.0, 2.2, 2.0, id="good-action-inside-the-range"),
+        pytest.param(0.9, -2.0, -1.8, -2.0, id="bad-action-inside-the-range"),
+        pytest.param(1.5, 0.0, 0.0, 0.0, id="no-advantage"),
+    ],
+)
+def test_clipped_surrogate_by_hand(ratio, advantage, value, slope):
+    """Each sign of the advantage on each side of the range."""
+    found, gradient = jax.value_and_grad(clipped_surrogate)(jnp.asarray([ratio]), jnp.asarray([advantage]), EPS)
+    np.testing.assert_allclose(found, value, rtol=1e-6)
+    np.testing.assert_allclose(gradient, [slope], rtol=1e-6)
+
+
+def test_clipped_surrogate_before_the_first_step():
+    """At ratio 1 it is the mean advantage, and so is its gradient: PPO starts as the policy gradient."""
+    advantage = jnp.asarray([1.0, -2.0, 4.0])
+    value, gradient = jax.value_and_grad(clipped_surrogate)(jnp.ones(3), advantage, EPS)
+    np.testing.assert_allclose(value, 1.0, rtol=1e-6)
+    np.testing.assert_allclose(gradient, advantage / 3, rtol=1e-6)
+
+
+def test_value_loss_and_its_gradient():
+    """Half the mean square."""
+    value, target = np.random.default_rng(1).normal(size=(2, 32))
+    assert_same_value_and_gradient(lambda v: value_loss(v, jnp.asarray(target)), lambda v: value64(v, target), value)
+    np.testing.assert_allclose(value_loss(jnp.asarray([1.0, 2.0]), jnp.asarray([3.0, 5.0])), (4 + 9) / 4)
+
+
+@pytest.mark.parametrize("eps", [0.1, 0.5, 2.0])
+def test_clipped_value_loss_and_its_gradient(eps):
+    """Changes of the value inside and outside the range, towards the target and away from it."""
+    value, target, old_value = np.random.default_rng(2).normal(size=(3, 64))
+    assert_same_value_and_gradient(
+        lambda v: clipped_value_loss(v, jnp.asarray(target), jnp.asarray(old_value), eps),
+        lambda v: clipped_value64(v, target, old_value, eps),
+        value,
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "target", "loss", "slope"),
+    [
+        # old value 0, eps 0.2: the near value lies in [-0.2, 0.2].
+        pytest.param(0.5, 1.0, 0.32, 0.0, id="far-towards-the-target: (0.2 - 1)^2 / 2, flat"),
+        pytest.param(0.5, -1.0, 1.125, 1.5, id="far-from-the-target: (0.5 + 1)^2 / 2, pulled back"),
+        pytest.param(-0.5, -1.0, 0.32, 0.0, id="far-down-towards-the-target: (-0.2 + 1)^2 / 2, flat"),
+        pytest.param(-0.5, 1.0, 1.125, -1.5, id="far-down-from-the-target: (-0.5 - 1)^2 / 2, pulled back"),
+    ],
+)
+def test_clipped_value_loss_by_hand(value, target, loss, slope):
+    """Each direction of the target on each side of the range."""
+    found, gradient = jax.value_and_grad(clipped_value_loss)(
+        jnp.asarray([value]), jnp.asarray([target]), jnp.zeros(1), EPS
+    )
+    np.testing.assert_allclose(found, loss, rtol=1e-6)
+    np.testing.assert_allclose(gradient, [slope], rtol=1e-6, atol=1e-7)
+
+
+def test_clipped_value_loss_inside_the_range_is_the_plain_one():
+    """Value clipping is inactive until the value has moved by eps."""
+    value, target = jnp.asarray([0.1, -0.1]), jnp.asarray([1.0, 2.0])
+    np.testing.assert_allclose(
+        clipped_value_loss(value, target, jnp.zeros(2), EPS), value_loss(value, target), rtol=1e-6
+    )
+
+
+def test_standardize():
+    """Mean 0 and standard deviation 1, as (x - mean) / (std + 1e-8) in float64 has it."""
+    x = 5 + 3 * np.random.default_rng(3).normal(size=1000)
+    found = np.asarray(standardize(jnp.asarray(x, jnp.float32)), np.float64)
+    np.testing.assert_allclose(found, (x - x.mean()) / (x.std() + 1e-8), rtol=1e-4, atol=1e-5)
+    assert abs(found.mean()) < 1e-6
+    assert abs(found.std() - 1) < 1e-5
+
+
+def test_standardize_a_constant():
+    """Equal advantages become 0, not NaN."""
+    np.testing.assert_array_equal(standardize(jnp.full(8, 3.0)), 0.0)
+
+
+def test_explained_variance():
+    """1 for the target itself, also shifted; 0 for a constant value; otherwise 1 - Var(error) / Var(target)."""
+    value, target = np.random.default_rng(4).normal(size=(2, 100)).astype(np.float32)
+    np.testing.assert_array_equal(explained_variance(jnp.asarray(target), jnp.asarray(target)), 1.0)
+    np.testing.assert_allclose(explained_variance(jnp.asarray(target + 2), jnp.asarray(target)), 1.0, atol=1e-6)
+    np.testing.assert_allclose(explained_variance(jnp.zeros(100), jnp.asarray(target)), 0.0, atol=1e-6)
+    expected = 1 - np.var(np.float64(target) - value) / np.var(np.float64(target))
+    np.testing.assert_allclose(explained_variance(jnp.asarray(value), jnp.asarray(target)), expected, rtol=1e-5)
+    assert expected < 0
+
+
+@pytest.mark.parametrize("constant", [0.0, 1.0, 0.1, -7.3, 100.1])
+def test_explained_variance_of_a_constant_target(constant):
+    """0 by definition, also where the mean of equal float32 numbers is not quite that number."""
+    values = jnp.asarray(np.random.default_rng(5).normal(size=1000), jnp.float32)
+    for size in (7, 100, 1000):
+        assert float(explained_variance(values[:size], jnp.full(size, constant))) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [(clipped_surrogate, 2), (value_loss, 2), (clipped_value_loss, 3), (explained_variance, 2), (standardize, 1)],
+)
+def test_no_dtype_is_promoted_silently(function, arguments):
+    """float32 in, a float32 scalar (or vector) out, where JAX refuses mixed types."""
+    rest = (EPS,) if function in (clipped_surrogate, clipped_value_loss) else ()
+    with jax.numpy_dtype_promotion("strict"):
+        assert jax.eval_shape(lambda *x: function(*x, *rest), *[jnp.ones(4)] * arguments).dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("function", "rest"), [(clipped_surrogate, (EPS,)), (value_loss, ()), (clipped_value_loss, (jnp.ones(4), EPS))]
+)
+def test_shapes_are_checked_at_the_door(function, rest):
+    """[B] against [B, 1] would broadcast to a matrix in silence."""
+    with pytest.raises(AssertionError):
+        function(jnp.ones(4), jnp.ones((4, 1)), *rest)

@@ -1,0 +1,262 @@
+"""The shuffle is a uniform permutation as far as statistics can tell; the fold is a Python loop."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from purejaxppo import minibatch
+from purejaxppo.minibatch import fold_minibatches, shuffled_indices, until
+
+shuffle = jax.jit(shuffled_indices, static_argnums=1)
+
+
+@functools.cache
+def shuffles(count, size):
+    """`count` shuffles [count, size] under as many keys."""
+    keys = jax.random.split(jax.random.key(0), count)
+    return np.asarray(jax.jit(jax.vmap(lambda key: shuffled_indices(key, size)))(keys))
+
+
+# --- a permutation ----------------------------------------------------------------------------------------------------
+
+
+def test_permutation_for_every_size_up_to_300(monkeypatch):
+    """Every index exactly once, whatever the size.
+
+    One compilation instead of 300: `arange` is made to return all 300 indices, so that `size` may be traced; as the
+    shuffle treats each index by itself, the first `size` entries are what the function returns. The last lines hold
+    it to that.
+    """
+    most, arange, key = 300, jnp.arange, jax.random.key(1)
+    monkeypatch.setattr(minibatch.jnp, "arange", lambda _, dtype: arange(most, dtype=dtype))
+    padded = np.asarray(jax.jit(jax.vmap(lambda size: shuffled_indices(key, size)))(1 + arange(most)))
+    monkeypatch.undo()
+    for size in range(1, most + 1):
+        np.testing.assert_array_equal(np.sort(padded[size - 1, :size]), np.arange(size))
+    for size in (2, most):
+        np.testing.assert_array_equal(padded[size - 1, :size], shuffle(key, size))
+
+
+def test_a_single_row_compiles_and_stays():
+    """The smallest batch there is."""
+    np.testing.assert_array_equal(shuffle(jax.random.key(0), 1), [0])
+
+
+@pytest.mark.parametrize("size", [8192, 1_000_003])
+def test_permutation_for_large_sizes(size):
+    """A power of two and a prime; int32."""
+    index = shuffle(jax.random.key(2), size)
+    assert index.dtype == jnp.int32
+    np.testing.assert_array_equal(np.bincount(index, minlength=size), 1)
+
+
+@settings(max_examples=3)
+@given(st.integers(301, 100_000).map(lambda n: n | 1), st.integers(0, 2**32 - 1))
+def test_permutation_for_odd_sizes(size, seed):
+    """Odd sizes, where one index is its own partner in every round."""
+    np.testing.assert_array_equal(np.sort(shuffle(jax.random.key(seed), size)), np.arange(size))
+
+
+def test_same_key_same_shuffle_and_different_keys_differ():
+    """The key is all that matters: 200 neighbouring seeds give 200 different shuffles, one seed always the same."""
+    keys = jax.vmap(jax.random.key)(jnp.arange(200))
+    found = np.asarray(jax.jit(jax.vmap(lambda key: shuffled_indices(key, 50)))(keys))
+    assert len({tuple(row) for row in found}) == 200
+    assert not np.any(np.all(found == np.arange(50), axis=1))
+    for i in (0, 17, 199):  # vmap is a loop
+        np.testing.assert_array_equal(found[i], shuffle(jax.random.key(i), 50))
+
+
+# --- a uniform one ----------------------------------------------------------------------------------------------------
+
+
+def test_all_orders_of_four_are_equally_likely():
+    """chi-square over the 24 permutations."""
+    found = shuffles(24_000, 4)
+    counts = np.unique(found @ np.array([64, 16, 4, 1]), return_counts=True)[1]
+    assert len(counts) == 24
+    assert stats.chisquare(counts).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("size", [12, 45])
+def test_every_element_is_uniform_over_the_positions(size):
+    """chi-square of element against position, (size - 1)^2 degrees of freedom."""
+    count = 20_000
+    found = shuffles(count, size)
+    table = np.zeros((size, size))
+    np.add.at(table, (np.broadcast_to(np.arange(size), found.shape), found), 1)
+    statistic = ((table - count / size) ** 2 / (count / size)).sum()
+    assert stats.chi2.sf(statistic, (size - 1) ** 2) > 1e-3
+
+
+@pytest.mark.parametrize(("size", "num_minibatches"), [(12, 3), (45, 5)])
+def test_every_pair_shares_a_minibatch_as_often_as_it_should(size, num_minibatches):
+    """With B rows per minibatch any two rows meet with probability (B - 1) / (size - 1)."""
+    count, rows = 20_000, size // num_minibatches
+    where = np.argsort(shuffles(count, size), axis=1) // rows  # [count, size] minibatch of each row
+    one_hot = np.eye(num_minibatches)[where].transpose(1, 0, 2).reshape(size, -1)
+    together = (one_hot @ one_hot.T)[np.triu_indices(size, 1)]
+    p = (rows - 1) / (size - 1)
+    z = (together - count * p) / np.sqrt(count * p * (1 - p))
+    assert np.abs(z).max() < stats.norm.isf(1e-3 / len(z) / 2)  # the largest of so many, at a level of 1e-3
+    assert abs(z.mean()) < 1e-6  # each minibatch has B rows: on average over the pairs it is exact
+
+
+def test_neighbouring_rows_are_uncorrelated():
+    """Rows that are neighbours in time (or whose sum is fixed) are not neighbours in the shuffle."""
+    count, size = 64, 4096
+    found = shuffles(count, size).astype(float)
+    centred = (found - (size - 1) / 2) / (size * np.sqrt(1 / 12))
+    for lag in (1, 2, 16, size // 2):
+        correlation = (centred[:, lag:] * centred[:, :-lag]).mean()
+        assert abs(correlation) < 4 / np.sqrt(count * (size - lag)), lag
+    mirrored = (centred * centred[:, ::-1]).mean()
+    assert abs(mirrored) < 4 * np.sqrt(2) / np.sqrt(count * size)
+    # Two neighbours stay neighbours (cyclically) with probability 2 / (size - 1).
+    distance = np.abs(np.diff(found, axis=1)) % (size - 2)
+    expected = count * (size - 1) * 2 / (size - 1)
+    assert abs((distance == 1).sum() - expected) < 4.5 * np.sqrt(expected)
+
+
+# --- the fold ---------------------------------------------------------------------------------------------------------
+
+
+def batch_of(size):
+    """Rows that know who they are, in two leaves that must stay aligned."""
+    row = jnp.arange(size)
+    return {"row": row, "x": jnp.stack([jnp.sin(row), 10.0 * row], axis=1)}
+
+
+def step(carry, data):
+    """Not commutative, so that the order of the minibatches shows."""
+    carry = 0.9 * carry + data["x"].mean(0)
+    return carry, {"row": data["row"], "x": data["x"], "carry": carry}
+
+
+def folded(key, num_epochs=5, num_minibatches=4):
+    return fold_minibatches(key, step, jnp.zeros(2), batch_of(24), num_epochs, num_minibatches)
+
+
+compiled_fold = jax.jit(folded, static_argnums=(1, 2))
+
+
+def fold(seed, *counts):
+    return compiled_fold(jax.random.key(seed), *counts)
+
+
+def test_every_row_is_used_once_per_epoch_and_epochs_differ():
+    """Infos are [epochs, minibatches, ...]; each epoch is a permutation of the rows, and no two epochs are the same."""
+    _, info = fold(7)
+    assert info["row"].shape == (5, 4, 6)
+    orders = np.asarray(info["row"]).reshape(5, 24)
+    np.testing.assert_array_equal(np.sort(orders, axis=1), np.tile(np.arange(24), (5, 1)))
+    assert len({tuple(order) for order in orders}) == 5
+    assert not np.array_equal(orders[0], np.asarray(fold(8)[1]["row"]).reshape(5, 24)[0])
+
+
+def test_leaves_of_a_minibatch_stay_aligned():
+    """The same rows are taken from every leaf."""
+    _, info = fold(9)
+    np.testing.assert_array_equal(info["x"][..., 1], 10.0 * info["row"])
+
+
+def test_fold_equals_a_python_loop():
+    """The carry passes from minibatch to minibatch and from epoch to epoch, in the order of the infos."""
+    last, info = fold(10)
+    x = np.asarray(batch_of(24)["x"], np.float64)
+    carry = np.zeros(2)
+    for epoch in range(5):
+        for i in range(4):
+            carry = 0.9 * carry + x[info["row"][epoch, i]].mean(0)
+            np.testing.assert_allclose(info["carry"][epoch, i], carry, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(last, carry, rtol=1e-5, atol=1e-5)
+
+
+def test_one_epoch_with_one_minibatch_is_one_step():
+    """The smallest counts: the whole batch once."""
+    last, info = fold(11, 1, 1)
+    assert info["row"].shape == (1, 1, 24)
+    np.testing.assert_allclose(last, np.asarray(batch_of(24)["x"]).mean(0), rtol=1e-5)
+
+
+def test_fold_under_vmap_is_a_loop():
+    """Runs of a sweep shuffle independently, each as it would alone."""
+    keys = jax.vmap(jax.random.key)(jnp.asarray([7, 8]))
+    swept = jax.jit(jax.vmap(folded))(keys)
+    for i, seed in enumerate((7, 8)):
+        for whole, one in zip(jax.tree.leaves(swept), jax.tree.leaves(fold(seed)), strict=True):
+            np.testing.assert_allclose(whole[i], one, rtol=1e-6, atol=1e-6)
+
+
+# --- until ------------------------------------------------------------------------------------------------------------
+
+
+@jax.jit
+def gated_sum(data):
+    """Adds up data until one of it exceeds 10; the info is that datum."""
+    gated = until(lambda info: info > 10.0, lambda carry, x: (carry + x, x))
+    return jax.lax.scan(gated, (jnp.zeros(()), jnp.array(True)), data)
+
+
+@pytest.mark.parametrize(
+    ("data", "total", "running"),
+    [
+        ([1.0, 2.0, 3.0, 4.0], 10.0, True),
+        ([1.0, 2.0, 11.0, 4.0], 3.0, False),
+        ([11.0, 2.0, 3.0, 4.0], 0.0, False),
+        ([1.0, 2.0, 3.0, 11.0], 6.0, False),
+        ([1.0, 11.0, 1.0, 11.0], 1.0, False),
+        ([10.0, 0.0, 0.0, 0.0], 10.0, True),
+    ],
+)
+def test_until_stops_at_the_first_stopping_info(data, total, running):
+    """The step that stops is not taken, and none after it; its info is still reported, and so are the later ones."""
+    (carry, flag), info = gated_sum(jnp.asarray(data))
+    assert float(carry) == total
+    assert bool(flag) == running
+    np.testing.assert_array_equal(info, data)
+
+
+def test_until_leaves_the_carry_alone_even_if_later_steps_diverge():
+    """What follows the stop is computed and masked: NaN does not get through the mask, nor into integers."""
+
+    def step(carry, x):
+        return {"sum": carry["sum"] + jnp.log(x), "count": carry["count"] + 1}, x
+
+    gated = until(lambda info: info < 0, step)
+    start = ({"sum": jnp.zeros(3), "count": jnp.zeros((), jnp.int32)}, jnp.array(True))
+    (carry, running), _ = jax.lax.scan(gated, start, jnp.asarray([1.0, jnp.e, -1.0, 5.0]))
+    np.testing.assert_allclose(carry["sum"], np.ones(3), rtol=1e-6)
+    assert carry["count"].dtype == jnp.int32
+    assert int(carry["count"]) == 2
+    assert not bool(running)
+
+
+def test_until_inside_the_fold_equals_a_python_loop_with_break():
+    """Across the epochs' boundary as well: once stopped, later epochs change nothing."""
+
+    def stop(info):
+        return info["row"][0] == 5
+
+    start = (jnp.zeros(2), jnp.array(True))
+    run = jax.jit(lambda key: fold_minibatches(key, until(stop, step), start, batch_of(24), 4, 6))
+    x = np.asarray(batch_of(24)["x"], np.float64)
+    stopped_in = set()
+    for seed in range(8):
+        (last, running), info = run(jax.random.key(seed))
+        carry, stopped = np.zeros(2), False
+        for i, rows in enumerate(np.asarray(info["row"]).reshape(24, 4)):
+            if rows[0] == 5:
+                stopped = True
+                stopped_in.add(i // 6)
+                break
+            carry = 0.9 * carry + x[rows].mean(0)
+        assert bool(running) != stopped
+        np.testing.assert_allclose(last, carry, rtol=1e-5, atol=1e-5)
+    assert len(stopped_in) > 1  # the seeds cover stops in more than one epoch
