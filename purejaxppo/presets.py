@@ -14,13 +14,13 @@ _MINATAR = {
     "total_timesteps": 10_000_000,
     "num_envs": 64,
     "num_steps": 128,
-    "num_minibatches": 8,
+    "num_epochs": 2,
+    "num_minibatches": 32,
     "hidden_sizes": (128,),
     "activation": "relu",
     "shared_torso": True,
-    "learning_rate": 5e-4,
-    "gamma": 0.99,
-    "ent_coef": 0.01,
+    "learning_rate": 2.5e-3,
+    "gamma": 0.999,
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -79,7 +79,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "normalize_observation": True,
     },
     "Asterix-MinAtar": _MINATAR,
-    "Breakout-MinAtar": _MINATAR,
+    "Breakout-MinAtar": {**_MINATAR, "total_timesteps": 5_000_000},
     "Freeway-MinAtar": _MINATAR,
     "Seaquest-MinAtar": _MINATAR,
     "SpaceInvaders-MinAtar": _MINATAR,

@@ -43,11 +43,6 @@ def test_permutation_for_every_size_up_to_300(monkeypatch):
         np.testing.assert_array_equal(padded[size - 1, :size], shuffle(key, size))
 
 
-def test_a_single_row_compiles_and_stays():
-    """The smallest batch there is."""
-    np.testing.assert_array_equal(shuffle(jax.random.key(0), 1), [0])
-
-
 @pytest.mark.parametrize("size", [8192, 1_000_003])
 def test_permutation_for_large_sizes(size):
     """A power of two and a prime; int32."""
@@ -183,6 +178,14 @@ def test_one_epoch_with_one_minibatch_is_one_step():
     last, info = fold(11, 1, 1)
     assert info["row"].shape == (1, 1, 24)
     np.testing.assert_allclose(last, np.asarray(batch_of(24)["x"]).mean(0), rtol=1e-5)
+
+
+def test_a_batch_of_one_row():
+    """The smallest batch there is: each epoch is that row."""
+    fold_one = jax.jit(lambda key: fold_minibatches(key, lambda c, x: (2 * c + x[0], x), 0.0, jnp.ones(1), 3, 1))
+    last, info = fold_one(jax.random.key(0))
+    assert float(last) == 7.0
+    np.testing.assert_array_equal(info, np.ones((3, 1, 1)))
 
 
 def test_fold_under_vmap_is_a_loop():

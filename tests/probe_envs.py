@@ -1,0 +1,207 @@
+"""Tiny environments whose right answer is known, for tests: one wrong sign or flag in the trainer misses the number.
+
+All of them share their shapes (observation [E, 1], two actions, state int32 [E]), so that one compiled program can
+hold them all: `choose` picks one by an index that may be traced.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from purejaxppo.types import Box, Discrete, EnvStep, VecEnv
+
+Make = Callable[[int], VecEnv]
+OBSERVATION = Box((1,))
+ACTIONS = Discrete(2)
+
+
+def constant_reward(num_envs: int) -> VecEnv:
+    """Reward 1 and the end, at every step: the value is 1."""
+    return _one_step(num_envs, _nothing(num_envs), lambda obs, action: jnp.ones(num_envs))
+
+
+def value_from_observation(num_envs: int) -> VecEnv:
+    """The reward is the observation, -1 or 1: so is the value."""
+    return _one_step(num_envs, _coin(num_envs), lambda obs, action: obs)
+
+
+def action_to_reward(num_envs: int) -> VecEnv:
+    """Action 1 earns 1, action 0 nothing."""
+    return _one_step(num_envs, _nothing(num_envs), lambda obs, action: action.astype(jnp.float32))
+
+
+def match(num_envs: int) -> VecEnv:
+    """Action 1 earns 1 at observation 1, action 0 at observation -1; nothing otherwise."""
+    return _one_step(num_envs, _coin(num_envs), lambda obs, action: ((obs > 0) == (action == 1)).astype(jnp.float32))
+
+
+def both_flags(num_envs: int) -> VecEnv:
+    """Reward 1, then termination and truncation at once: the value is 1, nothing is bootstrapped."""
+    env = constant_reward(num_envs)
+
+    def step(key: jax.Array, state: jax.Array, action: jax.Array) -> tuple[jax.Array, EnvStep]:
+        state, result = env.step(key, state, action)
+        return state, result._replace(truncated=jnp.ones(num_envs, bool))
+
+    return env._replace(step=step, step_limit=1)
+
+
+def discount(num_envs: int) -> VecEnv:
+    """Two steps, observed as -1 and 1, and reward 1 at the second: the values are gamma and 1."""
+
+    def observe(state: jax.Array) -> jax.Array:
+        return (2.0 * state - 1.0)[:, None]
+
+    def reset(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        state = jnp.zeros(num_envs, jnp.int32)
+        return state, observe(state)
+
+    def step(key: jax.Array, state: jax.Array, action: jax.Array) -> tuple[jax.Array, EnvStep]:
+        last = state == 1
+        following = 1 - state
+        final_obs = jnp.ones((num_envs, 1))
+        return following, EnvStep(observe(following), final_obs, last * 1.0, last, jnp.zeros(num_envs, bool), {})
+
+    return VecEnv(reset, step, OBSERVATION, ACTIONS, num_envs)
+
+
+def endless(num_envs: int, limit: int = 5) -> VecEnv:
+    """Two worlds without an end, cut off every `limit` steps; each new episode lies in a random one of them.
+
+    In the world observed as 1 every step earns 1, so its value is 1 / (1 - gamma); in the one observed as -1 nothing
+    does. A time limit taken for death gives the first less than `limit`; a bootstrap from the next episode's first
+    observation mixes the two. The environments' clocks start apart, so that they are cut off at different times.
+    """
+
+    def world(key: jax.Array) -> jax.Array:
+        return jnp.where(jax.random.bernoulli(key, shape=(num_envs,)), 1, -1).astype(jnp.int32)
+
+    def observe(state: jax.Array) -> jax.Array:
+        return jnp.sign(state).astype(jnp.float32)[:, None]
+
+    def reset(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        state = world(key) * (1 + jnp.arange(num_envs, dtype=jnp.int32) % limit)
+        return state, observe(state)
+
+    def step(key: jax.Array, state: jax.Array, action: jax.Array) -> tuple[jax.Array, EnvStep]:
+        # The state is the number of the step to come, from 1 on, with the world as its sign.
+        truncated = jnp.abs(state) >= limit
+        following = jnp.where(truncated, world(key), state + jnp.sign(state))
+        reward = (state > 0) * 1.0
+        result = EnvStep(observe(following), observe(state), reward, jnp.zeros(num_envs, bool), truncated, {})
+        return following, result
+
+    return VecEnv(reset, step, OBSERVATION, ACTIONS, num_envs, step_limit=limit, truncation_gap=limit)
+
+
+def limit_as_death(num_envs: int, limit: int = 5) -> VecEnv:
+    """`endless` with the mistake built in: what a trainer sees that takes a time limit for death."""
+    env = endless(num_envs, limit)
+
+    def step(key: jax.Array, state: jax.Array, action: jax.Array) -> tuple[jax.Array, EnvStep]:
+        state, result = env.step(key, state, action)
+        return state, result._replace(terminated=result.truncated, truncated=result.terminated)
+
+    return env._replace(step=step)
+
+
+def limit_as_next_episode(num_envs: int, limit: int = 5) -> VecEnv:
+    """`endless` with the other mistake: bootstrapped from the next episode's first observation."""
+    env = endless(num_envs, limit)
+
+    def step(key: jax.Array, state: jax.Array, action: jax.Array) -> tuple[jax.Array, EnvStep]:
+        state, result = env.step(key, state, action)
+        return state, result._replace(final_obs=result.obs)
+
+    return env._replace(step=step)
+
+
+def choose(makers: Sequence[Make], index: jax.Array, num_envs: int) -> VecEnv:
+    """The environment at `index`, which may be traced: one program for all of them under vmap."""
+    envs = [make(num_envs) for make in makers]
+
+    def reset(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jax.lax.switch(index, [env.reset for env in envs], key)
+
+    def step(key: jax.Array, state: jax.Array, action: jax.Array) -> tuple[jax.Array, EnvStep]:
+        return jax.lax.switch(index, [env.step for env in envs], key, state, action)
+
+    gap = min(env.truncation_gap for env in envs)
+    return VecEnv(reset, step, OBSERVATION, ACTIONS, num_envs, truncation_gap=gap)
+
+
+def walk(num_envs: int, *, continuous: bool = False, limit: int = 3, target: float = 2.0) -> VecEnv:
+    """A noisy walk on a line that ends beyond +-target and is cut off after `limit` steps.
+
+    Both kinds of end occur, observations and rewards have a scale, and actions matter: nothing that a trainer does is
+    without effect here. The state is (position [E], time int32 [E]).
+    """
+
+    def fresh(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jax.random.uniform(key, (num_envs,), minval=-1.0, maxval=1.0), jnp.zeros(num_envs, jnp.int32)
+
+    def observe(position: jax.Array, time: jax.Array) -> jax.Array:
+        return jnp.stack([3.0 * position, 5.0 + time], axis=1)
+
+    def reset(key: jax.Array) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+        state = fresh(key)
+        return state, observe(*state)
+
+    def step(key: jax.Array, state: tuple[jax.Array, jax.Array], action: jax.Array) -> tuple[object, EnvStep]:
+        position, time = state
+        key_noise, key_fresh = jax.random.split(key)
+        push = jnp.sum(action, axis=1) if continuous else 2.0 * action - 1.0
+        position = position + push + 0.3 * jax.random.normal(key_noise, (num_envs,))
+        time = time + 1
+        terminated, truncated = jnp.abs(position) > target, time >= limit
+        done = terminated | truncated
+        following = jax.tree.map(lambda new, old: jnp.where(done, new, old), fresh(key_fresh), (position, time))
+        result = EnvStep(observe(*following), observe(position, time), 4.0 - position**2, terminated, truncated, {})
+        return following, result
+
+    actions = Box((2,), (-0.5, -0.5), (0.5, 1.0)) if continuous else ACTIONS
+    return VecEnv(reset, step, Box((2,)), actions, num_envs, step_limit=limit, truncation_gap=limit)
+
+
+def spoiled(env: VecEnv, after: int, reward: float = jnp.nan) -> VecEnv:
+    """An environment whose rewards become `reward` from step `after` on; its state is (inner, steps so far)."""
+
+    def reset(key: jax.Array) -> tuple[object, jax.Array]:
+        state, obs = env.reset(key)
+        return (state, jnp.zeros((), jnp.int32)), obs
+
+    def step(key: jax.Array, state: tuple[object, jax.Array], action: jax.Array) -> tuple[object, EnvStep]:
+        inner, count = state
+        inner, result = env.step(key, inner, action)
+        return (inner, count + 1), result._replace(reward=jnp.where(count >= after, reward, result.reward))
+
+    return env._replace(reset=reset, step=step)
+
+
+def _one_step(
+    num_envs: int,
+    observe: Callable[[jax.Array], jax.Array],
+    reward: Callable[[jax.Array, jax.Array], jax.Array],
+) -> VecEnv:
+    """Episodes of a single step: observe(key) -> [E], reward(obs [E], action [E]) -> [E]. The state is the obs."""
+
+    def reset(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        obs = observe(key)
+        return obs.astype(jnp.int32), obs[:, None]
+
+    def step(key: jax.Array, state: jax.Array, action: jax.Array) -> tuple[jax.Array, EnvStep]:
+        following, obs = reset(key)
+        shown = state.astype(jnp.float32)
+        yes = jnp.ones(num_envs, bool)
+        return following, EnvStep(obs, shown[:, None], reward(shown, action), yes, ~yes, {})
+
+    return VecEnv(reset, step, OBSERVATION, ACTIONS, num_envs)
+
+
+def _nothing(num_envs: int) -> Callable[[jax.Array], jax.Array]:
+    return lambda key: jnp.zeros(num_envs)
+
+
+def _coin(num_envs: int) -> Callable[[jax.Array], jax.Array]:
+    return lambda key: jnp.where(jax.random.bernoulli(key, shape=(num_envs,)), 1.0, -1.0)
