@@ -20,7 +20,7 @@ import numpy as np
 
 from purejaxppo.envs import from_gymnax
 from purejaxppo.evaluate import evaluate, summarize
-from purejaxppo.experiment import chunk_lengths
+from purejaxppo.host_loop import chunk_lengths
 from purejaxppo.networks import make_network
 from purejaxppo.settings import resolve
 from purejaxppo.train import advance, trainer_from_config

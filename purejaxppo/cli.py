@@ -1,124 +1,20 @@
-"""The command line. Flags are generated from the dataclasses; nothing slow is imported before it is needed."""
+"""The command line: what each command does. Nothing slow is imported before it is needed."""
 
-import argparse
-import contextlib
-import dataclasses
 import importlib
-import io
 import json
 import os
-import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import tyro
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
-
-from purejaxppo.config import (
-    EnvParams,
-    Hyperparams,
-    TrainConfig,
-    suggestion,
-    validate_config,
-    validate_hyperparams,
-    validate_seed,
-)
+from purejaxppo.config import validate_config, validate_hyperparams, validate_seed
 from purejaxppo.errors import ConfigError, EnvError, OutOfMemoryError, PureJaxPPOError
-from purejaxppo.settings import read_settings, resolve
+from purejaxppo.flags import Command, Common, Envs, Evaluate, Plot, Train, parse
 
 _STOPPED = 75
 _INTERRUPTED = 130
-
-Flat = tyro.conf.arg(name="")
-
-
-@dataclasses.dataclass(frozen=True)
-class Common:
-    """Options of every command."""
-
-    device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
-    """Where to run; auto takes an accelerator if JAX sees one."""
-    plugin: tuple[str, ...] = ()
-    """Python modules to import first, which register environments with gymnax.register."""
-    allow_download: bool = False
-    """Let an environment fetch its data set from the network."""
-    json: bool = False
-    """Print the result as JSON on standard output; progress stays on standard error."""
-    debug: bool = False
-    """Show the traceback of an error."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Train:
-    """Train one agent; leaves a run directory with metrics, a checkpoint, an evaluation and a learning curve.
-
-    Example: purejaxppo train --env Breakout-MinAtar --seed 3 --total-timesteps 1e7
-
-    A flag beats the --config file, which beats the environment's preset. The defaults below are those for the --env
-    and the --config that are given along with --help.
-    """
-
-    settings: Annotated[TrainConfig, Flat]
-    hp: Annotated[Hyperparams, Flat]
-    common: Annotated[Common, Flat] = Common()
-    seed: int = 0
-    """Seed of everything random, in [0, 2**32)."""
-    config: Path | None = None
-    """JSON or TOML file of settings, named like their flags; a run's config.json is one."""
-    out: Path | None = None
-    """Run directory; by default runs/<env>__<algorithm>__s<seed>__<UTC time>."""
-    eval_episodes: int = 128
-    """Greedy episodes after training."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluate:
-    """Play episodes with a trained policy and its frozen normalisers, and print their returns.
-
-    Example: purejaxppo evaluate runs/my-run --episodes 1000
-    """
-
-    run_dir: tyro.conf.Positional[Path]
-    """A directory that `purejaxppo train` made."""
-    common: Annotated[Common, Flat] = Common()
-    episodes: int = 128
-    """One per environment, all side by side."""
-    sampled: bool = False
-    """Sample actions, as in training, instead of taking the most probable one."""
-    seed: int = 0
-    """Seed of the environments and of sampling."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Plot:
-    """Draw learning curves: one run with its evaluation, or mean and range over several runs of one kind.
-
-    Example: purejaxppo plot runs/CartPole-v1__* --out cartpole.png
-    """
-
-    run_dirs: tyro.conf.Positional[tuple[Path, ...]]
-    """Directories that `purejaxppo train` made."""
-    common: Annotated[Common, Flat] = Common()
-    out: Path | None = None
-    """Picture to write (.png, .pdf or .svg); by default the run's plots/learning_curve.png, or learning_curves.png
-    for several runs."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Envs:
-    """List the environments: id, observation, actions, step limit, and whether there is a preset.
-
-    Example: purejaxppo envs
-    """
-
-    common: Annotated[Common, Flat] = Common()
-
-
-Command = Train | Evaluate | Plot | Envs
-_COMMANDS: dict[str, Any] = {"train": Train, "evaluate": Evaluate, "plot": Plot, "envs": Envs}
 
 
 def main() -> None:
@@ -144,105 +40,6 @@ def run(argv: Sequence[str]) -> int:
             message = "out of memory on the device; lower num_envs or num_steps, or use --device cpu."
             return _fail(message, OutOfMemoryError.exit_code, debug)
         return _fail(f"internal error, {type(error).__name__}: {error}; --debug shows where.", 1, debug)
-
-
-def parse(argv: list[str]) -> Command:
-    """The command that the arguments spell out. Raises ConfigError; leaves the process only for --help."""
-    if not argv or argv[0] in ("-h", "--help"):
-        everything: Any = Train | Evaluate | Plot | Envs
-        return _tyro(everything, ["--help"], prog="purejaxppo", description=_USAGE)
-    name = argv[0]
-    if name not in _COMMANDS:
-        raise ConfigError(
-            f"unknown command {name!r}.{suggestion(name, _COMMANDS)} It is one of {', '.join(_COMMANDS)}."
-        )
-    options = {"default": _train_default(argv[1:])} if name == "train" else {}
-    return _tyro(_COMMANDS[name], argv[1:], prog=f"purejaxppo {name}", **options)
-
-
-_USAGE = "PPO in JAX. Begin with: purejaxppo train --env CartPole-v1"
-
-
-def _tyro(kind: Any, args: list[str], **options: Any) -> Any:
-    """tyro's result, with its boxed error messages flattened to one line."""
-    errors = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(errors):
-            return tyro.cli(kind, args=args, registry=_registry(), **options)
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        lines = re.sub(r"\x1b\[[0-9;]*m", "", errors.getvalue()).splitlines()
-        text = " ".join(line.strip("│─╰╯ ") for line in lines if not line.startswith("╭"))
-        text = re.sub(r"Argument helptext:.*For full helptext", "For full helptext", text)
-        raise ConfigError(" ".join(text.split())) from stop
-
-
-def _train_default(argv: list[str]) -> Train:
-    """What `train` is without its flags: defaults, preset and configuration file for the given --env and --config."""
-    scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    scan.add_argument("--env")
-    scan.add_argument("--config", type=Path)
-    try:
-        given, _ = scan.parse_known_args(argv)
-    except argparse.ArgumentError:  # a flag without its value: tyro will say so
-        given = argparse.Namespace(env=None, config=None)
-    settings = read_settings(given.config) if given.config else {}
-    seed = settings.pop("seed", 0)
-    config, hp = resolve(given.env, settings)
-    return Train(config, hp, seed=seed)
-
-
-def _registry() -> ConstructorRegistry:
-    """Whole numbers may be written 1e6, and environment parameters name=value."""
-    registry = ConstructorRegistry()
-
-    @registry.primitive_rule
-    def whole_number(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
-        if info.type is not int:
-            return None
-        return PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="INT",
-            instance_from_str=lambda args: _whole(args[0]),
-            is_instance=lambda x: isinstance(x, int) and not isinstance(x, bool),
-            str_from_instance=lambda x: [str(x)],
-        )
-
-    @registry.primitive_rule
-    def pairs(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
-        if info.type != EnvParams:
-            return None
-        return PrimitiveConstructorSpec(
-            nargs="*",
-            metavar="[NAME=VALUE ...]",
-            instance_from_str=lambda args: tuple(_pair(arg) for arg in args),
-            is_instance=lambda x: isinstance(x, tuple),
-            str_from_instance=lambda x: [f"{name}={value}" for name, value in x],
-        )
-
-    return registry
-
-
-def _whole(text: str) -> int:
-    with contextlib.suppress(ValueError):
-        return int(text)
-    with contextlib.suppress(ValueError):
-        if float(text).is_integer():
-            return int(float(text))
-    raise ValueError(f"{text!r} is not a whole number")
-
-
-def _pair(text: str) -> tuple[str, float]:
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise ValueError(f"{text!r} is not of the form name=value")
-    words = {"true": True, "false": False}
-    if value.lower() in words:
-        return name, words[value.lower()]
-    with contextlib.suppress(ValueError):
-        return name, int(value)
-    return name, float(value)
 
 
 def _execute(command: Command) -> int:

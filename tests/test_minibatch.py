@@ -18,9 +18,11 @@ shuffle = jax.jit(shuffled_indices, static_argnums=1)
 
 @functools.cache
 def shuffles(count, size):
-    """`count` shuffles [count, size] under as many keys."""
+    """`count` shuffles [count, size] under as many keys, each of them a permutation."""
     keys = jax.random.split(jax.random.key(0), count)
-    return np.asarray(jax.jit(jax.vmap(lambda key: shuffled_indices(key, size)))(keys))
+    found = np.asarray(jax.jit(jax.vmap(lambda key: shuffled_indices(key, size)))(keys))
+    assert np.all(np.sort(found, axis=1) == np.arange(size))
+    return found
 
 
 # --- a permutation ----------------------------------------------------------------------------------------------------
@@ -43,15 +45,15 @@ def test_permutation_for_every_size_up_to_300(monkeypatch):
         np.testing.assert_array_equal(padded[size - 1, :size], shuffle(key, size))
 
 
-@pytest.mark.parametrize("size", [8192, 1_000_003])
-def test_permutation_for_large_sizes(size):
-    """A power of two and a prime; int32."""
+def test_permutation_for_a_large_prime():
+    """A million rows; int32."""
+    size = 1_000_003
     index = shuffle(jax.random.key(2), size)
     assert index.dtype == jnp.int32
     np.testing.assert_array_equal(np.bincount(index, minlength=size), 1)
 
 
-@settings(max_examples=3)
+@settings(max_examples=2)
 @given(st.integers(301, 100_000).map(lambda n: n | 1), st.integers(0, 2**32 - 1))
 def test_permutation_for_odd_sizes(size, seed):
     """Odd sizes, where one index is its own partner in every round."""
@@ -105,7 +107,7 @@ def test_every_pair_shares_a_minibatch_as_often_as_it_should(size, num_minibatch
 
 def test_neighbouring_rows_are_uncorrelated():
     """Rows that are neighbours in time (or whose sum is fixed) are not neighbours in the shuffle."""
-    count, size = 64, 4096
+    count, size = 64, 8192
     found = shuffles(count, size).astype(float)
     centred = (found - (size - 1) / 2) / (size * np.sqrt(1 / 12))
     for lag in (1, 2, 16, size // 2):

@@ -1,0 +1,76 @@
+"""A run's directory: made new, never into something that holds files; and read back."""
+
+import dataclasses
+import importlib.metadata
+import re
+import shlex
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import jax
+
+from purejaxppo.checkpoint import read_json, write_json
+from purejaxppo.config import Hyperparams, TrainConfig, validate_config
+from purejaxppo.errors import CheckpointError
+
+
+def create_run_dir(config: TrainConfig, seed: int, out: Path | None) -> Path:
+    """Makes a new directory. One that holds anything is never touched."""
+    if out is None:
+        env = re.sub(r"[^\w.-]", "_", config.env)
+        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+        base = Path("runs") / f"{env}__{config.algorithm}__s{seed}__{stamp}"
+        out = next(p for p in (base, *(base.with_name(f"{base.name}-{i}") for i in range(2, 1000))) if not p.exists())
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise CheckpointError(f"{out} exists already and is not an empty directory; choose another --out.")
+        out.mkdir(parents=True, exist_ok=True)
+    except CheckpointError:
+        raise
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot create the run directory {str(out)!r}: {error}") from error
+    return out
+
+
+def write_inputs(run_dir: Path, config: TrainConfig, hp: Hyperparams, seed: int) -> None:
+    fields = {**dataclasses.asdict(config), **dataclasses.asdict(hp)}
+    fields["env_params"] = dict(config.env_params)
+    names = ("purejaxppo", "jax", "jaxlib", "flax", "optax", "gymnax", "orbax-checkpoint", "numpy")
+    device = jax.devices()[0]
+    versions = {
+        "python": sys.version.split()[0],
+        **{name: _version(name) for name in names},
+        "device": device.device_kind,
+        "platform": device.client.platform_version.split("\n")[0],
+    }
+    try:
+        write_json(run_dir / "config.json", {"format_version": 1, "seed": seed, **fields})
+        write_json(run_dir / "versions.json", versions)
+        (run_dir / "command.txt").write_text(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) + "\n", "utf-8")
+    except OSError as error:
+        raise CheckpointError(f"cannot write into the run directory {run_dir}: {error}") from error
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def read_config(run_dir: Path) -> tuple[TrainConfig, Hyperparams]:
+    """The settings that a run was started with. Raises CheckpointError if the directory is not a run's."""
+    path = run_dir / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{run_dir} is not a run directory: it has no config.json.")
+    content = read_json(path)
+    try:
+        if content["format_version"] != 1:
+            raise CheckpointError(f"{path} has format version {content['format_version']}; this version reads 1.")
+        config = TrainConfig(**{f.name: content[f.name] for f in dataclasses.fields(TrainConfig)})
+        hp = Hyperparams(**{f.name: content[f.name] for f in dataclasses.fields(Hyperparams)})
+        validate_config(config)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a run's configuration: {error!r}") from error
+    return config, hp
