@@ -70,8 +70,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "DiscountingChain-bsuite": {
         "total_timesteps": 250_000,
         "num_envs": 16,
-        "gamma": 1.0,
-        "gae_lambda": 1.0,
+        "gamma": 0.9,
+        "learning_rate": 1e-3,
     },
     "FourRooms-misc": {
         "total_timesteps": 1_000_000,
