@@ -41,7 +41,7 @@ def gae(
     chex.assert_equal_shape([reward, value, next_value, terminated, truncated])
     chex.assert_rank(reward, 2)
     delta = reward + gamma * jnp.where(terminated, 0.0, next_value) - value
-    decay = gamma * gae_lambda * (1.0 - (terminated | truncated))
+    decay = jnp.where(terminated | truncated, 0.0, gamma * gae_lambda)
 
     def backward(following: jax.Array, step: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         delta_t, decay_t = step

@@ -7,6 +7,7 @@ No JAX in here, so that `purejaxppo --help` can read the dataclasses without wai
 import dataclasses
 import difflib
 import math
+import numbers
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
@@ -59,8 +60,14 @@ class TrainConfig:
     def __post_init__(self) -> None:
         # JSON and Python users write lists and dicts; a hashable record holds tuples.
         pairs = self.env_params.items() if isinstance(self.env_params, Mapping) else self.env_params
-        object.__setattr__(self, "env_params", tuple(sorted((str(k), v) for k, v in pairs)))
-        object.__setattr__(self, "hidden_sizes", tuple(self.hidden_sizes))
+        try:
+            object.__setattr__(self, "env_params", tuple(sorted((str(k), v) for k, v in pairs)))
+            object.__setattr__(self, "hidden_sizes", tuple(self.hidden_sizes))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"hidden_sizes = {self.hidden_sizes!r} must be a list of widths, and env_params = {self.env_params!r} "
+                f"pairs of name and value."
+            ) from error
 
     @property
     def batch_size(self) -> int:
@@ -109,6 +116,7 @@ class Hyperparams:
 
 _COUNTS = ("total_timesteps", "num_envs", "num_steps", "num_epochs", "num_minibatches")
 _MAX_WIDTH = 65_536
+_FLOAT32_MAX = 3.4e38
 
 # Field -> (lowest, highest, is the lowest allowed); infinite bounds are never allowed values.
 _RANGES = {
@@ -132,7 +140,7 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 
 def validate_seed(seed: int) -> None:
     """Raises ConfigError outside [0, 2^32): `jax.random.key` wraps there, so that two seeds would be one."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+    if not _is_whole(seed) or not 0 <= seed < 2**32:
         raise ConfigError(f"seed = {seed!r} is not a whole number in [0, 2**32); choose one there.")
 
 
@@ -140,12 +148,15 @@ def validate_config(config: TrainConfig) -> None:
     """Raises ConfigError, with the numbers and the remedy, for settings that cannot train."""
     for name in _COUNTS:
         value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**63:
+        if not _is_whole(value) or not 1 <= value < 2**63:
             raise ConfigError(f"{name} = {value!r} is not a whole number from 1 to 2**63 - 1.")
     for field in dataclasses.fields(config):
         _validate_type(field, getattr(config, field.name))
+    for name, value in config.env_params:
+        if not _is_number(value) and not isinstance(value, bool):
+            raise ConfigError(f"env_params: {name} = {value!r} is not a number.")
     for width in config.hidden_sizes:
-        if isinstance(width, bool) or not isinstance(width, int) or not 1 <= width <= _MAX_WIDTH:
+        if not _is_whole(width) or not 1 <= width <= _MAX_WIDTH:
             raise ConfigError(
                 f"hidden_sizes has a layer of width {width!r}; a width is a whole number from 1 to {_MAX_WIDTH}."
             )
@@ -166,6 +177,15 @@ def validate_config(config: TrainConfig) -> None:
         )
 
 
+def _is_whole(value: Any) -> bool:
+    """A whole number of Python or NumPy; bool is one by inheritance only."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
 def _validate_type(field: dataclasses.Field, value: Any) -> None:
     choices: Any = {
         "activation": Activation,
@@ -183,13 +203,19 @@ def _validate_type(field: dataclasses.Field, value: Any) -> None:
 
 def _validate_minibatches(config: TrainConfig) -> None:
     size, count = config.batch_size, config.num_minibatches
+    if size == 1 and config.normalize_advantage != "off":
+        raise ConfigError(
+            "num_envs * num_steps = 1 row per update, whose advantage cannot be standardised; "
+            "raise one of them, or set normalize_advantage to off."
+        )
+    lonely = config.normalize_advantage == "minibatch"  # one row alone would have no spread
     if size % count:
-        near = sorted(nearest_divisors(size, count))
+        near = [d for d in sorted(nearest_divisors(size, count)) if d < size or not lonely]
         raise ConfigError(
             f"num_envs * num_steps = {size} is not divisible by num_minibatches = {count}; "
             f"try {', '.join(map(str, near[:-1]))}{' or ' if near[:-1] else ''}{near[-1]}."
         )
-    if config.normalize_advantage == "minibatch" and config.minibatch_size == 1:
+    if size == count and lonely:
         raise ConfigError(
             f"num_minibatches = {count} leaves one row per minibatch, whose advantage cannot be standardised; "
             f"lower it, or set normalize_advantage to batch or off."
@@ -209,9 +235,10 @@ def validate_hyperparams(hp: Hyperparams) -> None:
         value = getattr(hp, name)
         if value is None and name in ("vf_clip_eps", "target_kl"):
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if not _is_number(value):
             raise ConfigError(f"{name} = {value!r} is not a number.")
-        above = value >= low if low_allowed else value > low
-        if not (math.isfinite(value) and above and value <= high):
+        number = float(value) if abs(value) < _FLOAT32_MAX else math.inf
+        above = number >= low if low_allowed else number > low
+        if not (math.isfinite(number) and above and number <= high):
             bounds = f"{'[' if low_allowed else '('}{low:g}, {f'{high:g}]' if math.isfinite(high) else 'inf)'}"
             raise ConfigError(f"{name} = {value} is outside {bounds}.")

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
-_HERMITE_NODES, _HERMITE_WEIGHTS = np.polynomial.hermite_e.hermegauss(20)
+_HERMITE_NODES, _HERMITE_WEIGHTS = np.polynomial.hermite_e.hermegauss(24)
 
 
 class Distribution(Protocol):
@@ -112,7 +112,7 @@ class TanhDiagGaussian(NamedTuple):
     def entropy(self) -> jax.Array:
         """H(u) + sum_i E[log(1 - tanh(u_i)^2)]  [...].
 
-        The expectation has no closed form: it is one-dimensional per action, so 20-point Gauss-Hermite quadrature
+        The expectation has no closed form: it is one-dimensional per action, so 24-point Gauss-Hermite quadrature
         gives it without sampling (error below 1e-3 nats up to sigma = 2).
         """
         nodes, weights = (jnp.asarray(x, self.mean.dtype) for x in (_HERMITE_NODES, _HERMITE_WEIGHTS))

@@ -45,5 +45,6 @@ def standardize(x: jax.Array) -> jax.Array:
 
 def explained_variance(value: jax.Array, target: jax.Array) -> jax.Array:
     """1 - Var(target - value) / Var(target) over all entries; 0 where the target is constant."""
-    variance = jnp.var(target)
-    return jnp.where(variance > 0, 1.0 - jnp.var(target - value) / jnp.where(variance > 0, variance, 1.0), 0.0)
+    # The variance of equal numbers is not exactly 0 in float32, but their range is.
+    varies = jnp.max(target) > jnp.min(target)
+    return jnp.where(varies, 1.0 - jnp.var(target - value) / jnp.where(varies, jnp.var(target), 1.0), 0.0)

@@ -120,7 +120,7 @@ def bound_action(config: TrainConfig, env: VecEnv) -> VecEnv:
         return jnp.clip(action, low, high)
 
     def squash(action: jax.Array) -> jax.Array:
-        return low + (high - low) * 0.5 * (jnp.tanh(action) + 1.0)
+        return clip(low + (high - low) * 0.5 * (jnp.tanh(action) + 1.0))  # rounding may leave the bounds
 
     bound = {"gaussian": clip, "tanh_gaussian": squash}[config.policy]
     return env._replace(step=lambda key, state, action: env.step(key, state, bound(action)))

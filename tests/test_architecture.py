@@ -10,7 +10,7 @@ import purejaxppo
 PACKAGE = Path(purejaxppo.__file__).parent
 NAME = PACKAGE.name
 
-# The integer part is the floor; within a floor, .1 is built on .0. Modules need not exist yet, but must be listed.
+# The table of docs/architecture.md; within a floor, .1 is built on .0. Modules need not exist yet, but must be listed.
 FLOORS = {
     0.0: {"errors"},
     0.1: {"config", "distributions", "advantage", "losses", "minibatch"},
@@ -20,9 +20,9 @@ FLOORS = {
     3.0: {"train", "evaluate"},
     4.0: {"sweep", "sharding"},
     5.0: {"checkpoint", "logger", "presets"},
-    5.1: {"plot", "settings"},
-    6.0: {"experiment"},
-    7.0: {"cli"},
+    6.0: {"plot", "settings", "run_dir", "host_loop"},
+    7.0: {"experiment", "flags"},
+    8.0: {"cli"},
 }
 FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules}
 HIGHEST_PURE = 4

@@ -56,7 +56,7 @@ def ppo_clip(config: TrainConfig, apply: Apply, objective: Objective = clipped_s
             grads, metrics = jax.grad(loss, has_aux=True)(learner.params, hp, minibatch)
             updates, opt_state = optimizer.update(grads, learner.opt_state, learner.params)
             params = optax.apply_updates(learner.params, updates)
-            metrics = {**metrics, "grad_norm": optax.global_norm(grads)}
+            metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
             return LearnerState(params, opt_state, learner.algo_state), metrics
 
         if config.normalize_advantage == "batch":
