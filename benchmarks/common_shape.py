@@ -33,7 +33,7 @@ class Settings:
     num_epochs: int = 4
     num_minibatches: int = 4
     num_updates: int = 36  # only the learning rate's schedule reads it
-    learning_rate: float = 2.5e-4
+    learning_rate: float = 3e-4
     gamma: float = 0.99
     gae_lambda: float = 0.95
     clip_eps: float = 0.2

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from rich.console import Console
 
 from purejaxppo.config import Hyperparams, TrainConfig
-from purejaxppo.experiment import chunk_lengths, train_in_chunks
+from purejaxppo.host_loop import chunk_lengths, train_in_chunks
 from purejaxppo.logger import JsonLines, ProgressDisplay
 from purejaxppo.train import advance, trainer_from_config
 from purejaxppo.types import RunnerState, Trainer

@@ -26,7 +26,7 @@ from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.train import advance, trainer_from_config
 
 PACKAGES = ("purejaxppo", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy")
-EPOCHS = MINIBATCHES = 4
+SHARED: dict[str, Any] = {"env": "CartPole-v1", "num_epochs": 4, "num_minibatches": 4}
 UPDATES_IN_SCHEDULE = 1_000_000  # far more than any block reaches: the learning rate stays where it starts
 ARMS = ("purejaxppo", "common shape")
 Advance = Callable[[Any, int], tuple[Any, Any]]
@@ -36,10 +36,9 @@ class Arm:
     """One trainer, compiled for blocks of `updates` updates and carried from block to block."""
 
     def __init__(self, runner: Any, advance: Advance, updates: int) -> None:
-        start = time.perf_counter()
-        jitted = jax.jit(advance, static_argnums=1, donate_argnums=0)
         self.runner = runner
-        self.block = jitted.lower(runner, updates).compile()
+        start = time.perf_counter()
+        self.block = jax.jit(advance, static_argnums=1, donate_argnums=0).lower(runner, updates).compile()
         self.compile_s = time.perf_counter() - start
         self.first_call_s = self.time()
 
@@ -54,10 +53,7 @@ class Arm:
 def ours(envs: int, steps: int, seed: int) -> tuple[Any, Advance]:
     """A fresh runner of purejaxppo and its `advance`."""
     budget = UPDATES_IN_SCHEDULE * envs * steps
-    trainer = trainer_from_config(
-        TrainConfig("CartPole-v1", total_timesteps=budget, num_envs=envs, num_steps=steps,
-                    num_epochs=EPOCHS, num_minibatches=MINIBATCHES)
-    )  # fmt: skip
+    trainer = trainer_from_config(TrainConfig(num_envs=envs, num_steps=steps, total_timesteps=budget, **SHARED))
     hp = Hyperparams()
     runner = jax.jit(lambda key: trainer.init(key, hp))(jax.random.key(seed))
     return runner, lambda runner, updates: advance(trainer, hp, runner, updates)
@@ -65,10 +61,8 @@ def ours(envs: int, steps: int, seed: int) -> tuple[Any, Advance]:
 
 def baseline(envs: int, steps: int, seed: int) -> tuple[Any, Advance]:
     """A fresh runner of the common shape and its `advance`."""
-    train = common_shape.make_train(
-        common_shape.Settings(num_envs=envs, num_steps=steps, num_epochs=EPOCHS, num_minibatches=MINIBATCHES,
-                              num_updates=UPDATES_IN_SCHEDULE, learning_rate=Hyperparams().learning_rate)
-    )  # fmt: skip
+    settings = common_shape.Settings(num_envs=envs, num_steps=steps, num_updates=UPDATES_IN_SCHEDULE, **SHARED)
+    train = common_shape.make_train(settings)
     runner = jax.jit(train.init)(jax.random.key(seed))
     return runner, lambda runner, updates: common_shape.advance(train, runner, updates)
 
@@ -85,8 +79,7 @@ def measure(shape: str, repetitions: int, seconds: float) -> dict[str, Any]:
     ratios = [row[ARMS[1]] / row[ARMS[0]] for row in rows]
     block = envs * steps * updates
     return {
-        "shape": shape, "num_epochs": EPOCHS, "num_minibatches": MINIBATCHES, "updates_per_block": updates,
-        "env_steps_per_block": block,
+        "num_envs": envs, "num_steps": steps, **SHARED, "updates_per_block": updates,
         "compile_s": {name: arm.compile_s for name, arm in arms.items()},
         "first_call_s": {name: arm.first_call_s for name, arm in arms.items()},
         "seconds": rows,
@@ -101,8 +94,7 @@ def machine() -> dict[str, Any]:
     models = re.findall(r"model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.exists() else "")
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     return {
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "python": platform.python_version(),
+        "versions": {"python": platform.python_version(), **{n: importlib.metadata.version(n) for n in PACKAGES}},
         "commit": commit.stdout.strip() or None,
         "device": jax.devices()[0].device_kind,
         "cpu": models[0] if models else platform.processor(),

@@ -27,9 +27,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     "CartPole-v1": {
         "total_timesteps": 150_000,
         "num_envs": 8,
-        "num_steps": 32,
+        "num_steps": 128,
         "num_epochs": 10,
         "learning_rate": 1e-3,
+        "gamma": 0.98,
+        "gae_lambda": 0.9,
     },
     "Acrobot-v1": {
         "total_timesteps": 500_000,
