@@ -17,7 +17,7 @@ from purejaxppo.types import RunnerState, Trainer
 
 # Environment steps per call of the compiled program, as many as wished and at least: a tenth of a second or so, and
 # never so little that the host's work shows. Progress moves, and signals are heard, once per call.
-_CHUNK_STEPS = {"cpu": (2**15, 2**11)}
+_CHUNK_STEPS = {"cpu": (2**16, 2**11)}
 _CHUNK_STEPS_ACCELERATOR = (2**21, 2**17)
 _CHUNK_UPDATES = 64
 _WATCHED = ("loss/policy", "loss/value", "entropy", "kl", "grad_norm")
