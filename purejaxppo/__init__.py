@@ -5,8 +5,9 @@ import os
 from typing import TYPE_CHECKING, Any
 
 # With fewer than four worker threads XLA's CPU client can wait for itself forever inside a vmapped training loop; it
-# sizes its pool by this variable when the first device is used. See docs/architecture.md.
-if (os.cpu_count() or 1) < 4:
+# sizes its pool by this variable when the first device is used, and otherwise by the cores that this process may use.
+# See docs/architecture.md.
+if (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) < 4:
     os.environ.setdefault("NPROC", "4")
 
 if TYPE_CHECKING:

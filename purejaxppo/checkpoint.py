@@ -27,7 +27,9 @@ def save_checkpoint(run_dir: Path, env_steps: int, state: Any) -> Path:
         ocp.save((step_dir / "state").resolve(), state)
         write_json(step_dir / "meta.json", {"format_version": 1, "env_steps": env_steps, "tree": _tree_spec(state)})
     except Exception as error:
-        raise CheckpointError(f"cannot save a checkpoint in {step_dir}: {error}; the run's state is lost.") from error
+        raise CheckpointError(
+            f"cannot save a checkpoint in {step_dir}: {error}; free some space, or choose another --out."
+        ) from error
     return step_dir
 
 
@@ -72,22 +74,31 @@ def state_sha256(state: Any) -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes a file that is, after a crash at any moment, either the old one or the new one."""
+    """Writes a file that is, after a crash at any moment, either the old one or the new one.
+
+    NumPy's scalars are written as numbers. Raises CheckpointError if the file cannot be written.
+    """
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def read_json(path: Path) -> Any:
-    """Raises CheckpointError for a file that is missing, unreadable or not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(content, file, indent=2, allow_nan=False, default=lambda scalar: scalar.item())
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path}: {error}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises CheckpointError for a file that is missing, unreadable or not a JSON object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"cannot read {path}: it holds no JSON object.")
+    return content
 
 
 def _is_key(leaf: Any) -> bool:

@@ -37,7 +37,7 @@ def run(argv: Sequence[str]) -> int:
         return 0
     except Exception as error:
         if "RESOURCE_EXHAUSTED" in str(error):
-            message = "out of memory on the device; lower num_envs or num_steps, or use --device cpu."
+            message = "out of memory on the device; lower num_envs, num_steps or the number of evaluation episodes."
             return _fail(message, OutOfMemoryError.exit_code, debug)
         return _fail(f"internal error, {type(error).__name__}: {error}; --debug shows where.", 1, debug)
 
@@ -63,8 +63,9 @@ def _prepare(common: Common) -> None:
         jax.devices()
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"--device {common.device} is not available here ({reason}); use --device auto.") from error
-    sys.path.insert(0, "")  # plugins may lie in the working directory
+        raise ConfigError(f"--device {common.device} is not available here ({reason}); try --device cpu.") from error
+    if common.plugin:
+        sys.path.append(os.getcwd())  # last, so that nothing there hides an installed module
     for module in common.plugin:
         try:
             importlib.import_module(module)
@@ -87,6 +88,8 @@ def _train(command: Train) -> int:
         _print_json(summary)
     else:
         print(_describe(summary))
+    if summary["exit_reason"] != "finished":
+        print(f"purejaxppo: stopped by {summary['exit_reason']}; state saved in {summary['run_dir']}", file=sys.stderr)
     return 0 if summary["exit_reason"] == "finished" else _STOPPED
 
 
@@ -132,9 +135,10 @@ def _envs(command: Envs) -> int:
         return 0
     from rich import box
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("environment", "observation", "actions", "step limit", "preset", box=box.SIMPLE_HEAD)
+    name = Column("environment", no_wrap=True, overflow="fold")
+    table = Table(name, "observation", "actions", "step limit", "preset", box=box.SIMPLE_HEAD)
     for row in rows:
         if "error" in row:
             table.add_row(row["env"], row["error"])

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import purejaxppo
 from purejaxppo.config import suggestion
 from purejaxppo.errors import EnvError
 from purejaxppo.types import Box, Discrete, EnvState, EnvStep, VecEnv
@@ -104,7 +105,10 @@ def _make(name: str, allow_download: bool, env_params: Mapping[str, float]) -> t
 
     known = gymnax.registration.registered_envs
     if name not in known:
-        raise EnvError(f"unknown environment {name!r}.{suggestion(name, known)} `purejaxppo envs` lists all.")
+        raise EnvError(
+            f"unknown environment {name!r}.{suggestion(name, known)} `purejaxppo envs` lists all; "
+            f"one of your own needs its --plugin."
+        )
     if name in _DOWNLOADS and not allow_download:
         raise EnvError(f"{name} downloads its data set when it is built; pass --allow-download to let it.")
     try:
@@ -140,7 +144,7 @@ def _checked(name: str, field: str, value: Any, default: Any) -> Any:
         if value not in (0, 1):
             raise EnvError(f"{name}: {field} = {value!r} is not true or false.")
         return bool(value)
-    if isinstance(value, str) or not math.isfinite(value):
+    if isinstance(value, str | bool) or not math.isfinite(value):
         raise EnvError(f"{name}: {field} = {value!r} is not a finite number.")
     if field == "max_steps_in_episode" and (value < 1 or value != int(value) or value >= 2**31):
         raise EnvError(f"{name}: {field} = {value!r} is not a whole number from 1 to 2**31 - 1.")
@@ -199,6 +203,8 @@ def _trace(name: str, env: VecEnv) -> None:
     declared = (env.num_envs, *env.observation_space.shape)
     if not obs.shape == result.obs.shape == declared:
         raise EnvError(f"{name} returns observations of shape {obs.shape[1:]}, but declares {declared[1:]}.")
+    if result.reward.shape != (env.num_envs,):
+        raise EnvError(f"{name} returns a reward of shape {result.reward.shape[1:]}; it has to be one number.")
     if jax.tree.map(_signature, next_state) != jax.tree.map(_signature, state):
         raise EnvError(f"{name}'s step returns a state of other shapes or types than its reset.")
 
@@ -210,7 +216,8 @@ def _signature(x: Any) -> tuple[Any, Any]:
 def _describe(error: Exception) -> str:
     """The error and the line of the environment's own code that raised it, on one line."""
     frames = inspect.getinnerframes(error.__traceback__) if error.__traceback__ else []
-    own = [f for f in frames if "/jax/" not in f.filename and "/purejaxppo/" not in f.filename]
+    ours = [module.__file__.rpartition("/")[0] + "/" for module in (jax, purejaxppo) if module.__file__]
+    own = [f for f in frames if not f.filename.startswith(tuple(ours))]
     where = f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}{where}"

@@ -2,7 +2,7 @@
 
 import math
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from purejaxppo.config import Hyperparams, TrainConfig, validate_config, validat
 from purejaxppo.envs import from_gymnax
 from purejaxppo.errors import ConfigError
 from purejaxppo.evaluate import evaluate, summarize
-from purejaxppo.host_loop import train_in_chunks
-from purejaxppo.logger import JsonLines, ProgressDisplay, Sink
+from purejaxppo.host_loop import Timing, train_in_chunks
+from purejaxppo.logger import JsonLines, ProgressDisplay, Sink, read_metrics
 from purejaxppo.networks import make_network
 from purejaxppo.plot import plot_runs
 from purejaxppo.run_dir import create_run_dir, read_config, write_inputs
@@ -56,42 +56,46 @@ def run_experiment(
     validate_seed(seed)
     if eval_episodes < 1:
         raise ConfigError(f"eval_episodes = {eval_episodes}; it takes at least 1.")
-    env = from_gymnax(config.env, config.num_envs, allow_download=allow_download, **dict(config.env_params))
-    trainer = trainer_from_config(config, env)
-    run_dir = create_run_dir(config, seed, out)
-    write_inputs(run_dir, config, hp, seed)
-    console.print(_headline(config, seed, run_dir), highlight=False, soft_wrap=True)
+    with _stop_on_signal() as stopped:
+        env = from_gymnax(config.env, config.num_envs, allow_download=allow_download, **dict(config.env_params))
+        trainer = trainer_from_config(config, env)
+        run_dir = create_run_dir(config, seed, out)
+        write_inputs(run_dir, config, hp, seed)
+        console.print(_headline(config, seed, run_dir), highlight=False, soft_wrap=True)
 
-    with _stop_on_signal() as stopped, JsonLines(run_dir / "metrics.jsonl") as log:
-        recent = _RecentReturn(config)
-        with ProgressDisplay(console, config.env_steps) as progress:
-            sinks = [log, recent, progress, *sinks]
-            runner, timing = train_in_chunks(config, trainer, hp, seed, sinks, progress.start_clock, stopped)
-        updates = int(runner.updates)
-        env_steps = updates * config.batch_size
-        save_checkpoint(run_dir, env_steps, runner)
-        summary = {
-            "env": config.env,
-            "algorithm": config.algorithm,
-            "seed": seed,
-            "env_steps": env_steps,
-            "updates": updates,
-            "compile_seconds": round(timing.compile_seconds, 3),
-            "train_seconds": round(timing.train_seconds, 3),
-            "env_steps_per_second": round(timing.env_steps_per_second, 1),
-            "train_return": recent.mean(),
-            "evaluation": None,
-            "state_sha256": state_sha256(runner),
-            "exit_reason": stopped() or "finished",
-            "run_dir": str(run_dir),
-        }
+        metrics_file = run_dir / "metrics.jsonl"
+        with JsonLines(metrics_file) as log, ProgressDisplay(console, config.env_steps) as progress:
+            everyone: list[Sink] = [log, progress, *sinks]
+            runner, timing = train_in_chunks(config, trainer, hp, seed, everyone, progress.start_clock, stopped)
+        save_checkpoint(run_dir, int(runner.updates) * config.batch_size, runner)
+        rows = read_metrics(metrics_file)
+        summary = {**_summary(config, seed, runner, timing, rows), "run_dir": str(run_dir)}
         if not stopped():
             summary["evaluation"] = _evaluate(config, env, runner, eval_episodes, seed, greedy=True)
-            summary["exit_reason"] = stopped() or "finished"
+        summary["exit_reason"] = stopped() or "finished"
         write_json(run_dir / "summary.json", summary)
-    if recent.episodes:
-        plot_runs([run_dir], run_dir / "plots" / "learning_curve.png")
+        if any(row["episode/count"] for row in rows):
+            plot_runs([run_dir], run_dir / "plots" / "learning_curve.png")
     return summary
+
+
+def _summary(
+    config: TrainConfig, seed: int, runner: RunnerState, timing: Timing, rows: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    updates = int(runner.updates)
+    return {
+        "env": config.env,
+        "algorithm": config.algorithm,
+        "seed": seed,
+        "env_steps": updates * config.batch_size,
+        "updates": updates,
+        "compile_seconds": round(timing.compile_seconds, 3),
+        "train_seconds": round(timing.train_seconds, 3),
+        "env_steps_per_second": round(timing.env_steps_per_second, 1),
+        "train_return": _recent_return(rows),
+        "evaluation": None,
+        "state_sha256": state_sha256(runner),
+    }
 
 
 def evaluate_run(
@@ -127,23 +131,12 @@ def _evaluate(
     return summarize(play(key, runner.learner.params))
 
 
-class _RecentReturn:
-    """A sink: mean return of the episodes that ended in the last tenth of the updates."""
-
-    def __init__(self, config: TrainConfig) -> None:
-        self._first = config.num_updates - math.ceil(config.num_updates / 10) + 1
-        self._sum, self._count = 0.0, 0
-        self.episodes = 0  # of the whole run
-
-    def __call__(self, env_steps: int, row: Any) -> None:
-        count = row["episode/count"]
-        self.episodes += count
-        if count and row["update"] >= self._first:
-            self._sum += row["episode/return"] * count
-            self._count += count
-
-    def mean(self) -> float | None:
-        return self._sum / self._count if self._count else None
+def _recent_return(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """Mean return of the episodes that ended in the last tenth of the updates; None if none did."""
+    recent = rows[len(rows) - math.ceil(len(rows) / 10) :]
+    ended = [(row["episode/return"], row["episode/count"]) for row in recent if row["episode/count"]]
+    count = sum(count for _, count in ended)
+    return sum(mean * count for mean, count in ended) / count if count else None
 
 
 @contextmanager

@@ -15,8 +15,9 @@ from purejaxppo.logger import Sink, emit
 from purejaxppo.train import advance
 from purejaxppo.types import RunnerState, Trainer
 
-# Environment steps per call of the compiled program, as many as wished and at least: a tenth of a second or so, and
-# never so little that the host's work shows. Progress moves, and signals are heard, once per call.
+# Environment steps per call of the compiled program, as many as wished and at least: fractions of a second for small
+# networks (some seconds for images on a CPU), and never so little that the host's work shows. Progress moves, and
+# signals are heard, once per call.
 _CHUNK_STEPS = {"cpu": (2**16, 2**11)}
 _CHUNK_STEPS_ACCELERATOR = (2**21, 2**17)
 _CHUNK_UPDATES = 64
@@ -73,7 +74,14 @@ def train_in_chunks(
     for metrics in in_flight:
         sinks = clock.report(metrics, sinks)
     jax.block_until_ready(runner)
+    _check_params(runner)
     return runner, clock.timing(compile_seconds)
+
+
+def _check_params(runner: RunnerState) -> None:
+    # What is watched belongs to the moment before a gradient step, so the very last step shows here alone.
+    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(runner.learner.params)):
+        raise DivergedError("a parameter is not finite after the last update; nothing was saved. Lower learning_rate.")
 
 
 def chunk_lengths(config: TrainConfig, backend: str) -> list[int]:

@@ -1,5 +1,6 @@
 """Where a run's metrics go. A sink is any callable(env_steps, metrics), called once per update."""
 
+import contextlib
 import json
 import math
 import time
@@ -36,7 +37,10 @@ class JsonLines:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = path.open("w", encoding="utf-8", buffering=1)
+        try:
+            self._file = path.open("w", encoding="utf-8", buffering=1)
+        except OSError as error:
+            raise CheckpointError(f"cannot write {path}: {error}") from error
 
     def __call__(self, env_steps: int, row: Row) -> None:
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
@@ -49,7 +53,9 @@ class JsonLines:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        # Closing flushes once more; on a full disk the error has been raised already.
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

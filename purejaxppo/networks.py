@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from purejaxppo.config import Activation, TrainConfig
 from purejaxppo.distributions import Categorical, DiagGaussian, Distribution, TanhDiagGaussian
-from purejaxppo.errors import EnvError
+from purejaxppo.errors import ConfigError, EnvError
 from purejaxppo.types import Box, Discrete, Network, VecEnv
 
 _ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
@@ -25,12 +25,13 @@ _UNBOUNDED = 1e30
 
 
 def make_network(config: TrainConfig, env: VecEnv) -> Network:
-    """The network for an environment's spaces: convolutional for images [H, W, C], an MLP for everything else.
+    """The network for an environment's spaces: convolutional for images [H, W, C] of 3 x 3 or more, else an MLP.
 
-    Raises EnvError for a tanh policy on actions without finite bounds.
+    Raises EnvError for a tanh policy on actions without finite bounds, ConfigError for one on discrete actions.
     """
     obs_shape = env.observation_space.shape
-    torso = ConvTorso if len(obs_shape) == 3 else MLPTorso
+    is_image = len(obs_shape) == 3 and min(obs_shape[:2]) >= 3
+    torso = ConvTorso if is_image else MLPTorso
     activation = _ACTIVATIONS[config.activation]
     network = ActorCritic(
         obs_shape=obs_shape,
@@ -43,6 +44,11 @@ def make_network(config: TrainConfig, env: VecEnv) -> Network:
 
 def _policy_head(config: TrainConfig, space: Discrete | Box) -> Callable[[], nn.Module]:
     if isinstance(space, Discrete):
+        if config.policy != "gaussian":
+            raise ConfigError(
+                f"policy {config.policy} is for continuous actions, but {config.env} has {space.n} discrete ones; "
+                f"leave it out."
+            )
         return lambda: CategoricalHead(space.n)
     if config.policy == "gaussian":
         return lambda: GaussianHead(space.shape, DiagGaussian)

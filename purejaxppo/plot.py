@@ -29,7 +29,10 @@ def plot_runs(run_dirs: Sequence[Path], out: Path) -> Path:
     groups: dict[str, list[Path]] = {}
     for run_dir in run_dirs:
         config = read_json(run_dir / "config.json")
+        if not {"env", "algorithm"} <= config.keys():
+            raise CheckpointError(f"{run_dir / 'config.json'} is not a run's configuration.")
         groups.setdefault(f"{config['env']}  {config['algorithm']}", []).append(run_dir)
+    out = out if out.suffix else out.with_suffix(".png")
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -85,14 +88,14 @@ def _draw_run(axes: Any, curve: Curve, run_dir: Path, colour: str, label: str) -
     axes.plot(steps, returns, color=colour, alpha=0.3, linewidth=0.8)
     axes.plot(steps, _smooth(returns), color=colour, label=label)
     summary = run_dir / "summary.json"
-    evaluation = read_json(summary).get("evaluation") if summary.is_file() else None
-    if evaluation:
+    result = read_json(summary) if summary.is_file() else {}
+    if evaluation := result.get("evaluation"):
         axes.errorbar(
-            [steps[-1]],
+            [result["env_steps"]],
             [evaluation["return_mean"]],
             yerr=[evaluation["return_std"]],
             fmt="D",
-            color="black",
+            color=colour,
             capsize=3,
             label=f"final evaluation, {evaluation['episodes']} episodes: {evaluation['return_mean']:.4g}",
         )

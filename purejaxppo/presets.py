@@ -1,4 +1,4 @@
-"""Tuned settings per environment: what differs from the defaults of `TrainConfig` and `Hyperparams`.
+"""Tuned settings per environment: what is set instead of the defaults of `TrainConfig` and `Hyperparams`.
 
 The budgets and the returns reached with them are in benchmarks/learning.md.
 """

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 
 from purejaxppo.checkpoint import read_json, write_json
-from purejaxppo.config import Hyperparams, TrainConfig, validate_config
+from purejaxppo.config import Hyperparams, TrainConfig, validate_config, validate_hyperparams
 from purejaxppo.errors import CheckpointError
 
 
@@ -44,9 +44,9 @@ def write_inputs(run_dir: Path, config: TrainConfig, hp: Hyperparams, seed: int)
         "device": device.device_kind,
         "platform": device.client.platform_version.split("\n")[0],
     }
+    write_json(run_dir / "config.json", {"format_version": 1, "seed": seed, **fields})
+    write_json(run_dir / "versions.json", versions)
     try:
-        write_json(run_dir / "config.json", {"format_version": 1, "seed": seed, **fields})
-        write_json(run_dir / "versions.json", versions)
         (run_dir / "command.txt").write_text(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) + "\n", "utf-8")
     except OSError as error:
         raise CheckpointError(f"cannot write into the run directory {run_dir}: {error}") from error
@@ -71,6 +71,7 @@ def read_config(run_dir: Path) -> tuple[TrainConfig, Hyperparams]:
         config = TrainConfig(**{f.name: content[f.name] for f in dataclasses.fields(TrainConfig)})
         hp = Hyperparams(**{f.name: content[f.name] for f in dataclasses.fields(Hyperparams)})
         validate_config(config)
+        validate_hyperparams(hp)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is not a run's configuration: {error!r}") from error
     return config, hp

@@ -54,6 +54,8 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}, line {error.lineno}, column {error.colno}: {error.msg}.") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: {error}.") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}.") from error
     except RecursionError as error:
         raise ConfigError(f"{path} is nested too deeply to be a configuration.") from error
     if not isinstance(content, dict):

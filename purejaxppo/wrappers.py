@@ -22,7 +22,9 @@ class RunningStats(NamedTuple):
 
     mean: jax.Array
     var: jax.Array
-    rows: jax.Array  # float32, how many: once it saturates, near 1e9, this turns into a very slow moving average
+    rows: (
+        jax.Array
+    )  # float32, how many: it saturates near 2**24 * num_envs, where this turns into a very slow moving average
 
 
 def empty_stats(shape: tuple[int, ...]) -> RunningStats:
@@ -127,7 +129,7 @@ def bound_action(config: TrainConfig, env: VecEnv) -> VecEnv:
 
 
 def normalize_observation(env: VecEnv) -> VecEnv:
-    """Standardises observations, from the very first one on, by the statistics of all seen so far."""
+    """Standardises observations, from the very first one on, by the statistics of all that the policy saw."""
 
     def reset(key: jax.Array) -> tuple[EnvState, jax.Array]:
         inner, obs = env.reset(key)

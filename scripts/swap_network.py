@@ -1,6 +1,6 @@
 """Your own network: any object with `init(key, obs)` and `apply(params, obs) -> (distribution, value)`.
 
-Here one wide layer of random cosine features that is never trained, under linear heads that are.
+Here one wide layer of random Fourier features that is never trained, under linear heads that are.
 """
 
 import jax
@@ -8,26 +8,25 @@ import jax.numpy as jnp
 
 from purejaxppo import Hyperparams, TrainConfig, advance, from_gymnax, make_trainer, ppo_clip
 from purejaxppo.distributions import Categorical
+from purejaxppo.types import Discrete
 
 
 class RandomFeatures:
-    """obs [..., O] -> cos(W obs + b) [..., features] -> logits [..., A], value [...]."""
+    """obs [..., O] -> cos and sin of W obs [..., features] -> logits [..., A], value [...]."""
 
     def __init__(self, num_actions: int, features: int = 256):
         self.num_actions, self.features = num_actions, features
 
     def init(self, key, obs):
-        key_weight, key_bias = jax.random.split(key)
         return {
-            "weight": jax.random.normal(key_weight, (obs.shape[-1], self.features)),
-            "bias": jax.random.uniform(key_bias, (self.features,), maxval=2 * jnp.pi),
+            "weight": jax.random.normal(key, (obs.shape[-1], self.features // 2)),
             "policy": jnp.zeros((self.features, self.num_actions)),
             "value": jnp.zeros((self.features, 1)),
         }
 
     def apply(self, params, obs):
-        weight, bias = jax.lax.stop_gradient((params["weight"], params["bias"]))
-        features = jnp.cos(obs @ weight + bias) / jnp.sqrt(self.features)
+        angle = obs @ jax.lax.stop_gradient(params["weight"])
+        features = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1) / jnp.sqrt(self.features)
         return Categorical(features @ params["policy"]), (features @ params["value"])[..., 0]
 
 
@@ -36,6 +35,7 @@ def main(total_timesteps: int = 200_000) -> float:
     config = TrainConfig(total_timesteps=total_timesteps, num_envs=8, num_steps=64, num_epochs=10)
     hp = Hyperparams(learning_rate=1e-2)
     env = from_gymnax(config.env, config.num_envs)
+    assert isinstance(env.action_space, Discrete)
     network = RandomFeatures(env.action_space.n)
     trainer = make_trainer(config, env, network, ppo_clip(config, network.apply))
     run = jax.jit(lambda key: advance(trainer, hp, trainer.init(key, hp), config.num_updates))

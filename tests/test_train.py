@@ -17,6 +17,7 @@ from probe_envs import (
     limit_as_death,
     limit_as_next_episode,
     match,
+    spoiled,
     value_from_observation,
     walk,
 )
@@ -47,7 +48,7 @@ CHANGED = {
     "ent_coef": 0.5,
     "max_grad_norm": 1e-2,
     "vf_clip_eps": 1e-3,
-    "target_kl": 1e-9,
+    "target_kl": 1e-6,
 }
 
 
@@ -325,8 +326,6 @@ def adam_steps(runner):
 
 TOGGLES = {
     "num_epochs": {"num_epochs": 1},
-    "num_minibatches": {"num_minibatches": 1},
-    "num_steps": {"num_steps": T // 2, "num_minibatches": 1},
     "activation": {"activation": "relu"},
     "normalize_observation": {"normalize_observation": True},
     "normalize_reward": {"normalize_reward": True},
@@ -338,9 +337,9 @@ TOGGLES = {
 }
 
 
-def op_by_op(**changes):
+def op_by_op(env=None, **changes):
     """(state, metrics) of one update that is not compiled: what the Python code says, operation by operation."""
-    trainer = trainer_from_config(dataclasses.replace(CONFIG, **changes), walk(E))
+    trainer = trainer_from_config(dataclasses.replace(CONFIG, **changes), env or walk(E))
     with jax.disable_jit():
         # Not at update 0, where every schedule is at its start.
         runner = trainer.init(jax.random.key(0), HP)._replace(updates=jnp.int32(2))
@@ -354,7 +353,7 @@ def uncompiled():
 
 def test_jit_is_no_jit(programs, uncompiled):
     start = programs.init(jax.random.key(0), HP)._replace(updates=jnp.int32(2))
-    assert_close(programs.update(HP, start), uncompiled, atol=1e-5)
+    assert_close(programs.update(HP, start), uncompiled, atol=1e-4)  # Adam's steps are 3e-2
 
 
 @pytest.mark.parametrize("name", TOGGLES)
@@ -370,6 +369,14 @@ def test_every_toggle_changes_the_result(uncompiled, name):
         assert float(uncompiled[1]["learning_rate"]) == pytest.approx(0.6 * float(HP.learning_rate))
 
 
+def test_counts_are_alive():
+    """num_steps of the environments, num_epochs * num_minibatches gradient steps."""
+    changes = {"num_steps": T // 2, "num_minibatches": 1, "num_epochs": 3}
+    runner, _ = op_by_op(spoiled(walk(E), after=10**6), **changes)
+    assert int(runner.env_state.inner[1]) == T // 2
+    assert adam_steps(runner) == 3
+
+
 def test_sizes_are_those_of_the_config():
     """num_envs and hidden_sizes show in the shapes of the state."""
     config = dataclasses.replace(CONFIG, num_envs=6, num_steps=2, hidden_sizes=(7, 3))
@@ -381,7 +388,7 @@ def test_sizes_are_those_of_the_config():
 
 def test_unknown_algorithm_is_refused_with_a_suggestion():
     config = dataclasses.replace(CONFIG, algorithm="ppo_clap")
-    with pytest.raises(ConfigError, match="ppo_clap.*Did you mean 'ppo_clip'"):
+    with pytest.raises(ConfigError, match=r"ppo_clap.*Did you mean 'ppo_clip'"):
         trainer_from_config(config, walk(E))
 
 
@@ -419,10 +426,8 @@ def test_memory_does_not_grow_with_the_number_of_updates(programs, start):
 
 
 def test_no_finished_episode_is_nan():
-    config = dataclasses.replace(CONFIG, num_steps=1, num_minibatches=1)
-    trainer = trainer_from_config(config, walk(E, limit=50, target=1e6))
-    with jax.disable_jit():
-        _, metrics = trainer.update(HP, trainer.init(jax.random.key(0), HP))
+    """Not 0, which would be a return."""
+    _, metrics = op_by_op(walk(E, limit=50, target=1e6))
     assert float(metrics["episode/count"]) == 0
     assert np.isnan(metrics["episode/return"])
     assert np.isnan(metrics["episode/length"])

@@ -15,6 +15,14 @@ from purejaxppo.types import Algorithm, Apply, Batch, LearnerState, Metrics, Par
 Objective = Callable[[jax.Array, jax.Array, float], jax.Array]
 
 
+def _keep(advantage: jax.Array) -> jax.Array:
+    return advantage
+
+
+# What is done to the advantages of a batch, and to those of a minibatch.
+_NORMALIZERS = {"minibatch": (_keep, standardize), "batch": (standardize, _keep), "off": (_keep, _keep)}
+
+
 def ppo_clip(config: TrainConfig, apply: Apply, objective: Objective = clipped_surrogate) -> Algorithm:
     """Minibatch gradient steps on  -objective + vf_coef * value loss - ent_coef * entropy.
 
@@ -27,12 +35,13 @@ def ppo_clip(config: TrainConfig, apply: Apply, objective: Objective = clipped_s
     global-norm clip, advantages standardised, optional value clipping, optional stop at a target KL.
     """
 
+    per_batch, per_minibatch = _NORMALIZERS[config.normalize_advantage]
+
     def loss(params: Params, hp: Hyperparams, batch: Batch) -> tuple[jax.Array, Metrics]:
         pi, value = apply(params, batch.obs)
-        advantage = standardize(batch.advantage) if config.normalize_advantage == "minibatch" else batch.advantage
         log_ratio = pi.log_prob(batch.action) - batch.log_prob
         ratio = jnp.exp(log_ratio)
-        policy_loss = -objective(ratio, advantage, hp.clip_eps)
+        policy_loss = -objective(ratio, per_minibatch(batch.advantage), hp.clip_eps)
         critic_loss = _critic_loss(hp, value, batch)
         entropy = jnp.mean(pi.entropy())
         metrics = {
@@ -59,8 +68,7 @@ def ppo_clip(config: TrainConfig, apply: Apply, objective: Objective = clipped_s
             metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
             return LearnerState(params, opt_state, learner.algo_state), metrics
 
-        if config.normalize_advantage == "batch":
-            batch = batch._replace(advantage=standardize(batch.advantage))
+        batch = batch._replace(advantage=per_batch(batch.advantage))
         counts = config.num_epochs, config.num_minibatches
         target_kl = hp.target_kl
         if target_kl is None:

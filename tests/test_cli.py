@@ -1,0 +1,552 @@
+"""The command line: one line of error and the right exit code for every bad input, JSON where it is asked for."""
+
+import dataclasses
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+
+import gymnax
+import jax
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from purejaxppo import cli
+from purejaxppo.config import Hyperparams, TrainConfig
+
+TINY = ["--num-envs", "4", "--num-steps", "8", "--num-epochs", "1", "--num-minibatches", "2", "--hidden-sizes", "4"]
+BUDGET = ["--total-timesteps", "64"]
+FIELDS = [field.name for kind in (TrainConfig, Hyperparams) for field in dataclasses.fields(kind)]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    """Every test in an empty working directory, with its imports and registered environments undone."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(gymnax.registration, "_registry", dict(gymnax.registration._registry))
+    known, modules = list(gymnax.registration.registered_envs), set(sys.modules)
+    yield
+    gymnax.registration.registered_envs[:] = known
+    for name in set(sys.modules) - modules:
+        if name.startswith("plugin_"):
+            del sys.modules[name]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_cache(tmp_path_factory):
+    """What one run of this module has compiled, the next one need not."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    jax.config.update(names[0], str(tmp_path_factory.mktemp("compile_cache")))
+    jax.config.update(names[1], 0.0)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture
+def fails(capfd, tmp_path):
+    """fails(code, *argv) -> the error's text, after checking everything that all errors have in common."""
+
+    def check(code, *argv):
+        before = sorted(tmp_path.rglob("*"))
+        assert cli.run(argv) == code
+        out, err = capfd.readouterr()
+        assert out == ""
+        assert err.startswith("purejaxppo: error: ")
+        assert err.count("\n") == 1
+        assert err.endswith("\n")
+        assert "Traceback" not in err
+        assert "internal error" not in err
+        assert sorted(tmp_path.rglob("*")) == before
+        return err.removeprefix("purejaxppo: error: ")
+
+    return check
+
+
+# --- usage ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["trian"], "Did you mean 'train'?"),
+        (["xyzzy"], "train, evaluate, plot, envs"),
+        ([""], "unknown command"),
+        (["--env", "CartPole-v1"], "unknown command"),
+        (["train", "--learning-rte", "1e-3"], "--learning-rate"),
+        (["train", "--evn", "CartPole-v1"], "--env"),
+        (["envs", "--jsn"], "--json"),
+        (["train", "CartPole-v1"], "CartPole-v1"),
+        (["train", "--seed"], "--seed"),
+        (["train", "--config"], "--config"),
+        (["train", "--shared-torso", "yes"], "yes"),
+        (["evaluate"], "PATH"),
+        (["plot"], "run directory"),
+    ],
+)
+def test_usage(fails, argv, says):
+    assert says in fails(2, *argv)
+
+
+@pytest.mark.parametrize("argv", [["train", "--num-envs", "many"], ["train", "--evn", "x"], ["evaluate"]])
+def test_usage_errors_read_as_a_sentence(fails, argv):
+    """Nothing is left of the box that tyro draws around them."""
+    assert not re.search(r"[-─]{5}|[│╭╰]", fails(2, *argv))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num-envs", "many"),
+        ("num-envs", "1.5"),
+        ("total-timesteps", "1e3.5"),
+        ("total-timesteps", "inf"),
+        ("total-timesteps", "nan"),
+        ("seed", "0.5"),
+        ("learning-rate", "fast"),
+        ("target-kl", "off"),
+        ("hidden-sizes", "64x64"),
+        ("activation", "tahn"),
+        ("policy", "normal"),
+        ("normalize-advantage", "yes"),
+        ("learning-rate-schedule", "cosine"),
+        ("device", "abacus"),
+        ("eval-episodes", "all"),
+        ("env-params", "gravity"),
+        ("env-params", "gravity=heavy"),
+        ("env-params", "=1"),
+    ],
+)
+def test_values_of_the_wrong_type(fails, name, value):
+    message = fails(2, "train", f"--{name}", value)
+    assert name in message
+    assert value.split("=")[-1] in message
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Hyperparams)])
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "-1", "1e400", "1e39"])
+def test_hyperparameters_out_of_range(fails, name, value):
+    assert fails(2, "train", f"--{name.replace('_', '-')}", value).startswith(name)
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "clip_eps", "max_grad_norm", "vf_clip_eps", "target_kl"])
+def test_hyperparameters_that_may_not_be_0(fails, name):
+    assert fails(2, "train", f"--{name.replace('_', '-')}", "0").startswith(name)
+
+
+@pytest.mark.parametrize("name", ["gamma", "gae-lambda"])
+def test_discounts_above_1(fails, name):
+    assert "[0, 1]" in fails(2, "train", f"--{name}", "1.01")
+
+
+@pytest.mark.parametrize("name", ["total_timesteps", "num_envs", "num_steps", "num_epochs", "num_minibatches"])
+@pytest.mark.parametrize("value", ["0", "-1", "-1e6"])
+def test_counts_below_1(fails, name, value):
+    assert fails(2, "train", f"--{name.replace('_', '-')}", value).startswith(name)
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--num-envs", "3", "--num-steps", "5", "--num-minibatches", "4"], "15 is not divisible"),
+        (["--num-envs", "3", "--num-steps", "5", "--num-minibatches", "4"], "try 1, 3 or 5"),
+        ([*TINY, "--total-timesteps", "31"], "needs at least 32"),
+        ([*TINY, "--total-timesteps", str(2**63)], "2**63"),
+        ([*TINY, "--total-timesteps", "1e30"], "2**63"),
+        ([*TINY, "--total-timesteps", str(2**62)], "updates"),
+        (["--num-envs", "1e6", "--num-steps", "1e6"], "2**31"),
+        (["--seed", "-1"], "2**32"),
+        (["--seed", str(2**32)], "2**32"),
+        (["--hidden-sizes", "0"], "width 0"),
+        (["--hidden-sizes", "64", "1000000"], "width 1000000"),
+        (["--hidden-sizes", "-64"], "width -64"),
+        (["--eval-episodes", "0", *BUDGET, *TINY], "eval_episodes"),
+        (["--eval-episodes", "-5", *BUDGET, *TINY], "eval_episodes"),
+        (["--algorithm", "ppo_clop", *BUDGET, *TINY], "Did you mean 'ppo_clip'?"),
+    ],
+)
+def test_settings_that_cannot_train(fails, argv, says):
+    assert says in fails(2, "train", *argv)
+
+
+def test_an_option_for_continuous_actions_on_discrete_ones(fails):
+    message = fails(2, "train", "--env", "CartPole-v1", "--policy", "tanh_gaussian", *BUDGET, *TINY)
+    assert "policy" in message
+    assert "CartPole-v1" in message
+
+
+# --- configuration files ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("c.json", '{"gamma": 0.9,}', "line 1, column 15"),
+        ("c.toml", "gamma = = 1", "line 1, column 9"),
+        ("c.json", '{"gama": 0.9}', "Did you mean 'gamma'?"),
+        ("c.json", '{"gamma": "high"}', "gamma"),
+        ("c.json", '{"gamma": NaN}', "gamma"),
+        ("c.json", '{"num_envs": null}', "num_envs"),
+        ("c.json", '{"num_envs": "8"}', "num_envs"),
+        ("c.json", '{"activation": "tahn"}', "tahn"),
+        ("c.json", '{"hidden_sizes": ["wide"]}', "wide"),
+        ("c.json", '{"seed": -1}', "seed"),
+        ("c.json", '{"seed": "lucky"}', "seed"),
+        ("c.json", '{"env_params": {"gravity": "low"}}', "env_params"),
+        ("c.json", '{"learning_rate": 1' + 400 * "0" + "}", "learning_rate"),
+        ("c.json", " " * 2**20 + "{}", "over 1 MB"),
+        ("c.json", "[]", "no table"),
+        ("c.json", "", "line 1"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The field:UserWarning")  # tyro's, about a default of the wrong type
+def test_configuration_files(fails, tmp_path, name, content, says):
+    (tmp_path / name).write_text(content)
+    assert says in fails(2, "train", "--config", name)
+
+
+@pytest.mark.parametrize("path", ["missing.json", ".", "/"])
+def test_no_configuration_file(fails, path):
+    assert path in fails(2, "train", "--config", path)
+
+
+# --- environments, plugins, devices -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--env", "Cartpole-v1"], "Did you mean 'CartPole-v1'?"),
+        (["--env", ""], "unknown environment"),
+        (["--env", "MNISTBandit-bsuite"], "--allow-download"),
+        (["--env-params", "gravitiy=1"], "Did you mean 'gravity'?"),
+        (["--env-params", "gravity=nan"], "gravity"),
+        (["--env-params", "gravity=inf"], "gravity"),
+        (["--env-params", "max_steps_in_episode=0"], "max_steps_in_episode"),
+        (["--env-params", "max_steps_in_episode=-1"], "max_steps_in_episode"),
+        (["--env-params", "max_steps_in_episode=1.5"], "max_steps_in_episode"),
+        (["--env-params", "max_steps_in_episode=true"], "max_steps_in_episode"),
+        (["--plugin", "plugin_that_is_missing"], "plugin_that_is_missing"),
+        (["--plugin", ""], "plugin"),
+        (["--plugin", "../evil"], "plugin"),
+    ],
+)
+def test_environments_and_plugins(fails, argv, says):
+    assert says in fails(5, "train", *argv, *BUDGET, *TINY)
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    """plugin(name, body) writes a module that registers Mine-v0, a CartPole with this body."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # which would be a file more
+
+    def write(name, body):
+        lines = [
+            "import gymnax, jax.numpy as jnp",
+            "from gymnax.environments.classic_control.cartpole import CartPole",
+            "class Mine(CartPole):",
+            *("    " + line for line in body),
+            'gymnax.register("Mine-v0", Mine)',
+        ]
+        (tmp_path / f"{name}.py").write_text("\n".join(lines))
+
+    return write
+
+
+def test_plugin_that_raises(fails, plugin):
+    plugin("plugin_raises", ["1 / 0"])
+    message = fails(5, "train", "--plugin", "plugin_raises", "--env", "Mine-v0", *BUDGET, *TINY)
+    assert "plugin_raises" in message
+    assert "ZeroDivisionError" in message
+
+
+def test_plugin_with_the_old_step(fails, plugin):
+    plugin("plugin_old", ["def step(self, *args):", "    return super().step(*args)[:5]"])
+    message = fails(5, "train", "--plugin", "plugin_old", "--env", "Mine-v0", *BUDGET, *TINY)
+    assert "Mine-v0.step returns 5 values" in message
+
+
+def test_plugin_whose_step_raises_is_named_with_its_line(fails, plugin):
+    plugin("plugin_broken", ["def step_env(self, *args):", "    raise RuntimeError('out of coffee')"])
+    message = fails(5, "train", "--plugin", "plugin_broken", "--env", "Mine-v0", *BUDGET, *TINY)
+    assert "Mine-v0" in message
+    assert "RuntimeError: out of coffee" in message
+    assert "plugin_broken.py:5" in message
+
+
+def test_plugin_whose_reward_becomes_nan_ends_with_3(plugin, capfd, tmp_path):
+    """Trained until it happened: the directory stays, without a checkpoint."""
+    body = [
+        "def step_env(self, *args):",
+        "    obs, state, reward, *rest = super().step_env(*args)",
+        "    return obs, state, jnp.where(state.time > 9, jnp.nan, reward), *rest",
+    ]
+    plugin("plugin_nan", body)
+    flags = ["--plugin", "plugin_nan", "--env", "Mine-v0", "--out", "out", "--total-timesteps", "320", *TINY]
+    assert cli.run(["train", *flags]) == 3
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert re.search(r"^purejaxppo: error: .* became nan at update [12] ", err.splitlines()[-1])
+    assert "Traceback" not in err
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+def test_devices_that_are_not_there():
+    """In a process of their own, since JAX decides once."""
+    script = (
+        "from purejaxppo.cli import run\n"
+        "for device in ('gpu', 'tpu'):\n"
+        "    print(run(['train', '--device', device, '--out', 'out']))"
+    )
+    env = {**os.environ, "JAX_PLATFORMS": "", "CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["2", "2"]
+    gpu, tpu = (line for line in done.stderr.splitlines() if line.startswith("purejaxppo: error: "))
+    for line, device in ((gpu, "gpu"), (tpu, "tpu")):
+        assert f"--device {device} is not available" in line
+        assert "--device auto" in line
+    assert "Traceback" not in done.stderr
+    assert not os.path.exists("out")
+
+
+# --- directories ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [["evaluate"], ["plot"]])
+@pytest.mark.parametrize("path", ["missing", ".", "file"])
+def test_what_is_no_run_directory(fails, tmp_path, command, path):
+    (tmp_path / "file").write_text("")
+    assert "config.json" in fails(4, *command, path)
+
+
+@pytest.mark.parametrize("command", [["evaluate"], ["plot"]])
+@pytest.mark.parametrize("content", ["{}", "[]", "null", "{", '{"format_version": 1}'])
+def test_a_config_that_is_no_runs(fails, tmp_path, command, content):
+    (tmp_path / "config.json").write_text(content)
+    (tmp_path / "metrics.jsonl").write_text('{"update": 1, "env_steps": 1, "episode/return": 1.0}\n')
+    assert "config.json" in fails(4, *command, ".")
+
+
+@pytest.mark.parametrize("flag", ["--episodes", "--seed"])
+def test_evaluate_checks_its_numbers(fails, flag):
+    assert flag.strip("-") in fails(2, "evaluate", ".", flag, "-1")
+
+
+@pytest.mark.parametrize("out", ["file", "file/below", "full", "/proc/nothing", "x" * 300, "a\0b"])
+def test_out_that_cannot_be_a_new_directory(fails, tmp_path, out):
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("precious")
+    fails(4, "train", "--out", out, *BUDGET, *TINY)
+
+
+# --- what works -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run made through a configuration file and flags, for the tests to look at: its directory."""
+    path = tmp_path_factory.mktemp("trained")
+    config = path / "c.toml"
+    config.write_text('env = "Acrobot-v1"\nnum-steps = 8\nseed = 9\n[env_params]\nmax_steps_in_episode = 5\n')
+    tiny = [x for i in range(0, len(TINY), 2) for x in TINY[i : i + 2] if TINY[i] != "--num-steps"]
+    argv = [
+        "train",
+        "--config",
+        str(config),
+        "--env",
+        "CartPole-v1",
+        "--out",
+        str(path / "run"),
+        "--eval-episodes",
+        "4",
+    ]
+    assert cli.run([*argv, "--total-timesteps", "1e2", *tiny]) == 0
+    return path / "run"
+
+
+def test_train_prints_json_alone_on_stdout(capfd, tmp_path):
+    argv = ["train", "--json", "--out", "run", "--total-timesteps", "7e1", "--eval-episodes", "2", *TINY]
+    assert cli.run(argv) == 0
+    out, err = capfd.readouterr()
+    summary = json.loads(out)
+    assert summary["env_steps"] == 64  # of 70
+    assert summary["exit_reason"] == "finished"
+    assert summary == json.loads((tmp_path / "run" / "summary.json").read_text())
+    first = err.splitlines()[0]
+    assert "64 env steps (of 70 asked for)" in first
+    assert "seed 0" in first
+    assert "device" in first
+
+
+def test_flag_beats_file_in_a_real_run(trained):
+    content = json.loads((trained / "config.json").read_text())
+    assert content["env"] == "CartPole-v1"  # flag, not file
+    assert content["seed"] == 9  # file, not default
+    assert content["num_steps"] == 8  # file, not preset
+    assert content["env_params"] == {"max_steps_in_episode": 5}
+    assert content["total_timesteps"] == 100
+    assert json.loads((trained / "summary.json").read_text())["env_steps"] == 96
+
+
+def test_a_runs_config_starts_the_same_run_again(trained, capfd):
+    argv = ["train", "--json", "--config", str(trained / "config.json"), "--out", "again", "--eval-episodes", "4"]
+    assert cli.run(argv) == 0
+    summary = json.loads(capfd.readouterr().out)
+    assert summary["state_sha256"] == json.loads((trained / "summary.json").read_text())["state_sha256"]
+
+
+def test_train_in_words(capfd):
+    """The result on stdout, progress on stderr."""
+    assert cli.run(["train", "--out", "run", "--eval-episodes", "2", *BUDGET, *TINY]) == 0
+    out, err = capfd.readouterr()
+    assert "finished: 64 env steps" in out
+    assert "evaluation over 2 episodes: return " in out
+    assert "run directory run" in out
+    assert "64 / 64 env steps" in err
+
+
+def test_evaluate(trained, capfd):
+    argv = ["evaluate", str(trained), "--episodes", "4", "--seed", "9"]
+    assert cli.run([*argv, "--json"]) == 0
+    result = json.loads(capfd.readouterr().out)
+    assert result == json.loads((trained / "summary.json").read_text())["evaluation"]
+    assert result["length_mean"] == 5
+    assert cli.run(argv) == 0
+    assert "evaluation over 4 episodes: return 5 +- 0 (interquartile mean 5), length 5" in capfd.readouterr().out
+
+
+def test_evaluate_sampled(trained, capfd):
+    assert cli.run(["evaluate", str(trained), "--episodes", "4", "--sampled", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["episodes"] == 4
+
+
+def test_plot(trained, capfd, tmp_path):
+    assert cli.run(["plot", str(trained), "--out", "curve.png", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out) == {"picture": "curve.png"}
+    assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"
+    assert cli.run(["plot", str(trained), str(trained)]) == 0
+    assert capfd.readouterr().out == "learning_curves.png\n"
+    assert (tmp_path / "learning_curves.png").stat().st_size > 5000
+    assert cli.run(["plot", str(trained)]) == 0
+    assert capfd.readouterr().out == f"{trained}/plots/learning_curve.png\n"
+
+
+def test_envs(capfd):
+    with jax.numpy_rank_promotion("allow"):  # inside Swimmer
+        assert cli.run(["envs", "--json"]) == 0
+    rows = {row["env"]: row for row in json.loads(capfd.readouterr().out)}
+    assert len(rows) >= 26
+    assert rows["CartPole-v1"] == {
+        "env": "CartPole-v1",
+        "observation": [4],
+        "actions": "2 discrete",
+        "step_limit": 500,
+        "preset": True,
+    }
+    assert rows["Pong-misc"]["preset"] is False
+    assert "--allow-download" in rows["MNISTBandit-bsuite"]["error"]
+
+
+def test_envs_as_a_table(capfd, monkeypatch):
+    row = {"env": "CartPole-v1", "observation": [4], "actions": "2 discrete", "step_limit": None}
+    broken = {"env": "Odd-v0", "observation": None, "actions": None, "step_limit": None, "error": "no luck"}
+    monkeypatch.setattr("purejaxppo.envs.env_table", lambda allow_download: [row, broken])
+    assert cli.run(["envs"]) == 0
+    out = capfd.readouterr().out
+    assert re.search(r"CartPole-v1 +4 +2 discrete +- +yes", out)
+    assert re.search(r"Odd-v0 +no luck", out)
+
+
+# --- what ends a command from within ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def raising(monkeypatch):
+    """raising(error) makes `envs` raise it."""
+
+    def use(error):
+        def fail(command):
+            raise error
+
+        monkeypatch.setitem(cli._RUN, cli.Envs, fail)
+
+    return use
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 10 bytes"), 7, "num_envs"),
+        (RuntimeError("two\nlines"), 1, "RuntimeError: two lines"),
+        (MemoryError(), 1, "MemoryError"),
+    ],
+)
+def test_exit_codes(raising, capfd, error, code, says):
+    raising(error)
+    assert cli.run(["envs"]) == code
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert says in err
+    assert err.count("\n") == 1
+
+
+def test_debug_shows_the_traceback(capfd):
+    assert cli.run(["train", "--gamma", "2", "--debug"]) == 2
+    err = capfd.readouterr().err
+    assert "Traceback (most recent call last)" in err
+    assert "validate_hyperparams" in err
+    assert err.splitlines()[-1].startswith("purejaxppo: error: gamma")
+
+
+# --- help -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["train", "--help"], []])
+def test_help_is_fast_and_does_without_jax(argv):
+    """Under two seconds of processor time, and nothing of what takes long is imported."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", "from purejaxppo.cli import main; main()", *argv],
+        capture_output=True,
+        text=True,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0
+    assert "train" in done.stdout
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "tyro" in imported
+    assert not imported & {"jax", "jaxlib", "gymnax", "flax", "optax", "orbax", "matplotlib", "numpy"}
+    assert after.ru_utime - before.ru_utime < 2
+
+
+def help_of(capfd, *argv):
+    with pytest.raises(SystemExit) as stop:
+        cli.run([*argv, "--help"])
+    assert not stop.value.code
+    return capfd.readouterr().out
+
+
+def test_help_mentions_every_setting(capfd):
+    text = help_of(capfd, "train")
+    for name in FIELDS:
+        assert "--" + name.replace("_", "-") in text
+    assert "Discount per step" in text  # the docstrings under the fields
+    assert "150000" in text  # CartPole's preset
+
+
+def test_help_shows_the_defaults_of_the_chosen_environment(capfd):
+    assert "1000000" in help_of(capfd, "train", "--env", "Pendulum-v1")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "plot", "envs"])
+def test_every_command_has_help_and_an_example(capfd, command):
+    assert f"Example: purejaxppo {command}" in help_of(capfd, command)

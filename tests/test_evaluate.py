@@ -1,0 +1,205 @@
+"""Evaluation: exactly one episode per environment, frozen normalisers, and a summary checked by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from probe_envs import match
+
+from purejaxppo.config import TrainConfig
+from purejaxppo.distributions import Categorical
+from purejaxppo.evaluate import Episodes, evaluate, summarize
+from purejaxppo.types import Box, Discrete, EnvStep, VecEnv
+from purejaxppo.wrappers import RunningStats, evaluation_env, observation_stats, training_env
+
+E = 4
+CONFIG = TrainConfig()
+
+
+def countdown(num_envs=E, endless=False, step_limit=None):
+    """Environment e plays episodes of e + 1 steps and earns 10^t in step t; every second one ends by truncation."""
+    number = jnp.arange(num_envs, dtype=jnp.int32)
+
+    def observe(time):
+        return (100.0 + time)[:, None]
+
+    def reset(key):
+        time = jnp.zeros(num_envs, jnp.int32)
+        return time, observe(time)
+
+    def step(key, time, action):
+        reward = 10.0**time
+        last = (time == number) & (not endless)
+        following = jnp.where(last, 0, time + 1)
+        even = number % 2 == 0
+        return following, EnvStep(observe(following), observe(time + 1), reward, last & even, last & ~even, {})
+
+    return VecEnv(reset, step, Box((1,)), Discrete(2), num_envs, step_limit)
+
+
+def indifferent(params, obs):
+    return Categorical(jnp.zeros((*obs.shape[:-1], 2))), obs[..., 0]
+
+
+def play(env, apply=indifferent, params=None, seed=0, **options):
+    run = jax.jit(lambda key: evaluate(key, env, apply, params, **options))
+    return jax.device_get(run(jax.random.key(seed)))
+
+
+def test_every_environment_contributes_exactly_its_first_episode():
+    """Short ones are not counted twice, and both kinds of end are an end."""
+    episodes = play(countdown())
+    np.testing.assert_array_equal(episodes.episode_length, [1, 2, 3, 4])
+    np.testing.assert_array_equal(episodes.episode_return, [1, 11, 111, 1111])
+    assert episodes.finished.all()
+
+
+def test_an_endless_environment_is_broken_off_and_reported():
+    episodes = play(countdown(endless=True), max_steps=3)
+    np.testing.assert_array_equal(episodes.episode_length, 3)
+    np.testing.assert_array_equal(episodes.episode_return, 111)
+    assert not episodes.finished.any()
+    assert summarize(episodes)["unfinished"] == E
+
+
+def test_the_time_limit_is_the_environments_own_unless_given():
+    assert play(countdown(endless=True, step_limit=2)).episode_length.tolist() == [2] * E
+    assert play(countdown(endless=True, step_limit=2), max_steps=1).episode_length.tolist() == [1] * E
+    part = play(countdown(), max_steps=2)
+    assert part.finished.tolist() == [True, True, False, False]
+    assert summarize(part)["unfinished"] == 2
+
+
+def test_an_environment_without_any_limit_ends_after_10000_steps():
+    number = 2
+    env = countdown(number, endless=True)
+    poor = env._replace(step=lambda key, state, action: without_reward(env.step(key, state, action)))
+    episodes = play(poor)
+    np.testing.assert_array_equal(episodes.episode_length, 10_000)
+    assert summarize(episodes) == {
+        "episodes": 2,
+        "return_mean": 0.0,
+        "return_std": 0.0,
+        "return_iqm": 0.0,
+        "length_mean": 10_000.0,
+        "unfinished": 2,
+    }
+
+
+def without_reward(state_and_step):
+    state, step = state_and_step
+    return state, step._replace(reward=jnp.zeros_like(step.reward))
+
+
+def test_greedy_takes_the_mode_and_sampled_does_not():
+    """A policy that prefers the right action, weakly: greedy is always right, samples are about two times of three."""
+    number = 600
+
+    def apply(params, obs):
+        return Categorical(obs * jnp.log(2.0) * jnp.array([[-0.5, 0.5]])), obs[..., 0]
+
+    assert play(match(number), apply).episode_return.mean() == 1.0
+    sampled = play(match(number), apply, greedy=False).episode_return.mean()
+    assert sampled == pytest.approx(2 / 3, abs=4 * (2 / 9 / number) ** 0.5)
+
+
+def test_same_key_same_episodes():
+    def apply(params, obs):
+        return Categorical(jnp.zeros((*obs.shape[:-1], 2))), obs[..., 0]
+
+    env = match(50)
+    run = jax.jit(lambda key: evaluate(key, env, apply, None, greedy=False).episode_return)
+    one, again, other = (np.asarray(run(jax.random.key(seed))) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, again)
+    assert not np.array_equal(one, other)
+
+
+# --- the normaliser ---------------------------------------------------------------------------------------------------
+
+
+def threshold(params, obs):
+    """Right in `match` only for standardised observations: an offset has to be taken off first."""
+    return Categorical(jnp.concatenate([-obs, obs], axis=-1)), obs[..., 0]
+
+
+def shifted(env):
+    """Observations at 50 +- 2 instead of +-1."""
+
+    def move(step):
+        return step._replace(obs=50 + 2 * step.obs, final_obs=50 + 2 * step.final_obs)
+
+    def reset(key):
+        state, obs = env.reset(key)
+        return state, 50 + 2 * obs
+
+    def step(key, state, action):
+        state, result = env.step(key, state, action)
+        return state, move(result)
+
+    return env._replace(reset=reset, step=step)
+
+
+def test_statistics_are_used_and_left_alone():
+    """Perfect with the training's statistics, chance without, and no update on the way."""
+    env = shifted(match(64))
+    stats = RunningStats(jnp.array([50.0]), jnp.array([4.0]), jnp.float32(1000))
+    frozen = evaluation_env(CONFIG, env, stats)
+    assert play(frozen, threshold).episode_return.mean() == 1.0
+    assert 0.3 < play(evaluation_env(CONFIG, env, None), threshold).episode_return.mean() < 0.7
+
+    # The state carries no statistics that could move, and the same observation always looks the same.
+    state, obs = frozen.reset(jax.random.key(0))
+    assert jax.tree.structure(state) == jax.tree.structure(env.reset(jax.random.key(0))[0])
+    _, step = frozen.step(jax.random.key(1), state, jnp.zeros(64, jnp.int32))
+    assert set(np.unique(obs)) | set(np.unique(step.obs)) == {-1.0, 1.0}
+
+
+def test_statistics_come_from_the_training_state_and_rewards_are_raw():
+    config = TrainConfig(normalize_observation=True, normalize_reward=True)
+    env = shifted(match(64))
+    state, _ = training_env(config, env, 0.99).reset(jax.random.key(0))
+    stats = observation_stats(state)
+    assert float(stats.mean[0]) == pytest.approx(50, abs=1)
+    assert float(stats.rows) == 64
+    episodes = play(evaluation_env(config, env, stats), threshold)
+    assert set(np.unique(episodes.episode_return)) == {1.0}
+    plain, _ = training_env(TrainConfig(normalize_reward=True), env, 0.99).reset(jax.random.key(0))
+    assert observation_stats(plain) is None
+
+
+# --- the summary ------------------------------------------------------------------------------------------------------
+
+
+def summary_of(returns, lengths=None, finished=None):
+    n = len(returns)
+    lengths = lengths or [1] * n
+    finished = np.ones(n, bool) if finished is None else np.array(finished)
+    return summarize(Episodes(jnp.array(returns, jnp.float32), jnp.array(lengths), finished))
+
+
+def test_summary_by_hand():
+    """Eight returns: the middle half is 3, 4, 5, 6, the outlier at 100 moves the mean alone."""
+    summary = summary_of([100, 1, 2, 3, 4, 5, 6, 7], lengths=[1, 2, 3, 4, 5, 6, 7, 8])
+    assert summary == {
+        "episodes": 8,
+        "return_mean": 16.0,
+        "return_std": pytest.approx(1011.5**0.5),  # the mean of the squares is 10140 / 8, that of the returns 16
+        "return_iqm": 4.5,
+        "length_mean": 4.5,
+    }
+
+
+@pytest.mark.parametrize(
+    ("returns", "iqm"),
+    [([5], 5), ([1, 3], 2), ([0, 0, 9], 3), ([9, 1, 2, 0], 1.5), ([5, 4, 3, 2, 1], 3), ([0] * 6 + [8] * 3, 1.6)],
+)
+def test_interquartile_mean(returns, iqm):
+    """A quarter of the episodes, rounded down, is left out at each end."""
+    assert summary_of(returns)["return_iqm"] == pytest.approx(iqm)
+
+
+def test_summary_is_plain_python():
+    """Ready for JSON."""
+    summary = summary_of([1, 2], finished=[True, False])
+    assert {type(value) for value in summary.values()} == {int, float}
+    assert summary["unfinished"] == 1

@@ -1,0 +1,503 @@
+"""A whole run on the host: chunks, the run directory, determinism, signals and divergence."""
+
+import io
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.experimental.compilation_cache import compilation_cache
+from probe_envs import spoiled, walk
+from rich.console import Console
+
+from purejaxppo import experiment, host_loop
+from purejaxppo.checkpoint import state_sha256
+from purejaxppo.config import Hyperparams, TrainConfig
+from purejaxppo.errors import CheckpointError, ConfigError, DivergedError
+from purejaxppo.experiment import evaluate_run, run_experiment
+from purejaxppo.host_loop import chunk_lengths, train_in_chunks
+from purejaxppo.run_dir import create_run_dir, read_config, write_inputs
+from purejaxppo.train import trainer_from_config
+
+HP = Hyperparams(learning_rate=1e-3)
+SMALL = {"num_envs": 4, "num_steps": 8, "num_epochs": 1, "num_minibatches": 2, "hidden_sizes": (4,)}
+UPDATES = 6
+CONFIG = TrainConfig(env_params={"max_steps_in_episode": 6}, total_timesteps=32 * UPDATES + 5, **SMALL)
+METRICS = {
+    "update",
+    "env_steps",
+    "seconds",
+    "episode/return",
+    "episode/length",
+    "episode/count",
+    "loss/policy",
+    "loss/value",
+    "entropy",
+    "kl",
+    "clip_fraction",
+    "explained_variance",
+    "grad_norm",
+    "learning_rate",
+}
+SUMMARY = {
+    "env",
+    "algorithm",
+    "seed",
+    "env_steps",
+    "updates",
+    "compile_seconds",
+    "train_seconds",
+    "env_steps_per_second",
+    "train_return",
+    "evaluation",
+    "state_sha256",
+    "exit_reason",
+}
+
+
+def run(config=CONFIG, out=None, seed=3, **options):
+    """run_experiment, quietly; its console's text goes to `run.text`."""
+    console = Console(file=io.StringIO())
+    try:
+        return run_experiment(config, HP, seed, out=out, eval_episodes=5, console=console, **options)
+    finally:
+        run.text = console.file.getvalue()
+
+
+def rows_of(run_dir):
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def walking(monkeypatch):
+    """walking(make) puts an environment make(num_envs) in the place of gymnax's."""
+
+    def use(make):
+        monkeypatch.setattr(experiment, "from_gymnax", lambda name, num_envs, **_: make(num_envs))
+
+    return use
+
+
+@pytest.fixture
+def short_chunks(monkeypatch):
+    """short_chunks(wish, least) sets the number of updates per chunk for CONFIG's batch."""
+
+    def use(wish, least=None):
+        sizes = (CONFIG.batch_size * wish, CONFIG.batch_size * (least or wish))
+        monkeypatch.setattr(host_loop, "_CHUNK_STEPS", {"cpu": sizes})
+
+    return use
+
+
+# --- chunks -----------------------------------------------------------------------------------------------------------
+
+
+@given(
+    updates=st.integers(1, 5000),
+    batch=st.sampled_from([1, 32, 256, 8192, 10**6, 2**31 - 1]),
+    backend=st.sampled_from(["cpu", "gpu", "tpu"]),
+)
+def test_chunks_sum_to_the_number_of_updates(updates, batch, backend):
+    """All of one length, except perhaps a shorter last one; none longer than 64 updates."""
+    config = TrainConfig(num_envs=batch, num_steps=1, num_minibatches=1, total_timesteps=updates * batch)
+    lengths = chunk_lengths(config, backend)
+    assert sum(lengths) == updates
+    assert set(lengths[:-1]) <= {lengths[0]}
+    assert 1 <= lengths[-1] <= lengths[0] <= 64
+
+
+def test_a_divisor_is_taken_where_there_is_a_long_one():
+    """One program instead of two."""
+    assert len(set(chunk_lengths(TrainConfig(total_timesteps=100 * 8192), "cpu"))) == 1
+    assert chunk_lengths(TrainConfig(num_envs=8, total_timesteps=127 * 1024), "cpu") == [64, 63]
+
+
+@pytest.fixture(scope="module")
+def walked():
+    """(trainer, host_loop._compile_advance that compiles each length once), for CONFIG walking."""
+    trainer = trainer_from_config(CONFIG, walk(CONFIG.num_envs))
+    compiled, real = {}, host_loop._compile_advance
+
+    def compile_advance(trainer, hp, runner, num_updates):
+        if num_updates not in compiled:
+            compiled[num_updates] = real(trainer, hp, runner, num_updates)
+        return compiled[num_updates]
+
+    return trainer, compile_advance
+
+
+def test_the_chunks_length_changes_nothing(walked, short_chunks, monkeypatch):
+    """State and metrics, bit by bit, for one chunk, three, and two of different lengths."""
+    trainer, compile_advance = walked
+    monkeypatch.setattr(host_loop, "_compile_advance", compile_advance)
+    results = []
+    for wish, lengths in ((6, [6]), (2, [2, 2, 2]), (4, [4, 2])):
+        short_chunks(wish)
+        assert chunk_lengths(CONFIG, "cpu") == lengths
+        rows = []
+        runner, timing = train_in_chunks(CONFIG, trainer, HP, 3, [lambda step, row, rows=rows: rows.append(row)])
+        assert timing.train_seconds > 0
+        assert timing.env_steps_per_second > 0
+        results.append((state_sha256(runner), [without_time(row) for row in rows]))
+    assert [row["update"] for row in results[0][1]] == list(range(1, UPDATES + 1))
+    assert results[1] == results[0]
+    assert results[2] == results[0]
+
+
+def without_time(row):
+    """Comparable: NaN is not equal to itself."""
+    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items() if k != "seconds"}
+
+
+def test_one_compilation_for_any_number_of_chunks(walked, short_chunks, monkeypatch):
+    trainer, compile_advance = walked
+    asked = []
+
+    def counted(trainer, hp, runner, num_updates):
+        asked.append(num_updates)
+        return compile_advance(trainer, hp, runner, num_updates)
+
+    monkeypatch.setattr(host_loop, "_compile_advance", counted)
+    short_chunks(2)
+    train_in_chunks(CONFIG, trainer, HP, 3, [])
+    assert asked == [2]
+
+
+def test_the_host_looks_between_chunks(walked, short_chunks, monkeypatch):
+    """What is started is finished and reported; then it stops."""
+    trainer, compile_advance = walked
+    monkeypatch.setattr(host_loop, "_compile_advance", compile_advance)
+    short_chunks(2)
+    answers = iter([False, False, True])
+    rows = []
+    runner, _ = train_in_chunks(
+        CONFIG, trainer, HP, 3, [lambda step, row: rows.append(row)], stopped=lambda: next(answers)
+    )
+    assert int(runner.updates) == len(rows) == 4
+    seconds = [row["seconds"] for row in rows]
+    assert seconds == sorted(seconds)
+    assert [row["env_steps"] for row in rows] == [32, 64, 96, 128]
+
+
+# --- a run on CartPole ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cartpole(tmp_path_factory):
+    """(run directory, summary, console text) of a run on the real thing."""
+    out = tmp_path_factory.mktemp("runs") / "cartpole"
+    return out, run(out=out), run.text
+
+
+def test_files_of_a_run(cartpole):
+    out, _, _ = cartpole
+    files = {str(path.relative_to(out)) for path in out.rglob("*")}
+    assert {path.name for path in out.iterdir()} == {
+        "config.json",
+        "command.txt",
+        "versions.json",
+        "metrics.jsonl",
+        "summary.json",
+        "checkpoints",
+        "plots",
+    }
+    assert "checkpoints/step_000000000192/state" in files
+    assert "checkpoints/step_000000000192/meta.json" in files
+    assert (out / "plots/learning_curve.png").read_bytes()[:4] == b"\x89PNG"
+    versions = json.loads((out / "versions.json").read_text())
+    assert versions["jax"] == jax.__version__
+    assert versions["device"]
+    assert (out / "command.txt").read_text().strip()
+
+
+def test_config_of_a_run_is_complete_and_reads_back(cartpole):
+    out, _, _ = cartpole
+    content = json.loads((out / "config.json").read_text())
+    assert content["format_version"] == 1
+    assert content["seed"] == 3
+    assert read_config(out) == (CONFIG, HP)
+
+
+def test_metrics_have_a_row_per_update(cartpole):
+    out, _, _ = cartpole
+    rows = rows_of(out)
+    assert [row["update"] for row in rows] == list(range(1, UPDATES + 1))
+    assert [row["env_steps"] for row in rows] == [32 * (i + 1) for i in range(UPDATES)]
+    for row in rows:
+        assert row.keys() >= METRICS
+        assert isinstance(row["episode/count"], int)
+        assert all(v is None or math.isfinite(v) for v in row.values())
+    # The limit is 6 of 8 steps: the first update sees episodes end.
+    assert all(row["episode/count"] >= 4 for row in rows)
+    assert all(row["episode/return"] == row["episode/length"] <= 6 for row in rows)
+    assert rows[0]["learning_rate"] == pytest.approx(1e-3)
+    assert rows[-1]["learning_rate"] == pytest.approx(1e-3 / UPDATES)
+
+
+def test_summary_of_a_run(cartpole):
+    out, summary, _ = cartpole
+    assert json.loads((out / "summary.json").read_text()) == summary
+    assert summary.keys() >= SUMMARY
+    assert summary["env"] == "CartPole-v1"
+    assert summary["algorithm"] == "ppo_clip"
+    assert summary["seed"] == 3
+    assert summary["env_steps"] == 192  # of 197 asked for
+    assert summary["updates"] == UPDATES
+    assert summary["exit_reason"] == "finished"
+    assert len(summary["state_sha256"]) == 64
+    assert summary["compile_seconds"] > 0
+    assert summary["train_seconds"] > 0
+    assert summary["evaluation"].keys() == {"episodes", "return_mean", "return_std", "return_iqm", "length_mean"}
+    assert summary["evaluation"]["episodes"] == 5
+    assert 1 <= summary["evaluation"]["return_mean"] <= 6
+
+
+def test_first_line_says_what_will_run(cartpole):
+    out, _, text = cartpole
+    first = text.splitlines()[0]
+    for part in ("CartPole-v1", "192 env steps", "197 asked for", "6 updates", "device", "seed 3", str(out)):
+        assert part in first
+
+
+def last_tenth(rows):
+    """Mean return of the episodes that ended in the last tenth of the updates, from the file."""
+    rows = [row for row in rows if row["update"] > len(rows) - math.ceil(len(rows) / 10)]
+    episodes = sum(row["episode/count"] for row in rows)
+    return sum(row["episode/return"] * row["episode/count"] for row in rows if row["episode/count"]) / episodes
+
+
+def test_train_return_is_that_of_the_metrics(cartpole):
+    out, summary, _ = cartpole
+    assert summary["train_return"] == pytest.approx(last_tenth(rows_of(out)))
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.floats(-100, 100)), min_size=1, max_size=40))
+def test_train_return_of_any_run(episodes):
+    """Over 1 to 40 updates: the last 1 to 4 of them; None if no episode ended in those."""
+    config = TrainConfig(num_envs=1, num_steps=1, num_minibatches=1, total_timesteps=len(episodes))
+    recent = experiment._RecentReturn(config)
+    rows = [
+        {"update": i, "episode/count": n, "episode/return": x if n else math.nan}
+        for i, (n, x) in enumerate(episodes, start=1)
+    ]
+    for row in rows:
+        recent(row["update"], row)
+    kept = rows[-math.ceil(len(rows) / 10) :]
+    assert recent.episodes == sum(n for n, _ in episodes)
+    if any(row["episode/count"] for row in kept):
+        assert recent.mean() == pytest.approx(last_tenth(rows))
+    else:
+        assert recent.mean() is None
+
+
+def test_same_seed_same_run(cartpole, tmp_path):
+    """In every byte but the times, whatever else listens, and even if that fails."""
+    out, summary, _ = cartpole
+    calls = []
+
+    def failing(step, row):
+        calls.append(step)
+        raise RuntimeError("offline")
+
+    with pytest.warns(UserWarning, match="offline"):
+        again = run(out=tmp_path / "again", sinks=[failing])
+    assert calls == [32]
+    assert again["state_sha256"] == summary["state_sha256"]
+    assert again["evaluation"] == summary["evaluation"]
+    assert again["train_return"] == summary["train_return"]
+    both = ([without_time(row) for row in rows_of(path)] for path in (out, tmp_path / "again"))
+    assert next(both) == next(both)
+
+
+def test_saved_policy_evaluates_as_it_did(cartpole):
+    """From the checkpoint alone; sampling and another seed are other episodes."""
+    out, summary, _ = cartpole
+    assert evaluate_run(out, episodes=5, seed=3) == summary["evaluation"]
+    sampled = evaluate_run(out, episodes=5, seed=3, greedy=False)
+    assert sampled["episodes"] == 5
+    assert sampled["return_mean"] <= 6
+
+
+def copied(cartpole, tmp_path, **changes):
+    """The run's directory with another config.json and no checkpoint of its own."""
+    out, _, _ = cartpole
+    content = {**json.loads((out / "config.json").read_text()), **changes}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    (tmp_path / "checkpoints").symlink_to(out / "checkpoints")
+    return tmp_path
+
+
+@pytest.mark.parametrize("changes", [{"hidden_sizes": [5]}, {"num_envs": 8}, {"env": "Acrobot-v1", "env_params": {}}])
+def test_checkpoint_of_another_configuration_is_refused(cartpole, tmp_path, changes):
+    with pytest.raises(CheckpointError, match="another state"):
+        evaluate_run(copied(cartpole, tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"format_version": 2}, {"num_envs": 0}, {"num_envs": None}, {"env_params": 3}, {"hidden_sizes": None}]
+)
+def test_config_that_was_edited_is_refused(cartpole, tmp_path, changes):
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        evaluate_run(copied(cartpole, tmp_path, **changes))
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "3", "{", '{"format_version": 1}'])
+def test_config_that_is_no_runs_is_refused(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        evaluate_run(tmp_path)
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_directory_that_holds_anything_is_never_touched(tmp_path):
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(CheckpointError, match="not an empty directory"):
+        run(out=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_file_in_its_place(tmp_path):
+    (tmp_path / "file").write_text("precious")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(CheckpointError) as caught:
+            run(out=out)
+        assert caught.value.exit_code == 4
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_names_of_run_directories(tmp_path, monkeypatch):
+    """Under runs/, of safe characters, and never the same twice."""
+    monkeypatch.chdir(tmp_path)
+    config = TrainConfig(env="../evil/é v0")
+    first, second = (create_run_dir(config, 5, None) for _ in range(2))
+    assert first != second
+    for path in (first, second):
+        assert path.parent.name == "runs"
+        assert path.name.startswith(".._evil_é_v0__ppo_clip__s5__")
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+def test_an_empty_directory_will_do(tmp_path):
+    assert create_run_dir(CONFIG, 0, tmp_path) == tmp_path
+
+
+def test_numbers_of_numpy_are_written_as_numbers(tmp_path):
+    """The validation lets them pass."""
+    config = TrainConfig(num_envs=np.int64(4), hidden_sizes=(np.int32(8),), env_params={"gravity": np.float32(9.5)})
+    write_inputs(tmp_path, config, Hyperparams(learning_rate=np.float32(0.5)), np.int64(3))
+    back, hp = read_config(tmp_path)
+    assert (back.num_envs, back.hidden_sizes, dict(back.env_params)) == (4, (8,), {"gravity": 9.5})
+    assert hp.learning_rate == 0.5
+
+
+@pytest.mark.parametrize("change", [{"eval_episodes": 0}, {"eval_episodes": -1}])
+def test_no_evaluation_episodes(tmp_path, change):
+    with pytest.raises(ConfigError, match="eval_episodes"):
+        run_experiment(CONFIG, HP, 0, out=tmp_path / "out", **change)
+    with pytest.raises(ConfigError, match="episodes"):
+        evaluate_run(tmp_path, episodes=change["eval_episodes"])
+    assert not (tmp_path / "out").exists()
+
+
+# --- divergence and signals -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reward", [math.nan, math.inf])
+def test_divergence_stops_the_run_and_saves_nothing(tmp_path, walking, short_chunks, compile_cache, reward):
+    """A reward that is not finite from the third update on."""
+    walking(lambda num_envs: spoiled(walk(num_envs), after=20, reward=reward))
+    short_chunks(2)
+    with pytest.raises(DivergedError, match=r"at update 3 \(96 env steps\)") as caught:
+        run(out=tmp_path / "out")
+    assert caught.value.exit_code == 3
+    assert [row["update"] for row in rows_of(tmp_path / "out")] == [1, 2]
+    assert not (tmp_path / "out" / "checkpoints").exists()
+    assert not (tmp_path / "out" / "summary.json").exists()
+
+
+@pytest.fixture
+def compile_cache(tmp_path_factory, monkeypatch):
+    """Programs that are compiled once in this module need not be compiled again."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    jax.config.update(names[0], str(tmp_path_factory.getbasetemp() / "compile_cache"))
+    jax.config.update(names[1], 0.0)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_a_signal_ends_the_run_after_the_chunks_in_flight(tmp_path, walking, short_chunks, compile_cache, name):
+    """Saved, not evaluated; the walk here has no end, so that there is no return to report either."""
+    walking(lambda num_envs: walk(num_envs, limit=1000, target=1e6))
+    short_chunks(1)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+
+    def kill(step, row):
+        if row["update"] == 2:
+            signal.raise_signal(getattr(signal, name))
+
+    summary = run(out=tmp_path / "out", sinks=[kill])
+    assert summary["exit_reason"] == name
+    assert summary["updates"] == 3  # the third was on its way
+    assert summary["env_steps"] == 96
+    assert summary["evaluation"] is None
+    assert summary["train_return"] is None
+    assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
+    assert (tmp_path / "out/checkpoints/step_000000000096/meta.json").is_file()
+    assert not (tmp_path / "out/plots").exists()
+    assert [row["episode/return"] for row in rows_of(tmp_path / "out")] == [None] * 3
+    assert {number: signal.getsignal(number) for number in handlers} == handlers
+
+
+def test_a_second_signal_aborts_at_once(tmp_path, walking, short_chunks, compile_cache):
+    walking(lambda num_envs: walk(num_envs, limit=1000, target=1e6))
+    short_chunks(1)
+
+    def kill(step, row):
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(out=tmp_path / "out", sinks=[kill])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_sigterm_from_outside(tmp_path):
+    """The command itself: exit code 75, and a summary that says why."""
+    out = tmp_path / "out"
+    flags = "--num-envs 4 --num-steps 8 --num-epochs 1 --num-minibatches 1 --hidden-sizes 4 --total-timesteps 1e10"
+    program = [sys.executable, "-c", "from purejaxppo.cli import main; main()", "train", "--json", "--out", str(out)]
+    with subprocess.Popen(
+        [*program, *flags.split()], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
+    ) as process:
+        try:
+            metrics = out / "metrics.jsonl"
+            until = time.monotonic() + 300
+            while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < until:
+                assert process.poll() is None, process.stderr.read()
+                time.sleep(0.05)
+            process.send_signal(signal.SIGTERM)
+            stdout, stderr = process.communicate(timeout=100)
+        finally:
+            process.kill()
+    assert process.returncode == 75, stderr
+    summary = json.loads(stdout)
+    assert summary["exit_reason"] == "SIGTERM"
+    assert summary == json.loads((out / "summary.json").read_text())
+    rows = rows_of(out)
+    assert len(rows) == summary["updates"]
+    assert rows[-1]["env_steps"] == summary["env_steps"] == 32 * len(rows)
+    assert "Traceback" not in stderr

@@ -1,0 +1,192 @@
+"""Metrics: one line of valid JSON per update, sinks that may fail, and progress that people can read."""
+
+import io
+import json
+import math
+
+import pytest
+from rich.console import Console
+
+from purejaxppo import logger
+from purejaxppo.errors import CheckpointError, ConfigError
+from purejaxppo.logger import JsonLines, ProgressDisplay, emit, read_metrics
+
+
+def strict(text):
+    """JSON as the standard has it, without NaN and Infinity."""
+
+    def refuse(word):
+        raise AssertionError(f"{word} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_what_is_not_finite_is_null(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    with JsonLines(path) as log:
+        log(8, {"update": 1, "a": 0.1, "b": math.nan, "c": math.inf, "d": -math.inf, "e": None})
+        log(16, {"update": 2, "a": 1e-300})
+    lines = path.read_text().splitlines()
+    assert [strict(line) for line in lines] == [
+        {"update": 1, "a": 0.1, "b": None, "c": None, "d": None, "e": None},
+        {"update": 2, "a": 1e-300},
+    ]
+    assert read_metrics(path) == [strict(line) for line in lines]
+
+
+def test_a_row_is_on_disk_before_the_next_one(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    with JsonLines(path) as log:
+        log(8, {"update": 1})
+        assert read_metrics(path) == [{"update": 1}]
+
+
+def test_a_file_that_cannot_be_written():
+    with JsonLines(io_path("/dev/full")) as log, pytest.raises(CheckpointError, match="/dev/full"):
+        log(8, {"update": 1})
+
+
+def io_path(name):
+    import pathlib
+
+    path = pathlib.Path(name)
+    if not path.exists():
+        pytest.skip(f"no {name} here")
+    return path
+
+
+def test_a_torn_last_line_is_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"update": 1}\n{"update": 2}\n{"upda')
+    assert read_metrics(path) == [{"update": 1}, {"update": 2}]
+
+
+def test_a_line_broken_elsewhere_is_refused_by_number(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"update": 1}\n{"upda\n{"update": 3}\n')
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl, line 2"):
+        read_metrics(path)
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe\x00"])
+def test_a_file_that_cannot_be_read(tmp_path, content):
+    path = tmp_path / "metrics.jsonl"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl"):
+        read_metrics(path)
+
+
+def test_an_empty_file_has_no_rows(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("")
+    assert read_metrics(path) == []
+
+
+# --- sinks ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_sink_gets_every_row():
+    seen = []
+    sinks = [lambda step, row: seen.append((1, step, row)), lambda step, row: seen.append((2, step, row))]
+    assert emit(sinks, 8, {"a": 1}) == sinks
+    assert seen == [(1, 8, {"a": 1}), (2, 8, {"a": 1})]
+
+
+def test_a_sink_that_raises_is_dropped_with_a_warning_and_the_others_go_on():
+    seen = []
+
+    def broken(step, row):
+        raise RuntimeError("server is down")
+
+    def working(step, row):
+        seen.append(step)
+
+    with pytest.warns(UserWarning, match=r"broken.*server is down"):
+        left = emit([broken, working], 8, {})
+    assert left == [working]
+    emit(left, 16, {})
+    assert seen == [8, 16]
+
+
+def test_our_own_errors_are_not_swallowed():
+    def full(step, row):
+        raise CheckpointError("disk full")
+
+    with pytest.raises(CheckpointError, match="disk full"):
+        emit([full], 8, {})
+    with pytest.raises(ConfigError):
+        emit([lambda step, row: (_ for _ in ()).throw(ConfigError("x"))], 8, {})
+
+
+# --- progress ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that the test moves."""
+
+    class Clock:
+        now = 100.0
+
+    monkeypatch.setattr(logger.time, "monotonic", lambda: Clock.now)
+    return Clock
+
+
+def console(terminal):
+    return Console(file=io.StringIO(), force_terminal=terminal, width=120)
+
+
+def test_plain_lines_elsewhere_than_on_a_terminal(clock):
+    """At most one in five seconds, each whole, and one at the end."""
+    out = console(False)
+    with ProgressDisplay(out, 1_000_000) as progress:
+        clock.now += 60  # compilation
+        progress.start_clock()
+        for step in range(1, 11):
+            clock.now += 1
+            progress(step * 50_000, {"episode/return": math.nan if step < 3 else 12.5})
+    lines = out.file.getvalue().splitlines()
+    assert lines == [
+        "250,000 / 1,000,000 env steps  50,000 steps/s  return 12.5  ETA 15 s",
+        "500,000 / 1,000,000 env steps  50,000 steps/s  return 12.5  ETA 10 s",
+        "500,000 / 1,000,000 env steps  50,000 steps/s  return 12.5  ETA 10 s",
+    ]
+
+
+@pytest.mark.parametrize("missing", [math.nan, None])
+def test_no_finished_episode_is_said_not_shown_as_0(clock, missing):
+    out = console(False)
+    with ProgressDisplay(out, 100) as progress:
+        clock.now += 10
+        progress(50, {"episode/return": missing})
+    assert "no finished episode" in out.file.getvalue()
+    assert "nan" not in out.file.getvalue()
+
+
+def test_the_last_known_return_stays(clock):
+    out = console(False)
+    with ProgressDisplay(out, 100) as progress:
+        clock.now += 1
+        progress(20, {"episode/return": 7.0})
+        clock.now += 9
+        progress(50, {"episode/return": math.nan})
+    assert "return 7 " in out.file.getvalue()
+
+
+def test_a_bar_on_a_terminal(clock):
+    out = console(True)
+    with ProgressDisplay(out, 100) as progress:
+        clock.now += 1
+        progress(50, {"episode/return": 3.0})
+    text = out.file.getvalue()
+    assert "50%" in text
+    assert "return 3" in text
+    assert "steps/s" in text
+
+
+def test_a_run_without_a_single_row_shows_nothing(clock):
+    out = console(False)
+    with ProgressDisplay(out, 100):
+        pass
+    assert out.file.getvalue() == ""

@@ -1,0 +1,141 @@
+"""Learning curves: real pictures, the right numbers under them, and clear errors."""
+
+import json
+
+import numpy as np
+import pytest
+
+from purejaxppo.errors import CheckpointError
+from purejaxppo.plot import group_curves, learning_curve, plot_runs
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    """make_run(name, returns, ...) -> a run directory with one row per return; None where no episode finished."""
+
+    def make(name, returns, env="CartPole-v1", evaluation=True, batch=32):
+        run_dir = tmp_path / name
+        run_dir.mkdir()
+        (run_dir / "config.json").write_text(json.dumps({"env": env, "algorithm": "ppo_clip"}))
+        rows = [{"update": i, "env_steps": batch * i, "episode/return": x} for i, x in enumerate(returns, start=1)]
+        (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        if evaluation:
+            result = {"episodes": 4, "return_mean": 3.0, "return_std": 1.0}
+            (run_dir / "summary.json").write_text(json.dumps({"evaluation": result}))
+        return run_dir
+
+    return make
+
+
+def is_picture(path):
+    return path.read_bytes()[:8] == PNG and path.stat().st_size > 5_000
+
+
+def test_one_run_with_its_evaluation(make_run, tmp_path):
+    out = tmp_path / "new" / "curve.png"
+    assert plot_runs([make_run("a", [None, 1.0, 2.0, None, 3.0])], out) == out
+    assert is_picture(out)
+
+
+@pytest.mark.parametrize("content", [None, '{"evaluation": null}'])
+def test_one_run_without_an_evaluation(make_run, tmp_path, content):
+    """As a stopped run, or one that is not over yet, leaves it."""
+    run_dir = make_run("a", [1.0, 2.0], evaluation=False)
+    if content:
+        (run_dir / "summary.json").write_text(content)
+    plot_runs([run_dir], tmp_path / "curve.png")
+    assert is_picture(tmp_path / "curve.png")
+
+
+def test_several_runs_and_several_kinds(make_run, tmp_path):
+    runs = [make_run("a", [1.0, 2.0]), make_run("b", [2.0, 4.0]), make_run("c", [5.0], env="Catch-bsuite")]
+    plot_runs(runs, tmp_path / "curves.png")
+    assert is_picture(tmp_path / "curves.png")
+
+
+def test_the_picture_shows_the_runs_it_was_given(make_run, tmp_path):
+    """Other numbers, other picture; the same ones, the same."""
+    pictures = []
+    for name, returns in (("a", [1.0, 2.0]), ("b", [2.0, 1.0]), ("c", [1.0, 2.0])):
+        plot_runs([make_run(name, returns)], tmp_path / f"{name}.png")
+        pictures.append((tmp_path / f"{name}.png").read_bytes())
+    assert pictures[0] != pictures[1]
+    assert pictures[0] == pictures[2]
+
+
+@pytest.mark.parametrize("ending", ["pdf", "svg"])
+def test_other_formats(make_run, tmp_path, ending):
+    out = plot_runs([make_run("a", [1.0, 2.0])], tmp_path / f"curve.{ending}")
+    assert out.read_bytes()[:4] in (b"%PDF", b"<?xm")
+
+
+def test_curve_is_where_episodes_finished(make_run):
+    steps, returns = learning_curve(make_run("a", [None, 1.0, None, 3.0]))
+    np.testing.assert_array_equal(steps, [64, 128])
+    np.testing.assert_array_equal(returns, [1, 3])
+
+
+def test_group_is_interpolated_where_all_runs_exist():
+    """Straight lines stay straight; the grid is what they have in common."""
+    curves = [(np.array([0.0, 100.0]), np.array([0.0, 10.0])), (np.array([20.0, 60.0]), np.array([1.0, 3.0]))]
+    grid, returns = group_curves(curves)
+    assert (grid[0], grid[-1]) == (20, 60)
+    np.testing.assert_allclose(returns[0], grid / 10)
+    np.testing.assert_allclose(returns[1], grid / 20)
+
+
+def test_group_of_runs_with_nothing_in_common():
+    curves = [(np.array([0.0, 10.0]), np.array([0.0, 1.0])), (np.array([20.0, 30.0]), np.array([2.0, 3.0]))]
+    grid, returns = group_curves(curves)
+    assert grid.shape == (1,)
+    assert returns.shape == (2, 1)
+
+
+def test_smoothing_keeps_a_constant_and_a_line():
+    """A window of about 2 %: the ends included."""
+    x = np.arange(1000.0)
+    constant, line = (group_curves([(x, y)])[1][0] for y in (np.full(1000, 7.0), x))
+    np.testing.assert_allclose(constant, 7)
+    np.testing.assert_allclose(line[20:-20], np.linspace(0, 999, 200)[20:-20], rtol=1e-9)
+
+
+@pytest.mark.parametrize("returns", [[], [None, None]])
+def test_no_finished_episode_is_a_clear_error(make_run, tmp_path, returns):
+    run_dir = make_run("a", returns)
+    with pytest.raises(CheckpointError, match="no finished episode"):
+        plot_runs([run_dir], tmp_path / "curve.png")
+    assert not (tmp_path / "curve.png").exists()
+
+
+def test_a_directory_that_is_no_run(tmp_path):
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        plot_runs([tmp_path], tmp_path / "curve.png")
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"env": "CartPole-v1"}', "3"])
+def test_a_config_that_is_no_runs(make_run, tmp_path, content):
+    run_dir = make_run("a", [1.0])
+    (run_dir / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        plot_runs([run_dir], tmp_path / "curve.png")
+
+
+def test_a_run_without_metrics(make_run, tmp_path):
+    run_dir = make_run("a", [1.0])
+    (run_dir / "metrics.jsonl").unlink()
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl"):
+        plot_runs([run_dir], tmp_path / "curve.png")
+
+
+@pytest.mark.parametrize("out", ["a/config.json/curve.png", "curve.xyz"])
+def test_a_picture_that_cannot_be_written(make_run, tmp_path, out):
+    run_dir = make_run("a", [1.0, 2.0])
+    with pytest.raises(CheckpointError, match="cannot write"):
+        plot_runs([run_dir], tmp_path / out)
+
+
+def test_the_path_returned_is_the_one_written(make_run, tmp_path):
+    """matplotlib adds an ending of its own to a name without one."""
+    assert is_picture(plot_runs([make_run("a", [1.0, 2.0])], tmp_path / "curve"))

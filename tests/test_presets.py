@@ -1,0 +1,70 @@
+"""Presets: each names real fields, can train, and there is one for every environment with a target."""
+
+import dataclasses
+
+import gymnax
+import pytest
+
+from purejaxppo.config import Hyperparams, TrainConfig, validate_config, validate_hyperparams
+from purejaxppo.presets import PRESETS, preset
+from purejaxppo.settings import resolve
+
+# The environments with a published return to be reached.
+TARGETS = [
+    "CartPole-v1",
+    "Acrobot-v1",
+    "MountainCar-v0",
+    "MountainCarContinuous-v0",
+    "Pendulum-v1",
+    "Catch-bsuite",
+    "DiscountingChain-bsuite",
+    "FourRooms-misc",
+    "Asterix-MinAtar",
+    "Breakout-MinAtar",
+    "Freeway-MinAtar",
+    "SpaceInvaders-MinAtar",
+]
+BUDGETS = {"CartPole-v1": 150_000, "Acrobot-v1": 500_000, "MountainCarContinuous-v0": 250_000, "Catch-bsuite": 250_000}
+FIELDS = {field.name: field for kind in (TrainConfig, Hyperparams) for field in dataclasses.fields(kind)}
+
+
+@pytest.mark.parametrize("env", PRESETS)
+def test_preset_names_real_fields_of_a_registered_environment(env):
+    assert env in gymnax.registration.registered_envs
+    assert PRESETS[env].keys() <= FIELDS.keys() - {"env"}
+    config, hp = resolve(env, {})
+    for name, value in PRESETS[env].items():
+        assert getattr(config if hasattr(config, name) else hp, name) == value
+
+
+@pytest.mark.parametrize("env", PRESETS)
+def test_preset_can_train(env):
+    config, hp = resolve(env, {})
+    validate_config(config)
+    validate_hyperparams(hp)
+    assert config.env == env
+    assert config.num_updates >= 10
+
+
+@pytest.mark.parametrize("env", PRESETS)
+def test_preset_holds_numbers_and_words_as_json_would(env):
+    """No float where a whole number belongs: the comparison above would not see it."""
+    for name, value in PRESETS[env].items():
+        kind = FIELDS[name].type
+        if kind in (int, bool, str):
+            assert type(value) is kind
+        elif name == "hidden_sizes":
+            assert all(type(width) is int for width in value)
+
+
+@pytest.mark.parametrize("env", TARGETS)
+def test_every_target_has_a_preset_within_its_budget(env):
+    config, _ = resolve(env, {})
+    assert env in PRESETS
+    assert config.total_timesteps <= BUDGETS.get(env, 10_000_000)
+
+
+def test_preset_is_a_copy():
+    preset("CartPole-v1")["num_envs"] = 10**9
+    assert preset("CartPole-v1") == PRESETS["CartPole-v1"]
+    assert preset("NoSuch-v0") == {}

@@ -1,0 +1,261 @@
+"""Where a setting comes from: defaults, preset, file; and files that cannot be one."""
+
+import dataclasses
+import json
+
+import pytest
+
+from purejaxppo import flags
+from purejaxppo.config import Hyperparams, TrainConfig, validate_config, validate_hyperparams
+from purejaxppo.errors import ConfigError
+from purejaxppo.presets import PRESETS
+from purejaxppo.settings import read_settings, resolve
+
+# Differs from the default in a field of each kind.
+ENV = "CartPole-v1"
+PRESET = PRESETS[ENV]
+
+
+@pytest.fixture
+def write(tmp_path):
+    """write(name, content) -> path; anything but text and bytes is written as JSON."""
+
+    def put(name, content):
+        path = tmp_path / name
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            path.write_text(content if isinstance(content, str) else json.dumps(content))
+        return path
+
+    return put
+
+
+def refused(path):
+    with pytest.raises(ConfigError) as caught:
+        read_settings(path)
+    assert caught.value.exit_code == 2
+    assert path.name in str(caught.value)
+    return str(caught.value)
+
+
+# --- precedence -------------------------------------------------------------------------------------------------------
+
+
+def test_preset_beats_default():
+    config, hp = resolve(ENV, {})
+    assert config.total_timesteps == PRESET["total_timesteps"] != TrainConfig.total_timesteps
+    assert hp.learning_rate == PRESET["learning_rate"] != Hyperparams.learning_rate
+    assert hp.vf_coef == Hyperparams.vf_coef
+
+
+def test_settings_beat_the_preset():
+    config, hp = resolve(ENV, {"num_envs": 3, "learning_rate": 0.5})
+    assert (config.num_envs, hp.learning_rate) == (3, 0.5)
+    assert config.total_timesteps == PRESET["total_timesteps"]
+
+
+def test_which_environments_preset():
+    """That of the argument; without one that of the settings; without either that of the default."""
+    assert resolve("Pendulum-v1", {"env": ENV})[0].env == "Pendulum-v1"
+    assert resolve("Pendulum-v1", {"env": ENV})[0].normalize_observation
+    assert resolve(None, {"env": "Pendulum-v1"})[0].normalize_observation
+    assert resolve(None, {})[0] == resolve(TrainConfig.env, {})[0]
+    assert resolve("NoPreset-v0", {}) == (TrainConfig(env="NoPreset-v0"), Hyperparams())
+
+
+def test_flag_beats_file_beats_preset_beats_default(write):
+    """One field set at each level and all levels below; hyphens and underscores are the same."""
+    path = write("c.json", {"env": ENV, "num-envs": 2, "learning_rate": 0.5, "num_steps": 64})
+    command = flags.parse(["train", "--config", str(path), "--learning-rate", "0.25"])
+    assert command.hp.learning_rate == 0.25  # flag, file, preset
+    assert command.settings.num_envs == 2  # file, preset
+    assert command.settings.total_timesteps == PRESET["total_timesteps"]  # preset
+    assert command.hp.vf_coef == Hyperparams.vf_coef  # nobody
+    assert command.seed == 0
+
+
+@pytest.mark.parametrize("argv", [["--env", "Pendulum-v1"], ["--env=Pendulum-v1"]])
+def test_env_flag_decides_about_the_preset(write, argv):
+    path = write("c.json", {"env": ENV, "seed": 7})
+    command = flags.parse(["train", *argv, "--config", str(path)])
+    assert command.settings.env == "Pendulum-v1"
+    assert command.settings.normalize_reward
+    assert command.seed == 7
+    assert flags.parse(["train", *argv, f"--config={path}", "--seed", "8"]).seed == 8
+
+
+def test_every_field_is_a_flag():
+    """Each with a value of its own kind; booleans as a pair of flags."""
+    given = {
+        "env": "Acrobot-v1",
+        "env_params": (("gravity", 1.5), ("max_steps_in_episode", 20)),
+        "algorithm": "ppo_clip",
+        "total_timesteps": 2000,
+        "num_envs": 5,
+        "num_steps": 6,
+        "num_epochs": 7,
+        "num_minibatches": 2,
+        "hidden_sizes": (3, 2, 1),
+        "activation": "elu",
+        "shared_torso": True,
+        "policy": "tanh_gaussian",
+        "normalize_observation": True,
+        "normalize_reward": True,
+        "normalize_advantage": "off",
+        "learning_rate_schedule": "constant",
+        "learning_rate": 0.1,
+        "gamma": 0.2,
+        "gae_lambda": 0.3,
+        "clip_eps": 0.4,
+        "vf_coef": 0.5,
+        "ent_coef": 0.6,
+        "max_grad_norm": 0.7,
+        "vf_clip_eps": 0.8,
+        "target_kl": 0.9,
+    }
+    assert given.keys() == {f.name for kind in (TrainConfig, Hyperparams) for f in dataclasses.fields(kind)}
+    argv = []
+    for name, value in given.items():
+        argv.append("--" + name.replace("_", "-"))
+        if name == "env_params":
+            argv += [f"{k}={v}" for k, v in value]
+        elif isinstance(value, tuple):
+            argv += map(str, value)
+        elif value is not True:
+            argv.append(str(value))
+    command = flags.parse(["train", *argv])
+    assert {**dataclasses.asdict(command.settings), **dataclasses.asdict(command.hp)} == given
+    off = flags.parse(["train", "--env", "Pendulum-v1", "--no-normalize-observation", "--no-normalize-reward"])
+    assert not off.settings.normalize_observation
+    assert not off.settings.normalize_reward
+    nothing = flags.parse(["train", "--target-kl", "None", "--vf-clip-eps", "None"])
+    assert nothing.hp.target_kl is nothing.hp.vf_clip_eps is None
+
+
+@pytest.mark.parametrize(("text", "number"), [("1e6", 10**6), ("1000", 1000), ("2.0", 2), ("1_000", 1000)])
+def test_whole_numbers_may_be_written_as_floats(text, number):
+    assert flags.parse(["train", "--total-timesteps", text]).settings.total_timesteps == number
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+CONTENT = {
+    "env": "Pendulum-v1",
+    "env_params": {"max_steps_in_episode": 100, "g": 9.5},
+    "num_envs": 16.0,
+    "total_timesteps": 1e6,
+    "hidden_sizes": [8, 4],
+    "shared_torso": True,
+    "learning_rate": 3e-4,
+    "target_kl": 0.02,
+    "seed": 5,
+}
+TOML = """\
+env = "Pendulum-v1"
+num-envs = 16.0
+total_timesteps = 1e6
+hidden_sizes = [8, 4]
+shared_torso = true
+learning_rate = 3e-4
+target_kl = 0.02
+seed = 5
+[env_params]
+max_steps_in_episode = 100
+g = 9.5
+"""
+
+
+@pytest.mark.parametrize(("name", "content"), [("c.json", CONTENT), ("c.toml", TOML), ("no_ending", CONTENT)])
+def test_json_and_toml(write, name, content):
+    """Numbers keep their type, except that whole ones may be written 1e6."""
+    settings = read_settings(write(name, content))
+    assert settings == CONTENT
+    assert isinstance(settings["total_timesteps"], int)
+    assert isinstance(settings["num_envs"], int)
+    config, hp = resolve(None, settings)
+    validate_config(config)
+    validate_hyperparams(hp)
+    assert config.hidden_sizes == (8, 4)
+    assert dict(config.env_params) == CONTENT["env_params"]
+
+
+def test_a_runs_own_config_is_such_a_file(write):
+    """With its nulls and its format version."""
+    config, hp = resolve("Pendulum-v1", {"num_envs": 4})
+    fields = {**dataclasses.asdict(config), **dataclasses.asdict(hp), "env_params": {}}
+    settings = read_settings(write("config.json", {"format_version": 1, "seed": 3, **fields}))
+    assert settings.pop("seed") == 3
+    assert resolve(None, settings) == (config, hp)
+
+
+def test_json_error_has_line_and_column(write):
+    assert "line 3, column 13" in refused(write("c.json", '{\n"num_envs": 8,\n"gamma": 0.9x\n}'))
+
+
+def test_toml_error_has_line_and_column(write):
+    assert "line 2, column 9" in refused(write("c.toml", "num_envs = 8\ngamma = = 1\n"))
+
+
+@pytest.mark.parametrize(("name", "content"), [("c.json", {"learning_rte": 1}), ("c.toml", "learning-rte = 1")])
+def test_unknown_key_with_a_suggestion(write, name, content):
+    message = refused(write(name, content))
+    assert "'learning_rte'" in message
+    assert "Did you mean 'learning_rate'?" in message
+
+
+def test_over_one_megabyte(write):
+    assert "over 1 MB" in refused(write("c.json", " " * 2**20 + "{}"))
+    assert read_settings(write("c.json", "{}" + " " * 1000)) == {}
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    refused(tmp_path / "missing.json")
+    refused(tmp_path)  # a directory
+
+
+WRONG = {
+    "a list": [1],
+    "a number": "3",
+    "empty": "",
+    "binary": b"\xff\xfe\x00",
+    "nested too deeply": "[" * 100_000,
+    "a number too long to read": '{"num_envs": 1' + "0" * 5000 + "}",
+    "env is a number": {"env": 3},
+    "env is null": {"env": None},
+    "env_params is a list": {"env_params": [["g", 1]]},
+    "env_params holds text": {"env_params": {"g": "1"}},
+    "env_params holds null": {"env_params": {"g": None}},
+    "hidden_sizes is a number": {"hidden_sizes": 64},
+    "hidden_sizes is text": {"hidden_sizes": "64"},
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_file_that_cannot_be_one(write, kind):
+    assert "\n" not in refused(write("c.json", WRONG[kind]))
+
+
+WRONG_VALUES = {
+    "num_envs": ["8", None, True, 1.5, [8], 10**400],
+    "total_timesteps": [float("inf"), float("nan"), 2**63],
+    "hidden_sizes": [["a"], [0], [1.5], [None], [True], [[8]]],
+    "activation": ["tahn", 3, None],
+    "shared_torso": ["yes", 1, None],
+    "learning_rate": ["3e-4", None, True, float("nan"), -1, [1.0], 10**400],
+    "target_kl": ["off", 0, False],
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(k, v) for k, values in WRONG_VALUES.items() for v in values], ids=repr)
+def test_a_value_of_the_wrong_type_is_refused_before_anything_is_built(write, key, value):
+    """By the file's reader or by the validation of what it gives: exit code 2, never a traceback."""
+    path = write("c.json", {key: value})
+
+    def load():
+        config, hp = resolve(None, read_settings(path))
+        validate_config(config)
+        validate_hyperparams(hp)
+
+    with pytest.raises(ConfigError, match=key):
+        load()
