@@ -63,7 +63,7 @@ def _prepare(common: Common) -> None:
         jax.devices()
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"--device {common.device} is not available here ({reason}); try --device cpu.") from error
+        raise ConfigError(f"--device {common.device} is not available here ({reason}); use --device auto.") from error
     if common.plugin:
         sys.path.append(os.getcwd())  # last, so that nothing there hides an installed module
     for module in common.plugin:

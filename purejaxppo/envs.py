@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import purejaxppo
 from purejaxppo.config import suggestion
 from purejaxppo.errors import EnvError
 from purejaxppo.types import Box, Discrete, EnvState, EnvStep, VecEnv
@@ -216,7 +215,7 @@ def _signature(x: Any) -> tuple[Any, Any]:
 def _describe(error: Exception) -> str:
     """The error and the line of the environment's own code that raised it, on one line."""
     frames = inspect.getinnerframes(error.__traceback__) if error.__traceback__ else []
-    ours = [module.__file__.rpartition("/")[0] + "/" for module in (jax, purejaxppo) if module.__file__]
+    ours = [file.rpartition("/")[0] + "/" for file in (jax.__file__, __file__) if file]
     own = [f for f in frames if not f.filename.startswith(tuple(ours))]
     where = f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
     lines = str(error).strip().splitlines() or [""]

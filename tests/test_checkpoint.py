@@ -234,7 +234,7 @@ def test_json_there_and_back(tmp_path):
 
 def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path):
     write_json(tmp_path / "x.json", {"old": 1})
-    with pytest.raises(TypeError):
+    with pytest.raises(AttributeError):
         write_json(tmp_path / "x.json", {"new": object()})
     assert read_json(tmp_path / "x.json") == {"old": 1}
 

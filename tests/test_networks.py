@@ -11,7 +11,7 @@ import pytest
 
 from purejaxppo.config import TrainConfig
 from purejaxppo.distributions import Categorical, DiagGaussian, TanhDiagGaussian
-from purejaxppo.errors import EnvError
+from purejaxppo.errors import ConfigError, EnvError
 from purejaxppo.networks import make_network
 from purejaxppo.types import Box, Discrete, VecEnv
 
@@ -261,6 +261,7 @@ def test_tanh_policy_needs_finite_bounds(space):
     make_network(TrainConfig(policy="gaussian"), spaces((4,), space))
 
 
-def test_tanh_policy_is_irrelevant_for_discrete_actions():
+def test_tanh_policy_is_refused_for_discrete_actions():
     """The setting concerns continuous actions only."""
-    assert isinstance(shapes(make(policy="tanh_gaussian"), (4,), (E,))[0], Categorical)
+    with pytest.raises(ConfigError, match="3 discrete"):
+        make(policy="tanh_gaussian")

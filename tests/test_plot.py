@@ -23,7 +23,7 @@ def make_run(tmp_path):
         (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         if evaluation:
             result = {"episodes": 4, "return_mean": 3.0, "return_std": 1.0}
-            (run_dir / "summary.json").write_text(json.dumps({"evaluation": result}))
+            (run_dir / "summary.json").write_text(json.dumps({"env_steps": batch * len(returns), "evaluation": result}))
         return run_dir
 
     return make
