@@ -1,7 +1,7 @@
 """What the host loop costs: training in chunks with progress and metrics.jsonl, against one uninterrupted jitted scan.
 
-Both arms make the same updates from the same seed and alternate. Compilation, the checkpoint, the evaluation and the
-plot are left out of both.
+Both arms compile, make the same updates from the same seed, and alternate. Compilation, the checkpoint, the evaluation
+and the plot are left out of both.
 
     python benchmarks/host_loop.py --shapes 64x128 4x128 2048x32 --repetitions 7
 """
@@ -17,29 +17,22 @@ import jax.numpy as jnp
 from rich.console import Console
 
 from purejaxppo.config import Hyperparams, TrainConfig
-from purejaxppo.host_loop import chunk_lengths, train_in_chunks
+from purejaxppo.host_loop import Rows, chunk_lengths, train_in_chunks
 from purejaxppo.logger import JsonLines, ProgressDisplay
 from purejaxppo.train import advance, trainer_from_config
 from purejaxppo.types import RunnerState, Trainer
 
 
-class UninterruptedScan:
-    """All updates of a run in one call of one compiled program."""
-
-    def __init__(self, config: TrainConfig, trainer: Trainer, hp: Hyperparams) -> None:
-        # Arrays, as in the host loop: constants would let the compiler make another program of it.
-        self._hp = jax.tree.map(jnp.float32, hp)
-        self._init = jax.jit(trainer.init)
-        runner = jax.eval_shape(self._init, jax.random.key(0), self._hp)
-        program = jax.jit(lambda hp, runner: advance(trainer, hp, runner, config.num_updates), donate_argnums=1)
-        self._program = program.lower(self._hp, runner).compile()
-
-    def run(self, seed: int) -> tuple[float, RunnerState]:
-        """Seconds, and the state that the run ends in."""
-        runner = jax.block_until_ready(self._init(jax.random.key(seed), self._hp))
-        start = time.perf_counter()
-        runner, _ = jax.block_until_ready(self._program(self._hp, runner))
-        return time.perf_counter() - start, runner
+def uninterrupted_scan(config: TrainConfig, trainer: Trainer, hp: Hyperparams, seed: int) -> tuple[float, RunnerState]:
+    """Seconds for all updates of a run in one call of a freshly compiled program, and the state it ends in."""
+    # Arrays, as in the host loop: constants would let the compiler make another program of it.
+    hp = jax.tree.map(jnp.float32, hp)
+    runner = jax.block_until_ready(jax.jit(trainer.init)(jax.random.key(seed), hp))
+    scan = jax.jit(lambda hp, runner: advance(trainer, hp, runner, config.num_updates), donate_argnums=1)
+    program = scan.lower(hp, runner).compile()
+    start = time.perf_counter()
+    runner, _ = jax.block_until_ready(program(hp, runner))
+    return time.perf_counter() - start, runner
 
 
 def host_loop(config: TrainConfig, trainer: Trainer, hp: Hyperparams, seed: int) -> tuple[float, RunnerState]:
@@ -57,7 +50,7 @@ def host_loop(config: TrainConfig, trainer: Trainer, hp: Hyperparams, seed: int)
                 progress.start_clock()
                 starts.append(time.perf_counter())
 
-            runner, _ = train_in_chunks(config, trainer, hp, seed, [log, progress], start)
+            runner, _ = train_in_chunks(config, trainer, hp, jax.random.key(seed), Rows(config, [log, progress]), start)
             return time.perf_counter() - starts[0], runner
 
 
@@ -66,17 +59,16 @@ def measure(shape: str, env_steps: int, repetitions: int) -> None:
     envs, steps = map(int, shape.split("x"))
     config, hp = TrainConfig("CartPole-v1", total_timesteps=env_steps, num_envs=envs, num_steps=steps), Hyperparams()
     trainer = trainer_from_config(config)
-    scan = UninterruptedScan(config, trainer, hp)
-    scan.run(0)  # the first call is not part of either arm
     pairs, identical = [], True
     for seed in range(repetitions):
-        (scan_s, scan_end), (loop_s, loop_end) = scan.run(seed), host_loop(config, trainer, hp, seed)
+        scan_s, scan_end = uninterrupted_scan(config, trainer, hp, seed)
+        loop_s, loop_end = host_loop(config, trainer, hp, seed)
         pairs.append((scan_s, loop_s))
         ends = zip(*(jax.tree.leaves(end.learner.params) for end in (scan_end, loop_end)), strict=True)
         identical &= all(bool(jnp.array_equal(a, b)) for a, b in ends)
     ratios = [loop_s / scan_s for scan_s, loop_s in pairs]
     scan_s, loop_s = (statistics.median(column) for column in zip(*pairs, strict=True))
-    chunks = len(chunk_lengths(config, jax.default_backend()))
+    chunks = len(chunk_lengths(config, loop_end.learner.params, jax.default_backend()))
     print(
         f"{shape:>8} {config.num_updates:>8} {chunks:>7} {scan_s:>8.3f} {loop_s:>8.3f}",
         f"{statistics.median(ratios):>6.3f}  {min(ratios):.3f}..{max(ratios):.3f}  {'yes' if identical else 'NO'}",

@@ -19,45 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from purejaxppo.envs import from_gymnax
-from purejaxppo.evaluate import evaluate, summarize
+from purejaxppo.evaluate import evaluate_runner, summarize
 from purejaxppo.host_loop import chunk_lengths
 from purejaxppo.networks import make_network
+from purejaxppo.presets import TARGETS
 from purejaxppo.settings import resolve
+from purejaxppo.stats import bootstrap_interval, interquartile_mean
 from purejaxppo.train import advance, trainer_from_config
-from purejaxppo.wrappers import evaluation_env, observation_stats
 
-# Environment -> the lower 95 % bound of the interquartile mean that has to be reached.
-TARGETS = {
-    "CartPole-v1": 475,
-    "Acrobot-v1": -90,
-    "MountainCar-v0": -130,
-    "MountainCarContinuous-v0": 85,
-    "Pendulum-v1": -200,
-    "Catch-bsuite": 0.95,
-    "DiscountingChain-bsuite": 1.05,
-    "FourRooms-misc": 0.9,
-    "Asterix-MinAtar": 12,
-    "Breakout-MinAtar": 25,
-    "Freeway-MinAtar": 50,
-    "SpaceInvaders-MinAtar": 110,
-}
 RESULTS = Path(__file__).parent / "results"
-
-
-def iqm(x: np.ndarray) -> np.ndarray:
-    """Mean of the middle half along the last axis, the outer quarters cut with fractional weight."""
-    x = np.sort(x, axis=-1)
-    n = x.shape[-1]
-    edges = np.arange(n + 1) / n
-    weight = np.clip(np.minimum(edges[1:], 0.75) - np.maximum(edges[:-1], 0.25), 0, None)
-    return (x * weight).sum(axis=-1) / weight.sum()
-
-
-def interval(x: np.ndarray, draws: int = 10_000) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the interquartile mean over seeds."""
-    rows = np.random.default_rng(0).integers(0, len(x), (draws, len(x)))
-    low, high = np.quantile(iqm(x[rows]), [0.025, 0.975])
-    return float(low), float(high)
 
 
 def learn(env_id: str, seeds: list[int], settings: dict[str, Any], episodes: int) -> dict[str, Any]:
@@ -71,16 +41,13 @@ def learn(env_id: str, seeds: list[int], settings: dict[str, Any], episodes: int
     init = jax.jit(trainer.init)
     program = jax.jit(lambda runner, n: advance(trainer, traced, runner, n), static_argnums=1, donate_argnums=0)
 
-    @jax.jit
-    def play(key: jax.Array, runner: Any) -> Any:
-        frozen = evaluation_env(config, copies, observation_stats(runner.env_state))
-        return evaluate(key, frozen, network.apply, runner.learner.params)
+    play = jax.jit(lambda key, runner: evaluate_runner(key, config, copies, network.apply, runner))
 
     returns, train_returns, seconds = [], [], []
     for seed in seeds:
         runner, curve = init(jax.random.key(seed), traced), []
         start = time.perf_counter()
-        for length in chunk_lengths(config, jax.default_backend()):
+        for length in chunk_lengths(config, runner.learner.params, jax.default_backend()):
             runner, metrics = program(runner, length)
             curve.append(np.asarray(metrics["episode/return"]))
         jax.block_until_ready(runner)
@@ -92,7 +59,7 @@ def learn(env_id: str, seeds: list[int], settings: dict[str, Any], episodes: int
             f"{env_id}  seed {seed}  {returns[-1]:.4g}  (training {train_returns[-1]:.4g})  {seconds[-1]:.0f} s",
             flush=True,
         )
-    low, high = interval(np.array(returns))
+    low, high = bootstrap_interval(np.array(returns), draws=10_000)
     return {
         "env": env_id,
         "config": {**dataclasses.asdict(config), **dataclasses.asdict(hp)},
@@ -101,8 +68,8 @@ def learn(env_id: str, seeds: list[int], settings: dict[str, Any], episodes: int
         "episodes": episodes,
         "return_mean": returns,
         "train_return": train_returns,
-        "iqm": float(iqm(np.array(returns))),
-        "interval": [low, high],
+        "iqm": float(interquartile_mean(np.array(returns))),
+        "interval": [float(low), float(high)],
         "target": TARGETS.get(env_id),
         "seconds": seconds,
         "device": jax.devices()[0].device_kind,

@@ -50,3 +50,56 @@ def gae(
 
     _, advantage = jax.lax.scan(backward, jnp.zeros_like(delta[0]), (delta, decay), reverse=True)
     return advantage, advantage + value
+
+
+def rewards_to_go(
+    reward: jax.Array, next_value: jax.Array, terminated: jax.Array, truncated: jax.Array, gamma: float | jax.Array
+) -> jax.Array:
+    """The discounted sum of the rewards that follow, up to the episode's end or, by bootstrapping, beyond the rollout.
+
+        G_t = r_t + gamma (1 - terminated_t) (V(s_{t+1}) if truncated_t or t = T - 1 else G_{t+1})
+
+    The Monte-Carlo value target: that of GAE at lambda = 1, whatever lambda the advantage is estimated with.
+
+    Args:
+      reward: r_t  [T, E], reward units.
+      next_value: V(s_{t+1}) [T, E], of the last observation of the *same* episode.
+      terminated, truncated: bool [T, E], as in `gae`.
+      gamma: discount, scalar.
+
+    Returns:
+      G [T, E], reward units.
+
+    Source: Williams 1992, "Simple statistical gradient-following algorithms", with the bootstrap of `gae`.
+    """
+    chex.assert_equal_shape([reward, next_value, terminated, truncated])
+    chex.assert_rank(reward, 2)
+    follows = ~(terminated | truncated)
+
+    def backward(
+        following: jax.Array, step: tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
+        reward_t, next_value_t, terminated_t, follows_t = step
+        rest = jnp.where(terminated_t, 0.0, jnp.where(follows_t, following, next_value_t))
+        return (total := reward_t + gamma * rest), total
+
+    _, total = jax.lax.scan(backward, next_value[-1], (reward, next_value, terminated, follows), reverse=True)
+    return total
+
+
+def _gae_with_rewards_to_go(
+    reward: jax.Array,
+    value: jax.Array,
+    next_value: jax.Array,
+    terminated: jax.Array,
+    truncated: jax.Array,
+    gamma: float | jax.Array,
+    gae_lambda: float | jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """The advantage of `gae` with `rewards_to_go` as the value target."""
+    advantage, _ = gae(reward, value, next_value, terminated, truncated, gamma, gae_lambda)
+    return advantage, rewards_to_go(reward, next_value, terminated, truncated, gamma)
+
+
+# Config.value_target -> what makes advantages and value targets [T, E] of a rollout.
+ESTIMATORS = {"gae": gae, "rewards_to_go": _gae_with_rewards_to_go}

@@ -74,15 +74,19 @@ def state_sha256(state: Any) -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
+    """Writes JSON by `write_text`; NumPy's scalars are written as numbers."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False, default=lambda scalar: scalar.item()) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
     """Writes a file that is, after a crash at any moment, either the old one or the new one.
 
-    NumPy's scalars are written as numbers. Raises CheckpointError if the file cannot be written.
+    Raises CheckpointError if the file cannot be written.
     """
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
         with temporary.open("w", encoding="utf-8") as file:
-            json.dump(content, file, indent=2, allow_nan=False, default=lambda scalar: scalar.item())
-            file.write("\n")
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -11,7 +11,8 @@ from typing import Any
 
 from purejaxppo.config import validate_config, validate_hyperparams, validate_seed
 from purejaxppo.errors import ConfigError, EnvError, OutOfMemoryError, PureJaxPPOError
-from purejaxppo.flags import Command, Common, Envs, Evaluate, Plot, Train, parse
+from purejaxppo.flags import Command, Common, Compare, Envs, Evaluate, Plot, Train, parse
+from purejaxppo.presets import PRESETS, TARGETS
 
 _STOPPED = 75
 _INTERRUPTED = 130
@@ -48,9 +49,24 @@ def _execute(command: Command) -> int:
         validate_config(command.settings)
         validate_hyperparams(command.hp)
         validate_seed(command.seed)
+    if isinstance(command, Compare):
+        _validate_compare(command)
     if not isinstance(command, Plot):
         _prepare(command.common)
     return _RUN[type(command)](command)
+
+
+def _validate_compare(command: Compare) -> None:
+    if not command.algorithms or len(set(command.algorithms)) < len(command.algorithms):
+        raise ConfigError(f"--algorithms {' '.join(command.algorithms)}: it takes different names, at least one.")
+    for name, count in (("seeds", command.seeds), ("eval-episodes", command.eval_episodes)):
+        if count < 1:
+            raise ConfigError(f"--{name} {count}; it takes at least 1.")
+    validate_seed(command.seed)
+    validate_seed(command.seed + command.seeds - 1)
+    for config, hp in command.resolved:
+        validate_config(config)
+        validate_hyperparams(hp)
 
 
 def _prepare(common: Common) -> None:
@@ -93,6 +109,26 @@ def _train(command: Train) -> int:
     return 0 if summary["exit_reason"] == "finished" else _STOPPED
 
 
+def _compare(command: Compare) -> int:
+    from purejaxppo.compare import compare, table_cells
+
+    target = TARGETS.get(command.settings.env) if command.target is None else command.target
+    summary = compare(
+        command.resolved,
+        range(command.seed, command.seed + command.seeds),
+        out=command.out,
+        eval_episodes=command.eval_episodes,
+        target=target,
+        allow_download=command.common.allow_download,
+    )
+    if command.common.json:
+        _print_json(summary)
+        return 0
+    _print_table(table_cells(summary["algorithms"], target))
+    print(f"results in {summary['out']}: comparison.png, table.md, results.csv, curves.csv")
+    return 0
+
+
 def _evaluate(command: Evaluate) -> int:
     from purejaxppo.experiment import evaluate_run
 
@@ -127,31 +163,30 @@ def _plot(command: Plot) -> int:
 
 def _envs(command: Envs) -> int:
     from purejaxppo.envs import env_table
-    from purejaxppo.presets import PRESETS
 
     rows = [{**row, "preset": row["env"] in PRESETS} for row in env_table(command.common.allow_download)]
     if command.common.json:
         _print_json(rows)
         return 0
-    from rich import box
-    from rich.console import Console
-    from rich.table import Column, Table
-
-    name = Column("environment", no_wrap=True, overflow="fold")
-    table = Table(name, "observation", "actions", "step limit", "preset", box=box.SIMPLE_HEAD)
+    table = [["environment", "observation", "actions", "step limit", "preset"]]
     for row in rows:
         if "error" in row:
-            table.add_row(row["env"], row["error"])
+            table.append([row["env"], row["error"]])
         else:
             shape = " x ".join(map(str, row["observation"]))
-            table.add_row(
-                row["env"], shape, row["actions"], str(row["step_limit"] or "-"), "yes" if row["preset"] else ""
-            )
-    Console().print(table)
+            limit = str(row["step_limit"] or "-")
+            table.append([row["env"], shape, row["actions"], limit, "yes" if row["preset"] else ""])
+    _print_table(table)
     return 0
 
 
-_RUN: dict[type, Callable[[Any], int]] = {Train: _train, Evaluate: _evaluate, Plot: _plot, Envs: _envs}
+_RUN: dict[type, Callable[[Any], int]] = {
+    Train: _train,
+    Compare: _compare,
+    Evaluate: _evaluate,
+    Plot: _plot,
+    Envs: _envs,
+}
 
 
 def _describe(summary: dict[str, Any]) -> str:
@@ -172,6 +207,19 @@ def _describe_evaluation(result: dict[str, Any]) -> str:
         f"+- {result['return_std']:.3g} (interquartile mean {result['return_iqm']:.4g}), "
         f"length {result['length_mean']:.4g}"
     )
+
+
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Rows of text, the first being the head."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    name, *others = rows[0]
+    table = Table(Column(name, no_wrap=True, overflow="fold"), *others, box=box.SIMPLE_HEAD)
+    for row in rows[1:]:
+        table.add_row(*row)
+    Console().print(table)
 
 
 def _print_json(content: Any) -> None:

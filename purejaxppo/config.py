@@ -17,6 +17,8 @@ Activation = Literal["tanh", "relu", "elu", "gelu", "silu"]
 AdvantageNormalization = Literal["minibatch", "batch", "off"]
 Policy = Literal["gaussian", "tanh_gaussian"]
 Schedule = Literal["linear", "constant"]
+LearningRateSchedule = Literal["linear", "constant", "kl_adaptive"]
+ValueTarget = Literal["gae", "rewards_to_go"]
 EnvParams = tuple[tuple[str, Any], ...]
 
 
@@ -29,7 +31,7 @@ class TrainConfig:
     env_params: EnvParams = ()
     """Environment parameters as name=value, for example max_steps_in_episode=200."""
     algorithm: str = "ppo_clip"
-    """Update rule, by its name in purejaxppo/algorithms."""
+    """Update rule: ppo_clip, ppo_kl, trpo or policy_gradient, the files of purejaxppo/algorithms."""
     total_timesteps: int = 1_000_000
     """Budget in environment steps, over all environments; rounded down to whole updates."""
     num_envs: int = 64
@@ -54,8 +56,19 @@ class TrainConfig:
     """Divide rewards by the running standard deviation of the discounted return and clip them to +-10."""
     normalize_advantage: AdvantageNormalization = "minibatch"
     """Standardise advantages per minibatch, per batch, or not at all."""
-    learning_rate_schedule: Schedule = "linear"
-    """Linear decay to 0 over the updates, or constant."""
+    value_target: ValueTarget = "gae"
+    """What the value function is fitted to: advantage + value, or the rewards-to-go (lambda = 1)."""
+    learning_rate_schedule: LearningRateSchedule = "linear"
+    """Linear decay to 0 over the updates, constant, or kl_adaptive: after each update times or divided by 1.5, to hold
+    KL(old || new) near target_kl (which then stops no update early)."""
+    ent_coef_schedule: Schedule = "constant"
+    """Linear decay of ent_coef to 0 over the updates, or constant."""
+    clip_eps_schedule: Schedule = "constant"
+    """ppo_clip: linear decay of clip_eps to 0 over the updates, or constant."""
+    cg_iterations: int = 10
+    """trpo: conjugate-gradient iterations per update."""
+    line_search_steps: int = 10
+    """trpo: step lengths tried per update, each half of the one before."""
 
     def __post_init__(self) -> None:
         # JSON and Python users write lists and dicts; a hashable record holds tuples.
@@ -101,7 +114,7 @@ class Hyperparams:
     gae_lambda: float = 0.95
     """Generalised advantage estimation's lambda, in [0, 1]: 0 is the TD error, 1 the Monte-Carlo return."""
     clip_eps: float = 0.2
-    """PPO's clip range of the probability ratio, 1 +- clip_eps."""
+    """ppo_clip: clip range of the probability ratio, 1 +- clip_eps."""
     vf_coef: float = 0.5
     """Weight of the value loss."""
     ent_coef: float = 0.01
@@ -111,10 +124,45 @@ class Hyperparams:
     vf_clip_eps: float | None = None
     """Clip the value's change per update to this range (reward units); None leaves it free."""
     target_kl: float | None = None
-    """Skip the rest of an update once KL(old || new) of a minibatch exceeds this, in nats; None never does."""
+    """KL(old || new) in nats: trpo's trust region, the aim of kl_adaptive (None: 0.01 for both); otherwise the rest of
+    an update is skipped once a minibatch exceeds it (None: never)."""
+    kl_coef: float = 1.0
+    """ppo_kl: weight of the KL penalty at the start of the run, per nat, in [0.001, 1000]."""
+    kl_coef_factor: float = 2.0
+    """ppo_kl: kl_coef is multiplied or divided by it after an update whose KL left [kl_min, kl_max]; 1 holds it."""
+    kl_min: float = 0.005
+    """ppo_kl: below this mean KL of an update, in nats, kl_coef falls."""
+    kl_max: float = 0.02
+    """ppo_kl: above this mean KL of an update, in nats, kl_coef rises."""
+    cg_damping: float = 0.1
+    """trpo: added to the Fisher matrix's diagonal."""
 
 
-_COUNTS = ("total_timesteps", "num_envs", "num_steps", "num_epochs", "num_minibatches")
+# Options that only some update rules have; every other one belongs to all of them.
+ALGORITHMS_WITH: dict[str, tuple[str, ...]] = {
+    "clip_eps": ("ppo_clip",),
+    "clip_eps_schedule": ("ppo_clip",),
+    "vf_coef": ("ppo_clip", "ppo_kl", "policy_gradient"),
+    "kl_coef": ("ppo_kl",),
+    "kl_coef_factor": ("ppo_kl",),
+    "kl_min": ("ppo_kl",),
+    "kl_max": ("ppo_kl",),
+    "cg_iterations": ("trpo",),
+    "cg_damping": ("trpo",),
+    "line_search_steps": ("trpo",),
+}
+DEFAULT_TARGET_KL = 0.01  # nats, where a target is needed and none is given
+KL_COEF_BOUNDS = (1e-3, 1e3)  # the adaptive penalty stays within: about ten updates from 1 to either end
+
+_COUNTS = (
+    "total_timesteps",
+    "num_envs",
+    "num_steps",
+    "num_epochs",
+    "num_minibatches",
+    "cg_iterations",
+    "line_search_steps",
+)
 _MAX_WIDTH = 65_536
 _FLOAT32_MAX = 3.4e38
 
@@ -129,6 +177,11 @@ _RANGES = {
     "max_grad_norm": (0.0, math.inf, False),
     "vf_clip_eps": (0.0, math.inf, False),
     "target_kl": (0.0, math.inf, False),
+    "kl_coef": (*KL_COEF_BOUNDS, True),
+    "kl_coef_factor": (1.0, math.inf, True),
+    "kl_min": (0.0, math.inf, True),
+    "kl_max": (0.0, math.inf, False),
+    "cg_damping": (0.0, math.inf, True),
 }
 
 
@@ -136,6 +189,12 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     """`did you mean ...?` for the closest of the known words, or the empty string."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def validate_algorithm(name: str, known: Iterable[str]) -> None:
+    """Raises ConfigError, with a suggestion, for an algorithm that is not among the known ones."""
+    if name not in (known := list(known)):
+        raise ConfigError(f"algorithm {name!r} is unknown; choose from {', '.join(known)}.{suggestion(name, known)}")
 
 
 def validate_seed(seed: int) -> None:
@@ -165,6 +224,8 @@ def validate_config(config: TrainConfig) -> None:
             f"num_envs * num_steps = {config.batch_size} rows per update are more than 2**31 - 1; lower one of them."
         )
     _validate_minibatches(config)
+    if config.algorithm == "trpo":
+        _validate_trpo(config)
     if config.num_updates < 1:
         raise ConfigError(
             f"total_timesteps = {config.total_timesteps} is below one update; it needs at least {config.batch_size} "
@@ -191,7 +252,10 @@ def _validate_type(field: dataclasses.Field, value: Any) -> None:
         "activation": Activation,
         "policy": Policy,
         "normalize_advantage": AdvantageNormalization,
-        "learning_rate_schedule": Schedule,
+        "value_target": ValueTarget,
+        "learning_rate_schedule": LearningRateSchedule,
+        "ent_coef_schedule": Schedule,
+        "clip_eps_schedule": Schedule,
     }.get(field.name)
     if choices is not None and value not in get_args(choices):
         known = get_args(choices)
@@ -222,6 +286,19 @@ def _validate_minibatches(config: TrainConfig) -> None:
         )
 
 
+def _validate_trpo(config: TrainConfig) -> None:
+    if config.shared_torso:
+        raise ConfigError(
+            "trpo needs separate torsos (shared_torso off): fitting the value function would move a shared one, and "
+            "with it the policy, out of the trust region."
+        )
+    if config.learning_rate_schedule == "kl_adaptive":
+        raise ConfigError(
+            "learning_rate_schedule = kl_adaptive is for ppo_clip, ppo_kl and policy_gradient; trpo's line search "
+            "bounds the KL itself, so use linear or constant."
+        )
+
+
 def nearest_divisors(number: int, target: int) -> list[int]:
     """The up to three divisors of `number` that are closest to `target`."""
     small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
@@ -242,3 +319,5 @@ def validate_hyperparams(hp: Hyperparams) -> None:
         if not (math.isfinite(number) and above and number <= high):
             bounds = f"{'[' if low_allowed else '('}{low:g}, {f'{high:g}]' if math.isfinite(high) else 'inf)'}"
             raise ConfigError(f"{name} = {value} is outside {bounds}.")
+    if hp.kl_min >= hp.kl_max:
+        raise ConfigError(f"kl_min = {hp.kl_min} is not below kl_max = {hp.kl_max}; leave a gap between them.")

@@ -6,7 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purejaxppo.types import Apply, Params, VecEnv
+from purejaxppo.config import TrainConfig
+from purejaxppo.stats import interquartile_mean
+from purejaxppo.types import Apply, Params, RunnerState, VecEnv
+from purejaxppo.wrappers import evaluation_env, observation_stats
 
 _ENDLESS = 10_000  # steps after which an episode of an environment without a limit is broken off
 
@@ -61,19 +64,31 @@ def evaluate(
     return jax.lax.while_loop(unfinished, step, start)[-1]
 
 
+def evaluate_runner(
+    key: jax.Array, config: TrainConfig, env: VecEnv, apply: Apply, runner: RunnerState, greedy: bool = True
+) -> Episodes:
+    """Plays with the policy of a run's state, its normalisers frozen, in each of the E environments of `env`."""
+    env = evaluation_env(config, env, observation_stats(runner.env_state))
+    return evaluate(key, env, apply, runner.learner.params, greedy)
+
+
+def evaluation_key(seed: int | jax.Array) -> jax.Array:
+    """Another stream than training's own, whose key is the seed's."""
+    return jax.random.fold_in(jax.random.key(seed), 0x5EED)
+
+
 def summarize(episodes: Episodes) -> dict[str, float | int]:
     """Host-side summary: episodes, return_mean, return_std, return_iqm (mean of the middle half), length_mean.
 
     `unfinished` appears only if episodes were broken off.
     """
-    returns = np.sort(np.asarray(episodes.episode_return, np.float64))
-    quarter = len(returns) // 4
+    returns = np.asarray(episodes.episode_return, np.float64)
     unfinished = int(np.sum(~np.asarray(episodes.finished)))
     return {
         "episodes": len(returns),
         "return_mean": float(returns.mean()),
         "return_std": float(returns.std()),
-        "return_iqm": float(returns[quarter : len(returns) - quarter].mean()),
+        "return_iqm": float(interquartile_mean(returns)),
         "length_mean": float(np.mean(np.asarray(episodes.episode_length, np.float64))),
         **({"unfinished": unfinished} if unfinished else {}),
     }

@@ -15,15 +15,14 @@ from purejaxppo.checkpoint import load_checkpoint, save_checkpoint, state_sha256
 from purejaxppo.config import Hyperparams, TrainConfig, validate_config, validate_hyperparams, validate_seed
 from purejaxppo.envs import from_gymnax
 from purejaxppo.errors import ConfigError
-from purejaxppo.evaluate import evaluate, summarize
-from purejaxppo.host_loop import Timing, train_in_chunks
+from purejaxppo.evaluate import evaluate_runner, evaluation_key, summarize
+from purejaxppo.host_loop import Rows, Timing, check_params, train_in_chunks
 from purejaxppo.logger import JsonLines, ProgressDisplay, Sink, read_metrics
 from purejaxppo.networks import make_network
 from purejaxppo.plot import plot_runs
 from purejaxppo.run_dir import create_run_dir, read_config, write_inputs
 from purejaxppo.train import trainer_from_config
 from purejaxppo.types import RunnerState, VecEnv
-from purejaxppo.wrappers import evaluation_env, observation_stats
 
 
 def run_experiment(
@@ -65,16 +64,18 @@ def run_experiment(
 
         metrics_file = run_dir / "metrics.jsonl"
         with JsonLines(metrics_file) as log, ProgressDisplay(console, config.env_steps) as progress:
-            everyone: list[Sink] = [log, progress, *sinks]
-            runner, timing = train_in_chunks(config, trainer, hp, seed, everyone, progress.start_clock, stopped)
+            rows = Rows(config, [log, progress, *sinks])
+            key = jax.random.key(seed)
+            runner, timing = train_in_chunks(config, trainer, hp, key, rows, progress.start_clock, stopped)
+        check_params(runner)
         save_checkpoint(run_dir, int(runner.updates) * config.batch_size, runner)
-        rows = read_metrics(metrics_file)
-        summary = {**_summary(config, seed, runner, timing, rows), "run_dir": str(run_dir)}
+        history = read_metrics(metrics_file)
+        summary = {**_summary(config, seed, runner, timing, history), "run_dir": str(run_dir)}
         if not stopped():
             summary["evaluation"] = _evaluate(config, env, runner, eval_episodes, seed, greedy=True)
         summary["exit_reason"] = stopped() or "finished"
         write_json(run_dir / "summary.json", summary)
-        if any(row["episode/count"] for row in rows):
+        if any(row["episode/count"] for row in history):
             plot_runs([run_dir], run_dir / "plots" / "learning_curve.png")
     return summary
 
@@ -124,11 +125,8 @@ def _evaluate(
 ) -> dict[str, float | int]:
     network = make_network(config, env)
     copies = from_gymnax(config.env, episodes, allow_download=allow_download, **dict(config.env_params))
-    copies = evaluation_env(config, copies, observation_stats(runner.env_state))
-    play = jax.jit(lambda key, params: evaluate(key, copies, network.apply, params, greedy))
-    # Another stream than training's own, whose key is the seed's.
-    key = jax.random.fold_in(jax.random.key(seed), 0x5EED)
-    return summarize(play(key, runner.learner.params))
+    play = jax.jit(lambda key, runner: evaluate_runner(key, config, copies, network.apply, runner, greedy))
+    return summarize(play(evaluation_key(seed), runner))
 
 
 def _recent_return(rows: Sequence[Mapping[str, Any]]) -> float | None:

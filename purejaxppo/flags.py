@@ -13,7 +13,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from purejaxppo.config import EnvParams, Hyperparams, TrainConfig, suggestion
 from purejaxppo.errors import ConfigError
-from purejaxppo.settings import read_settings, resolve
+from purejaxppo.settings import FIELDS, read_settings, refuse_foreign, resolve
 
 Flat = tyro.conf.arg(name="")
 
@@ -55,6 +55,36 @@ class Train:
     """Run directory; by default runs/<env>__<algorithm>__s<seed>__<UTC time>."""
     eval_episodes: int = 128
     """Greedy episodes after training."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Compare:
+    """Train several algorithms on one environment, each with the same seeds and budget; draws and tabulates them.
+
+    Example: purejaxppo compare --env CartPole-v1 --algorithms ppo_clip trpo --seeds 10
+
+    Each algorithm starts from its own preset for the environment; a setting given here goes to every algorithm that
+    has it. The defaults below are those of ppo_clip.
+    """
+
+    settings: Annotated[TrainConfig, Flat]
+    hp: Annotated[Hyperparams, Flat]
+    common: Annotated[Common, Flat] = Common()
+    algorithms: tuple[str, ...] = ("ppo_clip", "ppo_kl", "trpo", "policy_gradient")
+    """What to compare, in this order."""
+    seeds: int = 8
+    """Runs of each algorithm."""
+    seed: int = 0
+    """The first of the seeds."""
+    config: Path | None = None
+    """JSON or TOML file of settings, named like their flags."""
+    out: Path | None = None
+    """Directory for results, by default runs/<env>__compare__<UTC time>."""
+    eval_episodes: int = 128
+    """Greedy episodes after training, per run."""
+    target: float | None = None
+    """Return for the column of steps to the target; by default the environment's published one, if there is one."""
+    resolved: tyro.conf.Suppress[tuple[tuple[TrainConfig, Hyperparams], ...]] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,22 +130,27 @@ class Envs:
     common: Annotated[Common, Flat] = Common()
 
 
-Command = Train | Evaluate | Plot | Envs
-_COMMANDS: dict[str, Any] = {"train": Train, "evaluate": Evaluate, "plot": Plot, "envs": Envs}
+Command = Train | Compare | Evaluate | Plot | Envs
+_COMMANDS: dict[str, Any] = {"train": Train, "compare": Compare, "evaluate": Evaluate, "plot": Plot, "envs": Envs}
 
 
 def parse(argv: list[str]) -> Command:
     """The command that the arguments spell out. Raises ConfigError; leaves the process only for --help."""
     if not argv or argv[0] in ("-h", "--help"):
-        everything: Any = Train | Evaluate | Plot | Envs
+        everything: Any = Train | Compare | Evaluate | Plot | Envs
         return _tyro(everything, ["--help"], prog="purejaxppo", description=_USAGE)
     name = argv[0]
     if name not in _COMMANDS:
         raise ConfigError(
             f"unknown command {name!r}.{suggestion(name, _COMMANDS)} It is one of {', '.join(_COMMANDS)}."
         )
-    options = {"default": _train_default(argv[1:])} if name == "train" else {}
-    return _tyro(_COMMANDS[name], argv[1:], prog=f"purejaxppo {name}", **options)
+    args = argv[1:]
+    default = {Train: _train_default, Compare: _compare_default}.get(_COMMANDS[name])
+    options = {"default": default(args)} if default else {}
+    command = _tyro(_COMMANDS[name], args, prog=f"purejaxppo {name}", **options)
+    if isinstance(command, Train):
+        refuse_foreign(_given(args), [command.settings.algorithm])
+    return _resolve_all(command, args) if isinstance(command, Compare) else command
 
 
 _USAGE = "PPO in JAX. Begin with: purejaxppo train --env CartPole-v1"
@@ -136,19 +171,52 @@ def _tyro(kind: Any, args: list[str], **options: Any) -> Any:
         raise ConfigError(" ".join(text.split())) from stop
 
 
-def _train_default(argv: list[str]) -> Train:
-    """What `train` is without its flags: defaults, preset and configuration file for the given --env and --config."""
+def _train_default(args: list[str]) -> Train:
+    """What `train` is without its flags: defaults, preset and file for the given --env, --algorithm and --config."""
+    env, algorithm, settings = _base(args)
+    seed = settings.pop("seed", 0)
+    config, hp = resolve(env, {**settings, **({"algorithm": algorithm} if algorithm else {})})
+    return Train(config, hp, seed=seed)
+
+
+def _compare_default(args: list[str]) -> Compare:
+    env, _, settings = _base(args)
+    seed = settings.pop("seed", 0)
+    config, hp = resolve(env, settings)
+    return Compare(config, hp, seed=seed)
+
+
+def _resolve_all(command: Compare, args: list[str]) -> Compare:
+    """The command with each algorithm's settings: its own preset, the file, and what was given as flags."""
+    given = _given(args)
+    if "algorithm" in given:
+        raise ConfigError("compare takes --algorithms, with all of their names, instead of --algorithm.")
+    refuse_foreign(given, command.algorithms)
+    flags = {name: getattr(command.settings if hasattr(command.settings, name) else command.hp, name) for name in given}
+    _, _, settings = _base(args)
+    settings.pop("seed", None)
+    merged = {**settings, **flags}
+    pairs = tuple(resolve(command.settings.env, {**merged, "algorithm": name}) for name in command.algorithms)
+    return dataclasses.replace(command, resolved=pairs)
+
+
+def _base(args: list[str]) -> tuple[str | None, str | None, dict[str, Any]]:
+    """What the defaults depend on: --env, --algorithm, and the settings in --config."""
     scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     scan.add_argument("--env")
+    scan.add_argument("--algorithm")
     scan.add_argument("--config", type=Path)
     try:
-        given, _ = scan.parse_known_args(argv)
+        given, _ = scan.parse_known_args(args)
     except argparse.ArgumentError:  # a flag without its value: tyro will say so
-        given = argparse.Namespace(env=None, config=None)
-    settings = read_settings(given.config) if given.config else {}
-    seed = settings.pop("seed", 0)
-    config, hp = resolve(given.env, settings)
-    return Train(config, hp, seed=seed)
+        given = argparse.Namespace(env=None, algorithm=None, config=None)
+    return given.env, given.algorithm, read_settings(given.config) if given.config else {}
+
+
+def _given(args: list[str]) -> list[str]:
+    """The settings that stand as flags among the arguments, --no-x counting as x."""
+    words = [arg[2:].split("=")[0].replace("-", "_") for arg in args if arg.startswith("--")]
+    return [name for name in (word if word in FIELDS else word.removeprefix("no_") for word in words) if name in FIELDS]
 
 
 def _registry() -> ConstructorRegistry:

@@ -20,6 +20,37 @@ def clipped_surrogate(ratio: jax.Array, advantage: jax.Array, clip_eps: float | 
     return jnp.mean(jnp.minimum(ratio * advantage, clipped * advantage))
 
 
+def importance_surrogate(ratio: jax.Array, advantage: jax.Array) -> jax.Array:
+    """mean_i r_i A_i, to be maximised: the importance-sampled policy objective, with nothing to bound the ratio.
+
+    Args:
+      ratio: pi_theta(a|s) / pi_old(a|s)  [B].
+      advantage: [B].
+
+    Source: Schulman et al. 2015, "Trust region policy optimization", arXiv:1502.05477, eq. 14 (where the states' own
+    ratio is dropped).
+    """
+    chex.assert_equal_shape([ratio, advantage])
+    return jnp.mean(ratio * advantage)
+
+
+def kl_penalized_surrogate(
+    ratio: jax.Array, advantage: jax.Array, kl: jax.Array, kl_coef: float | jax.Array
+) -> jax.Array:
+    """mean_i (r_i A_i - beta KL_i), to be maximised.
+
+    Args:
+      ratio: pi_theta(a|s) / pi_old(a|s)  [B].
+      advantage: [B].
+      kl: KL(pi_old(.|s) || pi_theta(.|s))  [B], nats.
+      kl_coef: beta, scalar, per nat.
+
+    Source: Schulman et al. 2017, arXiv:1707.06347, eq. 8.
+    """
+    chex.assert_equal_shape([ratio, advantage, kl])
+    return jnp.mean(ratio * advantage - kl_coef * kl)
+
+
 def value_loss(value: jax.Array, target: jax.Array) -> jax.Array:
     """1/2 mean_i (V_i - target_i)^2 over a minibatch [B], in squared reward units."""
     chex.assert_equal_shape([value, target])
@@ -41,10 +72,3 @@ def clipped_value_loss(
 def standardize(x: jax.Array) -> jax.Array:
     """(x - mean) / (std + 1e-8) over all entries."""
     return (x - jnp.mean(x)) / (jnp.std(x) + 1e-8)
-
-
-def explained_variance(value: jax.Array, target: jax.Array) -> jax.Array:
-    """1 - Var(target - value) / Var(target) over all entries; 0 where the target is constant."""
-    # The variance of equal numbers is not exactly 0 in float32, but their range is.
-    varies = jnp.max(target) > jnp.min(target)
-    return jnp.where(varies, 1.0 - jnp.var(target - value) / jnp.where(varies, jnp.var(target), 1.0), 0.0)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from purejaxppo.config import Hyperparams, Schedule, TrainConfig
+from purejaxppo.config import Hyperparams, LearningRateSchedule, TrainConfig
 
 
 def make_optimizer(hp: Hyperparams) -> optax.GradientTransformation:
@@ -23,14 +23,19 @@ def make_optimizer(hp: Hyperparams) -> optax.GradientTransformation:
     )
 
 
-_SCHEDULES: dict[Schedule, Callable[[jax.Array], Any]] = {
+_SCHEDULES: dict[LearningRateSchedule, Callable[[jax.Array], Any]] = {
     "constant": lambda progress: 1.0,
     "linear": lambda progress: 1.0 - progress,
+    "kl_adaptive": lambda progress: 1.0,  # algorithms/kl_adaptive.py sees to it
 }
 
 
 def anneal(config: TrainConfig, hp: Hyperparams, updates: jax.Array) -> Hyperparams:
-    """The hyperparameters for one update: the learning rate times its schedule at `updates` of config.num_updates."""
+    """The hyperparameters for one update: those with a schedule times its value at `updates` of config.num_updates."""
     progress = jnp.minimum(updates / config.num_updates, 1.0)
-    factor = _SCHEDULES[config.learning_rate_schedule](progress)
-    return dataclasses.replace(hp, learning_rate=hp.learning_rate * factor)
+    return dataclasses.replace(
+        hp,
+        learning_rate=hp.learning_rate * _SCHEDULES[config.learning_rate_schedule](progress),
+        ent_coef=hp.ent_coef * _SCHEDULES[config.ent_coef_schedule](progress),
+        clip_eps=hp.clip_eps * _SCHEDULES[config.clip_eps_schedule](progress),
+    )

@@ -11,7 +11,7 @@ from purejaxppo.errors import CheckpointError
 from purejaxppo.logger import read_metrics
 
 _POINTS = 200
-_COLOURS = ("#3b6fb6", "#d1782b", "#3f9b57", "#a34fa5", "#b0413e", "#6b7280")
+COLOURS = ("#3b6fb6", "#d1782b", "#3f9b57", "#a34fa5", "#b0413e", "#6b7280")
 Curve = tuple[np.ndarray, np.ndarray]
 
 
@@ -36,7 +36,7 @@ def plot_runs(run_dirs: Sequence[Path], out: Path) -> Path:
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
-    for colour, (label, dirs) in zip(_COLOURS * len(groups), groups.items(), strict=False):
+    for colour, (label, dirs) in zip(COLOURS * len(groups), groups.items(), strict=False):
         curves = [learning_curve(run_dir) for run_dir in dirs]
         if len(curves) == 1:
             _draw_run(axes, curves[0], dirs[0], colour, label)
@@ -44,10 +44,20 @@ def plot_runs(run_dirs: Sequence[Path], out: Path) -> Path:
             _draw_group(axes, curves, colour, f"{label}  mean and range of {len(curves)} runs")
     axes.set_xlabel("environment steps")
     axes.set_ylabel("return of finished episodes")
-    axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g} M" if x >= 1e6 else f"{x / 1e3:g} k")
+    axes.xaxis.set_major_formatter(format_steps)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="best")
+    return save_figure(figure, out)
+
+
+def format_steps(x: float, _: object) -> str:
+    """Tick labels such as 150 k and 2 M."""
+    return f"{x / 1e6:g} M" if x >= 1e6 else f"{x / 1e3:g} k"
+
+
+def save_figure(figure: Any, out: Path) -> Path:
+    """Raises CheckpointError if the picture cannot be written."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(out, dpi=150)

@@ -91,6 +91,26 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def preset(env: str) -> dict[str, Any]:
+# What another update rule needs beyond that, or instead of it: algorithm -> environment -> settings.
+ALGORITHM_PRESETS: dict[str, dict[str, dict[str, Any]]] = {}
+
+# Environment -> published return of PPO that a preset has to reach (benchmarks/learning.md).
+TARGETS = {
+    "CartPole-v1": 475,
+    "Acrobot-v1": -90,
+    "MountainCar-v0": -130,
+    "MountainCarContinuous-v0": 85,
+    "Pendulum-v1": -200,
+    "Catch-bsuite": 0.95,
+    "DiscountingChain-bsuite": 1.05,
+    "FourRooms-misc": 0.9,
+    "Asterix-MinAtar": 12,
+    "Breakout-MinAtar": 25,
+    "Freeway-MinAtar": 50,
+    "SpaceInvaders-MinAtar": 110,
+}
+
+
+def preset(env: str, algorithm: str = "ppo_clip") -> dict[str, Any]:
     """Field -> value for an environment; empty for one without a preset, which takes the defaults."""
-    return dict(PRESETS.get(env, {}))
+    return {**PRESETS.get(env, {}), **ALGORITHM_PRESETS.get(algorithm, {}).get(env, {})}

@@ -7,20 +7,26 @@ import shlex
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import jax
 
-from purejaxppo.checkpoint import read_json, write_json
+from purejaxppo.checkpoint import read_json, write_json, write_text
 from purejaxppo.config import Hyperparams, TrainConfig, validate_config, validate_hyperparams
 from purejaxppo.errors import CheckpointError
 
 
 def create_run_dir(config: TrainConfig, seed: int, out: Path | None) -> Path:
-    """Makes a new directory. One that holds anything is never touched."""
+    """Makes a new directory for a run, by default runs/<env>__<algorithm>__s<seed>__<UTC time>."""
+    return create_dir(out, f"{config.env}__{config.algorithm}__s{seed}")
+
+
+def create_dir(out: Path | None, name: str) -> Path:
+    """Makes a new directory: `out`, or runs/<name>__<UTC time>. One that holds anything is never touched."""
     if out is None:
-        env = re.sub(r"[^\w.-]", "_", config.env)
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-        base = Path("runs") / f"{env}__{config.algorithm}__s{seed}__{stamp}"
+        safe = re.sub(r"[^\w.-]", "_", name)
+        base = Path("runs") / f"{safe}__{stamp}"
         out = next(p for p in (base, *(base.with_name(f"{base.name}-{i}") for i in range(2, 1000))) if not p.exists())
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -29,13 +35,23 @@ def create_run_dir(config: TrainConfig, seed: int, out: Path | None) -> Path:
     except CheckpointError:
         raise
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot create the run directory {str(out)!r}: {error}") from error
+        raise CheckpointError(f"cannot create the directory {str(out)!r}: {error}") from error
     return out
 
 
 def write_inputs(run_dir: Path, config: TrainConfig, hp: Hyperparams, seed: int) -> None:
-    fields = {**dataclasses.asdict(config), **dataclasses.asdict(hp)}
-    fields["env_params"] = dict(config.env_params)
+    """config.json, and what `write_origin` writes."""
+    write_json(run_dir / "config.json", {"format_version": 1, "seed": seed, **settings_record(config, hp)})
+    write_origin(run_dir)
+
+
+def settings_record(config: TrainConfig, hp: Hyperparams) -> dict[str, Any]:
+    """Every field of both, as JSON has it."""
+    return {**dataclasses.asdict(config), **dataclasses.asdict(hp), "env_params": dict(config.env_params)}
+
+
+def write_origin(directory: Path) -> None:
+    """versions.json and command.txt: what the results came from."""
     names = ("purejaxppo", "jax", "jaxlib", "flax", "optax", "gymnax", "orbax-checkpoint", "numpy")
     device = jax.devices()[0]
     versions = {
@@ -44,12 +60,8 @@ def write_inputs(run_dir: Path, config: TrainConfig, hp: Hyperparams, seed: int)
         "device": device.device_kind,
         "platform": device.client.platform_version.split("\n")[0],
     }
-    write_json(run_dir / "config.json", {"format_version": 1, "seed": seed, **fields})
-    write_json(run_dir / "versions.json", versions)
-    try:
-        (run_dir / "command.txt").write_text(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) + "\n", "utf-8")
-    except OSError as error:
-        raise CheckpointError(f"cannot write into the run directory {run_dir}: {error}") from error
+    write_json(directory / "versions.json", versions)
+    write_text(directory / "command.txt", shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) + "\n")
 
 
 def _version(name: str) -> str | None:

@@ -3,28 +3,42 @@
 import dataclasses
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from purejaxppo.config import Hyperparams, TrainConfig, suggestion
+from purejaxppo.config import ALGORITHMS_WITH, Hyperparams, TrainConfig, suggestion
 from purejaxppo.errors import ConfigError
 from purejaxppo.presets import preset
 
 _MAX_BYTES = 2**20
-_FIELDS = {field.name: field for kind in (TrainConfig, Hyperparams) for field in dataclasses.fields(kind)}
+FIELDS = {field.name: field for kind in (TrainConfig, Hyperparams) for field in dataclasses.fields(kind)}
 
 
 def resolve(env: str | None, settings: Mapping[str, Any]) -> tuple[TrainConfig, Hyperparams]:
-    """The defaults, overridden by the environment's preset, overridden by `settings`.
+    """The defaults, overridden by the preset of environment and algorithm, overridden by `settings`.
 
     Args:
       env: id; without one, that in `settings`, or else the default.
       settings: field -> value of either dataclass, e.g. from `read_settings`.
     """
     env = env or settings.get("env") or TrainConfig.env
-    merged = {**preset(env), **settings, "env": env}
+    algorithm = settings.get("algorithm", TrainConfig.algorithm)
+    merged = {**preset(env, algorithm), **settings, "env": env}
     return TrainConfig(**_of(TrainConfig, merged)), Hyperparams(**_of(Hyperparams, merged))
+
+
+def refuse_foreign(names: Iterable[str], algorithms: Sequence[str]) -> None:
+    """Raises ConfigError for an option that none of the algorithms has, naming those that have it."""
+    known = {algorithm for having in ALGORITHMS_WITH.values() for algorithm in having}
+    for name in names:
+        having = ALGORITHMS_WITH.get(name)
+        if having and known.issuperset(algorithms) and not set(having) & set(algorithms):
+            flag = name.replace("_", "-")
+            raise ConfigError(
+                f"--{flag} is an option of {', '.join(having)}, not of {', '.join(algorithms)}; leave it out, or "
+                f"choose that algorithm."
+            )
 
 
 def _of(kind: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,9 +81,9 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 def _typed(path: Path, key: str, value: Any) -> Any:
     """A value as its field's type, where that is unambiguous; whole numbers may be written 1e6."""
-    if key not in _FIELDS and key != "seed":
-        raise ConfigError(f"{path} has an unknown key {key!r}.{suggestion(key, _FIELDS)}")
-    kind = int if key == "seed" else _FIELDS[key].type
+    if key not in FIELDS and key != "seed":
+        raise ConfigError(f"{path} has an unknown key {key!r}.{suggestion(key, FIELDS)}")
+    kind = int if key == "seed" else FIELDS[key].type
     if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if kind is str and not isinstance(value, str):

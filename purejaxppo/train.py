@@ -3,12 +3,12 @@
 import jax
 import jax.numpy as jnp
 
-from purejaxppo.advantage import gae
+from purejaxppo.advantage import ESTIMATORS
 from purejaxppo.algorithms import make_algorithm
 from purejaxppo.config import Hyperparams, TrainConfig, validate_config
+from purejaxppo.diagnostics import explained_variance
 from purejaxppo.envs import from_gymnax
 from purejaxppo.errors import ConfigError
-from purejaxppo.losses import explained_variance
 from purejaxppo.networks import make_network
 from purejaxppo.optimizer import anneal
 from purejaxppo.rollout import rollout
@@ -29,6 +29,7 @@ def make_trainer(config: TrainConfig, env: VecEnv, network: Network, algorithm: 
       ConfigError: settings that cannot train.
     """
     validate_config(config)
+    estimate = ESTIMATORS[config.value_target]
     if env.num_envs != config.num_envs:
         raise ConfigError(
             f"the environment has {env.num_envs} copies, but num_envs = {config.num_envs}; make them equal."
@@ -48,7 +49,7 @@ def make_trainer(config: TrainConfig, env: VecEnv, network: Network, algorithm: 
         env_state, obs, transition, sums = rollout(
             key_rollout, wrapped, network.apply, runner.learner.params, runner.env_state, runner.obs, config.num_steps
         )
-        advantage, target = gae(
+        advantage, target = estimate(
             transition.reward,
             transition.value,
             transition.next_value,
@@ -59,7 +60,7 @@ def make_trainer(config: TrainConfig, env: VecEnv, network: Network, algorithm: 
         )
         batch = _flatten(transition, advantage, target)
         learner, metrics = algorithm.update(key_update, hp, runner.learner, batch)
-        metrics = {**_episode_metrics(sums), **metrics, **_batch_metrics(hp, batch)}
+        metrics = {**_episode_metrics(sums), **_batch_metrics(hp, batch), **metrics}
         return RunnerState(learner, env_state, obs, key, runner.updates + 1), metrics
 
     return Trainer(init, update)

@@ -13,15 +13,16 @@ NAME = PACKAGE.name
 # The table of docs/architecture.md; within a floor, .1 is built on .0. Modules need not exist yet, but must be listed.
 FLOORS = {
     0.0: {"errors"},
-    0.1: {"config", "distributions", "advantage", "losses", "minibatch"},
+    0.1: {"config", "distributions", "advantage", "losses", "minibatch", "stats"},
     1.0: {"types"},
-    1.1: {"networks", "optimizer"},
+    1.1: {"networks", "optimizer", "diagnostics"},
     2.0: {"envs", "wrappers", "rollout", "algorithms"},
     3.0: {"train", "evaluate"},
     4.0: {"sweep", "sharding"},
     5.0: {"checkpoint", "logger", "presets"},
     6.0: {"plot", "settings", "run_dir", "host_loop"},
-    7.0: {"experiment", "flags"},
+    6.1: {"plot_comparison"},
+    7.0: {"experiment", "compare", "flags"},
     8.0: {"cli"},
 }
 FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules}

@@ -2,21 +2,24 @@
 
 from collections.abc import Callable
 
+from purejaxppo.algorithms.kl_adaptive import kl_adaptive
+from purejaxppo.algorithms.policy_gradient import policy_gradient
 from purejaxppo.algorithms.ppo_clip import ppo_clip
-from purejaxppo.config import TrainConfig, suggestion
-from purejaxppo.errors import ConfigError
+from purejaxppo.algorithms.ppo_kl import ppo_kl
+from purejaxppo.algorithms.trpo import trpo
+from purejaxppo.config import TrainConfig, validate_algorithm
 from purejaxppo.types import Algorithm, Apply
 
 ALGORITHMS: dict[str, Callable[[TrainConfig, Apply], Algorithm]] = {
     "ppo_clip": ppo_clip,
+    "ppo_kl": ppo_kl,
+    "trpo": trpo,
+    "policy_gradient": policy_gradient,
 }
 
 
 def make_algorithm(config: TrainConfig, apply: Apply) -> Algorithm:
     """The update rule named by `config.algorithm`. Raises ConfigError, with a suggestion, for an unknown name."""
-    if config.algorithm not in ALGORITHMS:
-        raise ConfigError(
-            f"algorithm {config.algorithm!r} is unknown; choose from {', '.join(ALGORITHMS)}."
-            f"{suggestion(config.algorithm, ALGORITHMS)}"
-        )
-    return ALGORITHMS[config.algorithm](config, apply)
+    validate_algorithm(config.algorithm, ALGORITHMS)
+    algorithm = ALGORITHMS[config.algorithm](config, apply)
+    return kl_adaptive(algorithm) if config.learning_rate_schedule == "kl_adaptive" else algorithm

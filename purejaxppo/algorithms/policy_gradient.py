@@ -1,0 +1,26 @@
+"""The importance-sampled policy gradient, with nothing to hold the policies together."""
+
+from typing import Any
+
+import jax
+
+from purejaxppo.algorithms.gradient_steps import surrogate_algorithm
+from purejaxppo.config import Hyperparams, TrainConfig
+from purejaxppo.losses import importance_surrogate
+from purejaxppo.types import Algorithm, Apply, Batch, Distribution, Metrics
+
+
+def policy_gradient(config: TrainConfig, apply: Apply) -> Algorithm:
+    """Gradient steps on mean r A: right in expectation, with a variance that grows as the policies drift apart.
+
+    One epoch of one minibatch is the on-policy actor-critic gradient, since r = 1 there; more of either reuses data.
+
+    Source: Schulman et al. 2017, arXiv:1707.06347, eq. 6 (without the constraint that the text goes on to demand).
+    """
+
+    def policy_loss(
+        hp: Hyperparams, _: Any, pi: Distribution, ratio: jax.Array, batch: Batch
+    ) -> tuple[jax.Array, Metrics]:
+        return -importance_surrogate(ratio, batch.advantage), {}
+
+    return surrogate_algorithm(config, apply, policy_loss)

@@ -1,0 +1,57 @@
+"""PPO with an adaptive penalty on the KL divergence (PPO1)."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from purejaxppo.algorithms.gradient_steps import surrogate_algorithm
+from purejaxppo.config import KL_COEF_BOUNDS, Hyperparams, TrainConfig
+from purejaxppo.losses import kl_penalized_surrogate
+from purejaxppo.types import Algorithm, Apply, Batch, Distribution, LearnerState, Metrics, Params
+
+
+class KLPenalty(NamedTuple):
+    """What outlives an update."""
+
+    kl_coef: jax.Array  # beta, per nat
+
+
+def ppo_kl(config: TrainConfig, apply: Apply) -> Algorithm:
+    """Gradient steps on  mean(r A - beta KL(old || new)),  beta being adapted once per update.
+
+    The KL is the exact one of the stored distribution and the new one, in the states of the batch.
+
+    Source: Schulman et al. 2017, arXiv:1707.06347, sec. 4 and eq. 8.
+    """
+
+    def policy_loss(
+        hp: Hyperparams, penalty: KLPenalty, pi: Distribution, ratio: jax.Array, batch: Batch
+    ) -> tuple[jax.Array, Metrics]:
+        return -kl_penalized_surrogate(ratio, batch.advantage, batch.pi.kl(pi), penalty.kl_coef), {}
+
+    steps = surrogate_algorithm(config, apply, policy_loss)
+
+    def init(hp: Hyperparams, params: Params) -> LearnerState:
+        return steps.init(hp, params)._replace(algo_state=KLPenalty(jnp.asarray(hp.kl_coef, jnp.float32)))
+
+    def update(key: jax.Array, hp: Hyperparams, learner: LearnerState, batch: Batch) -> tuple[LearnerState, Metrics]:
+        used = learner.algo_state.kl_coef
+        learner, metrics = steps.update(key, hp, learner, batch)
+        kl_coef = adapted_kl_coef(used, metrics["kl"], hp.kl_min, hp.kl_max, hp.kl_coef_factor)
+        return learner._replace(algo_state=KLPenalty(kl_coef)), {**metrics, "kl_coef": used}
+
+    return Algorithm(init, update)
+
+
+def adapted_kl_coef(
+    kl_coef: jax.Array, kl: jax.Array, kl_min: float, kl_max: float, factor: float | jax.Array
+) -> jax.Array:
+    """beta * factor after a mean KL above kl_max, beta / factor below kl_min, beta in between.
+
+    It stays within KL_COEF_BOUNDS: at 0 it could never rise again, and the way back from the ends takes ten updates at
+    factor 2. Source: arXiv:1707.06347, sec. 4, with free thresholds in the place of d / 1.5 and 1.5 d.
+    """
+    low, high = KL_COEF_BOUNDS
+    changed = jnp.where(kl > kl_max, kl_coef * factor, jnp.where(kl < kl_min, kl_coef / factor, kl_coef))
+    return jnp.clip(changed, low, high)
