@@ -50,10 +50,11 @@ class Arm:
         return time.perf_counter() - start
 
 
-def ours(envs: int, steps: int, seed: int) -> tuple[Any, Advance]:
+def ours(envs: int, steps: int, seed: int, algorithm: str = "ppo_clip") -> tuple[Any, Advance]:
     """A fresh runner of purejaxppo and its `advance`."""
     budget = UPDATES_IN_SCHEDULE * envs * steps
-    trainer = trainer_from_config(TrainConfig(num_envs=envs, num_steps=steps, total_timesteps=budget, **SHARED))
+    shape: dict[str, Any] = {"num_envs": envs, "num_steps": steps, "total_timesteps": budget}
+    trainer = trainer_from_config(TrainConfig(algorithm=algorithm, **shape, **SHARED))
     hp = Hyperparams()
     runner = jax.jit(lambda key: trainer.init(key, hp))(jax.random.key(seed))
     return runner, lambda runner, updates: advance(trainer, hp, runner, updates)

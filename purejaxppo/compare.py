@@ -144,7 +144,7 @@ def _diverged(metrics: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def steps_to_target(env_steps: np.ndarray, episode_return: np.ndarray, target: float) -> float:
-    """Environment steps until the training return of one run, averaged over 2 % of its updates (at least 5), reaches it.
+    """Environment steps until one run's training return, averaged over 2 % of its updates (at least 5), reaches it.
 
     Args:
       env_steps: [U].

@@ -19,9 +19,10 @@ def drift(apply: Apply, params: Params, batch: Batch) -> Metrics:
 def importance_weights(log_ratio: jax.Array) -> Metrics:
     """Statistics of the weights r_i = exp(log_ratio_i) over a batch [N].
 
-    `ratio/mean` is 1 in expectation and its distance from 1 is noise; `ratio/std` and `ratio/max` show the variance
-    that importance sampling pays for reusing data; `kl_k3` = mean((r - 1) - log r) >= 0 estimates KL(old || new) in
-    nats from the actions alone (Schulman 2020, "Approximating KL divergence").
+    `ratio/mean` would be 1 in expectation for fresh actions; the batch's own took part in choosing the policy, so it is
+    nearly that. `ratio/std` and `ratio/max` show the variance that importance sampling pays for reusing data; `kl_k3` =
+    mean((r - 1) - log r) >= 0 estimates KL(old || new) in nats from the actions alone (Schulman 2020, "Approximating KL
+    divergence"). A weight beyond float32 makes them infinite, but not the effective sample size.
     """
     ratio = jnp.exp(log_ratio)
     return {

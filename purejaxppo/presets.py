@@ -92,7 +92,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 # What another update rule needs beyond that, or instead of it: algorithm -> environment -> settings.
-ALGORITHM_PRESETS: dict[str, dict[str, dict[str, Any]]] = {}
+ALGORITHM_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    # trpo's critic must not share the policy's torso.
+    "trpo": {env: {"shared_torso": False} for env, settings in PRESETS.items() if settings.get("shared_torso")},
+}
 
 # Environment -> published return of PPO that a preset has to reach (benchmarks/learning.md).
 TARGETS = {

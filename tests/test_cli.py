@@ -14,7 +14,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from purejaxppo import cli
-from purejaxppo.config import Hyperparams, TrainConfig
+from purejaxppo.config import ALGORITHMS_WITH, Hyperparams, TrainConfig
 
 TINY = ["--num-envs", "4", "--num-steps", "8", "--num-epochs", "1", "--num-minibatches", "2", "--hidden-sizes", "4"]
 BUDGET = ["--total-timesteps", "64"]
@@ -76,7 +76,7 @@ def fails(capfd, tmp_path):
     ("argv", "says"),
     [
         (["trian"], "Did you mean 'train'?"),
-        (["xyzzy"], "train, evaluate, plot, envs"),
+        (["xyzzy"], "train, compare, evaluate, plot, envs"),
         ([""], "unknown command"),
         (["--env", "CartPole-v1"], "unknown command"),
         (["train", "--learning-rte", "1e-3"], "--learning-rate"),
@@ -129,15 +129,22 @@ def test_values_of_the_wrong_type(fails, name, value):
     assert value.split("=")[-1] in message
 
 
+def owner(name):
+    """An algorithm that has the option."""
+    return ALGORITHMS_WITH.get(name, ("ppo_clip",))[0]
+
+
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Hyperparams)])
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "-1", "1e400", "1e39"])
 def test_hyperparameters_out_of_range(fails, name, value):
-    assert fails(2, "train", f"--{name.replace('_', '-')}", value).startswith(name)
+    argv = [f"--{name.replace('_', '-')}", value, "--algorithm", owner(name)]
+    assert fails(2, "train", *argv).startswith(name)
 
 
-@pytest.mark.parametrize("name", ["learning_rate", "clip_eps", "max_grad_norm", "vf_clip_eps", "target_kl"])
+@pytest.mark.parametrize("name", ["learning_rate", "clip_eps", "max_grad_norm", "vf_clip_eps", "target_kl", "kl_max", "kl_coef"])
 def test_hyperparameters_that_may_not_be_0(fails, name):
-    assert fails(2, "train", f"--{name.replace('_', '-')}", "0").startswith(name)
+    argv = [f"--{name.replace('_', '-')}", "0", "--algorithm", owner(name)]
+    assert fails(2, "train", *argv).startswith(name)
 
 
 @pytest.mark.parametrize("name", ["gamma", "gae-lambda"])
@@ -145,10 +152,22 @@ def test_discounts_above_1(fails, name):
     assert "[0, 1]" in fails(2, "train", f"--{name}", "1.01")
 
 
-@pytest.mark.parametrize("name", ["total_timesteps", "num_envs", "num_steps", "num_epochs", "num_minibatches"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "total_timesteps",
+        "num_envs",
+        "num_steps",
+        "num_epochs",
+        "num_minibatches",
+        "cg_iterations",
+        "line_search_steps",
+    ],
+)
 @pytest.mark.parametrize("value", ["0", "-1", "-1e6"])
 def test_counts_below_1(fails, name, value):
-    assert fails(2, "train", f"--{name.replace('_', '-')}", value).startswith(name)
+    argv = [f"--{name.replace('_', '-')}", value, "--algorithm", owner(name)]
+    assert fails(2, "train", *argv).startswith(name)
 
 
 @pytest.mark.parametrize(
@@ -510,7 +529,7 @@ def test_debug_shows_the_traceback(capfd):
 # --- help -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["train", "--help"], []])
+@pytest.mark.parametrize("argv", [["--help"], ["train", "--help"], ["compare", "--help"], []])
 def test_help_is_fast_and_does_without_jax(argv):
     """Under two seconds of processor time, and nothing of what takes long is imported."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -547,6 +566,6 @@ def test_help_shows_the_defaults_of_the_chosen_environment(capfd):
     assert "1000000" in help_of(capfd, "train", "--env", "Pendulum-v1")
 
 
-@pytest.mark.parametrize("command", ["evaluate", "plot", "envs"])
+@pytest.mark.parametrize("command", ["compare", "evaluate", "plot", "envs"])
 def test_every_command_has_help_and_an_example(capfd, command):
     assert f"Example: purejaxppo {command}" in help_of(capfd, command)

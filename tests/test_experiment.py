@@ -1,5 +1,6 @@
 """A whole run on the host: chunks, the run directory, determinism, signals and divergence."""
 
+import dataclasses
 import io
 import json
 import math
@@ -23,7 +24,7 @@ from purejaxppo.checkpoint import state_sha256
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.errors import CheckpointError, ConfigError, DivergedError
 from purejaxppo.experiment import evaluate_run, run_experiment
-from purejaxppo.host_loop import chunk_lengths, train_in_chunks
+from purejaxppo.host_loop import Rows, check_params, chunk_lengths, train_in_chunks
 from purejaxppo.run_dir import create_run_dir, read_config, write_inputs
 from purejaxppo.train import trainer_from_config
 
@@ -42,6 +43,12 @@ METRICS = {
     "loss/value",
     "entropy",
     "kl",
+    "kl_k3",
+    "ratio/mean",
+    "ratio/std",
+    "ratio/max",
+    "ratio/effective_sample_size",
+    "ratio/first_minibatch_deviation",
     "clip_fraction",
     "explained_variance",
     "grad_norm",
@@ -88,11 +95,11 @@ def walking(monkeypatch):
 
 @pytest.fixture
 def short_chunks(monkeypatch):
-    """short_chunks(wish, least) sets the number of updates per chunk for CONFIG's batch."""
+    """short_chunks(2, 4) makes the host loop run CONFIG's updates in chunks of these lengths."""
 
-    def use(wish, least=None):
-        sizes = (CONFIG.batch_size * wish, CONFIG.batch_size * (least or wish))
-        monkeypatch.setattr(host_loop, "_CHUNK_STEPS", {"cpu": sizes})
+    def use(*lengths):
+        assert sum(lengths) == UPDATES
+        monkeypatch.setattr(host_loop, "chunk_lengths", lambda config, params, backend: list(lengths))
 
     return use
 
@@ -100,24 +107,52 @@ def short_chunks(monkeypatch):
 # --- chunks -----------------------------------------------------------------------------------------------------------
 
 
+def params_of(size):
+    return {"w": np.zeros(size - size // 2, np.float32), "b": np.zeros(size // 2, np.float32)}
+
+
 @given(
     updates=st.integers(1, 5000),
     batch=st.sampled_from([1, 32, 256, 8192, 10**6, 2**31 - 1]),
+    epochs=st.integers(1, 10),
+    size=st.sampled_from([2, 100, 10**4, 10**6]),
     backend=st.sampled_from(["cpu", "gpu", "tpu"]),
 )
-def test_chunks_sum_to_the_number_of_updates(updates, batch, backend):
-    """All of one length, except perhaps a shorter last one; none longer than 64 updates."""
-    config = TrainConfig(num_envs=batch, num_steps=1, num_minibatches=1, total_timesteps=updates * batch)
-    lengths = chunk_lengths(config, backend)
+def test_chunks_sum_to_the_number_of_updates(updates, batch, epochs, size, backend):
+    """All of one length, except perhaps a shorter last one; none longer than twice the 64 updates wished for."""
+    config = TrainConfig(
+        num_envs=batch, num_steps=1, num_epochs=epochs, num_minibatches=1, total_timesteps=updates * batch
+    )
+    lengths = chunk_lengths(config, params_of(size), backend)
     assert sum(lengths) == updates
     assert set(lengths[:-1]) <= {lengths[0]}
-    assert 1 <= lengths[-1] <= lengths[0] <= 64
+    assert 1 <= lengths[-1] <= lengths[0] <= 128
 
 
-def test_a_divisor_is_taken_where_there_is_a_long_one():
-    """One program instead of two."""
-    assert len(set(chunk_lengths(TrainConfig(total_timesteps=100 * 8192), "cpu"))) == 1
-    assert chunk_lengths(TrainConfig(num_envs=8, total_timesteps=127 * 1024), "cpu") == [64, 63]
+def test_a_divisor_is_taken_where_there_is_one_of_about_the_right_size():
+    """One program instead of two: 100 and 127 updates in chunks of 50 and 127; 2 x 67 would do, 2 x 137 are too long.
+
+    The prime 257 has no divisor between 64 / 16 and 2 * 64, so its last chunk is a shorter one.
+    """
+
+    def lengths(updates):
+        return chunk_lengths(TrainConfig(num_envs=8, total_timesteps=updates * 1024), params_of(10), "cpu")
+
+    assert lengths(100) == [50, 50]
+    assert lengths(127) == [127]
+    assert lengths(134) == [67, 67]
+    assert lengths(257) == [64, 64, 64, 64, 1]
+
+
+def test_chunks_are_about_as_long_as_the_work_in_them():
+    """Rows x epochs x parameters: ten times the work per update is a tenth of the updates per chunk."""
+    config = TrainConfig(num_envs=8, num_steps=128, num_epochs=4, total_timesteps=1024 * 1024)
+    size = int(host_loop._CHUNK_WORK["cpu"] / (config.batch_size * config.num_epochs * 32))
+    assert chunk_lengths(config, params_of(size), "cpu")[0] == 32
+    assert chunk_lengths(config, params_of(8 * size), "cpu")[0] == 4
+    assert chunk_lengths(dataclasses.replace(config, num_epochs=8), params_of(size), "cpu")[0] == 16
+    assert chunk_lengths(config, params_of(1000 * size), "cpu")[0] == 1
+    assert chunk_lengths(config, params_of(8 * size), "gpu")[0] > 4
 
 
 @pytest.fixture(scope="module")
@@ -134,22 +169,50 @@ def walked():
     return trainer, compile_advance
 
 
+def train_walking(trainer, sinks, **options):
+    """train_in_chunks for CONFIG and seed 3 with its rows sent to the sinks."""
+    return train_in_chunks(CONFIG, trainer, HP, jax.random.key(3), Rows(CONFIG, sinks), **options)
+
+
 def test_the_chunks_length_changes_nothing(walked, short_chunks, monkeypatch):
     """State and metrics, bit by bit, for one chunk, three, and two of different lengths."""
     trainer, compile_advance = walked
     monkeypatch.setattr(host_loop, "_compile_advance", compile_advance)
     results = []
-    for wish, lengths in ((6, [6]), (2, [2, 2, 2]), (4, [4, 2])):
-        short_chunks(wish)
-        assert chunk_lengths(CONFIG, "cpu") == lengths
+    for lengths in ([6], [2, 2, 2], [4, 2]):
+        short_chunks(*lengths)
         rows = []
-        runner, timing = train_in_chunks(CONFIG, trainer, HP, 3, [lambda step, row, rows=rows: rows.append(row)])
+        runner, timing = train_walking(trainer, [lambda step, row, rows=rows: rows.append(row)])
         assert timing.train_seconds > 0
         assert timing.env_steps_per_second > 0
         results.append((state_sha256(runner), [without_time(row) for row in rows]))
     assert [row["update"] for row in results[0][1]] == list(range(1, UPDATES + 1))
     assert results[1] == results[0]
     assert results[2] == results[0]
+
+
+def test_chunks_are_reported_in_order_with_their_times(walked, short_chunks, monkeypatch):
+    """Each begins where the one before ended, and holds its updates' metrics."""
+    trainer, compile_advance = walked
+    monkeypatch.setattr(host_loop, "_compile_advance", compile_advance)
+    short_chunks(4, 2)
+    chunks = []
+    _, timing = train_in_chunks(CONFIG, trainer, HP, jax.random.key(3), chunks.append)
+    assert [chunk.first_update for chunk in chunks] == [1, 5]
+    assert [{len(x) for x in chunk.metrics.values()} for chunk in chunks] == [{4}, {2}]
+    assert chunks[0].begin == 0
+    assert chunks[0].end == chunks[1].begin < chunks[1].end == timing.train_seconds
+    assert timing.env_steps_per_second == pytest.approx(2 * CONFIG.batch_size / (chunks[1].end - chunks[1].begin))
+
+
+def test_a_parameter_that_is_not_finite_is_noticed_after_the_last_update(walked):
+    """The metrics are those of the moments before the steps, so the last step shows in the parameters alone."""
+    trainer, _ = walked
+    runner = trainer.init(jax.random.key(0), HP)
+    check_params(runner)
+    broken = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(np.nan), runner.learner.params)
+    with pytest.raises(DivergedError, match="a parameter is not finite"):
+        check_params(runner._replace(learner=runner.learner._replace(params=broken)))
 
 
 def without_time(row):
@@ -166,8 +229,8 @@ def test_one_compilation_for_any_number_of_chunks(walked, short_chunks, monkeypa
         return compile_advance(trainer, hp, runner, num_updates)
 
     monkeypatch.setattr(host_loop, "_compile_advance", counted)
-    short_chunks(2)
-    train_in_chunks(CONFIG, trainer, HP, 3, [])
+    short_chunks(2, 2, 2)
+    train_walking(trainer, [])
     assert asked == [2]
 
 
@@ -175,12 +238,10 @@ def test_the_host_looks_between_chunks(walked, short_chunks, monkeypatch):
     """What is started is finished and reported; then it stops."""
     trainer, compile_advance = walked
     monkeypatch.setattr(host_loop, "_compile_advance", compile_advance)
-    short_chunks(2)
+    short_chunks(2, 2, 2)
     answers = iter([False, False, True])
     rows = []
-    runner, _ = train_in_chunks(
-        CONFIG, trainer, HP, 3, [lambda step, row: rows.append(row)], stopped=lambda: next(answers)
-    )
+    runner, _ = train_walking(trainer, [lambda step, row: rows.append(row)], stopped=lambda: next(answers))
     assert int(runner.updates) == len(rows) == 4
     seconds = [row["seconds"] for row in rows]
     assert seconds == sorted(seconds)
@@ -411,7 +472,7 @@ def test_no_evaluation_episodes(tmp_path, change):
 def test_divergence_stops_the_run_and_saves_nothing(tmp_path, walking, short_chunks, compile_cache, reward):
     """A reward that is not finite from the third update on."""
     walking(lambda num_envs: spoiled(walk(num_envs), after=20, reward=reward))
-    short_chunks(2)
+    short_chunks(2, 2, 2)
     with pytest.raises(DivergedError, match=r"at update 3 \(96 env steps\)") as caught:
         run(out=tmp_path / "out")
     assert caught.value.exit_code == 3
@@ -438,7 +499,7 @@ def compile_cache(tmp_path_factory, monkeypatch):
 def test_a_signal_ends_the_run_after_the_chunks_in_flight(tmp_path, walking, short_chunks, compile_cache, name):
     """Saved, not evaluated; the walk here has no end, so that there is no return to report either."""
     walking(lambda num_envs: walk(num_envs, limit=1000, target=1e6))
-    short_chunks(1)
+    short_chunks(*[1] * UPDATES)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
 
     def kill(step, row):
@@ -460,7 +521,7 @@ def test_a_signal_ends_the_run_after_the_chunks_in_flight(tmp_path, walking, sho
 
 def test_a_second_signal_aborts_at_once(tmp_path, walking, short_chunks, compile_cache):
     walking(lambda num_envs: walk(num_envs, limit=1000, target=1e6))
-    short_chunks(1)
+    short_chunks(*[1] * UPDATES)
 
     def kill(step, row):
         signal.raise_signal(signal.SIGINT)

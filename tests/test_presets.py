@@ -6,24 +6,9 @@ import gymnax
 import pytest
 
 from purejaxppo.config import Hyperparams, TrainConfig, validate_config, validate_hyperparams
-from purejaxppo.presets import PRESETS, preset
+from purejaxppo.presets import PRESETS, TARGETS, preset
 from purejaxppo.settings import resolve
 
-# The environments with a published return to be reached.
-TARGETS = [
-    "CartPole-v1",
-    "Acrobot-v1",
-    "MountainCar-v0",
-    "MountainCarContinuous-v0",
-    "Pendulum-v1",
-    "Catch-bsuite",
-    "DiscountingChain-bsuite",
-    "FourRooms-misc",
-    "Asterix-MinAtar",
-    "Breakout-MinAtar",
-    "Freeway-MinAtar",
-    "SpaceInvaders-MinAtar",
-]
 BUDGETS = {"CartPole-v1": 150_000, "Acrobot-v1": 500_000, "MountainCarContinuous-v0": 250_000, "Catch-bsuite": 250_000}
 FIELDS = {field.name: field for kind in (TrainConfig, Hyperparams) for field in dataclasses.fields(kind)}
 

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from purejaxppo import flags
-from purejaxppo.config import Hyperparams, TrainConfig, validate_config, validate_hyperparams
+from purejaxppo.config import ALGORITHMS_WITH, Hyperparams, TrainConfig, validate_config, validate_hyperparams
 from purejaxppo.errors import ConfigError
 from purejaxppo.presets import PRESETS
 from purejaxppo.settings import read_settings, resolve
@@ -85,12 +85,13 @@ def test_env_flag_decides_about_the_preset(write, argv):
     assert flags.parse(["train", *argv, f"--config={path}", "--seed", "8"]).seed == 8
 
 
-def test_every_field_is_a_flag():
-    """Each with a value of its own kind; booleans as a pair of flags."""
+@pytest.mark.parametrize("algorithm", ["ppo_clip", "ppo_kl", "trpo", "policy_gradient"])
+def test_every_field_is_a_flag(algorithm):
+    """Each with a value of its own kind, of the algorithms that have it; booleans as a pair of flags."""
     given = {
         "env": "Acrobot-v1",
         "env_params": (("gravity", 1.5), ("max_steps_in_episode", 20)),
-        "algorithm": "ppo_clip",
+        "algorithm": algorithm,
         "total_timesteps": 2000,
         "num_envs": 5,
         "num_steps": 6,
@@ -103,7 +104,12 @@ def test_every_field_is_a_flag():
         "normalize_observation": True,
         "normalize_reward": True,
         "normalize_advantage": "off",
+        "value_target": "rewards_to_go",
         "learning_rate_schedule": "constant",
+        "ent_coef_schedule": "linear",
+        "clip_eps_schedule": "linear",
+        "cg_iterations": 3,
+        "line_search_steps": 4,
         "learning_rate": 0.1,
         "gamma": 0.2,
         "gae_lambda": 0.3,
@@ -113,8 +119,14 @@ def test_every_field_is_a_flag():
         "max_grad_norm": 0.7,
         "vf_clip_eps": 0.8,
         "target_kl": 0.9,
+        "kl_coef": 1.1,
+        "kl_coef_factor": 1.2,
+        "kl_min": 0.01,
+        "kl_max": 0.02,
+        "cg_damping": 1.3,
     }
     assert given.keys() == {f.name for kind in (TrainConfig, Hyperparams) for f in dataclasses.fields(kind)}
+    given = {name: x for name, x in given.items() if algorithm in ALGORITHMS_WITH.get(name, (algorithm,))}
     argv = []
     for name, value in given.items():
         argv.append("--" + name.replace("_", "-"))
@@ -125,7 +137,8 @@ def test_every_field_is_a_flag():
         elif value is not True:
             argv.append(str(value))
     command = flags.parse(["train", *argv])
-    assert {**dataclasses.asdict(command.settings), **dataclasses.asdict(command.hp)} == given
+    parsed = {**dataclasses.asdict(command.settings), **dataclasses.asdict(command.hp)}
+    assert {name: parsed[name] for name in given} == given
     off = flags.parse(["train", "--env", "Pendulum-v1", "--no-normalize-observation", "--no-normalize-reward"])
     assert not off.settings.normalize_observation
     assert not off.settings.normalize_reward

@@ -23,7 +23,7 @@ from probe_envs import (
 )
 
 from purejaxppo.algorithms import make_algorithm
-from purejaxppo.config import Hyperparams, TrainConfig
+from purejaxppo.config import ALGORITHMS_WITH, Hyperparams, TrainConfig
 from purejaxppo.errors import ConfigError
 from purejaxppo.networks import make_network
 from purejaxppo.train import advance, make_trainer, train, trainer_from_config
@@ -39,6 +39,7 @@ CONFIG = TrainConfig(
 )
 # The two optional ones are given, but never reached: with None they would be another program.
 HP = jax.tree.map(jnp.float32, Hyperparams(vf_clip_eps=1e3, target_kl=1e3, learning_rate=3e-2))
+# Those of ppo_clip; what the other algorithms have is in algorithms/test_registry.py.
 CHANGED = {
     "learning_rate": 1e-2,
     "gamma": 0.5,
@@ -260,9 +261,10 @@ def test_one_compilation_for_any_number_of_chunks(programs):
 def test_vmap_over_keys_and_all_hyperparameters_is_a_loop(programs):
     """Each field an array [R], each run with a key of its own: the first update to 1e-5."""
     runs = 1 + len(CHANGED)  # as many as below: one compilation
-    factors = 1 + 0.5 * jax.random.uniform(jax.random.key(5), (runs, len(CHANGED)))
+    names = [field.name for field in dataclasses.fields(Hyperparams)]
+    factors = 1 + 0.5 * jax.random.uniform(jax.random.key(5), (runs, len(names)))
     base = dataclasses.replace(HP, learning_rate=3e-3, gamma=0.6, gae_lambda=0.6, vf_clip_eps=0.1, target_kl=0.02)
-    hps = Hyperparams(**{name: getattr(base, name) * factors[:, i] for i, name in enumerate(CHANGED)})
+    hps = Hyperparams(**{name: getattr(base, name) * factors[:, i] for i, name in enumerate(names)})
     keys = jax.random.split(jax.random.key(6), runs)
     together = programs.update_runs(hps, programs.init_runs(keys, hps))
     for i in range(runs):
@@ -276,7 +278,8 @@ def test_vmap_over_keys_and_all_hyperparameters_is_a_loop(programs):
 @pytest.fixture(scope="module")
 def by_field(programs, start):
     """Field -> (state, metrics) of an update in which that field alone is changed; `None` is the update with none."""
-    assert set(CHANGED) == {field.name for field in dataclasses.fields(Hyperparams)}
+    names = [field.name for field in dataclasses.fields(Hyperparams)]
+    assert set(CHANGED) == {name for name in names if "ppo_clip" in ALGORITHMS_WITH.get(name, ("ppo_clip",))}
     hps = [HP, *(with_field(HP, name, value) for name, value in CHANGED.items())]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *hps)
     starts = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(hps), *x.shape)), start)
@@ -332,6 +335,9 @@ TOGGLES = {
     "normalize_advantage=batch": {"normalize_advantage": "batch"},
     "normalize_advantage=off": {"normalize_advantage": "off"},
     "learning_rate_schedule": {"learning_rate_schedule": "constant"},
+    "ent_coef_schedule": {"ent_coef_schedule": "linear"},
+    "clip_eps_schedule": {"clip_eps_schedule": "linear"},
+    "value_target": {"value_target": "rewards_to_go"},
     "total_timesteps": {"total_timesteps": 50 * E * T},
     "shared_torso": {"shared_torso": True},
 }
@@ -409,6 +415,8 @@ def test_metrics_are_one_scalar_per_update(trainer):
         "loss/value",
         "entropy",
         "kl",
+        "kl_k3",
+        "ratio/effective_sample_size",
         "clip_fraction",
         "explained_variance",
         "grad_norm",

@@ -28,7 +28,8 @@ def trpo(config: TrainConfig, apply: Apply) -> Algorithm:
     not share parameters between the two: the regression would move the policy.
 
     Source: Schulman et al. 2015, arXiv:1502.05477, eq. 14 and appendix C. Deviations: the whole batch for the Fisher
-    matrix; advantages standardised; an entropy bonus; trip counts that do not depend on data.
+    matrix; advantages standardised over the batch, unless that is off; an entropy bonus; trip counts that do not
+    depend on data.
     """
     normalize = (lambda advantage: advantage) if config.normalize_advantage == "off" else standardize
 
@@ -87,7 +88,7 @@ def policy_step(
 
     direction = conjugate_gradient(fisher_product, gradient, config.cg_iterations)
     curvature = direction @ fisher_product(direction)
-    # Where the quadratic model of the KL reaches target_kl.
+    # Where the quadratic model of the KL, damping included, reaches target_kl.
     length = jnp.where(curvature > 0, jnp.sqrt(2 * target_kl / jnp.where(curvature > 0, curvature, 1.0)), 0.0)
     before = measure(old)
 

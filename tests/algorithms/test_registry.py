@@ -1,0 +1,339 @@
+"""What every update rule promises, for each of them: called by itself, on a batch made by hand."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hand_batch import CONFIG, POLICIES, make_batch, make_policy
+
+from purejaxppo.algorithms import ALGORITHMS, make_algorithm
+from purejaxppo.config import ALGORITHMS_WITH, Hyperparams, TrainConfig
+from purejaxppo.errors import ConfigError
+from purejaxppo.optimizer import anneal
+
+# The optional ones are given, but not reached: with None they would be another program.
+HP = Hyperparams(learning_rate=5e-2, gamma=0.9, gae_lambda=0.8, vf_clip_eps=1e3, target_kl=1e3, cg_damping=1e-2)
+RULES = (*ALGORITHMS, "kl_adaptive")
+CHANGED = {
+    "learning_rate": 2e-2,
+    "gamma": 0.5,
+    "gae_lambda": 0.2,
+    "clip_eps": 1e-2,
+    "vf_coef": 2.0,
+    "ent_coef": 0.5,
+    "max_grad_norm": 1e-3,
+    "vf_clip_eps": 1e-3,
+    "target_kl": 1e-5,
+    "kl_coef": 20.0,
+    "kl_coef_factor": 20.0,
+    "kl_min": 1e-5,
+    "kl_max": 1e2,
+    "cg_damping": 1.0,
+}
+# What the trainer turns into other hyperparameters or another batch, which is another argument of the same program.
+ARGUMENTS = {"ent_coef_schedule": "linear", "clip_eps_schedule": "linear", "value_target": "rewards_to_go"}
+COMPILED = {"num_epochs": 1, "num_minibatches": 1, "normalize_advantage": "off"}
+COUNTS_OF_TRPO = {"cg_iterations": 1, "line_search_steps": 1}
+METRICS = {
+    "loss/value",
+    "loss/policy",
+    "entropy",
+    "kl",
+    "kl_k3",
+    "ratio/mean",
+    "ratio/std",
+    "ratio/max",
+    "ratio/effective_sample_size",
+    "ratio/first_minibatch_deviation",
+}
+OWN_METRICS = {
+    "ppo_clip": {"grad_norm", "clip_fraction"},
+    "ppo_kl": {"grad_norm", "kl_coef"},
+    "policy_gradient": {"grad_norm"},
+    "trpo": {"grad_norm", "step_fraction"},
+    "kl_adaptive": {"grad_norm", "clip_fraction", "learning_rate"},
+}
+
+
+def has(rule, name):
+    name_of = "ppo_clip" if rule == "kl_adaptive" else rule
+    return name_of in ALGORITHMS_WITH.get(name, ALGORITHMS)
+
+
+def config_of(rule, **changes):
+    kl_adaptive = rule == "kl_adaptive"
+    schedule = {"learning_rate_schedule": "kl_adaptive" if kl_adaptive else "constant"}
+    base = {"algorithm": "ppo_clip" if kl_adaptive else rule, "cg_iterations": 4, "line_search_steps": 3, **schedule}
+    return dataclasses.replace(CONFIG, **{**base, **changes})
+
+
+def hp_of(rule, **changes):
+    """trpo's target_kl is in use, so it is one at which its first steps are too long."""
+    base = {"target_kl": 0.3, "kl_coef": 1.0, "kl_min": 1e-2, "kl_max": 2e-2} if rule == "trpo" else {}
+    return jax.tree.map(jnp.float32, dataclasses.replace(HP, **{**base, **changes}))
+
+
+@functools.cache
+def policy_of(policy="categorical"):
+    return make_policy(policy)
+
+
+@functools.cache
+def batch_of(policy="categorical", seed=0, **options):
+    return make_batch(*policy_of(policy), seed, **options)
+
+
+@functools.cache
+def built(rule, policy="categorical", **changes):
+    return make_algorithm(config_of(rule, **changes), policy_of(policy)[0])
+
+
+@functools.cache
+def program(rule, policy="categorical", **changes):
+    """The update, compiled once per module."""
+    return jax.jit(built(rule, policy, **changes).update)
+
+
+def update(rule, hp=None, *, key=7, times=1, policy="categorical", batch=None, changes=(), config=None):
+    """(learner, metrics) after `times` updates from the start; `config` is what the trainer makes of hp and batch."""
+    hp = hp or hp_of(rule)
+    learner = built(rule, policy).init(hp, policy_of(policy)[1])
+    if config is not None:
+        hp = jax.tree.map(jnp.float32, anneal(config, hp, 2))
+    batch = batch if batch is not None else batch_of(policy)
+    for i in range(times):
+        learner, metrics = program(rule, policy, **dict(changes))(jax.random.key(key + i), hp, learner, batch)
+    return learner, metrics
+
+
+@functools.cache
+def base(rule):
+    return update(rule, times=2)
+
+
+def leaves(tree):
+    return [np.asarray(x) for x in jax.tree.leaves(tree)]
+
+
+def same_bits(a, b):
+    return all(x.tobytes() == y.tobytes() for x, y in zip(leaves(a), leaves(b), strict=True))
+
+
+def distance(a, b):
+    """Largest difference between two results' parameters."""
+    pairs = zip(leaves(a[0].params), leaves(b[0].params), strict=True)
+    return max(np.abs(x - y).max() for x, y in pairs)
+
+
+def assert_close(a, b):
+    for x, y in zip(leaves(a), leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-4)  # Adam's steps are 5e-2
+
+
+def signature(tree):
+    return jax.tree.structure(tree), [(x.shape, x.dtype, x.weak_type) for x in jax.tree.leaves(tree)]
+
+
+# --- what comes out ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_state_is_arrays_and_keeps_its_types(rule):
+    """What goes into an update comes out of it, to the weak type: it is the carry of a scan, and donated."""
+    hp, (_, params) = hp_of(rule), policy_of()
+    learner = built(rule).init(hp, params)
+    assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(learner))
+    start = jax.eval_shape(built(rule).init, hp, params)
+    after, metrics = jax.eval_shape(built(rule).update, jax.random.key(0), hp, start, batch_of())
+    assert signature(after) == signature(start)
+    assert {x.shape for x in metrics.values()} == {()}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_state_has_those_types_for_plain_numbers_too(rule):
+    """Hyperparams of Python's floats: `train` may be called without converting them."""
+    learner = jax.eval_shape(lambda params: built(rule).init(HP, params), policy_of()[1])
+    assert signature(learner) == signature(jax.eval_shape(built(rule).init, hp_of(rule), policy_of()[1]))
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_distribution(rule, policy):
+    """Finite, moved, and with the metrics that every rule has; nothing has moved before the first step."""
+    learner, metrics = update(rule, policy=policy)
+    assert metrics.keys() == METRICS | OWN_METRICS[rule]
+    assert all(np.isfinite(x).all() for x in leaves((learner, metrics)))
+    start = built(rule, policy).init(hp_of(rule), policy_of(policy)[1])
+    assert distance((learner,), (start,)) > 1e-3
+    assert metrics["ratio/first_minibatch_deviation"] < 1e-6
+    assert metrics["kl"] > 1e-6
+    assert metrics["kl_k3"] > 0
+    assert 1 / 16 <= metrics["ratio/effective_sample_size"] < 1
+    assert metrics["ratio/max"] > 1
+    assert metrics["ratio/std"] > 0
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_drift_is_that_of_the_policy_after_the_update(rule):
+    """Over the whole batch, not the mean of what the minibatches saw on the way."""
+    learner, metrics = update(rule)
+    pi, _ = policy_of()[0](learner.params, batch_of().obs)
+    np.testing.assert_allclose(metrics["kl"], jnp.mean(batch_of().pi.kl(pi)), rtol=1e-4)
+    ratio = np.exp(np.asarray(pi.log_prob(batch_of().action) - batch_of().log_prob, np.float64))
+    np.testing.assert_allclose(metrics["ratio/max"], ratio.max(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["ratio/effective_sample_size"], ratio.mean() ** 2 / (ratio**2).mean(), rtol=1e-5)
+
+
+# --- transformations and keys -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_jit_is_no_jit(rule):
+    hp = hp_of(rule)
+    learner = built(rule).init(hp, policy_of()[1])
+    with jax.disable_jit():
+        plain = built(rule).update(jax.random.key(7), hp, learner, batch_of())
+    assert_close(update(rule), plain)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_vmap_over_all_hyperparameters_is_a_loop(rule):
+    """Each field an array, each run with a key of its own."""
+    runs = 3
+    names = [field.name for field in dataclasses.fields(Hyperparams)]
+    factors = 1 + 0.5 * jax.random.uniform(jax.random.key(5), (runs, len(names)))
+    factors = factors.at[:, names.index("kl_max")].add(1.0)
+    start = hp_of(rule, **({} if rule == "trpo" else {"target_kl": 0.05}), vf_clip_eps=0.1)
+    hps = Hyperparams(**{name: getattr(start, name) * factors[:, i] for i, name in enumerate(names)})
+    keys = jax.random.split(jax.random.key(6), runs)
+
+    def run(key, hp):
+        return built(rule).update(key, hp, built(rule).init(hp, policy_of()[1]), batch_of())
+
+    together = jax.jit(jax.vmap(run))(keys, hps)
+    for i in range(runs):
+        hp = jax.tree.map(lambda x, i=i: x[i], hps)
+        alone = program(rule)(keys[i], hp, built(rule).init(hp, policy_of()[1]), batch_of())
+        assert_close(jax.tree.map(lambda x, i=i: x[i], together), alone)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_key_discipline(rule):
+    """Same key, same bits; another key, another shuffle; no key is used twice, the caller's included."""
+    assert same_bits(update(rule), update(rule))
+    assert distance(update(rule), update(rule, key=8)) > 1e-6
+    hp = hp_of(rule)
+    learner = built(rule).init(hp, policy_of()[1])
+    with jax.debug_key_reuse(True):
+        jax.make_jaxpr(lambda key: built(rule).update(key, hp, learner, batch_of()))(jax.random.key(0))
+
+
+# --- every flag is alive, in its own rule alone -----------------------------------------------------------------------
+
+
+def test_all_settings_are_accounted_for():
+    assert CHANGED.keys() == {field.name for field in dataclasses.fields(Hyperparams)}
+    fields = {field.name for kind in (TrainConfig, Hyperparams) for field in dataclasses.fields(kind)}
+    assert ALGORITHMS_WITH.keys() <= fields
+    assert {rule for rules in ALGORITHMS_WITH.values() for rule in rules} == set(ALGORITHMS)
+    assert ALGORITHMS_WITH.keys() <= {*CHANGED, *ARGUMENTS, *COUNTS_OF_TRPO}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", CHANGED)
+def test_hyperparameters(rule, name):
+    """After two updates, since what a rule carries from one to the next shows in the second."""
+    batch = batch_of(**{name: CHANGED[name]}) if name in ("gamma", "gae_lambda") else None
+    result = update(rule, hp_of(rule, **{name: CHANGED[name]}), times=2, batch=batch)
+    if has(rule, name):
+        assert distance(result, base(rule)) > 1e-5
+    else:
+        assert same_bits(result, base(rule))
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_schedules_and_value_target(rule, name):
+    config = config_of(rule, **{name: ARGUMENTS[name]})
+    # Large, so that a part of it matters.
+    hp = hp_of(rule, ent_coef=0.5, clip_eps=0.02)
+    result = update(rule, hp, times=2, config=config, batch=batch_of(value_target=config.value_target))
+    plain = update(rule, hp, times=2, config=config_of(rule))
+    if has(rule, name):
+        assert distance(result, plain) > 1e-5
+    else:
+        assert same_bits(result, plain)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_learning_rate_schedule(rule):
+    """Linear for those that follow the configuration; the adaptive one follows the KL alone."""
+    result = update(rule, times=2, config=config_of(rule, learning_rate_schedule="linear"))
+    if rule == "kl_adaptive":
+        assert same_bits(result, base(rule))
+    else:
+        assert distance(result, base(rule)) > 1e-5
+
+
+def test_the_adaptive_schedule_is_alive():
+    """Far below its aim it is the constant one (5e-2 is above its bound); far above, slower in the second update."""
+    adaptive, constant = base("kl_adaptive"), base("ppo_clip")
+    assert distance(adaptive, constant) < 1e-5
+    slower = update("kl_adaptive", hp_of("kl_adaptive", target_kl=1e-5), times=2)
+    assert distance(slower, constant) > 1e-5
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", COMPILED)
+def test_counts_and_normalisation(rule, name):
+    assert distance(update(rule, changes=[(name, COMPILED[name])]), update(rule)) > 1e-5
+
+
+@pytest.mark.parametrize("rule", ["ppo_clip", "trpo"])
+def test_normalisation_per_batch(rule):
+    """Another result than per minibatch, except for trpo, whose policy step has the whole batch anyway."""
+    result = update(rule, changes=[("normalize_advantage", "batch")])
+    if rule == "trpo":
+        assert distance(result, update(rule)) == 0
+    else:
+        assert distance(result, update(rule)) > 1e-5
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", COUNTS_OF_TRPO)
+def test_counts_of_trpo(rule, name):
+    """Elsewhere they leave not a trace in the program."""
+    if has(rule, name):
+        assert distance(update(rule, changes=[(name, COUNTS_OF_TRPO[name])]), update(rule)) > 1e-5
+    else:
+        hp = hp_of(rule)
+        arguments = (jax.random.key(0), hp, built(rule).init(hp, policy_of()[1]), batch_of())
+        programs = [jax.make_jaxpr(built(rule, **x).update)(*arguments) for x in ({}, {name: COUNTS_OF_TRPO[name]})]
+        assert str(programs[0]) == str(programs[1])
+
+
+@pytest.mark.parametrize("rule", ["ppo_clip", "ppo_kl", "policy_gradient"])
+def test_target_kl_stops_an_update_early(rule):
+    """The first step leaves any tiny target behind and is the last one that counts."""
+    learner, _ = update(rule, hp_of(rule, target_kl=1e-6))
+    counts = [int(x) for path, x in jax.tree_util.tree_leaves_with_path(learner.opt_state) if "count" in str(path)]
+    assert counts[:1] == [1]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_nothing_optional_is_needed(rule):
+    """target_kl and vf_clip_eps may be None; what is not reached is the same result as none."""
+    hp = dataclasses.replace(hp_of(rule), target_kl=None, vf_clip_eps=None)
+    learner, metrics = jax.eval_shape(
+        lambda hp: built(rule).update(jax.random.key(0), hp, built(rule).init(hp, policy_of()[1]), batch_of()), hp
+    )
+    assert metrics.keys() == METRICS | OWN_METRICS[rule]
+    assert signature(learner)[0] == signature(base(rule)[0])[0]
+
+
+def test_unknown_names_are_refused_with_a_suggestion():
+    with pytest.raises(ConfigError, match=r"ppo_lk.*ppo_clip, ppo_kl, trpo, policy_gradient.*Did you mean 'ppo_kl'"):
+        make_algorithm(dataclasses.replace(CONFIG, algorithm="ppo_lk"), policy_of()[0])

@@ -1,0 +1,46 @@
+"""A batch and a network small enough to call an update rule by itself, without a trainer around it."""
+
+import jax
+import jax.numpy as jnp
+
+from purejaxppo.advantage import ESTIMATORS
+from purejaxppo.config import TrainConfig
+from purejaxppo.networks import make_network
+from purejaxppo.types import Batch, Box, Discrete, VecEnv
+
+T, E, OBS = 4, 4, 3
+CONFIG = TrainConfig(
+    num_envs=E, num_steps=T, num_epochs=2, num_minibatches=2, hidden_sizes=(4,), total_timesteps=5 * E * T
+)
+_ACTIONS = {
+    "categorical": Discrete(3),
+    "gaussian": Box((2,), (-1.0, -1.0), (1.0, 1.0)),
+    "tanh_gaussian": Box((2,), (-1.0, -1.0), (1.0, 1.0)),
+}
+POLICIES = tuple(_ACTIONS)
+
+
+def make_policy(policy="categorical", seed=0):
+    """(apply, params) of a network with a policy that is not nearly uniform."""
+    config = CONFIG if policy == "categorical" else TrainConfig(policy=policy, hidden_sizes=CONFIG.hidden_sizes)
+    env = VecEnv(None, None, Box((OBS,)), _ACTIONS[policy], E)
+    network = make_network(config, env)
+    params = network.init(jax.random.key(seed), jnp.zeros((1, OBS)))
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    noisy = [x + 0.3 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)]
+    return network.apply, jax.tree.unflatten(structure, noisy)
+
+
+def make_batch(apply, params, seed=0, *, gamma=0.9, gae_lambda=0.8, value_target="gae", rows=E):
+    """T steps of `rows` environments by the policy of `params`: actions its own, all else random, both kinds of end."""
+    keys = iter(jax.random.split(jax.random.key(seed + 100), 6))
+    shape = (T, rows)
+    obs = jax.random.normal(next(keys), (*shape, OBS))
+    pi, value = apply(params, obs)
+    action = pi.sample(next(keys))
+    reward, next_value = jax.random.normal(next(keys), shape), jax.random.normal(next(keys), shape)
+    terminated, truncated = (jax.random.bernoulli(next(keys), 0.25, shape) for _ in range(2))
+    advantage, target = ESTIMATORS[value_target](reward, value, next_value, terminated, truncated, gamma, gae_lambda)
+    batch = Batch(obs, action, pi, pi.log_prob(action), value, advantage, target)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
