@@ -93,8 +93,13 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 # What another update rule needs beyond that, or instead of it: algorithm -> environment -> settings.
 ALGORITHM_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    # trpo's critic must not share the policy's torso.
-    "trpo": {env: {"shared_torso": False} for env, settings in PRESETS.items() if settings.get("shared_torso")},
+    "ppo_kl": {"Pendulum-v1": {"num_steps": 128}},
+    "trpo": {
+        # The critic must not share the policy's torso.
+        **{env: {"shared_torso": False} for env, settings in PRESETS.items() if settings.get("shared_torso")},
+        # Every step goes to the border of the trust region, noise or not: a larger batch has less of it.
+        "Pendulum-v1": {"num_steps": 256, "gamma": 0.9, "target_kl": 0.02},
+    },
 }
 
 # Environment -> published return of PPO that a preset has to reach (benchmarks/learning.md).
