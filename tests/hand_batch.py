@@ -1,7 +1,10 @@
 """A batch and a network small enough to call an update rule by itself, without a trainer around it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from purejaxppo.advantage import ESTIMATORS
 from purejaxppo.config import TrainConfig
@@ -25,22 +28,32 @@ def make_policy(policy="categorical", seed=0):
     config = CONFIG if policy == "categorical" else TrainConfig(policy=policy, hidden_sizes=CONFIG.hidden_sizes)
     env = VecEnv(None, None, Box((OBS,)), _ACTIONS[policy], E)
     network = make_network(config, env)
-    params = network.init(jax.random.key(seed), jnp.zeros((1, OBS)))
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    noisy = [x + 0.3 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)]
-    return network.apply, jax.tree.unflatten(structure, noisy)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, OBS)))
+    rng = np.random.default_rng(seed)
+    return network.apply, jax.tree.map(lambda x: jnp.asarray(0.5 * rng.normal(size=x.shape), x.dtype), shapes)
 
 
 def make_batch(apply, params, seed=0, *, gamma=0.9, gae_lambda=0.8, value_target="gae", rows=E):
     """T steps of `rows` environments by the policy of `params`: actions its own, all else random, both kinds of end."""
-    keys = iter(jax.random.split(jax.random.key(seed + 100), 6))
+    return _batch(apply, value_target, rows)(params, jax.random.key(seed + 100), gamma, gae_lambda)
+
+
+@functools.cache
+def _batch(apply, value_target, rows):
+    def make(params, key, gamma, gae_lambda):
+        return _rollout(apply, params, key, gamma, gae_lambda, ESTIMATORS[value_target], rows)
+
+    return jax.jit(make, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def _rollout(apply, params, key, gamma, gae_lambda, estimate, rows):
+    keys = iter(jax.random.split(key, 6))
     shape = (T, rows)
     obs = jax.random.normal(next(keys), (*shape, OBS))
     pi, value = apply(params, obs)
     action = pi.sample(next(keys))
     reward, next_value = jax.random.normal(next(keys), shape), jax.random.normal(next(keys), shape)
     terminated, truncated = (jax.random.bernoulli(next(keys), 0.25, shape) for _ in range(2))
-    advantage, target = ESTIMATORS[value_target](reward, value, next_value, terminated, truncated, gamma, gae_lambda)
+    advantage, target = estimate(reward, value, next_value, terminated, truncated, gamma, gae_lambda)
     batch = Batch(obs, action, pi, pi.log_prob(action), value, advantage, target)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)

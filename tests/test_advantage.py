@@ -1,4 +1,6 @@
-"""Generalised advantage estimation by hand, by a float64 loop, and at its two limits."""
+"""Generalised advantage estimation and rewards-to-go by hand, by a float64 loop, and at the limits of lambda."""
+
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from purejaxppo.advantage import gae
+from purejaxppo.advantage import ESTIMATORS, gae, rewards_to_go
 
 T, E = 7, 3
 compiled = jax.jit(gae)
@@ -158,3 +160,84 @@ def test_shapes_are_checked_at_the_door():
         gae(real, real, real[:-1], flag, flag, 0.99, 0.95)
     with pytest.raises(AssertionError):
         gae(*(x[0] for x in (real, real, real, flag, flag)), 0.99, 0.95)
+
+
+# --- rewards-to-go ----------------------------------------------------------------------------------------------------
+
+# Every way in which three steps can end or go on: 64 environments, a column each.
+PATTERNS = np.array(list(itertools.product([(False, False), (False, True), (True, False), (True, True)], repeat=3)))
+TERMINATED, TRUNCATED = PATTERNS.transpose(2, 1, 0)
+
+
+def rewards_to_go64(reward, next_value, terminated, truncated, gamma):
+    """Forwards from every step: add rewards until the episode or the rollout ends, and what is hidden behind that."""
+    total = np.zeros(reward.shape)
+    for env in range(reward.shape[1]):
+        for start in range(len(reward)):
+            for t in range(start, len(reward)):
+                total[start, env] += gamma ** (t - start) * reward[t, env]
+                if terminated[t, env]:
+                    break
+                if truncated[t, env] or t == len(reward) - 1:
+                    total[start, env] += gamma ** (t - start + 1) * next_value[t, env]
+                    break
+    return total
+
+
+def test_rewards_to_go_by_hand():
+    """gamma = 1/2, r = (1, 2, 3), V(s_3) = 8, and 6 for the last observation of what is cut off after step 1.
+
+    no end:        G_2 = 3 + 8/2 = 7,  G_1 = 2 + 7/2 = 11/2,  G_0 = 1 + 11/4 = 15/4
+    terminated:    G_1 = 2,            G_0 = 1 + 2/2 = 2
+    truncated:     G_1 = 2 + 6/2 = 5,  G_0 = 1 + 5/2 = 7/2
+    """
+    reward = jnp.tile(jnp.asarray([[1.0], [2.0], [3.0]]), (1, 3))
+    next_value = jnp.asarray([[9.0, 9.0, 9.0], [9.0, 6.0, 6.0], [8.0, 8.0, 8.0]])
+    terminated = jnp.zeros((3, 3), bool).at[1, 1].set(True)
+    truncated = jnp.zeros((3, 3), bool).at[1, 2].set(True)
+    total = rewards_to_go(reward, next_value, terminated, truncated, 0.5)
+    np.testing.assert_array_equal(total, [[15 / 4, 2.0, 7 / 2], [11 / 2, 2.0, 5.0], [7.0, 7.0, 7.0]])
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.7, 1.0])
+def test_rewards_to_go_of_every_pattern_of_ends(gamma):
+    """Against the loop; values in the middle of an episode do not matter, nor those behind a termination."""
+    reward, next_value = np.random.default_rng(0).normal(size=(2, 3, 64)).astype(np.float32)
+    goes_on = ~(TERMINATED | TRUNCATED)
+    goes_on[-1] = False
+    poisoned = np.where(TERMINATED | goes_on, np.float32(np.nan), next_value)
+    expected = rewards_to_go64(reward, next_value, TERMINATED, TRUNCATED, gamma)
+    np.testing.assert_allclose(
+        rewards_to_go(reward, poisoned, TERMINATED, TRUNCATED, gamma), expected, rtol=1e-5, atol=1e-6
+    )
+
+
+def test_limits_of_lambda_for_every_pattern_of_ends():
+    """The target of GAE: at lambda = 1 the rewards-to-go, at lambda = 0 one reward and the next value."""
+    data = random_rollout(1, TERMINATED, TRUNCATED)
+    reward, _, next_value, *_ = data
+    total = rewards_to_go(reward, next_value, TERMINATED, TRUNCATED, 0.7)
+    np.testing.assert_allclose(gae(*data, 0.7, 1.0)[1], total, rtol=1e-5, atol=1e-6)
+    one_step = reward + 0.7 * np.where(TERMINATED, 0.0, next_value)
+    np.testing.assert_allclose(gae(*data, 0.7, 0.0)[1], one_step, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("gae_lambda", [0.0, 0.5, 1.0])
+def test_estimators(gae_lambda):
+    """Both give GAE's advantage; the targets are GAE's, and the rewards-to-go whatever lambda is."""
+    data = random_rollout(2, TERMINATED, TRUNCATED)
+    plain = ESTIMATORS["gae"](*data, 0.7, gae_lambda)
+    advantage, target = ESTIMATORS["rewards_to_go"](*data, 0.7, gae_lambda)
+    np.testing.assert_array_equal(advantage, plain[0])
+    np.testing.assert_array_equal(target, rewards_to_go(data[0], data[2], TERMINATED, TRUNCATED, 0.7))
+    assert np.allclose(target, plain[1], atol=1e-5) == (gae_lambda == 1.0)
+
+
+def test_rewards_to_go_checks_shapes_and_keeps_the_dtype():
+    x, flag = jnp.ones((3, 2)), jnp.zeros((3, 2), bool)
+    with jax.numpy_dtype_promotion("strict"):
+        assert rewards_to_go(x, x, flag, flag, 0.9).dtype == jnp.float32
+    with pytest.raises(AssertionError):
+        rewards_to_go(x, jnp.ones(2), flag, flag, 0.9)
+    with pytest.raises(AssertionError):
+        rewards_to_go(x[0], x[0], flag[0], flag[0], 0.9)

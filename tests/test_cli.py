@@ -141,7 +141,9 @@ def test_hyperparameters_out_of_range(fails, name, value):
     assert fails(2, "train", *argv).startswith(name)
 
 
-@pytest.mark.parametrize("name", ["learning_rate", "clip_eps", "max_grad_norm", "vf_clip_eps", "target_kl", "kl_max", "kl_coef"])
+@pytest.mark.parametrize(
+    "name", ["learning_rate", "clip_eps", "max_grad_norm", "vf_clip_eps", "target_kl", "kl_max", "kl_coef"]
+)
 def test_hyperparameters_that_may_not_be_0(fails, name):
     argv = [f"--{name.replace('_', '-')}", "0", "--algorithm", owner(name)]
     assert fails(2, "train", *argv).startswith(name)

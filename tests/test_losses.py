@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from purejaxppo.distributions import Categorical, DiagGaussian, TanhDiagGaussian
 from purejaxppo.losses import (
     clipped_surrogate,
     clipped_value_loss,
@@ -15,6 +16,7 @@ from purejaxppo.losses import (
 )
 
 EPS = 0.2
+BETA = 1.7
 STEP = 1e-6  # of the finite differences
 
 
@@ -62,6 +64,102 @@ def test_clipped_surrogate_and_its_gradient(eps):
     assert_same_value_and_gradient(
         lambda a: clipped_surrogate(jnp.asarray(ratio), a, eps), lambda a: surrogate64(ratio, a, eps), advantage
     )
+
+
+def categorical64(logits, action):
+    """log-probabilities of the actions, and of all actions; row by row."""
+    log_p = [row - max(row) - np.log(sum(np.exp(row - max(row)))) for row in logits]
+    chosen = np.array([row[a] for row, a in zip(log_p, action, strict=True)])
+    return chosen, np.array(log_p)
+
+
+def categorical_kl64(old, new):
+    old, new = categorical64(old, [0] * len(old))[1], categorical64(new, [0] * len(new))[1]
+    return np.array(
+        [sum(np.exp(p) * (p - q) for p, q in zip(*rows, strict=True)) for rows in zip(old, new, strict=True)]
+    )
+
+
+def gaussian64(mean, action, std):
+    return np.array(
+        [
+            sum(-((u - m) ** 2) / (2 * std**2) - np.log(std * np.sqrt(2 * np.pi)) for m, u in zip(*rows, strict=True))
+            for rows in zip(mean, action, strict=True)
+        ]
+    )
+
+
+def gaussian_kl64(old, new, old_std, std):
+    constant = np.log(std / old_std) + old_std**2 / (2 * std**2) - 0.5
+    return np.array(
+        [
+            sum((p - q) ** 2 / (2 * std**2) + constant for p, q in zip(*x, strict=True))
+            for x in zip(old, new, strict=True)
+        ]
+    )
+
+
+def policy_losses(ratio, advantage, kl):
+    """What each member of the family maximises, one row at a time."""
+    rows = list(zip(ratio, advantage, kl, strict=True))
+    return {
+        "clipped": surrogate64(ratio, advantage, EPS),
+        "importance": sum(r * a for r, a, _ in rows) / len(rows),
+        "kl_penalized": sum(r * a - BETA * d for r, a, d in rows) / len(rows),
+    }
+
+
+SURROGATES = {
+    "clipped": lambda ratio, advantage, kl: clipped_surrogate(ratio, advantage, EPS),
+    "importance": lambda ratio, advantage, kl: importance_surrogate(ratio, advantage),
+    "kl_penalized": lambda ratio, advantage, kl: kl_penalized_surrogate(ratio, advantage, kl, BETA),
+}
+
+
+@pytest.mark.parametrize("name", SURROGATES)
+@pytest.mark.parametrize("seed", range(3))
+def test_policy_loss_of_logits(name, seed):
+    """Value and gradient through the categorical distribution: the ratio, and the KL in its right direction."""
+    rng = np.random.default_rng(seed)
+    old, new = rng.normal(size=(2, 8, 3))
+    action, advantage = rng.integers(0, 3, 8), rng.normal(size=8)
+    old_log_prob, _ = categorical64(old, action)
+
+    def loss(flat):
+        pi = Categorical(flat.reshape(8, 3))
+        ratio = jnp.exp(pi.log_prob(jnp.asarray(action)) - jnp.asarray(old_log_prob))
+        return SURROGATES[name](ratio, jnp.asarray(advantage), Categorical(jnp.asarray(old)).kl(pi))
+
+    def oracle(flat):
+        logits = flat.reshape(8, 3)
+        ratio = np.exp(categorical64(logits, action)[0] - old_log_prob)
+        return policy_losses(ratio, advantage, categorical_kl64(old, logits))[name]
+
+    assert_same_value_and_gradient(loss, oracle, new.ravel())
+
+
+@pytest.mark.parametrize("name", SURROGATES)
+@pytest.mark.parametrize("distribution", [DiagGaussian, TanhDiagGaussian])
+def test_policy_loss_of_means(name, distribution):
+    """The same through the Gaussians, of different widths; tanh cancels in ratio and KL."""
+    rng = np.random.default_rng(3)
+    old = rng.normal(size=(6, 2))
+    new, action = old + 0.4 * rng.normal(size=(2, 6, 2))
+    advantage, old_std, std = rng.normal(size=6), 0.9, 1.2
+    old_log_prob = gaussian64(old, action, old_std)
+
+    def loss(flat):
+        pi = distribution(flat.reshape(6, 2), jnp.full((6, 2), np.log(std)))
+        old_pi = distribution(jnp.asarray(old), jnp.full((6, 2), np.log(old_std)))
+        ratio = jnp.exp(pi.log_prob(jnp.asarray(action)) - old_pi.log_prob(jnp.asarray(action)))
+        return SURROGATES[name](ratio, jnp.asarray(advantage), old_pi.kl(pi))
+
+    def oracle(flat):
+        mean = flat.reshape(6, 2)
+        ratio = np.exp(gaussian64(mean, action, std) - old_log_prob)
+        return policy_losses(ratio, advantage, gaussian_kl64(old, mean, old_std, std))[name]
+
+    assert_same_value_and_gradient(loss, oracle, new.ravel())
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ import dataclasses
 import gymnax
 import pytest
 
-from purejaxppo.config import Hyperparams, TrainConfig, validate_config, validate_hyperparams
-from purejaxppo.presets import PRESETS, TARGETS, preset
+from purejaxppo.algorithms import ALGORITHMS
+from purejaxppo.config import ALGORITHMS_WITH, Hyperparams, TrainConfig, validate_config, validate_hyperparams
+from purejaxppo.presets import ALGORITHM_PRESETS, PRESETS, TARGETS, preset
 from purejaxppo.settings import resolve
 
 BUDGETS = {"CartPole-v1": 150_000, "Acrobot-v1": 500_000, "MountainCarContinuous-v0": 250_000, "Catch-bsuite": 250_000}
@@ -53,3 +54,25 @@ def test_preset_is_a_copy():
     preset("CartPole-v1")["num_envs"] = 10**9
     assert preset("CartPole-v1") == PRESETS["CartPole-v1"]
     assert preset("NoSuch-v0") == {}
+
+
+PAIRS = [(algorithm, env) for algorithm, presets in ALGORITHM_PRESETS.items() for env in presets]
+
+
+@pytest.mark.parametrize(("algorithm", "env"), PAIRS)
+def test_preset_of_an_algorithm_is_its_own(algorithm, env):
+    """Real settings, none of which belongs to another algorithm; they beat the environment's, and can train."""
+    mine = ALGORITHM_PRESETS[algorithm][env]
+    assert algorithm in ALGORITHMS
+    assert mine.keys() <= FIELDS.keys() - {"env", "algorithm"}
+    assert all(algorithm in ALGORITHMS_WITH.get(name, ALGORITHMS) for name in mine)
+    config, hp = resolve(env, {"algorithm": algorithm})
+    for name, value in {**PRESETS.get(env, {}), **mine}.items():
+        assert getattr(config if hasattr(config, name) else hp, name) == value
+    validate_config(config)
+    validate_hyperparams(hp)
+
+
+def test_preset_of_an_algorithm_is_not_that_of_another():
+    for algorithm, env in PAIRS:
+        assert preset(env, algorithm) != preset(env) == PRESETS.get(env, {})

@@ -1,0 +1,371 @@
+"""A comparison: its runs are the single runs, its files say what happened, and bad requests are refused in one line."""
+
+import csv
+import dataclasses
+import io
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from purejaxppo import cli, compare, flags
+from purejaxppo.compare import Result, markdown_table, steps_to_target
+from purejaxppo.config import Hyperparams, TrainConfig
+from purejaxppo.errors import CheckpointError, ConfigError
+from purejaxppo.experiment import run_experiment
+from purejaxppo.plot_comparison import plot_comparison
+
+UPDATES = 3
+CONFIG = TrainConfig(
+    env_params={"max_steps_in_episode": 6},
+    num_envs=4,
+    num_steps=8,
+    num_epochs=1,
+    num_minibatches=2,
+    hidden_sizes=(4,),
+    cg_iterations=2,
+    line_search_steps=2,
+    total_timesteps=32 * UPDATES,
+)
+HP = Hyperparams(learning_rate=1e-3)
+SEEDS = (3, 4)
+FILES = {
+    "command.txt",
+    "comparison.png",
+    "config.json",
+    "curves.csv",
+    "results.csv",
+    "summary.json",
+    "table.md",
+    "versions.json",
+}
+
+
+def settings(algorithm, **hp):
+    return dataclasses.replace(CONFIG, algorithm=algorithm), dataclasses.replace(HP, **hp)
+
+
+def run(runs, seeds, out, **options):
+    """compare, quietly; its console's text goes to `run.text`."""
+    console = Console(file=io.StringIO())
+    try:
+        return compare.compare(runs, seeds, out=out, eval_episodes=5, console=console, **options)
+    finally:
+        run.text = console.file.getvalue()
+
+
+def rows_of(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+# --- the real thing ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """(directory, summary, console text) of ppo_clip and trpo."""
+    out = tmp_path_factory.mktemp("compare") / "out"
+    return out, run([settings("ppo_clip"), settings("trpo")], SEEDS, out, target=4.0), run.text
+
+
+def test_files(compared):
+    out, summary, text = compared
+    assert {path.name for path in out.iterdir()} == FILES
+    assert json.loads((out / "summary.json").read_text()) == summary
+    assert (out / "comparison.png").read_bytes()[:4] == b"\x89PNG"
+    assert (out / "table.md").read_text() == markdown_table(summary["algorithms"], 4.0)
+    config = json.loads((out / "config.json").read_text())
+    assert config["seeds"] == list(SEEDS)
+    assert [record["algorithm"] for record in config["runs"]] == ["ppo_clip", "trpo"]
+    assert config["runs"][0]["env_params"] == {"max_steps_in_episode": 6}
+    curves = rows_of(out / "curves.csv")
+    keys = [(row["algorithm"], int(row["seed"]), int(row["update"]), int(row["env_steps"])) for row in curves]
+    assert keys == [
+        (name, seed, u, 32 * u) for name in ("ppo_clip", "trpo") for seed in SEEDS for u in range(1, UPDATES + 1)
+    ]
+    assert "step_fraction" in curves[0]  # a column of one is a column of all
+    assert curves[0]["step_fraction"] == ""
+    for part in ("CartPole-v1", "ppo_clip 96", "seeds 3 to 4", "device", str(out)):
+        assert part in text.splitlines()[0]
+
+
+@pytest.mark.parametrize(("algorithm", "seed"), [("ppo_clip", 4), ("trpo", 3)])
+def test_each_run_is_the_single_run_of_its_seed(compared, tmp_path, algorithm, seed):
+    """Curves and evaluation, in every bit (which a CPU allows)."""
+    out, _, _ = compared
+    console = Console(file=io.StringIO())
+    single = run_experiment(*settings(algorithm), seed, out=tmp_path / "run", eval_episodes=5, console=console)
+    (result,) = (
+        row for row in rows_of(out / "results.csv") if (row["algorithm"], row["seed"]) == (algorithm, str(seed))
+    )
+    assert float(result["evaluation_return"]) == single["evaluation"]["return_mean"]
+    mine = [row for row in rows_of(out / "curves.csv") if (row["algorithm"], row["seed"]) == (algorithm, str(seed))]
+    its = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(mine) == len(its) == UPDATES
+    for here, there in zip(mine, its, strict=True):
+        for name in there.keys() - {"seconds"}:
+            assert (float(here[name]) if here[name] else None) == there[name], name
+
+
+def test_seeds_are_different_runs(compared):
+    rows = rows_of(compared[0] / "curves.csv")
+    entropies = {(row["algorithm"], row["seed"]): row["entropy"] for row in rows if row["update"] == "3"}
+    assert entropies["ppo_clip", "3"] != entropies["ppo_clip", "4"] != entropies["trpo", "4"]
+
+
+def test_summary_is_that_of_the_results(compared):
+    out, summary, _ = compared
+    results = rows_of(out / "results.csv")
+    assert {row["diverged"] for row in results} == {"False"}
+    for row in summary["algorithms"]:
+        returns = [float(result["evaluation_return"]) for result in results if result["algorithm"] == row["algorithm"]]
+        assert (row["runs"], row["diverged"]) == (2, 0)
+        assert row["return_iqm"] == np.mean(returns)
+        assert (row["return_low"], row["return_high"]) == (min(returns), max(returns))
+        assert row["env_steps_per_second"] > 0
+
+
+@pytest.mark.slow
+def test_diverged_runs_are_counted_and_left_out(tmp_path):
+    """A learning rate that ends in NaN; the runs of the other algorithms are not touched by it."""
+    row = run([settings("policy_gradient", learning_rate=1e30)], SEEDS, tmp_path / "out")["algorithms"][0]
+    assert (row["runs"], row["diverged"]) == (2, 2)
+    assert row["return_iqm"] is row["return_low"] is row["return_high"] is None
+    results = rows_of(tmp_path / "out" / "results.csv")
+    assert [(row["diverged"], row["evaluation_return"]) for row in results] == 2 * [("True", "")]
+    assert "2 (2 diverged) | - | -" in (tmp_path / "out" / "table.md").read_text()
+
+
+# --- what is made of the results --------------------------------------------------------------------------------------
+
+
+def result_of(config, seeds, returns):
+    """Runs whose training return is 1, 2, ... per update, times the run's number from 1."""
+    updates = np.arange(1.0, 21.0)
+    curves = updates[:, None] * np.arange(1.0, len(seeds) + 1)
+    metrics = dict.fromkeys(("episode/return", "kl", "ratio/effective_sample_size", "loss/policy"), curves)
+    return Result(config.algorithm, seeds, 32 * updates.astype(int), metrics, np.array(returns), 1234.56)
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """scripted(returns) puts hand-made results, the same for each algorithm, in the place of training."""
+
+    def use(*returns):
+        monkeypatch.setattr(
+            compare, "_train_all", lambda config, hp, seeds, *rest: result_of(config, list(seeds), returns)
+        )
+
+    return use
+
+
+def test_one_run_has_no_interval_and_no_band(scripted, tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    bands = []
+    monkeypatch.setattr(Axes, "fill_between", lambda *_, **__: bands.append(1))
+    scripted(7.0)
+    summary = run([settings("ppo_clip")], [5], tmp_path / "one")
+    (row,) = summary["algorithms"]
+    assert (row["return_iqm"], row["return_low"], row["return_high"]) == (7.0, None, None)
+    assert "steps_to_target" not in row
+    assert not bands
+    assert "no intervals, no bands" in run.text
+    assert (tmp_path / "one" / "table.md").read_text().splitlines()[2] == "| ppo_clip | 1 | 7 | - | 1,235 |"
+    scripted(7.0, 8.0)
+    run([settings("ppo_clip")], [5, 6], tmp_path / "two")
+    assert len(bands) == 3  # one in each panel
+
+
+def test_a_diverged_run_among_others(scripted, tmp_path):
+    """What is left is summarised; of one run that is left there is no interval."""
+    scripted(1.0, math.nan, 3.0)
+    row = run([settings("ppo_clip")], [0, 1, 2], tmp_path / "a", target=20.0)["algorithms"][0]
+    assert (row["runs"], row["diverged"], row["return_iqm"]) == (3, 1, 2.0)
+    assert (row["return_low"], row["return_high"]) == (1.0, 3.0)
+    # The mean of five updates reaches 20 at update 22 (never), 12 (of 2 x) and 9 (of 3 x): the median is 12.
+    assert (row["steps_to_target"], row["runs_at_target"]) == (12 * 32, 2)
+    assert [r["steps_to_target"] for r in rows_of(tmp_path / "a" / "results.csv")] == ["", "384", "288"]
+    scripted(math.nan, 3.0)
+    row = run([settings("ppo_clip")], [0, 1], tmp_path / "b")["algorithms"][0]
+    assert (row["diverged"], row["return_iqm"], row["return_low"]) == (1, 3.0, None)
+
+
+def test_diverged_by_any_watched_metric():
+    """[U, R] per metric; an episode return that is NaN only says that no episode ended."""
+    fine = np.ones((2, 4))
+    spoiled = {name: fine.copy() for name in ("loss/policy", "kl", "grad_norm", "episode/return")}
+    spoiled["kl"][1, 0] = math.nan
+    spoiled["grad_norm"][0, 2] = math.inf
+    spoiled["episode/return"][:] = math.nan
+    assert compare._diverged(spoiled).tolist() == [True, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("returns", "target", "steps"),
+    [
+        # The window is 5 updates of 10 steps each, shorter at the start.
+        pytest.param([0, 0, 0, 0, 0, 10, 10, 10, 10, 10], 10.0, 100, id="when-the-window-is-full-of-it"),
+        pytest.param([0, 0, 0, 0, 0, 10, 10, 10, 10, 10], 4.0, 70, id="when-two-of-five-have-it"),
+        pytest.param([5, 0, 0], 5.0, 10, id="at-once"),
+        pytest.param([1, 2, 3], 4.0, math.inf, id="never"),
+        pytest.param([math.nan, math.nan, 7, math.nan], 7.0, 30, id="where-no-episode-ended"),
+        pytest.param([math.nan, math.nan], -5.0, math.inf, id="no-episode-at-all"),
+        pytest.param([-9, -9, -9, -9, -9, -1, -1], -6.0, 70, id="negative"),
+    ],
+)
+def test_steps_to_target_by_hand(returns, target, steps):
+    assert steps_to_target(10 * np.arange(1, len(returns) + 1), np.array(returns, float), target) == steps
+
+
+def test_window_is_2_percent_of_a_long_run():
+    """1000 updates: a window of 20, full of the new return only 20 updates after the step at 500."""
+    returns = np.where(np.arange(1, 1001) > 500, 1.0, 0.0)
+    assert steps_to_target(np.arange(1, 1001), returns, 1.0) == 520
+
+
+def test_markdown_table():
+    row = {"algorithm": "trpo", "runs": 4, "diverged": 0, "return_iqm": 1.0, "return_low": 0.5, "return_high": 1.5}
+    row |= {"env_steps_per_second": 12345.6, "steps_to_target": 2500.0, "runs_at_target": 3}
+    assert markdown_table([row], None).splitlines() == [
+        "| algorithm | runs | IQM | 95 % interval | steps/s |",
+        "| --- | --- | --- | --- | --- |",
+        "| trpo | 4 | 1 | 0.5 to 1.5 | 12,346 |",
+    ]
+    nobody = {**row, "steps_to_target": None, "runs_at_target": 0, "diverged": 1}
+    assert markdown_table([nobody], 475).splitlines()[0] == (
+        "| algorithm | runs | IQM | 95 % interval | steps to 475 | reached | steps/s |"
+    )
+    assert markdown_table([nobody], 475).splitlines()[2] == (
+        "| trpo | 4 (1 diverged) | 1 | 0.5 to 1.5 | - | 0 of 4 | 12,346 |"
+    )
+
+
+def test_picture_of_runs_in_which_nothing_ended(tmp_path):
+    """An algorithm without a curve is left out, instead of failing at the end of hours."""
+    steps, nothing = np.arange(4.0), np.full((4, 2), math.nan)
+    some = {"episode/return": np.ones((4, 2)), "kl": np.ones((4, 2)), "ratio/effective_sample_size": np.ones((4, 2))}
+    none = {**some, "episode/return": nothing, "kl": nothing}
+    out = plot_comparison([("trpo", steps, none), ("ppo_clip", steps, some)], "X-v0", 1.0, tmp_path / "a.png")
+    assert out.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_directory_that_holds_anything_is_never_touched(tmp_path):
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(CheckpointError, match="not an empty directory"):
+        run([settings("ppo_clip")], [0], tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_unknown_algorithm_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ConfigError, match="Did you mean 'trpo'"):
+        run([settings("ppo_clip"), settings("trop")], [0], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        ("train --algorithm trpo --clip-eps 0.1", "--clip-eps is an option of ppo_clip, not of trpo"),
+        ("train --kl-coef 2", "--kl-coef is an option of ppo_kl, not of ppo_clip"),
+        ("train --algorithm trpo --vf-coef 1", "option of ppo_clip, ppo_kl, policy_gradient, not of trpo"),
+        (
+            "train --algorithm policy_gradient --clip-eps-schedule linear",
+            "--clip-eps-schedule is an option of ppo_clip",
+        ),
+        ("train --algorithm ppo_kl --cg-damping=1", "--cg-damping is an option of trpo, not of ppo_kl"),
+        ("compare --algorithms ppo_clip ppo_kl --cg-iterations 3", "option of trpo, not of ppo_clip, ppo_kl"),
+        ("compare --algorithms ppo_clip trop", "'trop' is unknown; choose from ppo_clip, ppo_kl, trpo"),
+        ("compare --algorithms ppo_clip trop", "Did you mean 'trpo'?"),
+        ("train --algorithm ppo_lk --total-timesteps 8192", "Did you mean 'ppo_kl'?"),
+        ("compare --algorithms ppo_clip ppo_clip", "different names"),
+        ("compare --algorithms", "--algorithms"),
+        ("compare --seeds 0", "--seeds 0"),
+        ("compare --seeds -3", "--seeds -3"),
+        ("compare --seed -1", "seed = -1"),
+        ("compare --seed 4294967295 --seeds 2", "seed = 4294967296"),
+        ("compare --eval-episodes 0", "--eval-episodes 0"),
+        ("compare --algorithm trpo", "--algorithms, with all of their names"),
+        ("compare --algorithm=trpo", "--algorithms, with all of their names"),
+        ("train --algorithm ppo_kl --kl-min 0.02 --kl-max 0.02", "kl_min = 0.02 is not below kl_max = 0.02"),
+        ("compare --kl-min 1", "kl_min = 1.0 is not below kl_max"),
+        ("train --target-kl 0", "target_kl = 0.0"),
+        ("train --algorithm trpo --target-kl -0.1", "target_kl = -0.1"),
+        ("compare --target-kl 0", "target_kl = 0.0"),
+        ("train --algorithm ppo_kl --kl-coef-factor 0.5", "kl_coef_factor = 0.5"),
+        ("train --algorithm trpo --shared-torso", "trpo needs separate torsos"),
+        ("compare --shared-torso", "trpo needs separate torsos"),
+        ("train --algorithm trpo --learning-rate-schedule kl_adaptive", "trpo's line search"),
+        ("compare --learning-rate-schedule kl_adaptive", "trpo's line search"),
+        ("compare --num-envs 3 --num-steps 5", "not divisible"),
+        ("compare --target high", "high"),
+    ],
+)
+def test_refusals(capfd, tmp_path, monkeypatch, argv, says):
+    """One line on standard error, exit code 2, and nothing written."""
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(argv.split()) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("purejaxppo: error: ")
+    assert err.count("\n") == 1
+    assert "internal error" not in err
+    assert says in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_each_algorithm_has_its_own_settings():
+    """A flag of one goes to it; one of all goes to all; a file stands behind the flags."""
+    command = flags.parse(
+        ["compare", "--algorithms", "trpo", "ppo_clip", "--cg-damping", "0.5", "--learning-rate", "0.25"]
+    )
+    (trpo, trpo_hp), (clip, clip_hp) = command.resolved
+    assert (trpo.algorithm, clip.algorithm) == ("trpo", "ppo_clip")
+    assert trpo_hp.cg_damping == 0.5
+    assert trpo_hp.learning_rate == clip_hp.learning_rate == 0.25
+    assert trpo.env == clip.env == "CartPole-v1"
+
+
+def test_configuration_file_of_a_comparison(tmp_path):
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps({"env": "Acrobot-v1", "seed": 7, "gamma": 0.5, "num_envs": 3, "cg_iterations": 4}))
+    command = flags.parse(["compare", "--config", str(path), "--num-envs", "5"])
+    assert command.seed == 7
+    assert [config.algorithm for config, _ in command.resolved] == ["ppo_clip", "ppo_kl", "trpo", "policy_gradient"]
+    for config, hp in command.resolved:
+        assert (config.env, config.num_envs, hp.gamma) == ("Acrobot-v1", 5, 0.5)
+
+
+@pytest.mark.parametrize(("flag", "target"), [([], 475), (["--target", "5"], 5.0)])
+def test_command_prints_what_it_wrote(scripted, capfd, tmp_path, monkeypatch, flag, target):
+    """The published target unless another one is given; JSON alone on standard output."""
+    monkeypatch.chdir(tmp_path)
+    scripted(7.0, 8.0)
+    argv = ["compare", "--algorithms", "trpo", "ppo_kl", "--seeds", "2", "--seed", "3", *flag]
+    assert cli.run([*argv, "--json", "--out", "out"]) == 0
+    summary = json.loads(capfd.readouterr().out)
+    assert summary == json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["target"], summary["seeds"]) == (target, [3, 4])
+    assert cli.run(argv) == 0
+    out = capfd.readouterr().out
+    assert "ppo_kl" in out
+    (directory,) = (tmp_path / "runs").iterdir()
+    assert directory.name.startswith("CartPole-v1__compare__")
+    assert str(directory.relative_to(tmp_path)) in out.replace("\n", "")
+
+
+def test_backend_decides_how_runs_are_batched():
+    """One by one where every bit shall be that of the single run, all at once elsewhere."""
+    from purejaxppo.sweep import batching_for, one_by_one
+
+    assert batching_for("cpu") is one_by_one
+    assert batching_for("gpu") is jax.vmap
+    doubled = one_by_one(lambda x, y: {"sum": x + y})(np.arange(3.0), np.ones(3))
+    np.testing.assert_array_equal(doubled["sum"], [1.0, 2.0, 3.0])
