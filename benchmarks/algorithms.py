@@ -1,6 +1,6 @@
 """Steady-state training throughput of each algorithm against ppo_clip's, alternating in one process.
 
-    python benchmarks/algorithms.py --shapes 64x128 --repetitions 15 --out result.json
+python benchmarks/algorithms.py --shapes 64x128 --repetitions 15 --out result.json
 """
 
 import argparse

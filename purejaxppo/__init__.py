@@ -11,7 +11,7 @@ if (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu
     os.environ.setdefault("NPROC", "4")
 
 if TYPE_CHECKING:
-    from purejaxppo.algorithms import ppo_clip
+    from purejaxppo.algorithms import policy_gradient, ppo_clip, ppo_kl, trpo
     from purejaxppo.config import Hyperparams, TrainConfig
     from purejaxppo.envs import from_gymnax
     from purejaxppo.experiment import run_experiment
@@ -26,10 +26,13 @@ __all__ = [
     "from_gymnax",
     "make_network",
     "make_trainer",
+    "policy_gradient",
     "ppo_clip",
+    "ppo_kl",
     "preset",
     "run_experiment",
     "trainer_from_config",
+    "trpo",
 ]
 
 _MODULES = {
@@ -39,10 +42,13 @@ _MODULES = {
     "from_gymnax": "envs",
     "make_network": "networks",
     "make_trainer": "train",
+    "policy_gradient": "algorithms",
     "ppo_clip": "algorithms",
+    "ppo_kl": "algorithms",
     "preset": "presets",
     "run_experiment": "experiment",
     "trainer_from_config": "train",
+    "trpo": "algorithms",
 }
 
 

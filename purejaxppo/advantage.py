@@ -74,16 +74,19 @@ def rewards_to_go(
     """
     chex.assert_equal_shape([reward, next_value, terminated, truncated])
     chex.assert_rank(reward, 2)
-    follows = ~(terminated | truncated)
+    follows = jnp.logical_not(terminated | truncated).at[-1].set(False)  # beyond the rollout nothing was seen either
 
     def backward(
         following: jax.Array, step: tuple[jax.Array, jax.Array, jax.Array, jax.Array]
     ) -> tuple[jax.Array, jax.Array]:
         reward_t, next_value_t, terminated_t, follows_t = step
         rest = jnp.where(terminated_t, 0.0, jnp.where(follows_t, following, next_value_t))
-        return (total := reward_t + gamma * rest), total
+        total_t = reward_t + gamma * rest
+        return total_t, total_t
 
-    _, total = jax.lax.scan(backward, next_value[-1], (reward, next_value, terminated, follows), reverse=True)
+    _, total = jax.lax.scan(
+        backward, jnp.zeros_like(reward[0]), (reward, next_value, terminated, follows), reverse=True
+    )
     return total
 
 

@@ -1,11 +1,13 @@
 """The bytes of a run: a checkpoint of the complete state, its hash, and small files that are whole or absent."""
 
+import contextlib
 import hashlib
 import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import jax
 import numpy as np
@@ -79,14 +81,21 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file that is, after a crash at any moment, either the old one or the new one.
+    """Writes a whole text by `whole_file`."""
+    with whole_file(path) as file:
+        file.write(text)
 
-    Raises CheckpointError if the file cannot be written.
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[TextIO]:
+    """A file to write that is, after a crash at any moment, either the old one or the new one.
+
+    Raises CheckpointError if it cannot be written.
     """
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
         with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -16,10 +17,13 @@ from purejaxppo.presets import PRESETS, TARGETS
 
 _STOPPED = 75
 _INTERRUPTED = 130
+_MAX_RUNS = 65_536
 
 
 def main() -> None:
     """Entry point; exits with the code of the error, or 0."""
+    # `train` saves its state first; everything else, imports included, ends as by Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run(sys.argv[1:]))
 
 
@@ -57,13 +61,12 @@ def _execute(command: Command) -> int:
 
 
 def _validate_compare(command: Compare) -> None:
-    if not command.algorithms or len(set(command.algorithms)) < len(command.algorithms):
-        raise ConfigError(f"--algorithms {' '.join(command.algorithms)}: it takes different names, at least one.")
-    for name, count in (("seeds", command.seeds), ("eval-episodes", command.eval_episodes)):
-        if count < 1:
-            raise ConfigError(f"--{name} {count}; it takes at least 1.")
+    """What can be said before JAX is loaded; `compare` sees to the rest."""
+    if not 1 <= command.seeds <= _MAX_RUNS:
+        raise ConfigError(f"--seeds {command.seeds}; it takes 1 to {_MAX_RUNS}.")
     validate_seed(command.seed)
-    validate_seed(command.seed + command.seeds - 1)
+    if command.seed + command.seeds > 2**32:
+        raise ConfigError(f"--seed {command.seed} --seeds {command.seeds} goes beyond 2**32 - 1; start lower.")
     for config, hp in command.resolved:
         validate_config(config)
         validate_hyperparams(hp)
@@ -110,9 +113,12 @@ def _train(command: Train) -> int:
 
 
 def _compare(command: Compare) -> int:
-    from purejaxppo.compare import compare, table_cells
+    from purejaxppo.compare import compare
+    from purejaxppo.comparison import table_cells
 
-    target = TARGETS.get(command.settings.env) if command.target is None else command.target
+    config, target = command.settings, command.target
+    if target is None and not config.env_params:  # which make another environment of it
+        target = TARGETS.get(config.env)
     summary = compare(
         command.resolved,
         range(command.seed, command.seed + command.seeds),

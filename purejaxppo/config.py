@@ -295,7 +295,7 @@ def _validate_trpo(config: TrainConfig) -> None:
     if config.learning_rate_schedule == "kl_adaptive":
         raise ConfigError(
             "learning_rate_schedule = kl_adaptive is for ppo_clip, ppo_kl and policy_gradient; trpo's line search "
-            "bounds the KL itself, so use linear or constant."
+            "bounds the KL itself; use linear or constant, or leave trpo out."
         )
 
 

@@ -22,11 +22,11 @@ def importance_weights(log_ratio: jax.Array) -> Metrics:
     `ratio/mean` would be 1 in expectation for fresh actions; the batch's own took part in choosing the policy, so it is
     nearly that. `ratio/std` and `ratio/max` show the variance that importance sampling pays for reusing data; `kl_k3` =
     mean((r - 1) - log r) >= 0 estimates KL(old || new) in nats from the actions alone (Schulman 2020, "Approximating KL
-    divergence"). A weight beyond float32 makes them infinite, but not the effective sample size.
+    divergence"). A weight beyond float32 spoils all but the effective sample size.
     """
     ratio = jnp.exp(log_ratio)
     return {
-        "kl_k3": jnp.mean(ratio - 1.0 - log_ratio),
+        "kl_k3": jnp.mean(jnp.expm1(log_ratio) - log_ratio),
         "ratio/mean": jnp.mean(ratio),
         "ratio/std": jnp.std(ratio),
         "ratio/max": jnp.max(ratio),

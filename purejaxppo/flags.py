@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from purejaxppo.config import EnvParams, Hyperparams, TrainConfig, suggestion
+from purejaxppo.config import ALGORITHMS_WITH, EnvParams, Hyperparams, TrainConfig, suggestion
 from purejaxppo.errors import ConfigError
-from purejaxppo.settings import FIELDS, read_settings, refuse_foreign, resolve
+from purejaxppo.settings import FIELDS, for_algorithm, read_settings, refuse_foreign, refuse_foreign_in_file, resolve
 
 Flat = tyro.conf.arg(name="")
 
@@ -64,7 +64,7 @@ class Compare:
     Example: purejaxppo compare --env CartPole-v1 --algorithms ppo_clip trpo --seeds 10
 
     Each algorithm starts from its own preset for the environment; a setting given here goes to every algorithm that
-    has it. The defaults below are those of ppo_clip.
+    has it. The defaults below are those of ppo_clip. Results are written as each algorithm finishes.
     """
 
     settings: Annotated[TrainConfig, Flat]
@@ -77,7 +77,7 @@ class Compare:
     seed: int = 0
     """The first of the seeds."""
     config: Path | None = None
-    """JSON or TOML file of settings, named like their flags."""
+    """JSON or TOML file of settings, such as a run's config.json; its seed is not taken."""
     out: Path | None = None
     """Directory for results, by default runs/<env>__compare__<UTC time>."""
     eval_episodes: int = 128
@@ -175,29 +175,40 @@ def _train_default(args: list[str]) -> Train:
     """What `train` is without its flags: defaults, preset and file for the given --env, --algorithm and --config."""
     env, algorithm, settings = _base(args)
     seed = settings.pop("seed", 0)
-    config, hp = resolve(env, {**settings, **({"algorithm": algorithm} if algorithm else {})})
+    algorithm = algorithm or settings.get("algorithm", TrainConfig.algorithm)
+    refuse_foreign_in_file(settings, [algorithm])
+    config, hp = resolve(env, for_algorithm(env, settings, algorithm))
     return Train(config, hp, seed=seed)
 
 
 def _compare_default(args: list[str]) -> Compare:
     env, _, settings = _base(args)
-    seed = settings.pop("seed", 0)
-    config, hp = resolve(env, settings)
-    return Compare(config, hp, seed=seed)
+    settings.pop("seed", None)
+    return Compare(*resolve(env, settings))
 
 
 def _resolve_all(command: Compare, args: list[str]) -> Compare:
     """The command with each algorithm's settings: its own preset, the file, and what was given as flags."""
     given = _given(args)
+    if not command.algorithms:
+        raise ConfigError("--algorithms takes at least one name.")
     if "algorithm" in given:
         raise ConfigError("compare takes --algorithms, with all of their names, instead of --algorithm.")
     refuse_foreign(given, command.algorithms)
     flags = {name: getattr(command.settings if hasattr(command.settings, name) else command.hp, name) for name in given}
     _, _, settings = _base(args)
     settings.pop("seed", None)
-    merged = {**settings, **flags}
-    pairs = tuple(resolve(command.settings.env, {**merged, "algorithm": name}) for name in command.algorithms)
+    refuse_foreign_in_file(settings, command.algorithms)
+    env = command.settings.env
+    pairs = tuple(
+        resolve(env, {**for_algorithm(env, settings, name), **_having(name, flags)}) for name in command.algorithms
+    )
     return dataclasses.replace(command, resolved=pairs)
+
+
+def _having(algorithm: str, flags: dict[str, Any]) -> dict[str, Any]:
+    """Those of the flags that an algorithm has."""
+    return {name: value for name, value in flags.items() if algorithm in ALGORITHMS_WITH.get(name, (algorithm,))}
 
 
 def _base(args: list[str]) -> tuple[str | None, str | None, dict[str, Any]]:

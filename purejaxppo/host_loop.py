@@ -103,7 +103,8 @@ def _steady_speed(lengths: Sequence[int], ends: Sequence[float], steps: int) -> 
 def check_params(runner: RunnerState) -> None:
     """Raises DivergedError for a parameter that is not finite.
 
-    What `Rows` watches belongs to the moment before a gradient step, so the very last step shows here alone.
+    Most of what `Rows` watches belongs to the moment before a gradient step: a value function that the very last one
+    spoiled shows here alone.
     """
     if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(runner.learner.params)):
         raise DivergedError("a parameter is not finite after the last update; nothing was saved. Lower learning_rate.")

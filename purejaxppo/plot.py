@@ -81,10 +81,10 @@ def group_curves(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray]:
     """Curves brought to one grid of env steps where all of them exist: grid [n], returns [runs, n]."""
     start, end = max(steps[0] for steps, _ in curves), min(steps[-1] for steps, _ in curves)
     grid = np.linspace(start, end, _POINTS) if end > start else np.array([start])
-    return grid, np.stack([np.interp(grid, steps, _smooth(returns)) for steps, returns in curves])
+    return grid, np.stack([np.interp(grid, steps, smooth(returns)) for steps, returns in curves])
 
 
-def _smooth(returns: np.ndarray) -> np.ndarray:
+def smooth(returns: np.ndarray) -> np.ndarray:
     """Mean over a centred window of about 2 % of the curve, shorter at its ends."""
     half = len(returns) // 100
     total = np.concatenate([[0.0], np.cumsum(returns)])
@@ -96,7 +96,7 @@ def _smooth(returns: np.ndarray) -> np.ndarray:
 def _draw_run(axes: Any, curve: Curve, run_dir: Path, colour: str, label: str) -> None:
     steps, returns = curve
     axes.plot(steps, returns, color=colour, alpha=0.3, linewidth=0.8)
-    axes.plot(steps, _smooth(returns), color=colour, label=label)
+    axes.plot(steps, smooth(returns), color=colour, label=label)
     summary = run_dir / "summary.json"
     result = read_json(summary) if summary.is_file() else {}
     if evaluation := result.get("evaluation"):

@@ -6,21 +6,24 @@ from typing import Any
 
 import numpy as np
 
-from purejaxppo.plot import COLOURS, Curve, format_steps, group_curves, save_figure
+from purejaxppo.comparison import Result
+from purejaxppo.plot import COLOURS, Curve, format_steps, group_curves, save_figure, smooth
 from purejaxppo.stats import bootstrap_interval, interquartile_mean
 
 _DRAWS = 500
+_POINTS = 200
+_FAMILY = ("ppo_clip", "ppo_kl", "trpo", "policy_gradient")
 _PANELS = (
     ("episode/return", "return of finished episodes"),
     ("kl", "KL(old || new), nats"),
     ("ratio/effective_sample_size", "effective sample size / N"),
 )
-# (algorithm, env_steps [U], metrics each [U, R])
-Curves = tuple[str, np.ndarray, dict[str, np.ndarray]]
 
 
-def plot_comparison(results: Sequence[Curves], env: str, target: float | None, out: Path) -> Path:
+def plot_comparison(results: Sequence[Result], env: str, target: float | None, out: Path) -> Path:
     """Interquartile mean over the runs and its 95 % bootstrap band, per algorithm; no bands for a single run.
+
+    Runs that diverged are left out, and counted in the legend: the curves would end with the first of them.
 
     Raises CheckpointError if the picture cannot be written.
     """
@@ -29,36 +32,55 @@ def plot_comparison(results: Sequence[Curves], env: str, target: float | None, o
     figure = Figure(figsize=(7, 8.4), layout="constrained")
     panels = figure.subplots(len(_PANELS), sharex=True, height_ratios=[2, 1, 1])
     for axes, (name, label) in zip(panels, _PANELS, strict=True):
-        for colour, (algorithm, env_steps, metrics) in zip(COLOURS * len(results), results, strict=False):
-            _draw(axes, _finite_curves(env_steps, metrics[name]), colour, algorithm)
+        for result, colour in zip(results, _colours(results), strict=True):
+            _draw(axes, result, name, colour)
         axes.set_ylabel(label)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     returns, kl, _ = panels
     if target is not None:
         returns.axhline(target, color="#6b7280", linestyle=":", linewidth=1, label=f"target {target:g}")
-    runs = next(iter(results[0][2].values())).shape[1]
+    runs = len(results[0].seeds)
     returns.set_title(
         f"{env}: {runs} runs each, interquartile mean and 95 % band" if runs > 1 else f"{env}: one run each"
     )
-    returns.legend(frameon=False, loc="best")
-    kl.set_yscale("log")
+    returns.legend(loc="best", framealpha=0.85, edgecolor="none")
+    if any((line.get_ydata() > 0).any() for line in kl.lines):
+        kl.set_yscale("log")
     panels[-1].set_xlabel("environment steps")
     panels[-1].xaxis.set_major_formatter(format_steps)
     return save_figure(figure, out)
+
+
+def _draw(axes: Any, result: Result, name: str, colour: str) -> None:
+    alive = np.isfinite(result.returns)
+    label = result.algorithm if alive.all() else f"{result.algorithm} ({(~alive).sum()} diverged)"
+    values = result.metrics.get(name, np.empty((0, len(alive))))[:, alive]
+    curves = _finite_curves(result.env_steps, values)
+    if not curves:
+        axes.plot([], [], color=colour, label=label)
+        return
+    grid, brought = _every_update(result.env_steps, values) if np.isfinite(values).all() else group_curves(curves)
+    if len(curves) > 1:
+        low, high = bootstrap_interval(brought.T, draws=_DRAWS)
+        axes.fill_between(grid, low, high, color=colour, alpha=0.2, linewidth=0)
+    axes.plot(grid, interquartile_mean(brought.T), color=colour, label=label)
+
+
+def _colours(results: Sequence[Result]) -> list[str]:
+    """The same colour for an algorithm in every picture, as far as it is one of ours."""
+    others = [result.algorithm for result in results if result.algorithm not in _FAMILY]
+    order = [*_FAMILY, *others]
+    return [COLOURS[order.index(result.algorithm) % len(COLOURS)] for result in results]
+
+
+def _every_update(env_steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Grid [n] and smoothed curves [runs, n] of values [U, runs] without a gap, thinned to what can be seen."""
+    keep = np.unique(np.linspace(0, len(env_steps) - 1, _POINTS).round().astype(int))
+    return env_steps[keep], np.stack([smooth(run)[keep] for run in values.T])
 
 
 def _finite_curves(env_steps: np.ndarray, values: np.ndarray) -> list[Curve]:
     """One curve per run, of the updates in which it has a value; a run without any has none."""
     finite = np.isfinite(values)
     return [(env_steps[f], v[f]) for v, f in zip(values.T, finite.T, strict=True) if f.any()]
-
-
-def _draw(axes: Any, curves: Sequence[Curve], colour: str, label: str) -> None:
-    if not curves:
-        return
-    grid, values = group_curves(curves)
-    if len(curves) > 1:
-        low, high = bootstrap_interval(values.T, draws=_DRAWS)
-        axes.fill_between(grid, low, high, color=colour, alpha=0.2, linewidth=0)
-    axes.plot(grid, interquartile_mean(values.T), color=colour, label=label)

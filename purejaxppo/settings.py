@@ -28,15 +28,41 @@ def resolve(env: str | None, settings: Mapping[str, Any]) -> tuple[TrainConfig, 
     return TrainConfig(**_of(TrainConfig, merged)), Hyperparams(**_of(Hyperparams, merged))
 
 
+def for_algorithm(env: str | None, settings: Mapping[str, Any], algorithm: str) -> dict[str, Any]:
+    """Settings from a file, made to suit an algorithm: without the options that it does not have.
+
+    A run's config.json holds every field. For another algorithm than the file's own, what the file's algorithm has by
+    its preset anyway is left out too, so that the other one's preset stands.
+    """
+    own = settings.get("algorithm", algorithm)
+    kept = {name: value for name, value in settings.items() if algorithm in ALGORITHMS_WITH.get(name, (algorithm,))}
+    if own != algorithm:
+        its_env = settings.get("env", env)
+        usual = _record(resolve(its_env, {"algorithm": own}))
+        given = _record(resolve(its_env, settings))
+        kept = {name: value for name, value in kept.items() if name == "env" or given[name] != usual[name]}
+    return {**kept, "algorithm": algorithm}
+
+
+def refuse_foreign_in_file(settings: Mapping[str, Any], algorithms: Sequence[str]) -> None:
+    """`refuse_foreign` for a file that is not another algorithm's; what stands at its default is no wish."""
+    if settings.get("algorithm", algorithms[0]) in algorithms:
+        defaults = _record((TrainConfig(), Hyperparams()))
+        refuse_foreign((name for name, value in settings.items() if value != defaults.get(name)), algorithms)
+
+
+def _record(pair: tuple[TrainConfig, Hyperparams]) -> dict[str, Any]:
+    return {**vars(pair[0]), **vars(pair[1])}
+
+
 def refuse_foreign(names: Iterable[str], algorithms: Sequence[str]) -> None:
     """Raises ConfigError for an option that none of the algorithms has, naming those that have it."""
     known = {algorithm for having in ALGORITHMS_WITH.values() for algorithm in having}
     for name in names:
         having = ALGORITHMS_WITH.get(name)
         if having and known.issuperset(algorithms) and not set(having) & set(algorithms):
-            flag = name.replace("_", "-")
             raise ConfigError(
-                f"--{flag} is an option of {', '.join(having)}, not of {', '.join(algorithms)}; leave it out, or "
+                f"{name} is an option of {', '.join(having)}, not of {', '.join(algorithms)}; leave it out, or "
                 f"choose that algorithm."
             )
 

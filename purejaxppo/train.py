@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from purejaxppo.advantage import ESTIMATORS
 from purejaxppo.algorithms import make_algorithm
+from purejaxppo.algorithms.kl_adaptive import kl_adaptive
 from purejaxppo.config import Hyperparams, TrainConfig, validate_config
 from purejaxppo.diagnostics import explained_variance
 from purejaxppo.envs import from_gymnax
@@ -30,6 +31,8 @@ def make_trainer(config: TrainConfig, env: VecEnv, network: Network, algorithm: 
     """
     validate_config(config)
     estimate = ESTIMATORS[config.value_target]
+    if config.learning_rate_schedule == "kl_adaptive":
+        algorithm = kl_adaptive(algorithm)
     if env.num_envs != config.num_envs:
         raise ConfigError(
             f"the environment has {env.num_envs} copies, but num_envs = {config.num_envs}; make them equal."

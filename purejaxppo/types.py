@@ -111,7 +111,11 @@ Apply = Callable[[Params, jax.Array], tuple[Distribution, jax.Array]]  # params,
 
 
 class Algorithm(NamedTuple):
-    """An update rule: a pair of pure functions."""
+    """An update rule: a pair of pure functions.
+
+    The metrics of `update` are scalars. Those of `diagnostics.drift` belong among them: the KL-adaptive learning rate
+    follows `kl`, and `compare` draws it.
+    """
 
     init: Callable[[Hyperparams, Params], LearnerState]
     update: Callable[[jax.Array, Hyperparams, LearnerState, Batch], tuple[LearnerState, Metrics]]

@@ -12,9 +12,9 @@ import pytest
 from rich.console import Console
 
 from purejaxppo import cli, compare, flags
-from purejaxppo.compare import Result, markdown_table, steps_to_target
+from purejaxppo.comparison import Result, markdown_table, steps_to_target
 from purejaxppo.config import Hyperparams, TrainConfig
-from purejaxppo.errors import CheckpointError, ConfigError
+from purejaxppo.errors import CheckpointError, ConfigError, DivergedError, EnvError
 from purejaxppo.experiment import run_experiment
 from purejaxppo.plot_comparison import plot_comparison
 
@@ -35,7 +35,7 @@ SEEDS = (3, 4)
 FILES = {
     "command.txt",
     "comparison.png",
-    "config.json",
+    "comparison.json",
     "curves.csv",
     "results.csv",
     "summary.json",
@@ -78,7 +78,7 @@ def test_files(compared):
     assert json.loads((out / "summary.json").read_text()) == summary
     assert (out / "comparison.png").read_bytes()[:4] == b"\x89PNG"
     assert (out / "table.md").read_text() == markdown_table(summary["algorithms"], 4.0)
-    config = json.loads((out / "config.json").read_text())
+    config = json.loads((out / "comparison.json").read_text())
     assert config["seeds"] == list(SEEDS)
     assert [record["algorithm"] for record in config["runs"]] == ["ppo_clip", "trpo"]
     assert config["runs"][0]["env_params"] == {"max_steps_in_episode": 6}
@@ -132,7 +132,9 @@ def test_summary_is_that_of_the_results(compared):
 @pytest.mark.slow
 def test_diverged_runs_are_counted_and_left_out(tmp_path):
     """A learning rate that ends in NaN; the runs of the other algorithms are not touched by it."""
-    row = run([settings("policy_gradient", learning_rate=1e30)], SEEDS, tmp_path / "out")["algorithms"][0]
+    with pytest.raises(DivergedError):
+        run([settings("policy_gradient", learning_rate=1e30)], SEEDS, tmp_path / "out")
+    (row,) = json.loads((tmp_path / "out" / "summary.json").read_text())["algorithms"]
     assert (row["runs"], row["diverged"]) == (2, 2)
     assert row["return_iqm"] is row["return_low"] is row["return_high"] is None
     results = rows_of(tmp_path / "out" / "results.csv")
@@ -148,6 +150,7 @@ def result_of(config, seeds, returns):
     updates = np.arange(1.0, 21.0)
     curves = updates[:, None] * np.arange(1.0, len(seeds) + 1)
     metrics = dict.fromkeys(("episode/return", "kl", "ratio/effective_sample_size", "loss/policy"), curves)
+    metrics["episode/count"] = np.ones_like(curves)
     return Result(config.algorithm, seeds, 32 * updates.astype(int), metrics, np.array(returns), 1234.56)
 
 
@@ -157,7 +160,7 @@ def scripted(monkeypatch):
 
     def use(*returns):
         monkeypatch.setattr(
-            compare, "_train_all", lambda config, hp, seeds, *rest: result_of(config, list(seeds), returns)
+            compare, "_train_all", lambda config, hp, env, seeds, *rest: result_of(config, list(seeds), returns)
         )
 
     return use
@@ -182,17 +185,49 @@ def test_one_run_has_no_interval_and_no_band(scripted, tmp_path, monkeypatch):
 
 
 def test_a_diverged_run_among_others(scripted, tmp_path):
-    """What is left is summarised; of one run that is left there is no interval."""
-    scripted(1.0, math.nan, 3.0)
-    row = run([settings("ppo_clip")], [0, 1, 2], tmp_path / "a", target=20.0)["algorithms"][0]
-    assert (row["runs"], row["diverged"], row["return_iqm"]) == (3, 1, 2.0)
-    assert (row["return_low"], row["return_high"]) == (1.0, 3.0)
-    # The mean of five updates reaches 20 at update 22 (never), 12 (of 2 x) and 9 (of 3 x): the median is 12.
-    assert (row["steps_to_target"], row["runs_at_target"]) == (12 * 32, 2)
-    assert [r["steps_to_target"] for r in rows_of(tmp_path / "a" / "results.csv")] == ["", "384", "288"]
+    """It counts as the worst, whatever it had reached before: of four, the interquartile mean does without it."""
+    scripted(1.0, math.nan, 3.0, 5.0)
+    row = run([settings("ppo_clip")], [0, 1, 2, 3], tmp_path / "a", target=20.0)["algorithms"][0]
+    assert (row["runs"], row["diverged"], row["return_iqm"]) == (4, 1, 2.0)
+    assert row["return_low"] is None  # two draws of it and more are no rarity
+    # The mean of five updates reaches 20 at update 22 of x (never), 9 of 3 x and 7 of 4 x; 2 x diverged.
+    assert (row["steps_to_target"], row["runs_at_target"]) == (9 * 32, 2)
+    assert [r["steps_to_target"] for r in rows_of(tmp_path / "a" / "results.csv")] == ["", "", "288", "224"]
     scripted(math.nan, 3.0)
     row = run([settings("ppo_clip")], [0, 1], tmp_path / "b")["algorithms"][0]
-    assert (row["diverged"], row["return_iqm"], row["return_low"]) == (1, 3.0, None)
+    assert (row["diverged"], row["return_iqm"], row["return_low"]) == (1, None, None)
+
+
+def test_every_run_diverged(scripted, tmp_path):
+    """The results stay, and the command does not pretend."""
+    scripted(math.nan, math.nan)
+    with pytest.raises(DivergedError, match="every run diverged"):
+        run([settings("ppo_clip")], [0, 1], tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
+
+
+@pytest.mark.parametrize(
+    ("runs", "seeds", "options", "says"),
+    [
+        ([], [0], {}, "none"),
+        ([settings("ppo_clip")], [], {}, "seeds"),
+        ([settings("ppo_clip")], [1, 1], {}, "seeds"),
+        ([settings("ppo_clip")], [2**32], {}, "seed = 4294967296"),
+        ([settings("ppo_clip")], [0], {"target": math.inf}, "target = inf"),
+        ([settings("ppo_clip"), (TrainConfig(env="Acrobot-v1", algorithm="trpo"), HP)], [0], {}, "different env"),
+    ],
+)
+def test_python_callers_are_told_too(tmp_path, runs, seeds, options, says):
+    with pytest.raises(ConfigError, match=says):
+        compare.compare(runs, seeds, out=tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_built_leaves_nothing_behind(tmp_path):
+    config = dataclasses.replace(CONFIG, env="CartPole-v2", algorithm="trpo")
+    with pytest.raises(EnvError):
+        run([(config, HP)], [0], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_diverged_by_any_watched_metric():
@@ -202,30 +237,43 @@ def test_diverged_by_any_watched_metric():
     spoiled["kl"][1, 0] = math.nan
     spoiled["grad_norm"][0, 2] = math.inf
     spoiled["episode/return"][:] = math.nan
-    assert compare._diverged(spoiled).tolist() == [True, False, True, False]
+    params = {"kernel": np.ones((4, 3)), "log_std": np.array([0, 0, 0, math.nan])}  # the last step shows here alone
+    assert compare._diverged(spoiled, params).tolist() == [True, False, True, True]
+    assert not compare._diverged({"kl": fine}, {"kernel": np.ones((4, 3))}).any()
 
 
 @pytest.mark.parametrize(
     ("returns", "target", "steps"),
     [
-        # The window is 5 updates of 10 steps each, shorter at the start.
+        # The window is 5 updates of 10 steps each, or the whole of a shorter run.
         pytest.param([0, 0, 0, 0, 0, 10, 10, 10, 10, 10], 10.0, 100, id="when-the-window-is-full-of-it"),
         pytest.param([0, 0, 0, 0, 0, 10, 10, 10, 10, 10], 4.0, 70, id="when-two-of-five-have-it"),
-        pytest.param([5, 0, 0], 5.0, 10, id="at-once"),
+        pytest.param([5, 0, 0, 0, 0, 0], 5.0, math.inf, id="one-lucky-update"),
+        pytest.param([5, 5, 5, 5, 5, 5], 5.0, 50, id="at-once"),
         pytest.param([1, 2, 3], 4.0, math.inf, id="never"),
-        pytest.param([math.nan, math.nan, 7, math.nan], 7.0, 30, id="where-no-episode-ended"),
+        pytest.param([math.nan, math.nan, 7, math.nan], 7.0, 40, id="where-no-episode-ended"),
         pytest.param([math.nan, math.nan], -5.0, math.inf, id="no-episode-at-all"),
         pytest.param([-9, -9, -9, -9, -9, -1, -1], -6.0, 70, id="negative"),
     ],
 )
 def test_steps_to_target_by_hand(returns, target, steps):
-    assert steps_to_target(10 * np.arange(1, len(returns) + 1), np.array(returns, float), target) == steps
+    """With five episodes per update in which any ended."""
+    count = np.where(np.isnan(returns), 0, 5)
+    assert steps_to_target(10 * np.arange(1, len(returns) + 1), np.array(returns, float), count, target) == steps
+
+
+def test_steps_to_target_counts_episodes_not_updates():
+    """Nine episodes of 0 outweigh one of 10; fewer than five are not yet a mean."""
+    steps, returns = np.arange(1, 6), np.array([10.0, 0, 0, 0, 0])
+    assert math.isinf(steps_to_target(steps, returns, np.array([1, 9, 0, 0, 0]), 2.0))
+    assert steps_to_target(steps, returns, np.array([9, 1, 0, 0, 0]), 9.0) == 5
+    assert math.isinf(steps_to_target(steps, returns, np.array([4, 0, 0, 0, 0]), 9.0))
 
 
 def test_window_is_2_percent_of_a_long_run():
     """1000 updates: a window of 20, full of the new return only 20 updates after the step at 500."""
     returns = np.where(np.arange(1, 1001) > 500, 1.0, 0.0)
-    assert steps_to_target(np.arange(1, 1001), returns, 1.0) == 520
+    assert steps_to_target(np.arange(1, 1001), returns, np.ones(1000), 1.0) == 520
 
 
 def test_markdown_table():
@@ -250,8 +298,19 @@ def test_picture_of_runs_in_which_nothing_ended(tmp_path):
     steps, nothing = np.arange(4.0), np.full((4, 2), math.nan)
     some = {"episode/return": np.ones((4, 2)), "kl": np.ones((4, 2)), "ratio/effective_sample_size": np.ones((4, 2))}
     none = {**some, "episode/return": nothing, "kl": nothing}
-    out = plot_comparison([("trpo", steps, none), ("ppo_clip", steps, some)], "X-v0", 1.0, tmp_path / "a.png")
+    own = {"episode/return": np.ones((4, 2))}  # an update rule of one's own may report nothing else
+    results = [Result(str(i), [0, 1], steps, m, np.ones(2), 1.0) for i, m in enumerate((none, some, own))]
+    results.append(Result("diverged", [0, 1], steps, some, np.full(2, math.nan), 1.0))
+    out = plot_comparison(results, "X-v0", 1.0, tmp_path / "a.png")
     assert out.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_picture_of_no_kl_at_all(tmp_path):
+    """A logarithmic axis has no place for it, and says so by a warning."""
+    metrics = {name: np.zeros((4, 2)) for name in ("episode/return", "kl", "ratio/effective_sample_size")}
+    plot_comparison(
+        [Result("trpo", [0, 1], np.arange(4.0), metrics, np.ones(2), 1.0)], "X-v0", None, tmp_path / "a.png"
+    )
 
 
 def test_a_directory_that_holds_anything_is_never_touched(tmp_path):
@@ -273,25 +332,25 @@ def test_unknown_algorithm_is_refused_before_anything_is_written(tmp_path):
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        ("train --algorithm trpo --clip-eps 0.1", "--clip-eps is an option of ppo_clip, not of trpo"),
-        ("train --kl-coef 2", "--kl-coef is an option of ppo_kl, not of ppo_clip"),
+        ("train --algorithm trpo --clip-eps 0.1", "clip_eps is an option of ppo_clip, not of trpo"),
+        ("train --kl-coef 2", "kl_coef is an option of ppo_kl, not of ppo_clip"),
         ("train --algorithm trpo --vf-coef 1", "option of ppo_clip, ppo_kl, policy_gradient, not of trpo"),
         (
             "train --algorithm policy_gradient --clip-eps-schedule linear",
-            "--clip-eps-schedule is an option of ppo_clip",
+            "clip_eps_schedule is an option of ppo_clip",
         ),
-        ("train --algorithm ppo_kl --cg-damping=1", "--cg-damping is an option of trpo, not of ppo_kl"),
+        ("train --algorithm ppo_kl --cg-damping=1", "cg_damping is an option of trpo, not of ppo_kl"),
         ("compare --algorithms ppo_clip ppo_kl --cg-iterations 3", "option of trpo, not of ppo_clip, ppo_kl"),
         ("compare --algorithms ppo_clip trop", "'trop' is unknown; choose from ppo_clip, ppo_kl, trpo"),
         ("compare --algorithms ppo_clip trop", "Did you mean 'trpo'?"),
         ("train --algorithm ppo_lk --total-timesteps 8192", "Did you mean 'ppo_kl'?"),
-        ("compare --algorithms ppo_clip ppo_clip", "different names"),
+        ("compare --algorithms ppo_clip ppo_clip", "takes different ones"),
         ("compare --algorithms", "--algorithms"),
         ("compare --seeds 0", "--seeds 0"),
         ("compare --seeds -3", "--seeds -3"),
         ("compare --seed -1", "seed = -1"),
-        ("compare --seed 4294967295 --seeds 2", "seed = 4294967296"),
-        ("compare --eval-episodes 0", "--eval-episodes 0"),
+        ("compare --seed 4294967295 --seeds 2", "beyond 2**32 - 1"),
+        ("compare --eval-episodes 0", "eval_episodes = 0"),
         ("compare --algorithm trpo", "--algorithms, with all of their names"),
         ("compare --algorithm=trpo", "--algorithms, with all of their names"),
         ("train --algorithm ppo_kl --kl-min 0.02 --kl-max 0.02", "kl_min = 0.02 is not below kl_max = 0.02"),
@@ -306,6 +365,7 @@ def test_unknown_algorithm_is_refused_before_anything_is_written(tmp_path):
         ("compare --learning-rate-schedule kl_adaptive", "trpo's line search"),
         ("compare --num-envs 3 --num-steps 5", "not divisible"),
         ("compare --target high", "high"),
+        ("compare --target nan", "target = nan"),
     ],
 )
 def test_refusals(capfd, tmp_path, monkeypatch, argv, says):
@@ -337,7 +397,8 @@ def test_configuration_file_of_a_comparison(tmp_path):
     path = tmp_path / "c.json"
     path.write_text(json.dumps({"env": "Acrobot-v1", "seed": 7, "gamma": 0.5, "num_envs": 3, "cg_iterations": 4}))
     command = flags.parse(["compare", "--config", str(path), "--num-envs", "5"])
-    assert command.seed == 7
+    assert command.seed == 0  # of a run, not of a comparison
+    assert [config.cg_iterations for config, _ in command.resolved] == [10, 10, 4, 10]
     assert [config.algorithm for config, _ in command.resolved] == ["ppo_clip", "ppo_kl", "trpo", "policy_gradient"]
     for config, hp in command.resolved:
         assert (config.env, config.num_envs, hp.gamma) == ("Acrobot-v1", 5, 0.5)

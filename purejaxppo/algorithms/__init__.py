@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-from purejaxppo.algorithms.kl_adaptive import kl_adaptive
 from purejaxppo.algorithms.policy_gradient import policy_gradient
 from purejaxppo.algorithms.ppo_clip import ppo_clip
 from purejaxppo.algorithms.ppo_kl import ppo_kl
@@ -21,5 +20,4 @@ ALGORITHMS: dict[str, Callable[[TrainConfig, Apply], Algorithm]] = {
 def make_algorithm(config: TrainConfig, apply: Apply) -> Algorithm:
     """The update rule named by `config.algorithm`. Raises ConfigError, with a suggestion, for an unknown name."""
     validate_algorithm(config.algorithm, ALGORITHMS)
-    algorithm = ALGORITHMS[config.algorithm](config, apply)
-    return kl_adaptive(algorithm) if config.learning_rate_schedule == "kl_adaptive" else algorithm
+    return ALGORITHMS[config.algorithm](config, apply)

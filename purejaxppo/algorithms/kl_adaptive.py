@@ -28,7 +28,7 @@ def kl_adaptive(algorithm: Algorithm) -> Algorithm:
 
     def init(hp: Hyperparams, params: Params) -> LearnerState:
         learner = algorithm.init(hp, params)
-        return learner._replace(algo_state=KLAdaptive(jnp.asarray(hp.learning_rate, jnp.float32), learner.algo_state))
+        return learner._replace(algo_state=KLAdaptive(jnp.array(hp.learning_rate, jnp.float32), learner.algo_state))
 
     def update(key: jax.Array, hp: Hyperparams, learner: LearnerState, batch: Batch) -> tuple[LearnerState, Metrics]:
         used, inner = learner.algo_state

@@ -33,7 +33,7 @@ def ppo_kl(config: TrainConfig, apply: Apply) -> Algorithm:
     steps = surrogate_algorithm(config, apply, policy_loss)
 
     def init(hp: Hyperparams, params: Params) -> LearnerState:
-        return steps.init(hp, params)._replace(algo_state=KLPenalty(jnp.asarray(hp.kl_coef, jnp.float32)))
+        return steps.init(hp, params)._replace(algo_state=KLPenalty(jnp.array(hp.kl_coef, jnp.float32)))
 
     def update(key: jax.Array, hp: Hyperparams, learner: LearnerState, batch: Batch) -> tuple[LearnerState, Metrics]:
         used = learner.algo_state.kl_coef

@@ -11,6 +11,7 @@ from hand_batch import CONFIG, POLICIES, make_batch, make_policy
 
 from purejaxppo import minibatch
 from purejaxppo.algorithms import ALGORITHMS, make_algorithm
+from purejaxppo.algorithms.kl_adaptive import kl_adaptive
 from purejaxppo.config import ALGORITHMS_WITH, Hyperparams, TrainConfig
 from purejaxppo.errors import ConfigError
 from purejaxppo.optimizer import anneal
@@ -74,9 +75,8 @@ def has(rule, name):
 
 
 def config_of(rule, **changes):
-    kl_adaptive = rule == "kl_adaptive"
-    schedule = {"learning_rate_schedule": "kl_adaptive" if kl_adaptive else "constant"}
-    base = {"algorithm": "ppo_clip" if kl_adaptive else rule, "cg_iterations": 4, "line_search_steps": 3, **schedule}
+    algorithm = "ppo_clip" if rule == "kl_adaptive" else rule
+    base = {"algorithm": algorithm, "cg_iterations": 4, "line_search_steps": 3}
     return dataclasses.replace(CONFIG, **{**base, **changes})
 
 
@@ -98,7 +98,8 @@ def batch_of(policy="categorical", seed=0, **options):
 
 @functools.cache
 def built(rule, policy="categorical", **changes):
-    return make_algorithm(config_of(rule, **changes), policy_of(policy)[0])
+    algorithm = make_algorithm(config_of(rule, **changes), policy_of(policy)[0])
+    return kl_adaptive(algorithm) if rule == "kl_adaptive" else algorithm
 
 
 @functools.cache
