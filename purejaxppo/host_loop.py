@@ -106,7 +106,8 @@ def check_params(runner: RunnerState) -> None:
     Most of what `Rows` watches belongs to the moment before a gradient step: a value function that the very last one
     spoiled shows here alone.
     """
-    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(runner.learner.params)):
+    # NumPy: JAX would compile a program per shape for it.
+    if not all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(runner.learner.params)):
         raise DivergedError("a parameter is not finite after the last update; nothing was saved. Lower learning_rate.")
 
 

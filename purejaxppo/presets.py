@@ -81,7 +81,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "normalize_observation": True,
     },
     "Asterix-MinAtar": _MINATAR,
-    "Breakout-MinAtar": {**_MINATAR, "total_timesteps": 5_000_000},
+    "Breakout-MinAtar": _MINATAR,
     "Freeway-MinAtar": _MINATAR,
     "Seaquest-MinAtar": _MINATAR,
     "SpaceInvaders-MinAtar": _MINATAR,
