@@ -42,8 +42,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "MountainCar-v0": {
         "total_timesteps": 1_000_000,
         "num_envs": 16,
-        "num_steps": 256,
-        "gamma": 0.99,
+        "num_steps": 128,
+        "num_epochs": 10,
+        "learning_rate": 3e-3,
         "gae_lambda": 0.98,
         "normalize_observation": True,
         "normalize_reward": True,
