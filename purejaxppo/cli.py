@@ -17,14 +17,25 @@ from purejaxppo.presets import PRESETS, TARGETS
 
 _STOPPED = 75
 _INTERRUPTED = 130
+_INTERRUPTED_MESSAGE = "interrupted; what was not saved is lost."
 _MAX_RUNS = 65_536
 
 
 def main() -> None:
     """Entry point; exits with the code of the error, or 0."""
-    # `train` saves its state first; everything else, imports included, ends as by Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     sys.exit(run(sys.argv[1:]))
+
+
+def _interrupt(number: int, _: object) -> None:
+    """Ends the process at once; training has a handler of its own, which saves the state first.
+
+    No exception: one that is raised while an extension module is being loaded ends in a segmentation fault.
+    """
+    show_cursor = "\x1b[?25h\n" if sys.stderr.isatty() else ""  # which a progress bar hides
+    os.write(2, f"{show_cursor}purejaxppo: error: {_INTERRUPTED_MESSAGE}\n".encode())
+    os._exit(_INTERRUPTED)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -35,7 +46,7 @@ def run(argv: Sequence[str]) -> int:
     except PureJaxPPOError as error:
         return _fail(str(error), error.exit_code, debug)
     except KeyboardInterrupt:
-        return _fail("interrupted; what was not saved is lost.", _INTERRUPTED, debug)
+        return _fail(_INTERRUPTED_MESSAGE, _INTERRUPTED, debug)
     except BrokenPipeError:
         # The reader has gone; nothing more can be said to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -571,3 +571,17 @@ def test_help_shows_the_defaults_of_the_chosen_environment(capfd):
 @pytest.mark.parametrize("command", ["compare", "evaluate", "plot", "envs"])
 def test_every_command_has_help_and_an_example(capfd, command):
     assert f"Example: purejaxppo {command}" in help_of(capfd, command)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_outside_training_ends_the_process_at_once(name):
+    """Without an exception, which an extension module that is just being loaded would not survive."""
+    program = (
+        "import os, signal, time; from purejaxppo import cli\n"
+        f"cli.run = lambda argv: (os.kill(os.getpid(), signal.{name}), time.sleep(60))\n"
+        "cli.main()"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50, check=False)
+    assert ended.returncode == 130
+    assert ended.stderr == "purejaxppo: error: interrupted; what was not saved is lost.\n"
+    assert ended.stdout == ""
