@@ -43,12 +43,7 @@ def gae(
     delta = reward + gamma * jnp.where(terminated, 0.0, next_value) - value
     decay = jnp.where(terminated | truncated, 0.0, gamma * gae_lambda)
 
-    def backward(following: jax.Array, step: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        delta_t, decay_t = step
-        advantage_t = delta_t + decay_t * following
-        return advantage_t, advantage_t
-
-    _, advantage = jax.lax.scan(backward, jnp.zeros_like(delta[0]), (delta, decay), reverse=True)
+    advantage = _discounted_sum(delta, decay)
     return advantage, advantage + value
 
 
@@ -76,18 +71,20 @@ def rewards_to_go(
     chex.assert_rank(reward, 2)
     follows = jnp.logical_not(terminated | truncated).at[-1].set(False)  # beyond the rollout nothing was seen either
 
-    def backward(
-        following: jax.Array, step: tuple[jax.Array, jax.Array, jax.Array, jax.Array]
-    ) -> tuple[jax.Array, jax.Array]:
-        reward_t, next_value_t, terminated_t, follows_t = step
-        rest = jnp.where(terminated_t, 0.0, jnp.where(follows_t, following, next_value_t))
-        total_t = reward_t + gamma * rest
-        return total_t, total_t
+    seen = reward + gamma * jnp.where(terminated | follows, 0.0, next_value)
+    return _discounted_sum(seen, jnp.where(follows, gamma, 0.0))
 
-    _, total = jax.lax.scan(
-        backward, jnp.zeros_like(reward[0]), (reward, next_value, terminated, follows), reverse=True
-    )
-    return total
+
+def _discounted_sum(x: jax.Array, decay: jax.Array) -> jax.Array:
+    """y_t = x_t + decay_t y_{t+1}, backwards in time from y_T = 0; all [T, E]."""
+
+    def backward(following: jax.Array, step: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        x_t, decay_t = step
+        y_t = x_t + decay_t * following
+        return y_t, y_t
+
+    _, y = jax.lax.scan(backward, jnp.zeros_like(x[0]), (x, decay), reverse=True)
+    return y
 
 
 def _gae_with_rewards_to_go(
@@ -104,5 +101,5 @@ def _gae_with_rewards_to_go(
     return advantage, rewards_to_go(reward, next_value, terminated, truncated, gamma)
 
 
-# Config.value_target -> what makes advantages and value targets [T, E] of a rollout.
+# TrainConfig.value_target -> what makes advantages and value targets [T, E] of a rollout.
 ESTIMATORS = {"gae": gae, "rewards_to_go": _gae_with_rewards_to_go}

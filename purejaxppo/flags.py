@@ -11,9 +11,17 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from purejaxppo.config import ALGORITHMS_WITH, EnvParams, Hyperparams, TrainConfig, suggestion
+from purejaxppo.config import EnvParams, Hyperparams, TrainConfig, suggestion
 from purejaxppo.errors import ConfigError
-from purejaxppo.settings import FIELDS, for_algorithm, read_settings, refuse_foreign, refuse_foreign_in_file, resolve
+from purejaxppo.settings import (
+    FIELDS,
+    for_algorithm,
+    read_settings,
+    refuse_foreign,
+    refuse_foreign_in_file,
+    resolve,
+    without_foreign,
+)
 
 Flat = tyro.conf.arg(name="")
 
@@ -201,14 +209,10 @@ def _resolve_all(command: Compare, args: list[str]) -> Compare:
     refuse_foreign_in_file(settings, command.algorithms)
     env = command.settings.env
     pairs = tuple(
-        resolve(env, {**for_algorithm(env, settings, name), **_having(name, flags)}) for name in command.algorithms
+        resolve(env, {**for_algorithm(env, settings, name), **without_foreign(name, flags)})
+        for name in command.algorithms
     )
     return dataclasses.replace(command, resolved=pairs)
-
-
-def _having(algorithm: str, flags: dict[str, Any]) -> dict[str, Any]:
-    """Those of the flags that an algorithm has."""
-    return {name: value for name, value in flags.items() if algorithm in ALGORITHMS_WITH.get(name, (algorithm,))}
 
 
 def _base(args: list[str]) -> tuple[str | None, str | None, dict[str, Any]]:

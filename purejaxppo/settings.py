@@ -35,13 +35,18 @@ def for_algorithm(env: str | None, settings: Mapping[str, Any], algorithm: str) 
     its preset anyway is left out too, so that the other one's preset stands.
     """
     own = settings.get("algorithm", algorithm)
-    kept = {name: value for name, value in settings.items() if algorithm in ALGORITHMS_WITH.get(name, (algorithm,))}
+    kept = without_foreign(algorithm, settings)
     if own != algorithm:
         its_env = settings.get("env", env)
         usual = _record(resolve(its_env, {"algorithm": own}))
         given = _record(resolve(its_env, settings))
         kept = {name: value for name, value in kept.items() if name == "env" or given[name] != usual[name]}
     return {**kept, "algorithm": algorithm}
+
+
+def without_foreign(algorithm: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the settings that an algorithm has."""
+    return {name: value for name, value in settings.items() if algorithm in ALGORITHMS_WITH.get(name, (algorithm,))}
 
 
 def refuse_foreign_in_file(settings: Mapping[str, Any], algorithms: Sequence[str]) -> None:
