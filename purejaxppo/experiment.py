@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from rich.console import Console
 
-from purejaxppo.checkpoint import load_checkpoint, save_checkpoint, state_sha256, write_json
+from purejaxppo.checkpoint import save_checkpoint, state_sha256, write_json
 from purejaxppo.config import Hyperparams, TrainConfig, validate_config, validate_hyperparams, validate_seed
 from purejaxppo.envs import from_gymnax
 from purejaxppo.errors import ConfigError
@@ -20,7 +19,8 @@ from purejaxppo.host_loop import Rows, Timing, check_params, train_in_chunks
 from purejaxppo.logger import JsonLines, ProgressDisplay, Sink, read_metrics
 from purejaxppo.networks import make_network
 from purejaxppo.plot import plot_runs
-from purejaxppo.run_dir import create_run_dir, read_config, write_inputs
+from purejaxppo.restore import restore
+from purejaxppo.run_dir import create_run_dir, write_inputs
 from purejaxppo.train import trainer_from_config
 from purejaxppo.types import RunnerState, VecEnv
 
@@ -106,11 +106,7 @@ def evaluate_run(
     validate_seed(seed)
     if episodes < 1:
         raise ConfigError(f"episodes = {episodes}; it takes at least 1.")
-    config, hp = read_config(run_dir)
-    env = from_gymnax(config.env, config.num_envs, allow_download=allow_download, **dict(config.env_params))
-    trainer = trainer_from_config(config, env)
-    expected = jax.eval_shape(trainer.init, jax.random.key(0), jax.tree.map(jnp.float32, hp))
-    runner = load_checkpoint(run_dir, expected)
+    config, _, env, runner = restore(run_dir, allow_download=allow_download)
     return _evaluate(config, env, runner, episodes, seed, greedy, allow_download)
 
 

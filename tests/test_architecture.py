@@ -21,7 +21,7 @@ FLOORS = {
     4.0: {"sweep", "sharding"},
     5.0: {"checkpoint", "logger", "presets"},
     6.0: {"comparison", "plot", "settings", "run_dir", "host_loop"},
-    6.1: {"plot_comparison"},
+    6.1: {"plot_comparison", "restore"},
     7.0: {"experiment", "compare", "flags"},
     8.0: {"cli"},
 }
