@@ -10,6 +10,7 @@ import argparse
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 from rich.console import Console
 
 from purejaxppo.config import Hyperparams, TrainConfig
-from purejaxppo.host_loop import Rows, chunk_lengths, train_in_chunks
+from purejaxppo.host_loop import Hooks, Rows, chunk_lengths, train_in_chunks
 from purejaxppo.logger import JsonLines, ProgressDisplay
 from purejaxppo.train import advance, trainer_from_config
 from purejaxppo.types import RunnerState, Trainer
@@ -46,11 +47,13 @@ def host_loop(config: TrainConfig, trainer: Trainer, hp: Hyperparams, seed: int)
             ProgressDisplay(console, config.env_steps) as progress,
         ):
 
-            def start() -> None:
+            def begin(_: int) -> None:
                 progress.start_clock()
                 starts.append(time.perf_counter())
 
-            runner, _ = train_in_chunks(config, trainer, hp, jax.random.key(seed), Rows(config, [log, progress]), start)
+            hooks = Hooks(Rows(config, [log, progress]), begin)
+            first = partial(jax.jit(trainer.init), jax.random.key(seed), hp)
+            runner, _ = train_in_chunks(config, trainer, hp, first, hooks)
             return time.perf_counter() - starts[0], runner
 
 

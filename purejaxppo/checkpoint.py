@@ -1,123 +1,86 @@
-"""The bytes of a run: a checkpoint of the complete state, its hash, and small files that are whole or absent."""
+"""The bytes of a state: to the host, to disk by orbax and back, their description and their hash.
 
-import contextlib
+Orbax writes the files; what makes them trustworthy is in `store.py`.
+"""
+
 import hashlib
-import json
-import os
-import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-
-from purejaxppo.errors import CheckpointError
 
 State = TypeVar("State")
 
-_STEP = re.compile(r"step_(\d{12,})")
+
+class Snapshot(NamedTuple):
+    """A state on the host."""
+
+    tree: Any  # of NumPy arrays of their own; a random key is its data
+    spec: dict[str, str]  # path -> dtype[shape], a key's dtype naming its implementation
 
 
-def save_checkpoint(run_dir: Path, env_steps: int, state: Any) -> Path:
-    """Writes a state to run_dir/checkpoints/step_<env steps>/state. Raises CheckpointError if that fails."""
+def snapshot(state: Any) -> Snapshot:
+    """Copies a state to the host; waits until it has been computed."""
+    return Snapshot(jax.tree.map(lambda leaf: np.array(_data(leaf)), state), tree_spec(state))
+
+
+def tree_spec(state: Any) -> dict[str, str]:
+    """Path -> dtype[shape] of every leaf, of arrays or of `jax.ShapeDtypeStruct`."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
+
+
+def write_state(directory: Path, tree: Any) -> None:
+    """Writes a snapshot's tree into a new directory. Raises whatever orbax does."""
     from orbax.checkpoint import v1 as ocp
 
-    step_dir = run_dir / "checkpoints" / f"step_{env_steps:012d}"
-    try:
-        step_dir.mkdir(parents=True)
-        ocp.save((step_dir / "state").resolve(), state)
-        write_json(step_dir / "meta.json", {"format_version": 1, "env_steps": env_steps, "tree": _tree_spec(state)})
-    except Exception as error:
-        raise CheckpointError(
-            f"cannot save a checkpoint in {step_dir}: {error}; free some space, or choose another --out."
-        ) from error
-    return step_dir
+    ocp.save(directory.resolve(), tree)
 
 
-def load_checkpoint(run_dir: Path, expected: State) -> State:
-    """The newest checkpoint of a run.
+def read_state(directory: Path, expected: State) -> State:
+    """Reads what `write_state` wrote, bit by bit, onto the default device.
 
-    Args:
-      run_dir: of the run.
-      expected: the state's tree of `jax.ShapeDtypeStruct`, from `jax.eval_shape`.
-
-    Raises:
-      CheckpointError: there is none, or it is not of the expected tree, or cannot be read.
+    `expected` is the state's tree of `jax.ShapeDtypeStruct`, from `jax.eval_shape`. Compare its `tree_spec` first with
+    what was saved, since orbax casts a type silently. Raises whatever orbax does.
     """
-    steps = sorted(
-        (int(match[1]), path)
-        for path in (run_dir / "checkpoints").glob("step_*")
-        if (match := _STEP.fullmatch(path.name)) and (path / "meta.json").is_file()
-    )
-    if not steps:
-        raise CheckpointError(f"{run_dir} holds no finished checkpoint; train it to the end first.")
-    step_dir = steps[-1][1]
-    if read_json(step_dir / "meta.json").get("tree") != _tree_spec(expected):
-        raise CheckpointError(f"{step_dir} holds another state than {run_dir}/config.json describes; was it edited?")
     from orbax.checkpoint import v1 as ocp
 
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), expected)
-    try:
-        return ocp.load((step_dir / "state").resolve(), placed)
-    except Exception as error:
-        raise CheckpointError(f"cannot read the checkpoint {step_dir}: {str(error).splitlines()[0]}") from error
+    target = jax.tree.map(lambda leaf: np.empty(*_data_shape(leaf)), expected)
+    tree = ocp.load(directory.resolve(), target)
+    return jax.tree.map(_like, expected, tree)
 
 
 def state_sha256(state: Any) -> str:
     """SHA-256 over the leaves in tree order, each with its path, dtype and shape."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        array = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
         digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}\n".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(np.ascontiguousarray(_data(leaf)).tobytes())
     return digest.hexdigest()
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON by `write_text`; NumPy's scalars are written as numbers."""
-    write_text(path, json.dumps(content, indent=2, allow_nan=False, default=lambda scalar: scalar.item()) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a whole text by `whole_file`."""
-    with whole_file(path) as file:
-        file.write(text)
-
-
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[TextIO]:
-    """A file to write that is, after a crash at any moment, either the old one or the new one.
-
-    Raises CheckpointError if it cannot be written.
-    """
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {error}") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Raises CheckpointError for a file that is missing, unreadable or not a JSON object."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"cannot read {path}: it holds no JSON object.")
-    return content
+def is_finite(tree: Any) -> bool:
+    """Whether every number in a tree of arrays is."""
+    return all(np.isfinite(np.asarray(_data(leaf))).all() for leaf in jax.tree.leaves(tree))
 
 
 def _is_key(leaf: Any) -> bool:
     return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _tree_spec(state: Any) -> dict[str, str]:
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
+def _data(leaf: Any) -> Any:
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _data_shape(leaf: Any) -> tuple[tuple[int, ...], Any]:
+    data = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+    return data.shape, data.dtype
+
+
+def _like(expected: Any, data: np.ndarray) -> jax.Array:
+    if _is_key(expected):
+        impl = jax.random.key_impl(jnp.empty((), expected.dtype))
+        return jax.random.wrap_key_data(jnp.asarray(data), impl=impl)
+    return jax.device_put(data)

@@ -10,32 +10,43 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from purejaxppo.config import validate_config, validate_hyperparams, validate_seed
-from purejaxppo.errors import ConfigError, EnvError, OutOfMemoryError, PureJaxPPOError
-from purejaxppo.flags import Command, Common, Compare, Envs, Evaluate, Plot, Train, parse
+from purejaxppo.commands import (
+    Command,
+    Common,
+    Compare,
+    Doctor,
+    Envs,
+    Evaluate,
+    Export,
+    Plot,
+    Resume,
+    Train,
+    Verify,
+)
+from purejaxppo.errors import CheckpointError, ConfigError, EnvError, OutOfMemoryError, PureJaxPPOError
+from purejaxppo.flags import parse
 from purejaxppo.presets import PRESETS, TARGETS
+from purejaxppo.run_dir import RunSettings
+from purejaxppo.signals import INTERRUPTED, SIGNALS, STOPPED, end_process, stop_process_on_signal
+from purejaxppo.validation import validate_config, validate_hyperparams, validate_seed
 
-_STOPPED = 75
-_INTERRUPTED = 130
 _INTERRUPTED_MESSAGE = "interrupted; what was not saved is lost."
 _MAX_RUNS = 65_536
 
 
 def main() -> None:
     """Entry point; exits with the code of the error, or 0."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, _interrupt)
     sys.exit(run(sys.argv[1:]))
 
 
 def _interrupt(number: int, _: object) -> None:
-    """Ends the process at once; training has a handler of its own, which saves the state first.
+    """Ends the process at once; training has handlers of its own, which save the state first.
 
     No exception: one that is raised while an extension module is being loaded ends in a segmentation fault.
     """
-    show_cursor = "\x1b[?25h\n" if sys.stderr.isatty() else ""  # which a progress bar hides
-    os.write(2, f"{show_cursor}purejaxppo: error: {_INTERRUPTED_MESSAGE}\n".encode())
-    os._exit(_INTERRUPTED)
+    end_process(f"error: {_INTERRUPTED_MESSAGE}", INTERRUPTED)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -46,29 +57,31 @@ def run(argv: Sequence[str]) -> int:
     except PureJaxPPOError as error:
         return _fail(str(error), error.exit_code, debug)
     except KeyboardInterrupt:
-        return _fail(_INTERRUPTED_MESSAGE, _INTERRUPTED, debug)
+        return _fail(_INTERRUPTED_MESSAGE, INTERRUPTED, debug)
     except BrokenPipeError:
         # The reader has gone; nothing more can be said to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if "RESOURCE_EXHAUSTED" in str(error):
+        if "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError):
             message = "out of memory on the device; lower num_envs, num_steps or the number of evaluation episodes."
             return _fail(message, OutOfMemoryError.exit_code, debug)
         return _fail(f"internal error, {type(error).__name__}: {error}; --debug shows where.", 1, debug)
 
 
 def _execute(command: Command) -> int:
-    if isinstance(command, Train):
+    if isinstance(command, Train | Resume):
         # Before JAX is loaded, so that a typing error costs no seconds.
-        validate_config(command.settings)
-        validate_hyperparams(command.hp)
-        validate_seed(command.seed)
+        _settings(command).validate()
     if isinstance(command, Compare):
         _validate_compare(command)
-    if not isinstance(command, Plot):
+    if not isinstance(command, Plot | Verify):
         _prepare(command.common)
     return _RUN[type(command)](command)
+
+
+def _settings(command: Train | Resume) -> RunSettings:
+    return RunSettings(command.settings, command.hp, command.seed, command.options)
 
 
 def _validate_compare(command: Compare) -> None:
@@ -106,21 +119,45 @@ def _prepare(common: Common) -> None:
 def _train(command: Train) -> int:
     from purejaxppo.experiment import run_experiment
 
-    summary = run_experiment(
-        command.settings,
-        command.hp,
-        command.seed,
-        out=command.out,
-        eval_episodes=command.eval_episodes,
-        allow_download=command.common.allow_download,
-    )
-    if command.common.json:
+    with stop_process_on_signal() as stop:
+        summary = run_experiment(
+            command.settings,
+            command.hp,
+            command.seed,
+            options=command.options,
+            out=command.out,
+            allow_download=command.common.allow_download,
+            stop=stop,
+        )
+    return _report(summary, command.common)
+
+
+def _resume(command: Resume) -> int:
+    from purejaxppo.experiment import resume_experiment
+
+    with stop_process_on_signal() as stop:
+        summary = resume_experiment(
+            command.run_dir,
+            settings=_settings(command),
+            strict=command.strict,
+            allow_download=command.common.allow_download,
+            stop=stop,
+        )
+    return _report(summary, command.common)
+
+
+def _report(summary: dict[str, Any], common: Common) -> int:
+    """Prints what a run came to; returns the exit code."""
+    if common.json:
         _print_json(summary)
     else:
         print(_describe(summary))
-    if summary["exit_reason"] != "finished":
-        print(f"purejaxppo: stopped by {summary['exit_reason']}; state saved in {summary['run_dir']}", file=sys.stderr)
-    return 0 if summary["exit_reason"] == "finished" else _STOPPED
+    if summary["exit_reason"] == "finished":
+        return 0
+    run_dir = summary["run_dir"]
+    stopped = f"stopped by {summary['exit_reason']}; the state is saved, `purejaxppo resume {run_dir}` goes on"
+    print(f"purejaxppo: {stopped}", file=sys.stderr)
+    return STOPPED
 
 
 def _compare(command: Compare) -> int:
@@ -154,6 +191,9 @@ def _evaluate(command: Evaluate) -> int:
         episodes=command.episodes,
         greedy=not command.sampled,
         seed=command.seed,
+        env_steps=command.step,
+        strict=command.strict,
+        note=_note,
         allow_download=command.common.allow_download,
     )
     if command.common.json:
@@ -161,6 +201,67 @@ def _evaluate(command: Evaluate) -> int:
     else:
         print(_describe_evaluation(result))
     return 0
+
+
+def _export(command: Export) -> int:
+    from purejaxppo.export import export_run
+
+    written = export_run(
+        command.run_dir,
+        command.out,
+        env_steps=command.step,
+        strict=command.strict,
+        note=_note,
+        allow_download=command.common.allow_download,
+    )
+    if command.common.json:
+        _print_json(written)
+    else:
+        print(f"policy of {written['env_steps']:,} env steps written to {command.out}: {', '.join(written['files'])}")
+    return 0
+
+
+def _verify(command: Verify) -> int:
+    from purejaxppo.run_dir import read_run_settings
+    from purejaxppo.store import survey
+
+    read_run_settings(command.run_dir)
+    rows = survey(command.run_dir)
+    if not rows:
+        raise CheckpointError(
+            f"{command.run_dir} holds no checkpoint; `purejaxppo resume` starts it from the beginning."
+        )
+    if command.common.json:
+        _print_json(rows)
+    else:
+        table = [["checkpoint", "env steps", "training return", "MB", "state"]]
+        for row in rows:
+            known = "-" if row["train_return"] is None else f"{row['train_return']:.4g}"
+            size = f"{row['bytes'] / 1e6:.2f}"
+            table.append([row["checkpoint"], f"{row['env_steps']:,}", known, size, row["fault"] or "sound"])
+        _print_table(table)
+    damaged = [row for row in rows if row["fault"]]
+    if damaged:
+        raise CheckpointError(
+            f"{len(damaged)} of {len(rows)} checkpoints of {command.run_dir} are damaged; resume and evaluate pass "
+            f"over them, and their directories may be removed."
+        )
+    return 0
+
+
+def _doctor(command: Doctor) -> int:
+    from purejaxppo.doctor import describe, examine
+
+    report = examine(command.directory)
+    if command.common.json:
+        _print_json(report)
+    else:
+        print(describe(report))
+    return 0 if report["ok"] else 1
+
+
+def _note(text: str) -> None:
+    print(f"purejaxppo: {text}", file=sys.stderr)
 
 
 def _plot(command: Plot) -> int:
@@ -199,10 +300,14 @@ def _envs(command: Envs) -> int:
 
 _RUN: dict[type, Callable[[Any], int]] = {
     Train: _train,
+    Resume: _resume,
     Compare: _compare,
     Evaluate: _evaluate,
+    Export: _export,
     Plot: _plot,
+    Verify: _verify,
     Envs: _envs,
+    Doctor: _doctor,
 }
 
 

@@ -12,7 +12,6 @@ import numpy as np
 from rich.console import Console
 
 from purejaxppo.algorithms import ALGORITHMS
-from purejaxppo.checkpoint import whole_file, write_json, write_text
 from purejaxppo.comparison import (
     RESULT_COLUMNS,
     Result,
@@ -22,25 +21,21 @@ from purejaxppo.comparison import (
     result_rows,
     table_row,
 )
-from purejaxppo.config import (
-    Hyperparams,
-    TrainConfig,
-    validate_algorithm,
-    validate_config,
-    validate_hyperparams,
-    validate_seed,
-)
+from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.envs import from_gymnax
 from purejaxppo.errors import ConfigError, DivergedError
 from purejaxppo.evaluate import evaluate_runner, evaluation_key
-from purejaxppo.host_loop import WATCHED, Chunk, train_in_chunks
+from purejaxppo.files import whole_file, write_json, write_text
+from purejaxppo.host_loop import Chunk, Hooks, train_in_chunks
 from purejaxppo.logger import ProgressDisplay
 from purejaxppo.networks import make_network
 from purejaxppo.plot_comparison import plot_comparison
-from purejaxppo.run_dir import create_dir, settings_record, write_origin
+from purejaxppo.run_dir import create_dir, write_origin
+from purejaxppo.settings import settings_record
 from purejaxppo.sweep import batching_for, over_seeds
 from purejaxppo.train import trainer_from_config
-from purejaxppo.types import Params, VecEnv
+from purejaxppo.types import VecEnv
+from purejaxppo.validation import validate_algorithm, validate_config, validate_hyperparams, validate_seed
 
 
 def compare(
@@ -135,11 +130,13 @@ def _train_all(
     """All seeds of one algorithm in one compiled program."""
     batching = batching_for(jax.default_backend())
     trainer = over_seeds(trainer_from_config(config, env), batching)
-    console.print(f"{config.algorithm}: compiling", highlight=False)
+    console.print(config.algorithm, highlight=False)
     with ProgressDisplay(console, config.env_steps * len(seeds)) as progress:
         curves = _Curves(config, len(seeds), progress)
         keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
-        runners, timing = train_in_chunks(config, trainer, hp, keys, curves, progress.start_clock)
+        hp = jax.tree.map(jnp.float32, hp)
+        hooks = Hooks(report=curves, on_start=lambda _: progress.start_clock())
+        runners, timing = train_in_chunks(config, trainer, hp, lambda: jax.jit(trainer.init)(keys, hp), hooks)
 
     copies = from_gymnax(config.env, eval_episodes, allow_download=allow_download, **dict(config.env_params))
     apply = make_network(config, env).apply
@@ -147,7 +144,7 @@ def _train_all(
     episodes = play(jax.vmap(evaluation_key)(jnp.asarray(seeds, jnp.uint32)), runners)
     returns = np.mean(np.asarray(episodes.episode_return, np.float64), axis=1)
     metrics = curves.collected()
-    returns[_diverged(metrics, runners.learner.params)] = math.nan
+    returns[metrics.pop("nonfinite").any(axis=0)] = math.nan  # diverged
     env_steps = np.arange(1, config.num_updates + 1) * config.batch_size
     return Result(config.algorithm, seeds, env_steps, metrics, returns, timing.env_steps_per_second)
 
@@ -169,13 +166,6 @@ class _Curves:
 
     def collected(self) -> dict[str, np.ndarray]:
         return {name: np.concatenate([chunk[name] for chunk in self._chunks]) for name in self._chunks[0]}
-
-
-def _diverged(metrics: dict[str, np.ndarray], params: Params) -> np.ndarray:
-    """Which runs [R] had a loss, gradient, entropy or KL that is not finite, or ended with such a parameter."""
-    watched = [metrics[name].T for name in WATCHED if name in metrics]
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
-    return ~np.all([np.isfinite(x).reshape(len(x), -1).all(axis=1) for x in [*watched, *leaves]], axis=0)
 
 
 def _write_csv(path: Path, columns: Iterable[str], rows: Iterable[dict[str, Any]]) -> None:

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purejaxppo.config import suggestion
 from purejaxppo.errors import EnvError
 from purejaxppo.types import Box, Discrete, EnvState, EnvStep, VecEnv
+from purejaxppo.validation import suggestion
 
 _DOWNLOADS = {"MNISTBandit-bsuite"}
 

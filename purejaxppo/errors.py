@@ -14,9 +14,13 @@ class ConfigError(PureJaxPPOError, ValueError):
 
 
 class DivergedError(PureJaxPPOError, ArithmeticError):
-    """Training produced a number that is not finite."""
+    """Training produced a number that is not finite, at an update (counted from 1) if it is known."""
 
     exit_code = 3
+
+    def __init__(self, message: str, update: int = 0) -> None:
+        super().__init__(message)
+        self.update = update
 
 
 class CheckpointError(PureJaxPPOError, OSError):
@@ -29,6 +33,12 @@ class EnvError(PureJaxPPOError, ValueError):
     """An environment that is unknown, wrongly parametrised or not supported."""
 
     exit_code = 5
+
+
+class RunDirInUseError(PureJaxPPOError):
+    """Another process is working in the run directory."""
+
+    exit_code = 6
 
 
 class OutOfMemoryError(PureJaxPPOError, MemoryError):

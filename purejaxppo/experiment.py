@@ -1,28 +1,44 @@
-"""One run on the host: build, compile once, advance in chunks, log, save, evaluate, draw."""
+"""One run on the host: train it, save it, evaluate it, draw it; and go on with one that was stopped."""
 
 import math
-import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import jax
 from rich.console import Console
 
-from purejaxppo.checkpoint import save_checkpoint, state_sha256, write_json
-from purejaxppo.config import Hyperparams, TrainConfig, validate_config, validate_hyperparams, validate_seed
+from purejaxppo.checkpoint import state_sha256
+from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.envs import from_gymnax
-from purejaxppo.errors import ConfigError
+from purejaxppo.errors import ConfigError, OutOfMemoryError
 from purejaxppo.evaluate import evaluate_runner, evaluation_key, summarize
-from purejaxppo.host_loop import Rows, Timing, check_params, train_in_chunks
-from purejaxppo.logger import JsonLines, ProgressDisplay, Sink, read_metrics
+from purejaxppo.files import read_json, write_json
+from purejaxppo.host_loop import Timing
+from purejaxppo.lock import locked
+from purejaxppo.logger import Sink, mean_return, read_metrics
+from purejaxppo.memory import is_out_of_memory
 from purejaxppo.networks import make_network
 from purejaxppo.plot import plot_runs
 from purejaxppo.restore import restore
-from purejaxppo.run_dir import create_run_dir, write_inputs
+from purejaxppo.run_dir import (
+    RunSettings,
+    add_command,
+    changed_versions,
+    create_run_dir,
+    read_run_settings,
+    write_inputs,
+    write_settings,
+)
+from purejaxppo.session import Run, Start, from_checkpoint, from_the_beginning, train_session
+from purejaxppo.signals import StopRequest, stop_on_signal
+from purejaxppo.store import clean
 from purejaxppo.train import trainer_from_config
 from purejaxppo.types import RunnerState, VecEnv
+from purejaxppo.validation import validate_seed
+
+_OPTIONS = RunOptions()
 
 
 def run_experiment(
@@ -30,84 +46,193 @@ def run_experiment(
     hp: Hyperparams,
     seed: int,
     *,
+    options: RunOptions = _OPTIONS,
     out: Path | None = None,
-    eval_episodes: int = 128,
     allow_download: bool = False,
     console: Console | None = None,
     sinks: Sequence[Sink] = (),
+    stop: StopRequest | None = None,
 ) -> dict[str, Any]:
     """Trains, saves, evaluates and draws; leaves a run directory and returns its summary (`summary.json`).
 
     Args:
       config, hp, seed: the run.
+      options: what happens around it.
       out: its directory; by default runs/<env>__<algorithm>__s<seed>__<UTC time>.
-      eval_episodes: greedy episodes at the end.
       allow_download: let an environment fetch its data set.
       console: for progress; by default standard error.
       sinks: further receivers of metrics, each called as sink(env_steps, metrics) once per update.
+      stop: asks the run to stop; by default SIGINT, SIGTERM and SIGUSR1 do.
 
     Raises:
       PureJaxPPOError: of the kind that says what went wrong; what had been written stays.
     """
     console = console or Console(stderr=True)
-    validate_config(config)
-    validate_hyperparams(hp)
-    validate_seed(seed)
-    if eval_episodes < 1:
-        raise ConfigError(f"eval_episodes = {eval_episodes}; it takes at least 1.")
-    with _stop_on_signal() as stopped:
+    settings = RunSettings(config, hp, seed, options)
+    settings.validate()
+    with _listening(stop) as stop:
         env = from_gymnax(config.env, config.num_envs, allow_download=allow_download, **dict(config.env_params))
         trainer = trainer_from_config(config, env)
-        run_dir = create_run_dir(config, seed, out)
-        write_inputs(run_dir, config, hp, seed)
-        console.print(_headline(config, seed, run_dir), highlight=False, soft_wrap=True)
+        run_dir = create_run_dir(settings, out)
+        with locked(run_dir):
+            write_inputs(run_dir, settings)
+            run = Run(run_dir, settings, env, trainer, console, stop, sinks)
+            console.print(_headline(settings, run_dir), highlight=False, soft_wrap=True)
+            return _finish(run, from_the_beginning(run))
 
-        metrics_file = run_dir / "metrics.jsonl"
-        with JsonLines(metrics_file) as log, ProgressDisplay(console, config.env_steps) as progress:
-            rows = Rows(config, [log, progress, *sinks])
-            key = jax.random.key(seed)
-            runner, timing = train_in_chunks(config, trainer, hp, key, rows, progress.start_clock, stopped)
-        check_params(runner)
-        save_checkpoint(run_dir, int(runner.updates) * config.batch_size, runner)
-        history = read_metrics(metrics_file)
-        summary = {**_summary(config, seed, runner, timing, history), "run_dir": str(run_dir)}
-        if not stopped():
-            summary["evaluation"] = _evaluate(config, env, runner, eval_episodes, seed, greedy=True)
-        summary["exit_reason"] = stopped() or "finished"
-        write_json(run_dir / "summary.json", summary)
-        if any(row["episode/count"] for row in history):
-            plot_runs([run_dir], run_dir / "plots" / "learning_curve.png")
+
+def resume_experiment(
+    run_dir: Path,
+    *,
+    settings: RunSettings | None = None,
+    strict: bool = False,
+    allow_download: bool = False,
+    console: Console | None = None,
+    sinks: Sequence[Sink] = (),
+    stop: StopRequest | None = None,
+) -> dict[str, Any]:
+    """Goes on with a run that was stopped, from its newest sound checkpoint, to the same end bit for bit.
+
+    A run that is finished already is left as it is, and its summary returned.
+
+    Args:
+      run_dir: of the run.
+      settings: by default the run's own; `total_timesteps`, `on_nonfinite` and the options may be others.
+      strict: refuse to fall back to an older checkpoint than the newest.
+      allow_download, console, sinks, stop: as in `run_experiment`.
+
+    Raises:
+      PureJaxPPOError: of the kind that says what went wrong.
+    """
+    console = console or Console(stderr=True)
+    settings = settings or read_run_settings(run_dir)
+    settings.validate()
+    config = settings.config
+    with _listening(stop) as stop, locked(run_dir):
+        summary = _finished_summary(run_dir, config)
+        if summary:
+            console.print(
+                f"{run_dir} is finished already, after {summary['env_steps']:,} env steps; "
+                f"--total-timesteps goes on beyond.",
+                highlight=False,
+                soft_wrap=True,
+            )
+            return summary
+        clean(run_dir)
+        env = from_gymnax(config.env, config.num_envs, allow_download=allow_download, **dict(config.env_params))
+        run = Run(run_dir, settings, env, trainer_from_config(config, env), console, stop, sinks)
+        start = from_checkpoint(run, strict)
+        _check_budget(run, start)
+        for change in changed_versions(run_dir):
+            run.note(f"{change} since the run began; the last bits of its results may differ.")
+        write_settings(run_dir, settings)
+        add_command(run_dir)
+        at = f"resumed at {start.updates * config.batch_size:,} env steps"
+        console.print(f"{_headline(settings, run_dir)}  {at}", highlight=False, soft_wrap=True)
+        return _finish(run, start)
+
+
+def _listening(stop: StopRequest | None) -> AbstractContextManager[StopRequest]:
+    return nullcontext(stop) if stop else stop_on_signal()
+
+
+def _finished_summary(run_dir: Path, config: TrainConfig) -> dict[str, Any] | None:
+    """The summary of a run that has done what `config` asks for."""
+    if not (run_dir / "summary.json").is_file():
+        return None
+    summary = read_json(run_dir / "summary.json")
+    done = summary.get("exit_reason") == "finished" and summary.get("env_steps") == config.env_steps
+    return {**summary, "run_dir": str(run_dir)} if done else None
+
+
+def _check_budget(run: Run, start: Start) -> None:
+    config = run.settings.config
+    if config.num_updates < start.updates:
+        raise ConfigError(
+            f"total_timesteps = {config.total_timesteps} is less than what {run.run_dir} has done, "
+            f"{start.updates * config.batch_size} env steps; give more, or leave it out."
+        )
+    before = read_run_settings(run.run_dir).config
+    scheduled = "linear" in (config.learning_rate_schedule, config.ent_coef_schedule, config.clip_eps_schedule)
+    if scheduled and start.updates and before.num_updates != config.num_updates:
+        run.note(
+            f"a linear schedule now ends at {config.env_steps:,} env steps instead of {before.env_steps:,}: from here "
+            f"on this is another run than one with this budget from its start."
+        )
+
+
+def _finish(run: Run, start: Start) -> dict[str, Any]:
+    """Trains to the end, and does everything that comes after."""
+    runner, timing = train_session(run, start)
+    history = read_metrics(run.metrics_file)
+    summary = _summary(run, runner, timing, history)
+    if not run.stop():
+        farewell = f"the trained state is saved; `purejaxppo resume {run.run_dir}` evaluates it."
+        with run.stop.ending_at_once(farewell):
+            summary["evaluation"] = _evaluate_at_the_end(run, runner)
+    summary["exit_reason"] = run.stop() or "finished"
+    write_json(run.run_dir / "summary.json", summary)
+    if any(row["episode/count"] for row in history):
+        plot_runs([run.run_dir], run.run_dir / "plots" / "learning_curve.png")
     return summary
 
 
-def _summary(
-    config: TrainConfig, seed: int, runner: RunnerState, timing: Timing, rows: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
+def _summary(run: Run, runner: RunnerState, timing: Timing, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    config = run.settings.config
     updates = int(runner.updates)
     return {
         "env": config.env,
         "algorithm": config.algorithm,
-        "seed": seed,
+        "seed": run.settings.seed,
         "env_steps": updates * config.batch_size,
         "updates": updates,
         "compile_seconds": round(timing.compile_seconds, 3),
         "train_seconds": round(timing.train_seconds, 3),
-        "env_steps_per_second": round(timing.env_steps_per_second, 1),
-        "train_return": _recent_return(rows),
+        "env_steps_per_second": round(timing.env_steps_per_second or _mean_speed(run, updates, timing), 1),
+        "train_return": mean_return(rows[len(rows) - math.ceil(len(rows) / 10) :]),
         "evaluation": None,
         "state_sha256": state_sha256(runner),
+        "exit_reason": None,
+        "run_dir": str(run.run_dir),
     }
 
 
+def _mean_speed(run: Run, updates: int, timing: Timing) -> float:
+    """Over the whole run, where nothing was left to train."""
+    return updates * run.settings.config.batch_size / timing.train_seconds if timing.train_seconds else 0.0
+
+
+def _evaluate_at_the_end(run: Run, runner: RunnerState) -> dict[str, float | int]:
+    config, _, seed, options = run.settings
+    try:
+        return _evaluate(config, run.env, runner, options.eval_episodes, seed, greedy=True)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise OutOfMemoryError(
+                f"out of memory in the evaluation of {options.eval_episodes} episodes side by side; the trained state "
+                f"is saved: `purejaxppo resume {run.run_dir} --eval-episodes {max(1, options.eval_episodes // 4)}`."
+            ) from error
+        raise
+
+
 def evaluate_run(
-    run_dir: Path, *, episodes: int = 128, greedy: bool = True, seed: int = 0, allow_download: bool = False
+    run_dir: Path,
+    *,
+    episodes: int = 128,
+    greedy: bool = True,
+    seed: int = 0,
+    allow_download: bool = False,
+    **options: Any,
 ) -> dict[str, float | int]:
-    """Plays episodes with a saved run's final policy and frozen normalisers; returns their summary."""
+    """Plays episodes with a saved run's policy and frozen normalisers; returns their summary.
+
+    `options` are those of `restore`: which checkpoint it is, and how strict to be about it.
+    """
     validate_seed(seed)
     if episodes < 1:
         raise ConfigError(f"episodes = {episodes}; it takes at least 1.")
-    config, _, env, runner = restore(run_dir, allow_download=allow_download)
-    return _evaluate(config, env, runner, episodes, seed, greedy, allow_download)
+    saved = restore(run_dir, allow_download=allow_download, **options)
+    return _evaluate(saved.config, saved.env, saved.runner, episodes, seed, greedy, allow_download)
 
 
 def _evaluate(
@@ -125,42 +250,13 @@ def _evaluate(
     return summarize(play(evaluation_key(seed), runner))
 
 
-def _recent_return(rows: Sequence[Mapping[str, Any]]) -> float | None:
-    """Mean return of the episodes that ended in the last tenth of the updates; None if none did."""
-    recent = rows[len(rows) - math.ceil(len(rows) / 10) :]
-    ended = [(row["episode/return"], row["episode/count"]) for row in recent if row["episode/count"]]
-    count = sum(count for _, count in ended)
-    return sum(mean * count for mean, count in ended) / count if count else None
-
-
-@contextmanager
-def _stop_on_signal() -> Iterator[Callable[[], str | None]]:
-    """Yields a function that names the signal that asked to stop, if one did. A second one aborts at once."""
-    received: list[str] = []
-
-    def note(number: int, _: object) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(signal.Signals(number).name)
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    try:
-        previous = {number: signal.signal(number, note) for number in numbers}
-    except ValueError:  # only the main thread may install handlers
-        previous = {}
-    try:
-        yield lambda: received[0] if received else None
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _headline(config: TrainConfig, seed: int, run_dir: Path) -> str:
+def _headline(settings: RunSettings, run_dir: Path) -> str:
+    config = settings.config
     device = jax.devices()[0]
     slow = " (no accelerator)" if device.platform == "cpu" else ""
     rounded = f" (of {config.total_timesteps:,} asked for)" if config.env_steps != config.total_timesteps else ""
     return (
         f"{config.env}  {config.algorithm}  {config.env_steps:,} env steps{rounded} = {config.num_updates:,} updates "
-        f"of {config.num_envs} envs x {config.num_steps} steps  device {device.device_kind}{slow}  seed {seed}  "
-        f"{run_dir}"
+        f"of {config.num_envs} envs x {config.num_steps} steps  device {device.device_kind}{slow}  "
+        f"seed {settings.seed}  {run_dir}"
     )

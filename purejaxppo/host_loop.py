@@ -1,9 +1,8 @@
 """The host loop: compile once, advance in chunks, turn device metrics into rows."""
 
-import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,9 @@ import numpy as np
 
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.errors import DivergedError
+from purejaxppo.guard import first_nonfinite
 from purejaxppo.logger import Sink, emit
+from purejaxppo.memory import program_bytes
 from purejaxppo.train import advance
 from purejaxppo.types import Params, RunnerState, Trainer
 
@@ -20,7 +21,7 @@ from purejaxppo.types import Params, RunnerState, Trainer
 _CHUNK_WORK = {"cpu": 1e10}
 _CHUNK_WORK_ACCELERATOR = 1e11
 _CHUNK_UPDATES = 64
-WATCHED = ("loss/policy", "loss/value", "entropy", "kl", "grad_norm")  # not finite means diverged
+_PATIENCE = 10  # updates in a row that may be undone
 
 
 class Timing(NamedTuple):
@@ -40,57 +41,75 @@ class Chunk(NamedTuple):
     metrics: dict[str, np.ndarray]  # each [updates], or [updates, R] for R runs
 
 
+class Hooks(NamedTuple):
+    """What the host does while training goes on. Nothing of it changes the result."""
+
+    report: Callable[[Chunk], object]  # each chunk's metrics, in order
+    on_start: Callable[[int], object] = lambda _: None  # between compilation and the first update: the program's bytes
+    stopped: Callable[[], object] = lambda: None  # looked at between chunks; something true ends the loop early
+    save_due: Callable[[], bool] = lambda: False  # looked at between chunks
+    save: Callable[[int, RunnerState], object] = lambda *_: None  # the updates done, and the state after them
+
+
 def train_in_chunks(
-    config: TrainConfig,
-    trainer: Trainer,
-    hp: Hyperparams,
-    key: jax.Array,
-    report: Callable[[Chunk], object],
-    on_start: Callable[[], None] = lambda: None,
-    stopped: Callable[[], object] = lambda: None,
+    config: TrainConfig, trainer: Trainer, hp: Hyperparams, start: Callable[[], RunnerState], hooks: Hooks
 ) -> tuple[RunnerState, Timing]:
     """The host loop: the same `advance` as in one jitted run, in chunks, with its state donated.
 
-    The next chunk is always started before the last one's metrics are read, so the device does not wait for the host.
-    The result does not depend on the chunks' length.
+    The next chunk is always started before the last one's metrics are read, so the device does not wait for the host;
+    only a save waits until everything before it is done and reported.
 
     Args:
-      key: for `trainer.init`: one, or [R] for a trainer of R runs.
-      report: called with each chunk's metrics, in order.
-      on_start: called between compilation and the first update.
-      stopped: looked at between chunks; something true ends the loop early.
+      start: gives the state to begin from, of one run or of R; its `updates` counts as done.
     """
     hp = jax.tree.map(jnp.float32, hp)
     began = time.perf_counter()
-    runner = jax.jit(trainer.init)(key, hp)
-    lengths = chunk_lengths(config, runner.learner.params, jax.default_backend())
+    runner = start()
+    done = int(np.max(np.asarray(runner.updates)))
+    lengths = _remaining(chunk_lengths(config, runner.learner.params, jax.default_backend()), done)
     programs = {n: _compile_advance(trainer, hp, runner, n) for n in sorted(set(lengths))}
+    runs = np.size(runner.updates)
     compile_seconds = time.perf_counter() - began
 
-    on_start()
-    start = time.perf_counter()
-    first, ends = 1, [0.0]
+    hooks.on_start(max(map(program_bytes, programs.values()), default=0))
+    first_second = time.perf_counter()
+    ends = [0.0]
     in_flight: list[dict[str, jax.Array]] = []
 
     def receive() -> None:
-        nonlocal first
+        nonlocal done
         metrics = {name: np.asarray(x) for name, x in in_flight.pop(0).items()}  # waits for this chunk alone
-        ends.append(time.perf_counter() - start)
-        report(Chunk(first, ends[-2], ends[-1], metrics))
-        first += len(metrics["learning_rate"])
+        ends.append(time.perf_counter() - first_second)
+        hooks.report(Chunk(done + 1, ends[-2], ends[-1], metrics))
+        done += len(metrics["learning_rate"])
 
     for length in lengths:
-        if stopped():
+        if hooks.stopped():
             break
         runner, metrics = programs[length](hp, runner)
         in_flight.append(metrics)
         if len(in_flight) > 1:
             receive()
+        if hooks.save_due():
+            receive()
+            hooks.save(done, runner)
     while in_flight:
         receive()
     jax.block_until_ready(runner)
-    steps = config.batch_size * np.size(key)
-    return runner, Timing(compile_seconds, ends[-1], _steady_speed(lengths, ends, steps))
+    return runner, Timing(compile_seconds, ends[-1], _steady_speed(lengths, ends, config.batch_size * runs))
+
+
+def _remaining(lengths: Sequence[int], done: int) -> list[int]:
+    """What is left of the chunks when so many updates are done.
+
+    The boundaries stay where they were, so that a resumed run goes on with the very programs of the one before.
+    """
+    left = []
+    for length in lengths:
+        skipped = min(length, done)
+        done -= skipped
+        left += [length - skipped] * (length > skipped)
+    return left
 
 
 def _steady_speed(lengths: Sequence[int], ends: Sequence[float], steps: int) -> float:
@@ -98,17 +117,6 @@ def _steady_speed(lengths: Sequence[int], ends: Sequence[float], steps: int) -> 
     done = len(ends) - 1
     first = min(1, done - 1)
     return steps * sum(lengths[first:done]) / (ends[-1] - ends[first]) if done else 0.0
-
-
-def check_params(runner: RunnerState) -> None:
-    """Raises DivergedError for a parameter that is not finite.
-
-    Most of what `Rows` watches belongs to the moment before a gradient step: a value function that the very last one
-    spoiled shows here alone.
-    """
-    # NumPy: JAX would compile a program per shape for it.
-    if not all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(runner.learner.params)):
-        raise DivergedError("a parameter is not finite after the last update; nothing was saved. Lower learning_rate.")
 
 
 def chunk_lengths(config: TrainConfig, params: Params, backend: str) -> list[int]:
@@ -129,7 +137,7 @@ def chunk_lengths(config: TrainConfig, params: Params, backend: str) -> list[int
     return [length] * whole + [rest] * (rest > 0)
 
 
-def _compile_advance(trainer: Trainer, hp: Hyperparams, runner: RunnerState, num_updates: int) -> Callable[..., Any]:
+def _compile_advance(trainer: Trainer, hp: Hyperparams, runner: RunnerState, num_updates: int) -> jax.stages.Compiled:
     program = jax.jit(lambda hp, runner: advance(trainer, hp, runner, num_updates), donate_argnums=1)
     return program.lower(hp, runner).compile()
 
@@ -137,31 +145,40 @@ def _compile_advance(trainer: Trainer, hp: Hyperparams, runner: RunnerState, num
 class Rows:
     """Turns the chunks of one run into rows for its sinks, one per update.
 
-    Raises DivergedError where a loss, gradient norm, entropy or KL is not finite.
+    A row whose update was not finite has the field `nonfinite`, which says what. Raises DivergedError for one, or under
+    `on_nonfinite = skip` for as many in a row that no further attempt is likely to help.
+
+    Args:
+      seconds: of training before the first chunk, in a run that was resumed.
     """
 
-    def __init__(self, config: TrainConfig, sinks: Sequence[Sink]) -> None:
+    def __init__(self, config: TrainConfig, sinks: Sequence[Sink], seconds: float = 0.0) -> None:
         self._batch_size = config.batch_size
+        self._patience = _PATIENCE if config.on_nonfinite == "skip" else 1
         self._sinks = list(sinks)
+        self._seconds = seconds
+        self._bad = 0  # in a row
 
     def __call__(self, chunk: Chunk) -> None:
         columns = {name: x.tolist() for name, x in chunk.metrics.items()}
         length = len(columns["learning_rate"])
         for i in range(length):
-            update = chunk.first_update + i
             row = {name: column[i] for name, column in columns.items()}
-            row["episode/count"] = int(row["episode/count"])
+            update = chunk.first_update + i
             env_steps = update * self._batch_size
-            _check_row(update, env_steps, row)
-            seconds = round(chunk.begin + (chunk.end - chunk.begin) * (i + 1) / length, 4)
-            row = {"update": update, "env_steps": env_steps, "seconds": seconds, **row}
-            self._sinks = emit(self._sinks, env_steps, row)
+            quantity = first_nonfinite(row.pop("nonfinite"))
+            self._check(quantity, update, env_steps)
+            seconds = self._seconds + chunk.begin + (chunk.end - chunk.begin) * (i + 1) / length
+            row["episode/count"] = int(row["episode/count"])
+            row = {"update": update, "env_steps": env_steps, "seconds": round(seconds, 4), **row}
+            self._sinks = emit(self._sinks, env_steps, {**row, "nonfinite": quantity} if quantity else row)
 
-
-def _check_row(update: int, env_steps: int, row: dict[str, float]) -> None:
-    for name in WATCHED:
-        if not math.isfinite(row.get(name, 0.0)):
+    def _check(self, quantity: str | None, update: int, env_steps: int) -> None:
+        self._bad = self._bad + 1 if quantity else 0
+        if self._bad >= self._patience:
+            times = f" in {self._bad} updates in a row, each undone" if self._bad > 1 else ""
             raise DivergedError(
-                f"{name} became {row[name]} at update {update} ({env_steps} env steps); nothing was saved. "
-                f"Try a lower learning_rate, or normalize_observation and normalize_reward."
+                f"{quantity} is not finite at update {update} ({env_steps} env steps){times}. "
+                f"Try a lower learning_rate, or normalize_observation and normalize_reward.",
+                update,
             )

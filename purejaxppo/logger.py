@@ -1,8 +1,8 @@
 """Where a run's metrics go. A sink is any callable(env_steps, metrics), called once per update."""
 
-import contextlib
 import json
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -14,8 +14,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from purejaxppo.errors import CheckpointError, PureJaxPPOError
 
-Row = Mapping[str, float | int | None]
+Row = Mapping[str, Any]  # numbers, None, and now and then a word
 Sink = Callable[[int, Row], None]
+_LONGEST_ROW = 1024  # bytes, about twice what there is
+_MEND = "free some space and `purejaxppo resume` the run."
 
 
 def emit(sinks: Sequence[Sink], env_steps: int, row: Row) -> list[Sink]:
@@ -33,29 +35,61 @@ def emit(sinks: Sequence[Sink], env_steps: int, row: Row) -> list[Sink]:
 
 
 class JsonLines:
-    """One JSON object per line; what is not finite is null. Raises CheckpointError when the file cannot be written."""
+    """One JSON object per line; what is not finite is null.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+      path: of the file.
+      keep: bytes of what is there to go on after; the rest of it is cut off.
+
+    Raises:
+      CheckpointError: the file cannot be written.
+    """
+
+    def __init__(self, path: Path, keep: int = 0) -> None:
         self._path = path
         try:
-            self._file = path.open("w", encoding="utf-8", buffering=1)
+            # Unbuffered: a row is in the file, whole or torn, before the next one is made.
+            self._file = path.open("r+b" if keep else "wb", buffering=0)
+            if keep:
+                self._file.truncate(keep)
+                self._file.seek(keep)
         except OSError as error:
             raise CheckpointError(f"cannot write {path}: {error}") from error
 
     def __call__(self, env_steps: int, row: Row) -> None:
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        line = f"{json.dumps(clean)}\n".encode()
         try:
-            self._file.write(json.dumps(clean) + "\n")
+            written = self._file.write(line)
         except OSError as error:
-            raise CheckpointError(f"cannot write {self._path}: {error}") from error
+            raise CheckpointError(f"cannot write {self._path}: {error}; {_MEND}") from error
+        if written != len(line):
+            raise CheckpointError(f"cannot write {self._path}: no space left; {_MEND}")
+
+    def position(self) -> int:
+        """Bytes written, from the file's beginning."""
+        return self._file.tell()
+
+    def sync(self) -> None:
+        """Waits until what is written is on the disk. Raises OSError."""
+        os.fsync(self._file.fileno())
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Closing flushes once more; on a full disk the error has been raised already.
-        with contextlib.suppress(OSError):
-            self._file.close()
+        self._file.close()
+
+
+def whole_rows(path: Path, limit: int) -> int:
+    """How many of a metrics file's first `limit` bytes are there and end in a whole row."""
+    try:
+        with path.open("rb") as file:
+            return file.read(limit).rfind(b"\n") + 1
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -77,15 +111,32 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def recent_return(path: Path, limit: int, updates: int) -> float | None:
+    """Mean return of the episodes that ended in the last updates within a metrics file's first `limit` bytes."""
+    begin = max(0, limit - updates * _LONGEST_ROW)
+    with path.open("rb") as file:
+        file.seek(begin)
+        lines = file.read(limit - begin).splitlines()
+    return mean_return([json.loads(line) for line in lines[begin > 0 :][-updates:]])  # the first may be torn
+
+
+def mean_return(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """Mean return over the episodes that ended in these updates; None if none did."""
+    ended = [(row["episode/return"], row["episode/count"]) for row in rows if row["episode/count"]]
+    count = sum(count for _, count in ended)
+    return sum(mean * count for mean, count in ended) / count if count else None
+
+
 class ProgressDisplay:
     """Progress on the given console: a bar on a terminal, otherwise a plain line every few seconds."""
 
-    def __init__(self, console: Console, total_env_steps: int) -> None:
+    def __init__(self, console: Console, total_env_steps: int, done_env_steps: int = 0) -> None:
         self._console = console
+        self._before = done_env_steps
         self._total = total_env_steps
         self._start = self._shown = time.monotonic()
         self._return = math.nan
-        self._steps = 0
+        self._steps = done_env_steps
         self._bar: Progress | None = None
         if console.is_terminal:
             self._bar = Progress(
@@ -108,7 +159,7 @@ class ProgressDisplay:
             self._show(now)
 
     def _show(self, now: float) -> None:
-        speed = self._steps / max(now - self._start, 1e-9)
+        speed = (self._steps - self._before) / max(now - self._start, 1e-9)
         known = "no finished episode" if math.isnan(self._return) else f"return {self._return:.4g}"
         text = f"{self._steps:,} / {self._total:,} env steps  {speed:,.0f} steps/s  {known}"
         if self._bar:
@@ -124,10 +175,12 @@ class ProgressDisplay:
     def __enter__(self) -> Self:
         if self._bar:
             self._bar.start()
+        else:
+            self._console.print("compiling", highlight=False)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._steps:
+        if self._steps > self._before:
             self._show(time.monotonic())
         if self._bar:
             self._bar.stop()

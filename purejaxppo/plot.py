@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from purejaxppo.checkpoint import read_json
 from purejaxppo.errors import CheckpointError
+from purejaxppo.files import read_json
 from purejaxppo.logger import read_metrics
 
 _POINTS = 200

@@ -2,35 +2,68 @@
 
 import dataclasses
 import importlib.metadata
+import os
 import re
 import shlex
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
-
-from purejaxppo.checkpoint import read_json, write_json, write_text
-from purejaxppo.config import Hyperparams, TrainConfig, validate_config, validate_hyperparams
+from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.errors import CheckpointError
+from purejaxppo.files import is_temporary, read_json, write_json, write_text
+from purejaxppo.lock import LOCK, check_free
+from purejaxppo.settings import differences, settings_record
+from purejaxppo.validation import validate_config, validate_hyperparams, validate_options, validate_seed
+
+FORMAT_VERSION = 1
+_LONGEST_PATH = 4096 - 256  # bytes: Linux's limit, less what is created further down
+_FROM = ("jax", "jaxlib", "device", "platform")  # of versions.json: what decides the last bit of a result
 
 
-def create_run_dir(config: TrainConfig, seed: int, out: Path | None) -> Path:
+class RunSettings(NamedTuple):
+    """What a run was asked for."""
+
+    config: TrainConfig
+    hp: Hyperparams
+    seed: int
+    options: RunOptions
+
+    def validate(self) -> None:
+        """Raises ConfigError for what cannot work."""
+        validate_config(self.config)
+        validate_hyperparams(self.hp)
+        validate_seed(self.seed)
+        validate_options(self.options)
+
+
+def create_run_dir(settings: RunSettings, out: Path | None) -> Path:
     """Makes a new directory for a run, by default runs/<env>__<algorithm>__s<seed>__<UTC time>."""
-    return create_dir(out, f"{config.env}__{config.algorithm}__s{seed}")
+    config = settings.config
+    return create_dir(out, f"{config.env}__{config.algorithm}__s{settings.seed}")
 
 
 def create_dir(out: Path | None, name: str) -> Path:
-    """Makes a new directory: `out`, or runs/<name>__<UTC time>. One that holds anything is never touched."""
+    """Makes a new directory: `out`, or runs/<name>__<UTC time>. One that holds anything is never touched.
+
+    Raises:
+      RunDirInUseError: it is a run's that goes on at this moment.
+      CheckpointError: it cannot be made, or is not empty.
+    """
     if out is None:
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         safe = re.sub(r"[^\w.-]", "_", name)
         base = Path("runs") / f"{safe}__{stamp}"
         out = next(p for p in (base, *(base.with_name(f"{base.name}-{i}") for i in range(2, 1000))) if not p.exists())
     try:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise CheckpointError(f"{out} exists already and is not an empty directory; choose another --out.")
+        check_free(out)
+        if out.exists() and (not out.is_dir() or _holds_anything(out)):
+            resume = f", or continue it by `purejaxppo resume {out}`" if (out / "config.json").is_file() else ""
+            raise CheckpointError(f"{out} exists already and is not an empty directory; choose another --out{resume}.")
+        if len(os.fsencode(out.absolute())) > _LONGEST_PATH:
+            raise CheckpointError(f"the path of {out.name[:50]!r} is too long; choose a shorter --out.")
         out.mkdir(parents=True, exist_ok=True)
     except CheckpointError:
         raise
@@ -39,29 +72,61 @@ def create_dir(out: Path | None, name: str) -> Path:
     return out
 
 
-def write_inputs(run_dir: Path, config: TrainConfig, hp: Hyperparams, seed: int) -> None:
+def _holds_anything(directory: Path) -> bool:
+    """Whether there is more than what a run that was killed in its first moments leaves."""
+    return any(path.name != LOCK and not is_temporary(path) for path in directory.iterdir())
+
+
+def write_inputs(run_dir: Path, settings: RunSettings) -> None:
     """config.json, and what `write_origin` writes."""
-    write_json(run_dir / "config.json", {"format_version": 1, "seed": seed, **settings_record(config, hp)})
     write_origin(run_dir)
+    write_settings(run_dir, settings)
 
 
-def settings_record(config: TrainConfig, hp: Hyperparams) -> dict[str, Any]:
-    """Every field of both, as JSON has it."""
-    return {**dataclasses.asdict(config), **dataclasses.asdict(hp), "env_params": dict(config.env_params)}
+def write_settings(run_dir: Path, settings: RunSettings) -> None:
+    """config.json, which makes a directory a run's."""
+    content = {"format_version": FORMAT_VERSION, "seed": settings.seed}
+    content |= settings_record(settings.config, settings.hp) | dataclasses.asdict(settings.options)
+    write_json(run_dir / "config.json", content)
 
 
 def write_origin(directory: Path) -> None:
     """versions.json and command.txt: what the results came from."""
+    write_json(directory / "versions.json", _versions())
+    write_text(directory / "command.txt", _command())
+
+
+def add_command(run_dir: Path) -> None:
+    """Adds the present command to command.txt."""
+    path = run_dir / "command.txt"
+    before = path.read_text(encoding="utf-8") if path.is_file() else ""
+    write_text(path, before + _command())
+
+
+def changed_versions(run_dir: Path) -> list[str]:
+    """What of JAX and the device is another than when the run began, as `name old -> new`."""
+    then = read_json(run_dir / "versions.json")
+    now = _versions()
+    changed = differences({name: then.get(name) for name in _FROM}, {name: now[name] for name in _FROM})
+    return list(changed.values())
+
+
+def _command() -> str:
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) + "\n"
+
+
+def _versions() -> dict[str, str | None]:
+    import jax  # late: reading a run's settings must not wait for it
+
     names = ("purejaxppo", "jax", "jaxlib", "flax", "optax", "gymnax", "orbax-checkpoint", "numpy")
     device = jax.devices()[0]
-    versions = {
+    return {
         "python": sys.version.split()[0],
         **{name: _version(name) for name in names},
         "device": device.device_kind,
         "platform": device.client.platform_version.split("\n")[0],
+        "xla_flags": os.environ.get("XLA_FLAGS"),
     }
-    write_json(directory / "versions.json", versions)
-    write_text(directory / "command.txt", shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) + "\n")
 
 
 def _version(name: str) -> str | None:
@@ -71,19 +136,31 @@ def _version(name: str) -> str | None:
         return None
 
 
-def read_config(run_dir: Path) -> tuple[TrainConfig, Hyperparams]:
-    """The settings that a run was started with. Raises CheckpointError if the directory is not a run's."""
+def read_run_settings(run_dir: Path) -> RunSettings:
+    """The settings that a run was started with. Raises CheckpointError if the directory is not a run's.
+
+    What a run of an older version does not name has its default, which is what there was then.
+    """
     path = run_dir / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{run_dir} is not a run directory: it has no config.json.")
     content = read_json(path)
     try:
-        if content["format_version"] != 1:
-            raise CheckpointError(f"{path} has format version {content['format_version']}; this version reads 1.")
-        config = TrainConfig(**{f.name: content[f.name] for f in dataclasses.fields(TrainConfig)})
-        hp = Hyperparams(**{f.name: content[f.name] for f in dataclasses.fields(Hyperparams)})
-        validate_config(config)
-        validate_hyperparams(hp)
+        if content["format_version"] != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{path} has format version {content['format_version']}; this version reads {FORMAT_VERSION}."
+            )
+        settings = RunSettings(
+            TrainConfig(**{**_fields(TrainConfig, content), "env": content["env"], "algorithm": content["algorithm"]}),
+            Hyperparams(**_fields(Hyperparams, content)),
+            content["seed"],
+            RunOptions(**_fields(RunOptions, content)),
+        )
+        settings.validate()
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is not a run's configuration: {error!r}") from error
-    return config, hp
+    return settings
+
+
+def _fields(kind: Any, content: Mapping[str, Any]) -> dict[str, Any]:
+    return {field.name: content[field.name] for field in dataclasses.fields(kind) if field.name in content}

@@ -7,12 +7,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from purejaxppo.config import ALGORITHMS_WITH, Hyperparams, TrainConfig, suggestion
+from purejaxppo.config import ALGORITHMS_WITH, Hyperparams, RunOptions, TrainConfig
 from purejaxppo.errors import ConfigError
 from purejaxppo.presets import preset
+from purejaxppo.validation import suggestion
 
 _MAX_BYTES = 2**20
 FIELDS = {field.name: field for kind in (TrainConfig, Hyperparams) for field in dataclasses.fields(kind)}
+OPTION_FIELDS = {field.name: field for field in dataclasses.fields(RunOptions)}
+# What a resumed run may change: it does not alter the updates that are done.
+CHANGEABLE = ("total_timesteps", "on_nonfinite")
 
 
 def resolve(env: str | None, settings: Mapping[str, Any]) -> tuple[TrainConfig, Hyperparams]:
@@ -72,6 +76,18 @@ def refuse_foreign(names: Iterable[str], algorithms: Sequence[str]) -> None:
             )
 
 
+def settings_record(config: TrainConfig, hp: Hyperparams) -> dict[str, Any]:
+    """Every field of both, as JSON has it."""
+    record = {**dataclasses.asdict(config), **dataclasses.asdict(hp), "env_params": dict(config.env_params)}
+    return {**record, "hidden_sizes": list(config.hidden_sizes)}
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
+    """What differs between two records: name -> `name old -> new`."""
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    return {name: f"{name} {old.get(name, 'absent')} -> {new.get(name, 'absent')}" for name in names}
+
+
 def _of(kind: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {field.name: settings[field.name] for field in dataclasses.fields(kind) if field.name in settings}
 
@@ -79,7 +95,7 @@ def _of(kind: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
 def read_settings(path: Path) -> dict[str, Any]:
     """Field -> value from a JSON or TOML file, names spelled with - or _.
 
-    `seed` passes through; `format_version` is dropped, so that a run's config.json is such a file.
+    The seed and the run options may be among them; `format_version` is dropped: a run's config.json is such a file.
 
     Raises:
       ConfigError: a file that cannot be read, is over 1 MB, is not valid (with line and column), or has an unknown
@@ -112,9 +128,10 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 def _typed(path: Path, key: str, value: Any) -> Any:
     """A value as its field's type, where that is unambiguous; whole numbers may be written 1e6."""
-    if key not in FIELDS and key != "seed":
-        raise ConfigError(f"{path} has an unknown key {key!r}.{suggestion(key, FIELDS)}")
-    kind = int if key == "seed" else FIELDS[key].type
+    known: dict[str, Any] = {**{name: field.type for name, field in (FIELDS | OPTION_FIELDS).items()}, "seed": int}
+    if key not in known:
+        raise ConfigError(f"{path} has an unknown key {key!r}.{suggestion(key, known)}")
+    kind = known[key]
     if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if kind is str and not isinstance(value, str):

@@ -6,14 +6,16 @@ import jax.numpy as jnp
 from purejaxppo.advantage import ESTIMATORS
 from purejaxppo.algorithms import make_algorithm
 from purejaxppo.algorithms.kl_adaptive import kl_adaptive
-from purejaxppo.config import Hyperparams, TrainConfig, validate_config
+from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.diagnostics import explained_variance
 from purejaxppo.envs import from_gymnax
 from purejaxppo.errors import ConfigError
+from purejaxppo.guard import GUARDS, nonfinite
 from purejaxppo.networks import make_network
 from purejaxppo.optimizer import anneal
 from purejaxppo.rollout import rollout
 from purejaxppo.types import Algorithm, Batch, Metrics, Network, RunnerState, Trainer, Transition, VecEnv
+from purejaxppo.validation import validate_config
 from purejaxppo.wrappers import training_env
 
 
@@ -64,9 +66,12 @@ def make_trainer(config: TrainConfig, env: VecEnv, network: Network, algorithm: 
         batch = _flatten(transition, advantage, target)
         learner, metrics = algorithm.update(key_update, hp, runner.learner, batch)
         metrics = {**_episode_metrics(sums), **_batch_metrics(hp, batch), **metrics}
+        watched = {"observation": (batch.obs, obs), "reward": transition.reward, **metrics}
+        watched |= {"parameter": learner.params, "optimizer_state": learner.opt_state}
+        metrics["nonfinite"] = nonfinite(watched)
         return RunnerState(learner, env_state, obs, key, runner.updates + 1), metrics
 
-    return Trainer(init, update)
+    return GUARDS[config.on_nonfinite](Trainer(init, update))
 
 
 def advance(trainer: Trainer, hp: Hyperparams, runner: RunnerState, num_updates: int) -> tuple[RunnerState, Metrics]:

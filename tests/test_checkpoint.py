@@ -1,8 +1,5 @@
-"""A state on disk: back bit by bit, its hash, and clear errors for what cannot be read."""
+"""The bytes of a state: back bit by bit, their description, and their hash."""
 
-import json
-import shutil
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -11,8 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from purejaxppo.checkpoint import load_checkpoint, read_json, save_checkpoint, state_sha256, write_json
-from purejaxppo.errors import CheckpointError
+from purejaxppo.checkpoint import is_finite, read_state, snapshot, state_sha256, tree_spec, write_state
 
 
 class State(NamedTuple):
@@ -54,133 +50,45 @@ def bits(state):
     ]
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """(run directory, state) with one checkpoint, not to be changed."""
-    run_dir = tmp_path_factory.mktemp("saved")
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_written_and_read_are_the_same_bits(tmp_path, impl):
+    state = make_state()._replace(key=jax.random.split(jax.random.key(3, impl=impl), 2))
+    write_state(tmp_path / "state", snapshot(state).tree)
+    back = read_state(tmp_path / "state", abstract(state))
+    assert jax.tree.structure(back) == jax.tree.structure(state)
+    assert bits(back) == bits(state)
+    assert [x.dtype for x in jax.tree.leaves(back)] == [x.dtype for x in jax.tree.leaves(state)]
+    assert state_sha256(back) == state_sha256(state)
+    # The keys are keys: they go on drawing the same numbers.
+    np.testing.assert_array_equal(jax.random.normal(back.key[1], (3,)), jax.random.normal(state.key[1], (3,)))
+
+
+def test_a_snapshot_is_a_copy():
+    """What is donated afterwards, or written over, does not change it."""
+    x = jnp.arange(4.0)
+    kept = snapshot({"x": x}).tree["x"]
+    add = jax.jit(lambda x: x + 1, donate_argnums=0)
+    add(x).block_until_ready()
+    np.testing.assert_array_equal(kept, np.arange(4.0))
+    assert kept.flags.owndata
+
+
+def test_description():
+    """Of arrays and of their shapes alike; a key says which kind it is."""
     state = make_state()
-    save_checkpoint(run_dir, 12_345, state)
-    return run_dir, state
+    spec = tree_spec(state)
+    assert spec[".updates"] == "int32[]"
+    assert spec[".key"] == "key<fry>[]"
+    assert spec[".params['params']['Dense_0']['kernel']"] == "float32[3, 4]"
+    assert spec == tree_spec(abstract(state)) == snapshot(state).spec
+    assert tree_spec(state._replace(key=jax.random.key(0, impl="rbg")))[".key"] == "key<rbg>[]"
 
 
-@pytest.fixture
-def run(saved, tmp_path):
-    """(copy of the run directory, its checkpoint directory, state), to be broken."""
-    run_dir = tmp_path / "run"
-    shutil.copytree(saved[0], run_dir)
-    return run_dir, run_dir / "checkpoints" / "step_000000012345", saved[1]
-
-
-def test_saved_and_loaded_are_the_same_bits(saved):
-    run_dir, state = saved
-    loaded = load_checkpoint(run_dir, abstract(state))
-    assert jax.tree.structure(loaded) == jax.tree.structure(state)
-    assert bits(loaded) == bits(state)
-    assert [x.dtype for x in jax.tree.leaves(loaded)] == [x.dtype for x in jax.tree.leaves(state)]
-    assert state_sha256(loaded) == state_sha256(state)
-    # The key is a key: it goes on drawing the same numbers.
-    np.testing.assert_array_equal(jax.random.normal(loaded.key, (3,)), jax.random.normal(state.key, (3,)))
-
-
-def test_names_and_description(saved):
-    run_dir, _ = saved
-    (step_dir,) = (run_dir / "checkpoints").iterdir()
-    assert step_dir.name == "step_000000012345"
-    meta = json.loads((step_dir / "meta.json").read_text())
-    assert meta["format_version"] == 1
-    assert meta["env_steps"] == 12_345
-    assert meta["tree"][".updates"] == "int32[]"
-    assert meta["tree"][".key"] == "key<fry>[]"
-    assert meta["tree"][".params['params']['Dense_0']['kernel']"] == "float32[3, 4]"
-
-
-def test_the_newest_is_loaded_by_number_not_by_name(run):
-    run_dir, step_dir, _ = run
-    newest = make_state(1)
-    save_checkpoint(run_dir, 10**13, newest)
-    shutil.copytree(step_dir, step_dir.with_name("step_99999999999999x"))
-    assert bits(load_checkpoint(run_dir, abstract(newest))) == bits(newest)
-
-
-def test_an_unfinished_checkpoint_is_passed_over(run):
-    """Without its meta.json, which is written last."""
-    run_dir, step_dir, state = run
-    save_checkpoint(run_dir, 99_999, make_state(1))
-    (step_dir.with_name("step_000000099999") / "meta.json").unlink()
-    assert bits(load_checkpoint(run_dir, abstract(state))) == bits(state)
-
-
-def test_nothing_is_overwritten(run):
-    run_dir, _, state = run
-    with pytest.raises(CheckpointError, match="step_000000012345"):
-        save_checkpoint(run_dir, 12_345, make_state(1))
-    assert bits(load_checkpoint(run_dir, abstract(state))) == bits(state)
-
-
-def test_a_directory_that_cannot_be_written(tmp_path):
-    (tmp_path / "checkpoints").write_text("a file in its place")
-    with pytest.raises(CheckpointError, match="cannot save"):
-        save_checkpoint(tmp_path, 1, make_state())
-
-
-@pytest.mark.parametrize("exists", [True, False])
-def test_no_checkpoint(tmp_path, exists):
-    if exists:
-        (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(CheckpointError, match="no finished checkpoint"):
-        load_checkpoint(tmp_path, abstract(make_state()))
-
-
-CHANGES = {
-    "shape": lambda state: state._replace(updates=jnp.zeros(2, jnp.int32)),
-    "dtype": lambda state: state._replace(updates=jnp.float32(7)),
-    "leaf missing": lambda state: state._replace(algo_state=(jnp.zeros(()),)),
-    "no key": lambda state: state._replace(key=jax.random.key_data(state.key)),
-    "other name": lambda state: state._replace(params={"other": state.params["params"]}),
-}
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_another_tree_than_expected_is_refused(saved, change):
-    """Before anything is read: orbax would cast a type silently."""
-    run_dir, state = saved
-    with pytest.raises(CheckpointError, match="another state"):
-        load_checkpoint(run_dir, abstract(CHANGES[change](state)))
-
-
-def damage_garbage(step_dir):
-    for path in step_dir.rglob("*"):
-        if path.is_file() and path.name != "meta.json":
-            path.write_bytes(b"garbage")
-
-
-def damage_truncated(step_dir):
-    for path in (step_dir / "state").rglob("*"):
-        if path.is_file():
-            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-DAMAGE = {
-    "no state": lambda step_dir: shutil.rmtree(step_dir / "state"),
-    "empty state": lambda step_dir: (shutil.rmtree(step_dir / "state"), (step_dir / "state").mkdir()),
-    "file for state": lambda step_dir: (shutil.rmtree(step_dir / "state"), (step_dir / "state").write_text("x")),
-    "garbage": damage_garbage,
-    "truncated": damage_truncated,
-    "meta is not JSON": lambda step_dir: (step_dir / "meta.json").write_text("{"),
-    "meta is no table": lambda step_dir: (step_dir / "meta.json").write_text("[]"),
-    "meta has no tree": lambda step_dir: (step_dir / "meta.json").write_text("{}"),
-    "meta is binary": lambda step_dir: (step_dir / "meta.json").write_bytes(b"\xff\xfe\x00"),
-}
-
-
-@pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_checkpoint_is_a_clear_error(run, kind):
-    run_dir, step_dir, state = run
-    DAMAGE[kind](step_dir)
-    with pytest.raises(CheckpointError) as caught:
-        load_checkpoint(run_dir, abstract(state))
-    assert caught.value.exit_code == 4
-    assert "step_000000012345" in str(caught.value)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_finite(bad):
+    tree = {"a": jnp.arange(3), "b": jnp.ones(2), "key": jax.random.key(0)}
+    assert is_finite(tree)
+    assert not is_finite({**tree, "b": jnp.array([1.0, bad])})
 
 
 # --- the hash ---------------------------------------------------------------------------------------------------------
@@ -219,30 +127,3 @@ def test_hash_knows_signs_of_zero_types_shapes_and_paths():
         (jnp.zeros(2),),
     ]
     assert len({state_sha256(state) for state in states}) == len(states)
-
-
-# --- small files ------------------------------------------------------------------------------------------------------
-
-
-def test_json_there_and_back(tmp_path):
-    content = {"a": [1, 2.5, None, "é"], "b": {"c": True}}
-    write_json(tmp_path / "x.json", {"old": 1})
-    write_json(tmp_path / "x.json", content)
-    assert read_json(tmp_path / "x.json") == content
-    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
-
-
-def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path):
-    write_json(tmp_path / "x.json", {"old": 1})
-    with pytest.raises(AttributeError):
-        write_json(tmp_path / "x.json", {"new": object()})
-    assert read_json(tmp_path / "x.json") == {"old": 1}
-
-
-@pytest.mark.parametrize("content", [None, b"", b"{", b"\xff\xfe"])
-def test_json_that_cannot_be_read(tmp_path, content):
-    path = Path(tmp_path / "x.json")
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"x\.json"):
-        read_json(path)

@@ -10,16 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from purejaxppo.config import (
-    Hyperparams,
-    TrainConfig,
-    nearest_divisors,
-    suggestion,
-    validate_config,
-    validate_hyperparams,
-    validate_seed,
-)
+from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.errors import ConfigError, PureJaxPPOError
+from purejaxppo.validation import nearest_divisors, suggestion, validate_config, validate_hyperparams, validate_seed
 
 COUNTS = ("total_timesteps", "num_envs", "num_steps", "num_epochs", "num_minibatches")
 POSITIVE = ("learning_rate", "clip_eps", "max_grad_norm", "vf_clip_eps", "target_kl")

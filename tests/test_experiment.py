@@ -1,6 +1,5 @@
 """A whole run on the host: chunks, the run directory, determinism, signals and divergence."""
 
-import dataclasses
 import io
 import json
 import math
@@ -20,18 +19,17 @@ from probe_envs import spoiled, walk
 from rich.console import Console
 
 from purejaxppo import experiment, host_loop
-from purejaxppo.checkpoint import state_sha256
-from purejaxppo.config import Hyperparams, TrainConfig
+from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.errors import CheckpointError, ConfigError, DivergedError
 from purejaxppo.experiment import evaluate_run, run_experiment
-from purejaxppo.host_loop import Rows, check_params, chunk_lengths, train_in_chunks
-from purejaxppo.run_dir import create_run_dir, read_config, write_inputs
-from purejaxppo.train import trainer_from_config
+from purejaxppo.logger import mean_return
+from purejaxppo.run_dir import RunSettings, create_run_dir, read_run_settings, write_inputs
 
 HP = Hyperparams(learning_rate=1e-3)
 SMALL = {"num_envs": 4, "num_steps": 8, "num_epochs": 1, "num_minibatches": 2, "hidden_sizes": (4,)}
 UPDATES = 6
 CONFIG = TrainConfig(env_params={"max_steps_in_episode": 6}, total_timesteps=32 * UPDATES + 5, **SMALL)
+FEW = RunOptions(eval_episodes=5)
 METRICS = {
     "update",
     "env_steps",
@@ -74,7 +72,9 @@ def run(config=CONFIG, out=None, seed=3, **options):
     """run_experiment, quietly; its console's text goes to `run.text`."""
     console = Console(file=io.StringIO())
     try:
-        return run_experiment(config, HP, seed, out=out, eval_episodes=5, console=console, **options)
+        return run_experiment(
+            config, HP, seed, options=RunOptions(eval_episodes=5), out=out, console=console, **options
+        )
     finally:
         run.text = console.file.getvalue()
 
@@ -104,148 +104,9 @@ def short_chunks(monkeypatch):
     return use
 
 
-# --- chunks -----------------------------------------------------------------------------------------------------------
-
-
-def params_of(size):
-    return {"w": np.zeros(size - size // 2, np.float32), "b": np.zeros(size // 2, np.float32)}
-
-
-@given(
-    updates=st.integers(1, 5000),
-    batch=st.sampled_from([1, 32, 256, 8192, 10**6, 2**31 - 1]),
-    epochs=st.integers(1, 10),
-    size=st.sampled_from([2, 100, 10**4, 10**6]),
-    backend=st.sampled_from(["cpu", "gpu", "tpu"]),
-)
-def test_chunks_sum_to_the_number_of_updates(updates, batch, epochs, size, backend):
-    """All of one length, except perhaps a shorter last one; none longer than twice the 64 updates wished for."""
-    config = TrainConfig(
-        num_envs=batch, num_steps=1, num_epochs=epochs, num_minibatches=1, total_timesteps=updates * batch
-    )
-    lengths = chunk_lengths(config, params_of(size), backend)
-    assert sum(lengths) == updates
-    assert set(lengths[:-1]) <= {lengths[0]}
-    assert 1 <= lengths[-1] <= lengths[0] <= 128
-
-
-def test_a_divisor_is_taken_where_there_is_one_of_about_the_right_size():
-    """One program instead of two: 100 and 127 updates in chunks of 50 and 127; 2 x 67 would do, 2 x 137 are too long.
-
-    The prime 257 has no divisor between 64 / 16 and 2 * 64, so its last chunk is a shorter one.
-    """
-
-    def lengths(updates):
-        return chunk_lengths(TrainConfig(num_envs=8, total_timesteps=updates * 1024), params_of(10), "cpu")
-
-    assert lengths(100) == [50, 50]
-    assert lengths(127) == [127]
-    assert lengths(134) == [67, 67]
-    assert lengths(257) == [64, 64, 64, 64, 1]
-
-
-def test_chunks_are_about_as_long_as_the_work_in_them():
-    """Rows x epochs x parameters: ten times the work per update is a tenth of the updates per chunk."""
-    config = TrainConfig(num_envs=8, num_steps=128, num_epochs=4, total_timesteps=1024 * 1024)
-    size = int(host_loop._CHUNK_WORK["cpu"] / (config.batch_size * config.num_epochs * 32))
-    assert chunk_lengths(config, params_of(size), "cpu")[0] == 32
-    assert chunk_lengths(config, params_of(8 * size), "cpu")[0] == 4
-    assert chunk_lengths(dataclasses.replace(config, num_epochs=8), params_of(size), "cpu")[0] == 16
-    assert chunk_lengths(config, params_of(1000 * size), "cpu")[0] == 1
-    assert chunk_lengths(config, params_of(8 * size), "gpu")[0] > 4
-
-
-@pytest.fixture(scope="module")
-def walked():
-    """(trainer, host_loop._compile_advance that compiles each length once), for CONFIG walking."""
-    trainer = trainer_from_config(CONFIG, walk(CONFIG.num_envs))
-    compiled, real = {}, host_loop._compile_advance
-
-    def compile_advance(trainer, hp, runner, num_updates):
-        if num_updates not in compiled:
-            compiled[num_updates] = real(trainer, hp, runner, num_updates)
-        return compiled[num_updates]
-
-    return trainer, compile_advance
-
-
-def train_walking(trainer, sinks, **options):
-    """train_in_chunks for CONFIG and seed 3 with its rows sent to the sinks."""
-    return train_in_chunks(CONFIG, trainer, HP, jax.random.key(3), Rows(CONFIG, sinks), **options)
-
-
-def test_the_chunks_length_changes_nothing(walked, short_chunks, monkeypatch):
-    """State and metrics, bit by bit, for one chunk, three, and two of different lengths."""
-    trainer, compile_advance = walked
-    monkeypatch.setattr(host_loop, "_compile_advance", compile_advance)
-    results = []
-    for lengths in ([6], [2, 2, 2], [4, 2]):
-        short_chunks(*lengths)
-        rows = []
-        runner, timing = train_walking(trainer, [lambda step, row, rows=rows: rows.append(row)])
-        assert timing.train_seconds > 0
-        assert timing.env_steps_per_second > 0
-        results.append((state_sha256(runner), [without_time(row) for row in rows]))
-    assert [row["update"] for row in results[0][1]] == list(range(1, UPDATES + 1))
-    assert results[1] == results[0]
-    assert results[2] == results[0]
-
-
-def test_chunks_are_reported_in_order_with_their_times(walked, short_chunks, monkeypatch):
-    """Each begins where the one before ended, and holds its updates' metrics."""
-    trainer, compile_advance = walked
-    monkeypatch.setattr(host_loop, "_compile_advance", compile_advance)
-    short_chunks(4, 2)
-    chunks = []
-    _, timing = train_in_chunks(CONFIG, trainer, HP, jax.random.key(3), chunks.append)
-    assert [chunk.first_update for chunk in chunks] == [1, 5]
-    assert [{len(x) for x in chunk.metrics.values()} for chunk in chunks] == [{4}, {2}]
-    assert chunks[0].begin == 0
-    assert chunks[0].end == chunks[1].begin < chunks[1].end == timing.train_seconds
-    assert timing.env_steps_per_second == pytest.approx(2 * CONFIG.batch_size / (chunks[1].end - chunks[1].begin))
-
-
-def test_a_parameter_that_is_not_finite_is_noticed_after_the_last_update(walked):
-    """The metrics are those of the moments before the steps, so the last step shows in the parameters alone."""
-    trainer, _ = walked
-    runner = trainer.init(jax.random.key(0), HP)
-    check_params(runner)
-    broken = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(np.nan), runner.learner.params)
-    with pytest.raises(DivergedError, match="a parameter is not finite"):
-        check_params(runner._replace(learner=runner.learner._replace(params=broken)))
-
-
 def without_time(row):
     """Comparable: NaN is not equal to itself."""
     return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items() if k != "seconds"}
-
-
-def test_one_compilation_for_any_number_of_chunks(walked, short_chunks, monkeypatch):
-    trainer, compile_advance = walked
-    asked = []
-
-    def counted(trainer, hp, runner, num_updates):
-        asked.append(num_updates)
-        return compile_advance(trainer, hp, runner, num_updates)
-
-    monkeypatch.setattr(host_loop, "_compile_advance", counted)
-    short_chunks(2, 2, 2)
-    train_walking(trainer, [])
-    assert asked == [2]
-
-
-def test_the_host_looks_between_chunks(walked, short_chunks, monkeypatch):
-    """What is started is finished and reported; then it stops."""
-    trainer, compile_advance = walked
-    monkeypatch.setattr(host_loop, "_compile_advance", compile_advance)
-    short_chunks(2, 2, 2)
-    answers = iter([False, False, True])
-    rows = []
-    runner, _ = train_walking(trainer, [lambda step, row: rows.append(row)], stopped=lambda: next(answers))
-    assert int(runner.updates) == len(rows) == 4
-    seconds = [row["seconds"] for row in rows]
-    assert seconds == sorted(seconds)
-    assert [row["env_steps"] for row in rows] == [32, 64, 96, 128]
 
 
 # --- a run on CartPole ------------------------------------------------------------------------------------------------
@@ -265,6 +126,7 @@ def test_files_of_a_run(cartpole):
         "config.json",
         "command.txt",
         "versions.json",
+        "run.lock",
         "metrics.jsonl",
         "summary.json",
         "checkpoints",
@@ -284,7 +146,7 @@ def test_config_of_a_run_is_complete_and_reads_back(cartpole):
     content = json.loads((out / "config.json").read_text())
     assert content["format_version"] == 1
     assert content["seed"] == 3
-    assert read_config(out) == (CONFIG, HP)
+    assert read_run_settings(out) == (CONFIG, HP, 3, RunOptions(eval_episodes=5))
 
 
 def test_metrics_have_a_row_per_update(cartpole):
@@ -349,9 +211,9 @@ def test_train_return_of_any_run(episodes):
     ]
     kept = rows[-math.ceil(len(rows) / 10) :]
     if any(row["episode/count"] for row in kept):
-        assert experiment._recent_return(rows) == pytest.approx(last_tenth(rows))
+        assert mean_return(kept) == pytest.approx(last_tenth(rows))
     else:
-        assert experiment._recent_return(rows) is None
+        assert mean_return(kept) is None
 
 
 def test_same_seed_same_run(cartpole, tmp_path):
@@ -398,7 +260,15 @@ def test_checkpoint_of_another_configuration_is_refused(cartpole, tmp_path, chan
 
 
 @pytest.mark.parametrize(
-    "changes", [{"format_version": 2}, {"num_envs": 0}, {"num_envs": None}, {"env_params": 3}, {"hidden_sizes": None}]
+    "changes",
+    [
+        {"format_version": 2},
+        {"num_envs": 0},
+        {"num_envs": None},
+        {"env_params": 3},
+        {"seed": -1},
+        {"hidden_sizes": None},
+    ],
 )
 def test_config_that_was_edited_is_refused(cartpole, tmp_path, changes):
     with pytest.raises(CheckpointError, match=r"config\.json"):
@@ -435,7 +305,7 @@ def test_names_of_run_directories(tmp_path, monkeypatch):
     """Under runs/, of safe characters, and never the same twice."""
     monkeypatch.chdir(tmp_path)
     config = TrainConfig(env="../evil/é v0")
-    first, second = (create_run_dir(config, 5, None) for _ in range(2))
+    first, second = (create_run_dir(RunSettings(config, HP, 5, RunOptions()), None) for _ in range(2))
     assert first != second
     for path in (first, second):
         assert path.parent.name == "runs"
@@ -444,14 +314,15 @@ def test_names_of_run_directories(tmp_path, monkeypatch):
 
 
 def test_an_empty_directory_will_do(tmp_path):
-    assert create_run_dir(CONFIG, 0, tmp_path) == tmp_path
+    assert create_run_dir(RunSettings(CONFIG, HP, 0, RunOptions()), tmp_path) == tmp_path
 
 
 def test_numbers_of_numpy_are_written_as_numbers(tmp_path):
     """The validation lets them pass."""
     config = TrainConfig(num_envs=np.int64(4), hidden_sizes=(np.int32(8),), env_params={"gravity": np.float32(9.5)})
-    write_inputs(tmp_path, config, Hyperparams(learning_rate=np.float32(0.5)), np.int64(3))
-    back, hp = read_config(tmp_path)
+    hp = Hyperparams(learning_rate=np.float32(0.5))
+    write_inputs(tmp_path, RunSettings(config, hp, np.int64(3), RunOptions(keep_best=np.int64(1))))
+    back, hp, *_ = read_run_settings(tmp_path)
     assert (back.num_envs, back.hidden_sizes, dict(back.env_params)) == (4, (8,), {"gravity": 9.5})
     assert hp.learning_rate == 0.5
 
@@ -459,7 +330,7 @@ def test_numbers_of_numpy_are_written_as_numbers(tmp_path):
 @pytest.mark.parametrize("change", [{"eval_episodes": 0}, {"eval_episodes": -1}])
 def test_no_evaluation_episodes(tmp_path, change):
     with pytest.raises(ConfigError, match="eval_episodes"):
-        run_experiment(CONFIG, HP, 0, out=tmp_path / "out", **change)
+        run_experiment(CONFIG, HP, 0, out=tmp_path / "out", options=RunOptions(**change))
     with pytest.raises(ConfigError, match="episodes"):
         evaluate_run(tmp_path, episodes=change["eval_episodes"])
     assert not (tmp_path / "out").exists()

@@ -148,6 +148,7 @@ def test_plain_lines_elsewhere_than_on_a_terminal(clock):
             progress(step * 50_000, {"episode/return": math.nan if step < 3 else 12.5})
     lines = out.file.getvalue().splitlines()
     assert lines == [
+        "compiling",
         "250,000 / 1,000,000 env steps  50,000 steps/s  return 12.5  ETA 15 s",
         "500,000 / 1,000,000 env steps  50,000 steps/s  return 12.5  ETA 10 s",
         "500,000 / 1,000,000 env steps  50,000 steps/s  return 12.5  ETA 10 s",
@@ -185,8 +186,17 @@ def test_a_bar_on_a_terminal(clock):
     assert "steps/s" in text
 
 
-def test_a_run_without_a_single_row_shows_nothing(clock):
+def test_a_run_without_a_single_row_shows_no_progress(clock):
     out = console(False)
     with ProgressDisplay(out, 100):
         pass
-    assert out.file.getvalue() == ""
+    assert out.file.getvalue() == "compiling\n"
+
+
+def test_a_resumed_run_counts_its_own_steps_for_the_speed(clock):
+    out = console(False)
+    with ProgressDisplay(out, 1000, 600) as progress:
+        progress.start_clock()
+        clock.now += 10
+        progress(700, {"episode/return": 3.0})
+    assert out.file.getvalue().splitlines()[1] == "700 / 1,000 env steps  10 steps/s  return 3  ETA 30 s"

@@ -6,9 +6,10 @@ import gymnax
 import pytest
 
 from purejaxppo.algorithms import ALGORITHMS
-from purejaxppo.config import ALGORITHMS_WITH, Hyperparams, TrainConfig, validate_config, validate_hyperparams
+from purejaxppo.config import ALGORITHMS_WITH, Hyperparams, TrainConfig
 from purejaxppo.presets import ALGORITHM_PRESETS, PRESETS, TARGETS, preset
 from purejaxppo.settings import resolve
+from purejaxppo.validation import validate_config, validate_hyperparams
 
 BUDGETS = {"CartPole-v1": 150_000, "Acrobot-v1": 500_000, "MountainCarContinuous-v0": 250_000, "Catch-bsuite": 250_000}
 FIELDS = {field.name: field for kind in (TrainConfig, Hyperparams) for field in dataclasses.fields(kind)}

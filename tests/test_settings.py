@@ -6,10 +6,11 @@ import json
 import pytest
 
 from purejaxppo import flags
-from purejaxppo.config import ALGORITHMS_WITH, Hyperparams, TrainConfig, validate_config, validate_hyperparams
+from purejaxppo.config import ALGORITHMS_WITH, Hyperparams, RunOptions, TrainConfig
 from purejaxppo.errors import ConfigError
 from purejaxppo.presets import PRESETS
 from purejaxppo.settings import read_settings, resolve
+from purejaxppo.validation import validate_config, validate_hyperparams
 
 # Differs from the default in a field of each kind.
 ENV = "CartPole-v1"
@@ -124,8 +125,14 @@ def test_every_field_is_a_flag(algorithm):
         "kl_min": 0.01,
         "kl_max": 0.02,
         "cg_damping": 1.3,
+        "on_nonfinite": "skip",
+        "eval_episodes": 7,
+        "checkpoint_seconds": 1.5,
+        "keep_newest": 3,
+        "keep_best": 0,
     }
-    assert given.keys() == {f.name for kind in (TrainConfig, Hyperparams) for f in dataclasses.fields(kind)}
+    kinds = (TrainConfig, Hyperparams, RunOptions)
+    assert given.keys() == {f.name for kind in kinds for f in dataclasses.fields(kind)}
     given = {name: x for name, x in given.items() if algorithm in ALGORITHMS_WITH.get(name, (algorithm,))}
     argv = []
     for name, value in given.items():
@@ -137,7 +144,8 @@ def test_every_field_is_a_flag(algorithm):
         elif value is not True:
             argv.append(str(value))
     command = flags.parse(["train", *argv])
-    parsed = {**dataclasses.asdict(command.settings), **dataclasses.asdict(command.hp)}
+    records = (command.settings, command.hp, command.options)
+    parsed = {name: value for record in records for name, value in dataclasses.asdict(record).items()}
     assert {name: parsed[name] for name in given} == given
     off = flags.parse(["train", "--env", "Pendulum-v1", "--no-normalize-observation", "--no-normalize-reward"])
     assert not off.settings.normalize_observation

@@ -6,8 +6,9 @@ from purejaxppo.algorithms.policy_gradient import policy_gradient
 from purejaxppo.algorithms.ppo_clip import ppo_clip
 from purejaxppo.algorithms.ppo_kl import ppo_kl
 from purejaxppo.algorithms.trpo import trpo
-from purejaxppo.config import TrainConfig, validate_algorithm
+from purejaxppo.config import TrainConfig
 from purejaxppo.types import Algorithm, Apply
+from purejaxppo.validation import validate_algorithm
 
 ALGORITHMS: dict[str, Callable[[TrainConfig, Apply], Algorithm]] = {
     "ppo_clip": ppo_clip,

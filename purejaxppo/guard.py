@@ -1,0 +1,61 @@
+"""Numbers that are not finite: found on the device, once per update, and what a trainer does about them."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from purejaxppo.config import Hyperparams, OnNonfinite
+from purejaxppo.types import Metrics, RunnerState, Trainer
+
+# What is watched, a cause before what follows from it.
+WATCHED = (
+    "observation",
+    "reward",
+    "loss/policy",
+    "loss/value",
+    "entropy",
+    "kl",
+    "grad_norm",
+    "parameter",
+    "optimizer_state",
+)
+
+
+def nonfinite(quantities: Mapping[str, Any]) -> jax.Array:
+    """int32: bit i is set if the tree of arrays quantities[WATCHED[i]] holds a number that is not finite."""
+    bits = [jnp.where(_all_finite(quantities[name]), 0, 1 << i) for i, name in enumerate(WATCHED) if name in quantities]
+    return jnp.sum(jnp.stack(bits)).astype(jnp.int32)
+
+
+def _all_finite(tree: Any) -> jax.Array:
+    floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in [jnp.zeros(()), *floats]]))
+
+
+def first_nonfinite(bits: int) -> str | None:
+    """The first of WATCHED whose bit is set."""
+    return next((name for i, name in enumerate(WATCHED) if bits >> i & 1), None)
+
+
+def undo_nonfinite(trainer: Trainer) -> Trainer:
+    """An update with a number that is not finite leaves the state as it was, but for the key and the count of updates.
+
+    The next update thus sets out from the same environments with other random numbers.
+    """
+
+    def update(hp: Hyperparams, runner: RunnerState) -> tuple[RunnerState, Metrics]:
+        updated, metrics = trainer.update(hp, runner)
+        undone = runner._replace(key=updated.key, updates=updated.updates)
+        bad = metrics["nonfinite"] != 0
+        return jax.tree.map(lambda old, new: jnp.where(bad, old, new), undone, updated), metrics
+
+    return trainer._replace(update=update)
+
+
+GUARDS: dict[OnNonfinite, Callable[[Trainer], Trainer]] = {
+    "stop": lambda trainer: trainer,  # the host does
+    "skip": undo_nonfinite,
+    "rollback": lambda trainer: trainer,  # likewise
+}

@@ -1,0 +1,94 @@
+"""Too little memory: how much it would have taken, and what to reduce."""
+
+import contextlib
+import dataclasses
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from purejaxppo.config import Hyperparams, TrainConfig
+from purejaxppo.errors import ConfigError, OutOfMemoryError
+from purejaxppo.networks import make_network
+from purejaxppo.rollout import rollout
+from purejaxppo.types import VecEnv
+from purejaxppo.validation import validate_config
+from purejaxppo.wrappers import training_env
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is XLA's or Python's way of saying so."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error)
+
+
+def program_bytes(compiled: jax.stages.Compiled) -> int:
+    """What a compiled program needs at a time, by the compiler's own account: arguments, results and scratch."""
+    figures: Any = compiled.memory_analysis()
+    if figures is None:  # which a backend may leave out
+        return 0
+    return (
+        figures.argument_size_in_bytes
+        + figures.output_size_in_bytes
+        + figures.temp_size_in_bytes
+        - figures.alias_size_in_bytes
+    )
+
+
+def device_bytes(device: jax.Device) -> int | None:
+    """The memory that a device may use, or the machine's on a CPU; None where nobody knows."""
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    if limit is None and device.platform == "cpu":
+        limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return limit
+
+
+def rollout_bytes(config: TrainConfig, env: VecEnv) -> int:
+    """Bytes of one rollout as it is kept for the update."""
+    network = make_network(config, env)
+
+    def collect(key: jax.Array) -> Any:
+        wrapped = training_env(config, env, Hyperparams.gamma)
+        state, obs = wrapped.reset(key)
+        params = network.init(key, obs)
+        return rollout(key, wrapped, network.apply, params, state, obs, config.num_steps)[2]
+
+    shapes = jax.tree.leaves(jax.eval_shape(collect, jax.random.key(0)))
+    return sum(leaf.size * jnp.dtype(leaf.dtype).itemsize for leaf in shapes)
+
+
+def explain(config: TrainConfig, env: VecEnv, program: int | None) -> OutOfMemoryError:
+    """The error to raise: what the rollout and the compiled program need, and three things to reduce.
+
+    `program` is from `program_bytes`, if the program got that far.
+    """
+    available = device_bytes(jax.devices()[0])
+    needs = [f"its rollout buffer takes {_readable(rollout_bytes(config, env))}"]
+    needs += [f"the compiled program {_readable(program)}"] if program else []
+    needs += [f"the device has {_readable(available)}"] if available else []
+    return OutOfMemoryError(f"out of memory: {', '.join(needs)}; try {', or '.join(_reductions(config))}.")
+
+
+def _reductions(config: TrainConfig) -> list[str]:
+    """Up to three flags that would take less and are valid."""
+    smaller: dict[str, Any] = {
+        "num_envs": config.num_envs // 2,
+        "num_steps": config.num_steps // 2,
+        "num_minibatches": config.num_minibatches * 2,
+        "hidden_sizes": tuple(width // 2 for width in config.hidden_sizes),
+    }
+    flags = []
+    for name, value in smaller.items():
+        with contextlib.suppress(ConfigError):
+            validate_config(dataclasses.replace(config, **{name: value}))
+            text = " ".join(map(str, value)) if isinstance(value, tuple) else value
+            flags.append(f"--{name.replace('_', '-')} {text}")
+    return flags[:3]
+
+
+def _readable(size: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"

@@ -1,0 +1,185 @@
+"""One stretch of a run's training: from a state to the end of the budget, or to a signal."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import reduce
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from rich.console import Console
+
+from purejaxppo.errors import DivergedError
+from purejaxppo.host_loop import Chunk, Hooks, Rows, Timing, train_in_chunks
+from purejaxppo.logger import JsonLines, ProgressDisplay, Sink, recent_return, whole_rows
+from purejaxppo.memory import device_bytes, explain, is_out_of_memory
+from purejaxppo.restore import load_runner
+from purejaxppo.run_dir import RunSettings
+from purejaxppo.saver import Saver
+from purejaxppo.settings import settings_record
+from purejaxppo.signals import StopRequest
+from purejaxppo.store import list_steps
+from purejaxppo.types import RunnerState, Trainer, VecEnv
+from purejaxppo.watch import Watch
+
+_ROLLBACKS = 3  # from one checkpoint
+_RECENT = 100  # updates, whose episodes say how good a checkpoint is
+
+
+class Run(NamedTuple):
+    """A run that is locked and ready to train."""
+
+    run_dir: Path
+    settings: RunSettings
+    env: VecEnv
+    trainer: Trainer
+    console: Console
+    stop: StopRequest
+    sinks: Sequence[Sink] = ()
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.run_dir / "metrics.jsonl"
+
+    def note(self, text: str) -> None:
+        """Says something beside the progress."""
+        self.console.print(f"purejaxppo: {text}", highlight=False, soft_wrap=True)
+
+
+class Start(NamedTuple):
+    """Where a stretch of training begins."""
+
+    make: Callable[[], RunnerState]
+    updates: int = 0  # done
+    metrics_bytes: int = 0  # of metrics.jsonl that belong to them
+    seconds: float = 0.0  # of training that they took
+
+
+def from_the_beginning(run: Run) -> Start:
+    """A new run's first state."""
+    _, hp, seed, _ = run.settings
+    return Start(lambda: jax.jit(run.trainer.init)(jax.random.key(seed), jax.tree.map(jnp.float32, hp)))
+
+
+def from_checkpoint(run: Run, strict: bool = False) -> Start:
+    """The newest sound checkpoint; the beginning if none has ever been saved. Raises CheckpointError."""
+    if not list_steps(run.run_dir):
+        return from_the_beginning(run)
+    config, hp, _, _ = run.settings
+    runner, meta = load_runner(run.run_dir, config, hp, run.trainer, strict=strict, note=run.note)
+    kept = whole_rows(run.metrics_file, meta["metrics_bytes"])
+    if kept < meta["metrics_bytes"]:
+        run.note(f"{run.metrics_file} has lost rows since the checkpoint was saved; it goes on without them.")
+    # Copies, since the loop gives its state away.
+    return Start(lambda: jax.tree.map(jnp.copy, runner), meta["updates"], kept, meta["seconds"])
+
+
+def train_session(run: Run, start: Start) -> tuple[RunnerState, Timing]:
+    """Trains to the end or to a signal, saving now and then and at the end; `Timing` counts from the run's start.
+
+    Raises:
+      DivergedError: by `on_nonfinite`; the state is not saved.
+      OutOfMemoryError: with what it would have taken.
+      CheckpointError: something cannot be written.
+    """
+    failed_at: list[int] = []  # updates, since the checkpoint that all of them started from
+    while True:
+        try:
+            return _train(run, start)
+        except DivergedError as error:
+            if run.settings.config.on_nonfinite != "rollback" or len(failed_at) == _ROLLBACKS:
+                raise _with_last_good(run, error) from None
+            before, start = start.updates, from_checkpoint(run)
+            failed_at = [*(failed_at if start.updates == before else []), error.update]
+            run.note(f"{error} Rolled back to {start.updates * run.settings.config.batch_size} env steps.")
+            start = start._replace(make=_other_key(start.make, failed_at))
+
+
+def _other_key(make: Callable[[], RunnerState], failed_at: list[int]) -> Callable[[], RunnerState]:
+    """Other random numbers, which depend on where it went wrong alone: resumed runs roll back to the same."""
+
+    def changed() -> RunnerState:
+        runner = make()
+        return runner._replace(key=reduce(jax.random.fold_in, failed_at, runner.key))
+
+    return changed
+
+
+def _with_last_good(run: Run, error: DivergedError) -> DivergedError:
+    steps = list_steps(run.run_dir)
+    good = f"the last good checkpoint is {steps[0].path}" if steps else "no checkpoint had been saved"
+    advice = f"; `purejaxppo resume {run.run_dir} --on-nonfinite skip` goes on from there" if steps else ""
+    return DivergedError(f"{error} It was not saved; {good}{advice}.", error.update)
+
+
+def _train(run: Run, start: Start) -> tuple[RunnerState, Timing]:
+    config, hp, _, options = run.settings
+    reached = f"the state after {start.updates * config.batch_size} env steps is" if start.updates else "no update is"
+    program = 0
+    with (
+        ExitStack() as compiling,
+        JsonLines(run.metrics_file, start.metrics_bytes) as log,
+        ProgressDisplay(run.console, config.env_steps, start.updates * config.batch_size) as progress,
+        Watch(run.note) as watch,
+        Saver(run.run_dir, options) as saver,
+    ):
+        rows = Rows(config, [log, progress, *run.sinks], start.seconds)
+        seconds = start.seconds
+
+        def report(chunk: Chunk) -> None:
+            nonlocal seconds
+            rows(chunk)
+            seconds = start.seconds + chunk.end
+            watch.alive()
+
+        def begin(size: int) -> None:
+            nonlocal program
+            program = size
+            _check_memory(run, size)
+            compiling.close()
+            watch.alive()
+            progress.start_clock()
+
+        def save(updates: int, runner: RunnerState) -> None:
+            saver.save(updates * config.batch_size, runner, _description(run, updates, log, seconds))
+
+        compiling.enter_context(
+            run.stop.ending_at_once(f"{reached} saved; `purejaxppo resume {run.run_dir}` goes on from there.")
+        )
+        try:
+            runner, timing = train_in_chunks(
+                config, run.trainer, hp, start.make, Hooks(report, begin, run.stop, saver.due, save)
+            )
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise explain(config, run.env, program) from error
+            raise
+        save(int(runner.updates), runner)
+    return runner, timing._replace(train_seconds=seconds)
+
+
+def _description(run: Run, updates: int, log: JsonLines, seconds: float) -> Callable[[], dict[str, Any]]:
+    """What a checkpoint's meta.json says of the run. What takes time is left to the thread that saves."""
+    config, hp, seed, _ = run.settings
+    position = log.position()
+
+    def describe() -> dict[str, Any]:
+        log.sync()  # a checkpoint must not be on the disk before the rows that it counts on
+        return {
+            "updates": updates,
+            "metrics_bytes": position,
+            "seconds": seconds,
+            "train_return": recent_return(run.metrics_file, position, _RECENT),
+            "seed": seed,
+            "settings": settings_record(config, hp),
+        }
+
+    return describe
+
+
+def _check_memory(run: Run, program: int) -> None:
+    """A system that is short of memory may kill the process without a word: better to stop before."""
+    available = device_bytes(jax.devices()[0])
+    if available and program > available:
+        raise explain(run.settings.config, run.env, program)

@@ -1,0 +1,116 @@
+"""Signals that ask a run to stop: SIGINT, SIGTERM and SIGUSR1 (which batch systems send before the time is up)."""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+STOPPED = 75
+INTERRUPTED = 130
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class StopRequest:
+    """Names the signal that asked to stop, if one did. A second one aborts at once, with KeyboardInterrupt."""
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        self._farewell: str | None = None
+
+    def __call__(self) -> str | None:
+        return self.name
+
+    def received(self, number: int) -> None:
+        """A signal has come."""
+        again, self.name = self.name is not None, signal.Signals(number).name
+        if again:
+            self._abort()
+        if self._farewell:
+            self._end(self._farewell)
+
+    @contextmanager
+    def ending_at_once(self, farewell: str) -> Iterator[None]:
+        """Within it, the first signal ends everything: what was reached is saved already. `farewell` says so."""
+        if self.name:
+            self._end(farewell)
+        self._farewell = farewell
+        try:
+            yield
+        finally:
+            self._farewell = None
+
+    def _abort(self) -> NoReturn:
+        raise KeyboardInterrupt
+
+    def _end(self, farewell: str) -> NoReturn:
+        raise KeyboardInterrupt(f"stopped by {self.name}: {farewell}")
+
+
+class _ProcessStopRequest(StopRequest):
+    """The same for a process of its own, which ends with an exit code.
+
+    Never by an exception: raised while an extension module is being loaded it would be a segmentation fault.
+    """
+
+    def _abort(self) -> NoReturn:
+        end_process("interrupted again; what was not saved is lost.", INTERRUPTED)
+
+    def _end(self, farewell: str) -> NoReturn:
+        end_process(f"stopped by {self.name}: {farewell}", STOPPED)
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[StopRequest]:
+    """Listens while Python runs. Outside the main thread, where no handler may be installed, nothing is heard."""
+    stop = StopRequest()
+    with _handled(lambda number, _: stop.received(number)):
+        yield stop
+
+
+@contextmanager
+def stop_process_on_signal() -> Iterator[StopRequest]:
+    """Listens in a thread, so that a signal is heard in the middle of a compilation too. For the main thread."""
+    stop = _ProcessStopRequest()
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    previous = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    thread = threading.Thread(target=_listen, args=(reader, stop), daemon=True, name="signals")
+    thread.start()
+    try:
+        with _handled(lambda *_: None):  # Python writes a signal's number to the pipe only where it has a handler
+            yield stop
+    finally:
+        signal.set_wakeup_fd(previous)
+        os.close(writer)
+        thread.join()
+        os.close(reader)
+
+
+def _listen(reader: int, stop: StopRequest) -> None:
+    while number := os.read(reader, 1):
+        if number[0] in SIGNALS:
+            stop.received(number[0])
+
+
+@contextmanager
+def _handled(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    try:
+        previous = {number: signal.signal(number, handler) for number in SIGNALS}
+    except ValueError:  # not the main thread
+        previous = {}
+    try:
+        yield
+    finally:
+        for number, old in previous.items():
+            signal.signal(number, old)
+
+
+def end_process(message: str, code: int) -> NoReturn:
+    """Ends the process at once, with one line on standard error."""
+    show_cursor = "\x1b[?25h\n" if sys.stderr.isatty() else ""  # which a progress bar hides
+    os.write(2, f"{show_cursor}purejaxppo: {message}\n".encode())
+    os._exit(code)

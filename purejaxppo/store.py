@@ -1,0 +1,273 @@
+"""The checkpoints of a run: named, hashed, committed, found again, and trusted only after verification.
+
+    checkpoints/step_000000012345/     env steps
+      state/                           orbax
+      meta.json                        what the state belongs to
+      MANIFEST.json                    every file -> size, sha256
+      COMMIT                           sha256 of the manifest, written last
+
+A checkpoint is prepared under another name and renamed when it is on the disk, so that a crash at any moment leaves it
+whole or absent; what happens to its bytes afterwards, the hashes tell.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from purejaxppo.checkpoint import Snapshot, is_finite, read_state, tree_spec, write_state
+from purejaxppo.errors import CheckpointError
+from purejaxppo.files import is_temporary, read_json, sync, write_json, write_text
+
+State = TypeVar("State")
+
+FORMAT_VERSION = 1
+_STEP = re.compile(r"step_(\d{12,19})")
+_LEFTOVER = re.compile(r"step_\d{12,19}\.tmp-\d+")
+_MAX_MANIFEST = 2**24  # bytes; far above any real one
+
+
+class Step(NamedTuple):
+    """A checkpoint's place."""
+
+    env_steps: int
+    path: Path
+
+
+def list_steps(run_dir: Path) -> list[Step]:
+    """What is named like a checkpoint, newest first; nothing is said yet of what it holds."""
+    try:
+        found = list((run_dir / "checkpoints").iterdir())
+    except OSError:
+        return []
+    steps = [Step(int(match[1]), path) for path in found if (match := _STEP.fullmatch(path.name))]
+    return sorted(steps, reverse=True)
+
+
+def save_step(run_dir: Path, env_steps: int, state: Snapshot, meta: dict[str, Any]) -> Path:
+    """Writes a checkpoint and returns its directory, once it is on the disk.
+
+    One that is there under the same name is replaced if it is damaged, and kept if it is not.
+
+    Args:
+      run_dir: of the run.
+      env_steps: names the checkpoint.
+      state: from `snapshot`.
+      meta: JSON to be kept along with it.
+
+    Raises:
+      CheckpointError: it cannot be written. Older checkpoints are untouched, and nothing half-written stays.
+    """
+    step_dir = run_dir / "checkpoints" / f"step_{env_steps:012d}"
+    if step_dir.exists() and fault(step_dir) is None:
+        return step_dir
+    temporary = step_dir.with_name(f"{step_dir.name}.tmp-{os.getpid()}")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        write_state(temporary / "state", state.tree)
+        write_json(
+            temporary / "meta.json",
+            {"format_version": FORMAT_VERSION, "env_steps": env_steps, "tree": state.spec, **meta},
+        )
+        _commit(temporary)
+        if step_dir.exists():
+            _remove(step_dir)
+        temporary.replace(step_dir)
+        sync(step_dir.parent)
+    except Exception as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(f"cannot save the checkpoint {step_dir}: {_first_line(error)}") from error
+    return step_dir
+
+
+def _commit(step_dir: Path) -> None:
+    """Hashes and syncs all that is there, and writes the two files that say so."""
+    manifest = {}
+    for name, path in _files(step_dir):
+        manifest[name] = {"size": path.stat().st_size, "sha256": _sha256(path)}
+        sync(path)
+    write_json(step_dir / "MANIFEST.json", manifest)
+    write_text(step_dir / "COMMIT", _sha256(step_dir / "MANIFEST.json") + "\n")
+    for directory in [step_dir, *(path for path in step_dir.rglob("*") if path.is_dir())]:
+        sync(directory)
+
+
+def fault(step_dir: Path) -> str | None:
+    """Why a checkpoint cannot be trusted, or None: every file is there, no other, and each has its size and hash."""
+    try:
+        return _fault(step_dir)
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except OSError as error:
+        return f"cannot be read: {error}"
+
+
+def _fault(step_dir: Path) -> str | None:
+    manifest_path = step_dir / "MANIFEST.json"
+    if not step_dir.is_dir() or step_dir.is_symlink():
+        return "not a directory"
+    if (step_dir / "COMMIT").stat().st_size > 100 or manifest_path.stat().st_size > _MAX_MANIFEST:
+        return "COMMIT or MANIFEST.json is too large to be one"
+    if (step_dir / "COMMIT").read_bytes() != f"{_sha256(manifest_path)}\n".encode():
+        return "MANIFEST.json is not what COMMIT vouches for"
+    manifest = json.loads(manifest_path.read_bytes())
+    present = dict(_files(step_dir))
+    for name, entry in manifest.items():
+        if name not in present:
+            return f"{name} is missing"
+        if present[name].stat().st_size != entry["size"]:
+            return f"{name} has {present[name].stat().st_size} bytes instead of {entry['size']}"
+        if _sha256(present[name]) != entry["sha256"]:
+            return f"{name} has changed"
+    extra = sorted(present.keys() - manifest.keys())
+    return f"{extra[0]} does not belong there" if extra else None
+
+
+def _files(step_dir: Path) -> Iterator[tuple[str, Path]]:
+    """Everything but directories and the two files that vouch for the rest, by its path within the checkpoint."""
+    for path in sorted(step_dir.rglob("*")):
+        name = path.relative_to(step_dir).as_posix()
+        if name not in ("MANIFEST.json", "COMMIT") and (path.is_symlink() or not path.is_dir()):
+            yield name, path
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_step(step: Step, expected: State) -> tuple[State, dict[str, Any]]:
+    """A checkpoint's state and meta.json, both verified.
+
+    Args:
+      step: from `list_steps`.
+      expected: the state's tree of `jax.ShapeDtypeStruct`, from `jax.eval_shape`.
+
+    Raises:
+      CheckpointError: with the reason alone, if it is damaged, of another version or another tree, or not finite.
+    """
+    reason = fault(step.path)
+    if reason:
+        raise CheckpointError(reason)
+    meta = read_json(step.path / "meta.json")
+    if meta["format_version"] != FORMAT_VERSION:
+        raise CheckpointError(f"format version {meta['format_version']}, where this version reads {FORMAT_VERSION}")
+    spec = tree_spec(expected)
+    if meta["tree"] != spec:
+        raise CheckpointError(
+            f"holds another state than config.json describes: {_first_difference(meta['tree'], spec)}"
+        )
+    try:
+        state = read_state(step.path / "state", expected)
+    except Exception as error:
+        raise CheckpointError(f"cannot be read: {_first_line(error)}") from error
+    if not is_finite(getattr(state, "learner", state)):
+        raise CheckpointError("a parameter or an optimizer state is not finite")
+    return state, meta
+
+
+def load_newest(
+    run_dir: Path,
+    expected: State,
+    *,
+    env_steps: int | None = None,
+    strict: bool = False,
+    note: Callable[[str], None] = lambda _: None,
+) -> tuple[State, dict[str, Any]]:
+    """The newest checkpoint that passes verification, or the one with the given number of env steps.
+
+    Args:
+      run_dir, expected: as in `load_step`.
+      env_steps: take this one and no other.
+      strict: refuse to fall back to an older one.
+      note: told why a newer one was passed over.
+
+    Raises:
+      CheckpointError: there is none, or none that can be used, with the reason for each.
+    """
+    steps = [step for step in list_steps(run_dir) if env_steps in (None, step.env_steps)]
+    if not steps:
+        which = "no checkpoint" if env_steps is None else f"no checkpoint of {env_steps} env steps"
+        raise CheckpointError(f"{run_dir} holds {which}; `purejaxppo verify {run_dir}` lists what there is.")
+    reasons = []
+    for step in steps:
+        try:
+            state, meta = load_step(step, expected)
+        except CheckpointError as error:
+            reasons.append(f"{step.path.name}: {error}")
+            if strict:
+                break
+            continue
+        for reason in reasons:
+            note(f"{reason}; passed over for {step.path.name}")
+        return state, meta
+    advice = "leave --strict out to take an older one" if strict and len(steps) > 1 else "train it anew"
+    raise CheckpointError(f"no checkpoint of {run_dir} can be used ({'; '.join(reasons)}); {advice}.")
+
+
+def prune(run_dir: Path, newest: int, best: int) -> None:
+    """Removes sound checkpoints that are neither among the newest nor among the best by `train_return`.
+
+    A damaged one neither counts nor is removed: it may be what somebody wants to look at. At least one stays.
+    """
+    sound = [step for step in list_steps(run_dir) if fault(step.path) is None]
+    kept = {*sound[: max(1, newest)], *sorted(sound, key=_train_return, reverse=True)[:best]}
+    for step in sound:
+        if step not in kept:
+            with contextlib.suppress(OSError):
+                _remove(step.path)
+
+
+def _train_return(step: Step) -> float:
+    value = read_json(step.path / "meta.json").get("train_return")
+    return value if isinstance(value, int | float) and math.isfinite(value) else -math.inf
+
+
+def survey(run_dir: Path) -> list[dict[str, Any]]:
+    """What `verify` tells of every checkpoint, newest first: checkpoint, env_steps, train_return, bytes, fault."""
+    return [_survey(step) for step in list_steps(run_dir)]
+
+
+def _survey(step: Step) -> dict[str, Any]:
+    reason = fault(step.path)
+    return {
+        "checkpoint": step.path.name,
+        "env_steps": step.env_steps,
+        "train_return": None if (reason := fault(step.path)) else read_json(step.path / "meta.json")["train_return"],
+        "bytes": sum(path.stat().st_size for path in step.path.rglob("*") if path.is_file()),
+        "fault": reason,
+    }
+
+
+def clean(run_dir: Path) -> None:
+    """Removes what a killed process left half-written. Call it with the run directory locked."""
+    for path in (run_dir / "checkpoints").glob("step_*"):
+        if _LEFTOVER.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+    for path in run_dir.iterdir():
+        if is_temporary(path):
+            path.unlink(missing_ok=True)
+
+
+def _remove(step_dir: Path) -> None:
+    """Under another name first: a removal that is broken off must not look like a damaged checkpoint."""
+    doomed = step_dir.with_name(f"{step_dir.name}.tmp-{os.getpid()}0")
+    step_dir.replace(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _first_difference(saved: dict[str, str], expected: dict[str, str]) -> str:
+    path = next(path for path in sorted(saved.keys() | expected.keys()) if saved.get(path) != expected.get(path))
+    return f"{path} is {saved.get(path, 'absent')} instead of {expected.get(path, 'absent')}"
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -1,0 +1,72 @@
+"""Says so when nothing seems to happen any more."""
+
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+_FACTOR = 10  # times the longest wait so far
+
+
+class Watch:
+    """A thread that speaks up once when the next sign of life takes much longer than all before.
+
+    Args:
+      say: told the message; called from the thread.
+      patience: seconds to wait at the least.
+    """
+
+    def __init__(self, say: Callable[[str], None], patience: float = 60.0) -> None:
+        self._say = say
+        self._patience = patience
+        self._condition = threading.Condition()
+        self._what = "compiling"
+        self._last = time.monotonic()
+        self._longest = 0.0
+        self._done = False
+        self._thread = threading.Thread(target=self._run, daemon=True, name="watch")
+
+    def alive(self, what: str = "an update") -> None:
+        """A sign of life; `what` is awaited from now on."""
+        with self._condition:
+            now = time.monotonic()
+            # Signs that end another kind of wait, such as compilation's, say nothing about this one.
+            self._longest = max(self._longest, now - self._last) if what == self._what else 0.0
+            self._what, self._last = what, now
+            self._condition.notify()
+
+    def _run(self) -> None:
+        with self._condition:
+            while not self._done:
+                limit = max(self._patience, _FACTOR * self._longest)
+                if not self._heard_within(limit):
+                    self._say(_message(self._what, limit, self._longest))
+                    self._heard_within(None)
+
+    def _heard_within(self, seconds: float | None) -> bool:
+        since = self._last
+        return self._condition.wait_for(lambda: self._done or self._last != since, timeout=seconds)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        with self._condition:
+            self._done = True
+            self._condition.notify()
+        self._thread.join()
+
+
+def _message(what: str, seconds: float, longest: float) -> str:
+    if what == "compiling":
+        return (
+            f"still compiling after {seconds:.0f} s; this can take minutes. Smaller hidden_sizes or a machine that "
+            f"does nothing else make it shorter."
+        )
+    before = f", where the longest wait before was {longest:.1f} s" if longest else ""
+    return (
+        f"no update has finished for {seconds:.0f} s{before}. If nothing else keeps the machine busy, end this with "
+        f"Ctrl-C twice and `resume` the run; on a CPU, set NPROC=8 before. `py-spy dump` shows where it waits."
+    )

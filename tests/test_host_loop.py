@@ -1,0 +1,262 @@
+"""The host loop: chunks whose length changes nothing, rows, and what the host does between chunks."""
+
+import dataclasses
+import math
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from probe_envs import walk
+
+from purejaxppo import host_loop
+from purejaxppo.checkpoint import state_sha256
+from purejaxppo.config import Hyperparams, TrainConfig
+from purejaxppo.errors import DivergedError
+from purejaxppo.host_loop import Chunk, Hooks, Rows, chunk_lengths, train_in_chunks
+from purejaxppo.train import trainer_from_config
+
+HP = Hyperparams(learning_rate=1e-3)
+SMALL = {"num_envs": 4, "num_steps": 8, "num_epochs": 1, "num_minibatches": 2, "hidden_sizes": (4,)}
+UPDATES = 6
+CONFIG = TrainConfig(env_params={"max_steps_in_episode": 6}, total_timesteps=32 * UPDATES + 5, **SMALL)
+
+
+@pytest.fixture
+def short_chunks(monkeypatch):
+    """short_chunks(2, 4) makes the host loop run CONFIG's updates in chunks of these lengths."""
+
+    def use(*lengths):
+        assert sum(lengths) == UPDATES
+        monkeypatch.setattr(host_loop, "chunk_lengths", lambda config, params, backend: list(lengths))
+
+    return use
+
+
+def without_time(row):
+    """Comparable: NaN is not equal to itself."""
+    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items() if k != "seconds"}
+
+
+# --- chunks -----------------------------------------------------------------------------------------------------------
+
+
+def params_of(size):
+    return {"w": np.zeros(size - size // 2, np.float32), "b": np.zeros(size // 2, np.float32)}
+
+
+@given(
+    updates=st.integers(1, 5000),
+    batch=st.sampled_from([1, 32, 256, 8192, 10**6, 2**31 - 1]),
+    epochs=st.integers(1, 10),
+    size=st.sampled_from([2, 100, 10**4, 10**6]),
+    backend=st.sampled_from(["cpu", "gpu", "tpu"]),
+)
+def test_chunks_sum_to_the_number_of_updates(updates, batch, epochs, size, backend):
+    """All of one length, except perhaps a shorter last one; none longer than twice the 64 updates wished for."""
+    config = TrainConfig(
+        num_envs=batch, num_steps=1, num_epochs=epochs, num_minibatches=1, total_timesteps=updates * batch
+    )
+    lengths = chunk_lengths(config, params_of(size), backend)
+    assert sum(lengths) == updates
+    assert set(lengths[:-1]) <= {lengths[0]}
+    assert 1 <= lengths[-1] <= lengths[0] <= 128
+
+
+def test_a_divisor_is_taken_where_there_is_one_of_about_the_right_size():
+    """One program instead of two: 100 and 127 updates in chunks of 50 and 127; 2 x 67 would do, 2 x 137 are too long.
+
+    The prime 257 has no divisor between 64 / 16 and 2 * 64, so its last chunk is a shorter one.
+    """
+
+    def lengths(updates):
+        return chunk_lengths(TrainConfig(num_envs=8, total_timesteps=updates * 1024), params_of(10), "cpu")
+
+    assert lengths(100) == [50, 50]
+    assert lengths(127) == [127]
+    assert lengths(134) == [67, 67]
+    assert lengths(257) == [64, 64, 64, 64, 1]
+
+
+def test_chunks_are_about_as_long_as_the_work_in_them():
+    """Rows x epochs x parameters: ten times the work per update is a tenth of the updates per chunk."""
+    config = TrainConfig(num_envs=8, num_steps=128, num_epochs=4, total_timesteps=1024 * 1024)
+    size = int(host_loop._CHUNK_WORK["cpu"] / (config.batch_size * config.num_epochs * 32))
+    assert chunk_lengths(config, params_of(size), "cpu")[0] == 32
+    assert chunk_lengths(config, params_of(8 * size), "cpu")[0] == 4
+    assert chunk_lengths(dataclasses.replace(config, num_epochs=8), params_of(size), "cpu")[0] == 16
+    assert chunk_lengths(config, params_of(1000 * size), "cpu")[0] == 1
+    assert chunk_lengths(config, params_of(8 * size), "gpu")[0] > 4
+
+
+@pytest.fixture(scope="module")
+def walked():
+    """(trainer, host_loop._compile_advance that compiles each length once), for CONFIG walking."""
+    trainer = trainer_from_config(CONFIG, walk(CONFIG.num_envs))
+    compiled, real = {}, host_loop._compile_advance
+
+    def compile_advance(trainer, hp, runner, num_updates):
+        if num_updates not in compiled:
+            compiled[num_updates] = real(trainer, hp, runner, num_updates)
+        return compiled[num_updates]
+
+    return trainer, compile_advance
+
+
+def train_walking(trainer, sinks, start=None, **hooks):
+    """train_in_chunks for CONFIG and seed 3 with its rows sent to the sinks."""
+    start = start or (lambda: trainer.init(jax.random.key(3), HP))
+    return train_in_chunks(CONFIG, trainer, HP, start, Hooks(Rows(CONFIG, sinks), **hooks))
+
+
+def test_the_chunks_length_changes_nothing(walked, short_chunks, monkeypatch):
+    """State and metrics, bit by bit, for one chunk, three, and two of different lengths."""
+    trainer, compile_advance = walked
+    monkeypatch.setattr(host_loop, "_compile_advance", compile_advance)
+    results = []
+    for lengths in ([6], [2, 2, 2], [4, 2]):
+        short_chunks(*lengths)
+        rows = []
+        runner, timing = train_walking(trainer, [lambda step, row, rows=rows: rows.append(row)])
+        assert timing.train_seconds > 0
+        assert timing.env_steps_per_second > 0
+        results.append((state_sha256(runner), [without_time(row) for row in rows]))
+    assert [row["update"] for row in results[0][1]] == list(range(1, UPDATES + 1))
+    assert results[1] == results[0]
+    assert results[2] == results[0]
+
+
+def test_chunks_are_reported_in_order_with_their_times(walked, short_chunks, monkeypatch):
+    """Each begins where the one before ended, and holds its updates' metrics."""
+    trainer, compile_advance = walked
+    monkeypatch.setattr(host_loop, "_compile_advance", compile_advance)
+    short_chunks(4, 2)
+    chunks = []
+    start = partial(trainer.init, jax.random.key(3), HP)
+    _, timing = train_in_chunks(CONFIG, trainer, HP, start, Hooks(chunks.append))
+    assert [chunk.first_update for chunk in chunks] == [1, 5]
+    assert [{len(x) for x in chunk.metrics.values()} for chunk in chunks] == [{4}, {2}]
+    assert chunks[0].begin == 0
+    assert chunks[0].end == chunks[1].begin < chunks[1].end == timing.train_seconds
+    assert timing.env_steps_per_second == pytest.approx(2 * CONFIG.batch_size / (chunks[1].end - chunks[1].begin))
+
+
+def test_one_compilation_for_any_number_of_chunks(walked, short_chunks, monkeypatch):
+    trainer, compile_advance = walked
+    asked = []
+
+    def counted(trainer, hp, runner, num_updates):
+        asked.append(num_updates)
+        return compile_advance(trainer, hp, runner, num_updates)
+
+    monkeypatch.setattr(host_loop, "_compile_advance", counted)
+    short_chunks(2, 2, 2)
+    train_walking(trainer, [])
+    assert asked == [2]
+
+
+def test_the_host_looks_between_chunks(walked, short_chunks, monkeypatch):
+    """What is started is finished and reported; then it stops."""
+    trainer, compile_advance = walked
+    monkeypatch.setattr(host_loop, "_compile_advance", compile_advance)
+    short_chunks(2, 2, 2)
+    answers = iter([False, False, True])
+    rows = []
+    runner, _ = train_walking(trainer, [lambda step, row: rows.append(row)], stopped=lambda: next(answers))
+    assert int(runner.updates) == len(rows) == 4
+    seconds = [row["seconds"] for row in rows]
+    assert seconds == sorted(seconds)
+    assert [row["env_steps"] for row in rows] == [32, 64, 96, 128]
+
+
+# --- going on from a state --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("done", range(UPDATES + 1))
+def test_what_is_left_is_cut_at_the_same_places(done):
+    left = host_loop._remaining([2, 3, 1], done)
+    ends = [UPDATES - sum(left[i + 1 :]) for i in range(len(left))]
+    assert ends == [end for end in (2, 5, 6) if end > done]
+    assert sum(left) == UPDATES - done
+
+
+def test_a_run_in_two_parts_is_the_whole_run(walked, short_chunks, monkeypatch):
+    """State and rows, bit by bit, stopped after 4 of 6 updates."""
+    trainer, compile_advance = walked
+    monkeypatch.setattr(host_loop, "_compile_advance", compile_advance)
+    short_chunks(2, 2, 2)
+    whole, first, second = [], [], []
+    expected, _ = train_walking(trainer, [lambda _, row: whole.append(without_time(row))])
+    answers = iter([False, False, True])
+    half, _ = train_walking(trainer, [lambda _, row: first.append(without_time(row))], stopped=lambda: next(answers))
+    end, _ = train_walking(trainer, [lambda _, row: second.append(without_time(row))], start=lambda: half)
+    assert state_sha256(end) == state_sha256(expected)
+    assert len(first) == 4
+    assert first + second == whole
+
+
+def test_nothing_left_to_do(walked, short_chunks, monkeypatch):
+    trainer, compile_advance = walked
+    monkeypatch.setattr(host_loop, "_compile_advance", compile_advance)
+    short_chunks(2, 2, 2)
+    done = trainer.init(jax.random.key(3), HP)._replace(updates=jax.numpy.int32(UPDATES))
+    same, timing = train_walking(trainer, [], start=lambda: done)
+    assert state_sha256(same) == state_sha256(done)
+    assert timing.train_seconds == timing.env_steps_per_second == 0
+
+
+def test_saves_see_the_state_after_what_was_reported(walked, short_chunks, monkeypatch):
+    """Whenever one is due: its count of updates, its state, and the rows so far are of one moment."""
+    trainer, compile_advance = walked
+    monkeypatch.setattr(host_loop, "_compile_advance", compile_advance)
+    short_chunks(2, 2, 2)
+    rows, saved = [], []
+    due = iter([True, False, True])
+
+    def save(updates, runner):
+        saved.append((updates, int(runner.updates), len(rows)))
+
+    end, _ = train_walking(trainer, [lambda _, row: rows.append(row)], save_due=lambda: next(due), save=save)
+    assert saved == [(2, 2, 2), (6, 6, 6)]
+    unsaved, _ = train_walking(trainer, [])
+    assert state_sha256(end) == state_sha256(unsaved)
+
+
+# --- rows that are not finite -----------------------------------------------------------------------------------------
+
+
+def chunk_of(*bits, first_update=1):
+    """A chunk of updates with these bits of what is not finite."""
+    ones = np.ones(len(bits), np.float32)
+    metrics = {"learning_rate": ones, "episode/count": ones, "nonfinite": np.array(bits, np.int32)}
+    return Chunk(first_update, 0.0, 1.0, metrics)
+
+
+def test_rows_stop_at_the_first_that_is_not_finite():
+    rows = []
+    with pytest.raises(DivergedError, match=r"^reward is not finite at update 12 \(384 env steps\)") as caught:
+        Rows(CONFIG, [lambda _, row: rows.append(row)])(chunk_of(0, 0b1010, 0, first_update=11))
+    assert caught.value.update == 12
+    assert [row["update"] for row in rows] == [11]
+    assert "nonfinite" not in rows[0]
+
+
+def test_rows_of_updates_that_were_undone_go_on_for_a_while():
+    """Nine in a row, twice; the tenth in a row is one too many."""
+    rows = []
+    consume = Rows(dataclasses.replace(CONFIG, on_nonfinite="skip"), [lambda _, row: rows.append(row)])
+    consume(chunk_of(*[1] * 9, 0, *[1] * 5))
+    consume(chunk_of(*[2] * 4, 0, first_update=16))
+    assert [row.get("nonfinite") for row in rows] == [
+        *["observation"] * 9, None, *["observation"] * 5, *["reward"] * 4, None
+    ]  # fmt: skip
+    with pytest.raises(DivergedError, match=r"at update 30 .* in 10 updates in a row"):
+        consume(chunk_of(*[1] * 10, first_update=21))
+
+
+def test_seconds_go_on_from_those_before():
+    rows = []
+    Rows(CONFIG, [lambda _, row: rows.append(row)], seconds=100.0)(chunk_of(0, 0))
+    assert [row["seconds"] for row in rows] == [100.5, 101.0]
