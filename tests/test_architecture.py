@@ -20,7 +20,7 @@ FLOORS = {
     3.0: {"train", "evaluate"},
     4.0: {"sweep", "sharding"},
     5.0: {"checkpoint", "logger", "presets"},
-    6.0: {"comparison", "plot", "settings", "run_dir", "host_loop"},
+    6.0: {"comparison", "plot", "settings", "run_dir", "host_loop", "machine", "self_check"},
     6.1: {"plot_comparison", "restore"},
     7.0: {"experiment", "compare", "flags"},
     8.0: {"cli"},
