@@ -23,11 +23,11 @@ FLOORS = {
     5.0: {"files", "checkpoint", "presets", "lock"},
     5.1: {"logger", "store"},
     5.2: {"saver"},
-    6.0: {"comparison", "plot", "settings", "signals", "watch", "memory"},
+    6.0: {"comparison", "plot", "settings", "signals", "watch", "memory", "machine", "self_check"},
     6.1: {"plot_comparison", "run_dir", "host_loop"},
     6.2: {"restore"},
     6.3: {"session"},
-    7.0: {"commands", "experiment", "compare", "export", "doctor"},
+    7.0: {"commands", "experiment", "compare", "numpy_policy", "export", "doctor"},
     7.1: {"flags"},
     8.0: {"cli"},
 }

@@ -1,0 +1,166 @@
+"""The machine as it is found: versions, devices, memory, environment variables."""
+
+import contextlib
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from typing import Any
+
+_PACKAGES = ("purejaxppo", "jax", "jaxlib", "flax", "optax", "gymnax", "orbax-checkpoint", "numpy")
+_VARIABLES = (
+    "XLA_FLAGS",
+    "JAX_PLATFORMS",
+    "NPROC",
+    "XLA_PYTHON_CLIENT_PREALLOCATE",
+    "XLA_PYTHON_CLIENT_MEM_FRACTION",
+    "CUDA_VISIBLE_DEVICES",
+)
+_NVIDIA_SECONDS = 5.0
+
+
+def find_machine() -> dict[str, Any]:
+    """Versions, requirements, devices, memory and the environment variables that matter. Raises nothing."""
+    return {
+        "versions": {"python": sys.version.split()[0], **{name: _version(name) for name in _PACKAGES}},
+        "requirements": _requirements(),
+        "devices": _devices(),
+        "nvidia": _nvidia(),
+        "cpu_cores": _cpu_cores(),
+        "ram_bytes": _ram_bytes(),
+        "environment": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
+    }
+
+
+def describe_machine(facts: dict[str, Any]) -> list[list[str]]:
+    """A table of what was found, its head first."""
+    versions, nvidia = facts["versions"], facts["nvidia"]
+    devices = Counter((d["platform"], d["kind"], d["memory_bytes"]) for d in facts["devices"])
+    rows = [[name, version or "missing"] for name, version in versions.items()]
+    for (platform, kind, memory), number in devices.items():
+        limit = f", {memory / 1e9:.1f} GB each" if memory else ""
+        rows.append(["devices", f"{number} x {platform} ({kind}){limit}"])
+    ram = facts["ram_bytes"]
+    return [
+        ["what", "found"],
+        *rows,
+        ["NVIDIA driver", nvidia["driver"] or nvidia["problem"] or "none"],
+        ["CPU cores", str(facts["cpu_cores"])],
+        ["RAM", f"{ram / 1e9:.1f} GB" if ram else "unknown"],
+        *([name, value] for name, value in facts["environment"].items()),
+    ]
+
+
+def out_of_range(versions: dict[str, str | None], requirements: list[str]) -> list[str]:
+    """What is wrong with each package that is missing or outside its range, such as jax<0.12,>=0.10.2."""
+    wrong = []
+    for requirement in requirements:
+        name = re.split(r"[^\w.-]", requirement)[0]
+        if name not in versions:
+            continue
+        version = versions[name]
+        bounds = re.findall(r"(<|>=)\s*([\d.]+)", requirement)
+        if version is None:
+            wrong.append(f"{name} is missing ({requirement})")
+        elif any((_order(version) < _order(bound)) != (sign == "<") for sign, bound in bounds):
+            wrong.append(f"{name} {version} is not {requirement}")
+    return wrong
+
+
+def cuda_extra(driver: str) -> str | None:
+    """The extra whose CUDA an NVIDIA driver can run, or None if it is too old for both.
+
+    Source: JAX's installation guide: 580 or newer for CUDA 13, 525 or newer for CUDA 12.
+    """
+    major = _order(driver)[0]
+    return "cuda13" if major >= 580 else "cuda12" if major >= 525 else None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _requirements() -> list[str]:
+    """What the installed package depends on, without its extras; empty if it runs from a bare source tree."""
+    try:
+        metadata = importlib.metadata.metadata("purejaxppo")
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    lines = metadata.get_all("Requires-Dist") or []
+    return [f"python{metadata['Requires-Python']}", *(line for line in lines if ";" not in line)]
+
+
+def _order(version: str) -> list[int]:
+    """The first three numbers of a version, for comparing; a pre-release counts as its release."""
+    return [int(number) for number in [*re.findall(r"\d+", version), 0, 0, 0][:3]]
+
+
+def _devices() -> list[dict[str, Any]]:
+    """The devices of JAX's default platform; empty if JAX cannot start, which a check of the doctor's explains."""
+    with contextlib.suppress(Exception):
+        import jax
+
+        return [
+            {"platform": d.platform, "kind": d.device_kind, "memory_bytes": _memory_bytes(d)} for d in jax.devices()
+        ]
+    return []
+
+
+def _memory_bytes(device: Any) -> int | None:
+    """What JAX may take of the device's memory, in bytes, where the platform tells."""
+    with contextlib.suppress(Exception):
+        return device.memory_stats()["bytes_limit"]
+    return None
+
+
+def _nvidia() -> dict[str, Any]:
+    """The driver's version and the GPUs' names by nvidia-smi, and why there are none, if it is there."""
+    nothing: dict[str, Any] = {"driver": None, "gpus": [], "problem": None}
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return nothing
+    try:
+        code, text = _ask([program, "--query-gpu=driver_version,name", "--format=csv,noheader"], _NVIDIA_SECONDS)
+    except subprocess.TimeoutExpired:
+        return {**nothing, "problem": f"nvidia-smi does not answer within {_NVIDIA_SECONDS:g} s"}
+    except OSError as error:
+        return {**nothing, "problem": f"nvidia-smi cannot be run ({error.strerror})"}
+    rows = [line.split(", ", 1) for line in text.splitlines() if ", " in line]
+    if code or not rows:
+        return {**nothing, "problem": f"nvidia-smi finds no usable driver or GPU (exit code {code})"}
+    return {"driver": rows[0][0], "gpus": [name for _, name in rows], "problem": None}
+
+
+def _ask(command: list[str], seconds: float) -> tuple[int, str]:
+    """Exit code and standard output of a command. Raises TimeoutExpired, even where the process cannot be killed."""
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, errors="replace"
+    )
+    try:
+        text, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        # `subprocess.run` would wait here for ever, should the process be stuck in a broken driver.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=1.0)
+        if process.stdout:
+            process.stdout.close()
+        raise
+    return process.returncode, text
+
+
+def _cpu_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _ram_bytes() -> int | None:
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # not every system tells
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
