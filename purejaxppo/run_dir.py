@@ -52,16 +52,20 @@ def settings_record(config: TrainConfig, hp: Hyperparams) -> dict[str, Any]:
 
 def write_origin(directory: Path) -> None:
     """versions.json and command.txt: what the results came from."""
-    names = ("purejaxppo", "jax", "jaxlib", "flax", "optax", "gymnax", "orbax-checkpoint", "numpy")
     device = jax.devices()[0]
     versions = {
-        "python": sys.version.split()[0],
-        **{name: _version(name) for name in names},
+        **installed_versions(),
         "device": device.device_kind,
         "platform": device.client.platform_version.split("\n")[0],
     }
     write_json(directory / "versions.json", versions)
     write_text(directory / "command.txt", shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) + "\n")
+
+
+def installed_versions() -> dict[str, str | None]:
+    """Of Python, of this package and of what it computes with; None for what is not installed as a package."""
+    names = ("purejaxppo", "jax", "jaxlib", "flax", "optax", "gymnax", "orbax-checkpoint", "numpy")
+    return {"python": sys.version.split()[0], **{name: _version(name) for name in names}}
 
 
 def _version(name: str) -> str | None:
