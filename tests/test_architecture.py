@@ -22,7 +22,7 @@ FLOORS = {
     5.0: {"checkpoint", "logger", "presets"},
     6.0: {"comparison", "plot", "settings", "run_dir", "host_loop"},
     6.1: {"plot_comparison", "restore"},
-    7.0: {"experiment", "compare", "flags"},
+    7.0: {"experiment", "compare", "flags", "export", "numpy_policy"},
     8.0: {"cli"},
 }
 FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules}
