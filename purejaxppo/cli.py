@@ -76,7 +76,7 @@ def _execute(command: Command) -> int:
     if isinstance(command, Compare):
         _validate_compare(command)
     if not isinstance(command, Plot | Verify):
-        _prepare(command.common)
+        _prepare(command.common, must_work=not isinstance(command, Doctor))
     return _RUN[type(command)](command)
 
 
@@ -96,16 +96,17 @@ def _validate_compare(command: Compare) -> None:
         validate_hyperparams(hp)
 
 
-def _prepare(common: Common) -> None:
-    """Chooses the device and imports the plugins."""
+def _prepare(common: Common, must_work: bool = True) -> None:
+    """Chooses the device and imports the plugins; the doctor says by itself what does not work."""
     import jax
 
     if common.device != "auto":
         jax.config.update("jax_platforms", common.device)
     try:
-        jax.devices()
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+        if must_work:
+            jax.devices()
+    except Exception as error:  # not only RuntimeError: an unknown platform is an AssertionError without a word
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ConfigError(f"--device {common.device} is not available here ({reason}); use --device auto.") from error
     if common.plugin:
         sys.path.append(os.getcwd())  # last, so that nothing there hides an installed module
@@ -250,13 +251,16 @@ def _verify(command: Verify) -> int:
 
 
 def _doctor(command: Doctor) -> int:
-    from purejaxppo.doctor import describe, examine
+    from purejaxppo.doctor import describe_checks, examine
+    from purejaxppo.machine import describe_machine
 
     report = examine(command.directory)
     if command.common.json:
         _print_json(report)
     else:
-        print(describe(report))
+        _print_table(describe_machine(report))
+        _print_table(describe_checks(report))
+        print("\n".join(f"- {sentence}" for sentence in report["recommendations"]))
     return 0 if report["ok"] else 1
 
 

@@ -24,6 +24,12 @@ def write_text(path: Path, text: str) -> None:
         file.write(text)
 
 
+def write_bytes(path: Path, content: bytes | bytearray) -> None:
+    """Writes whole bytes by `whole_file`."""
+    with whole_file(path) as file:
+        file.buffer.write(content)
+
+
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[TextIO]:
     """A file to write that is, after a crash at any moment, either the old one or the new one.

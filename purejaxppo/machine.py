@@ -25,14 +25,19 @@ _NVIDIA_SECONDS = 5.0
 def find_machine() -> dict[str, Any]:
     """Versions, requirements, devices, memory and the environment variables that matter. Raises nothing."""
     return {
-        "versions": {"python": sys.version.split()[0], **{name: _version(name) for name in _PACKAGES}},
+        "versions": installed_versions(),
         "requirements": _requirements(),
         "devices": _devices(),
         "nvidia": _nvidia(),
         "cpu_cores": _cpu_cores(),
-        "ram_bytes": _ram_bytes(),
+        "ram_bytes": ram_bytes(),
         "environment": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
     }
+
+
+def installed_versions() -> dict[str, str | None]:
+    """Of Python, of this package and of what it computes with; None for what is not installed as a package."""
+    return {"python": sys.version.split()[0], **{name: _version(name) for name in _PACKAGES}}
 
 
 def describe_machine(facts: dict[str, Any]) -> list[list[str]]:
@@ -106,13 +111,11 @@ def _devices() -> list[dict[str, Any]]:
     with contextlib.suppress(Exception):
         import jax
 
-        return [
-            {"platform": d.platform, "kind": d.device_kind, "memory_bytes": _memory_bytes(d)} for d in jax.devices()
-        ]
+        return [{"platform": d.platform, "kind": d.device_kind, "memory_bytes": memory_bytes(d)} for d in jax.devices()]
     return []
 
 
-def _memory_bytes(device: Any) -> int | None:
+def memory_bytes(device: Any) -> int | None:
     """What JAX may take of the device's memory, in bytes, where the platform tells."""
     with contextlib.suppress(Exception):
         return device.memory_stats()["bytes_limit"]
@@ -160,7 +163,8 @@ def _cpu_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _ram_bytes() -> int | None:
+def ram_bytes() -> int | None:
+    """The machine's memory, where the system tells."""
     with contextlib.suppress(AttributeError, OSError, ValueError):  # not every system tells
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return None

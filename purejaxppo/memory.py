@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
 from typing import Any
 
 import jax
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.errors import ConfigError, OutOfMemoryError
+from purejaxppo.machine import memory_bytes, ram_bytes
 from purejaxppo.networks import make_network
 from purejaxppo.rollout import rollout
 from purejaxppo.types import VecEnv
@@ -37,10 +37,7 @@ def program_bytes(compiled: jax.stages.Compiled) -> int:
 
 def device_bytes(device: jax.Device) -> int | None:
     """The memory that a device may use, or the machine's on a CPU; None where nobody knows."""
-    limit = (device.memory_stats() or {}).get("bytes_limit")
-    if limit is None and device.platform == "cpu":
-        limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return limit
+    return memory_bytes(device) or (ram_bytes() if device.platform == "cpu" else None)
 
 
 def rollout_bytes(config: TrainConfig, env: VecEnv) -> int:

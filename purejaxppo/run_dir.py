@@ -1,7 +1,6 @@
 """A run's directory: made new, never into something that holds files; and read back."""
 
 import dataclasses
-import importlib.metadata
 import os
 import re
 import shlex
@@ -15,6 +14,7 @@ from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.errors import CheckpointError
 from purejaxppo.files import is_temporary, read_json, write_json, write_text
 from purejaxppo.lock import LOCK, check_free
+from purejaxppo.machine import installed_versions
 from purejaxppo.settings import differences, settings_record
 from purejaxppo.validation import validate_config, validate_hyperparams, validate_options, validate_seed
 
@@ -118,22 +118,13 @@ def _command() -> str:
 def _versions() -> dict[str, str | None]:
     import jax  # late: reading a run's settings must not wait for it
 
-    names = ("purejaxppo", "jax", "jaxlib", "flax", "optax", "gymnax", "orbax-checkpoint", "numpy")
     device = jax.devices()[0]
     return {
-        "python": sys.version.split()[0],
-        **{name: _version(name) for name in names},
+        **installed_versions(),
         "device": device.device_kind,
         "platform": device.client.platform_version.split("\n")[0],
         "xla_flags": os.environ.get("XLA_FLAGS"),
     }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def read_run_settings(run_dir: Path) -> RunSettings:

@@ -28,7 +28,7 @@ def check_imports() -> Verdict:
     """Loads everything that the other checks need, so that their seconds are their own."""
     from orbax.checkpoint import v1  # noqa: F401
 
-    import purejaxppo.checkpoint  # noqa: F401
+    import purejaxppo.store  # noqa: F401
     from purejaxppo.train import trainer_from_config
 
     trainer_from_config(_SMALL)  # gymnax is imported with the first environment
@@ -89,13 +89,14 @@ def check_checkpoint() -> Verdict:
     """Whether a complete state comes back from the disk with the same bits."""
     import jax
 
-    from purejaxppo.checkpoint import load_checkpoint, save_checkpoint, state_sha256
+    from purejaxppo.checkpoint import snapshot, state_sha256
+    from purejaxppo.store import load_newest, save_step
 
     runner, _metrics = _small_run()
     expected = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), runner)
     with tempfile.TemporaryDirectory() as folder:
-        save_checkpoint(Path(folder), _SMALL.env_steps, runner)
-        restored = load_checkpoint(Path(folder), expected)
+        save_step(Path(folder), _SMALL.env_steps, snapshot(runner), {})
+        restored, _ = load_newest(Path(folder), expected, strict=True)
         same = state_sha256(restored) == state_sha256(runner)
     if not same:
         return "failed", "a state that was saved and restored is not the same"

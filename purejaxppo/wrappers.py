@@ -5,16 +5,17 @@ frozen to the evaluation. What a rollout stores is what the policy saw, so a lat
 move the probability ratio away from 1 before the first gradient step.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from purejaxppo.config import TrainConfig
-from purejaxppo.types import Box, EnvState, EnvStep, VecEnv
+from purejaxppo.types import Box, Discrete, EnvState, EnvStep, VecEnv
 
-_CLIP = 10.0
-_EPSILON = 1e-8
+NORMALIZER_CLIP = 10.0  # standard deviations
+NORMALIZER_EPSILON = 1e-8  # added to a variance before its root
 
 
 class RunningStats(NamedTuple):
@@ -48,8 +49,8 @@ def update_stats(stats: RunningStats, x: jax.Array) -> RunningStats:
 
 def standardize_by(stats: RunningStats, x: jax.Array) -> jax.Array:
     """(x - mean) / std of rows x [E, ...], clipped to +-10."""
-    scaled = (x - stats.mean[None]) / jnp.sqrt(stats.var + _EPSILON)[None]
-    return jnp.clip(scaled, -_CLIP, _CLIP)
+    scaled = (x - stats.mean[None]) / jnp.sqrt(stats.var + NORMALIZER_EPSILON)[None]
+    return jnp.clip(scaled, -NORMALIZER_CLIP, NORMALIZER_CLIP)
 
 
 class _Episodes(NamedTuple):
@@ -112,10 +113,20 @@ def track_episodes(env: VecEnv) -> VecEnv:
 
 
 def bound_action(config: TrainConfig, env: VecEnv) -> VecEnv:
-    """Keeps continuous actions within the bounds: clipped, or squashed by tanh and scaled. Others pass unchanged."""
-    space = env.action_space
-    if not isinstance(space, Box) or space.low is None or space.high is None:
+    """Keeps continuous actions within the bounds, by `action_bound`. Others pass unchanged."""
+    bound = action_bound(config, env.action_space)
+    if bound is None:
         return env
+    return env._replace(step=lambda key, state, action: env.step(key, state, bound(action)))
+
+
+def action_bound(config: TrainConfig, space: Discrete | Box) -> Callable[[jax.Array], jax.Array] | None:
+    """What makes the environment's actions [E, ...] of the policy's: clips them, or squashes by tanh and scales.
+
+    None where there are no bounds to keep.
+    """
+    if not isinstance(space, Box) or space.low is None or space.high is None:
+        return None
     low, high = jnp.asarray(space.low, jnp.float32)[None], jnp.asarray(space.high, jnp.float32)[None]
 
     def clip(action: jax.Array) -> jax.Array:
@@ -124,8 +135,7 @@ def bound_action(config: TrainConfig, env: VecEnv) -> VecEnv:
     def squash(action: jax.Array) -> jax.Array:
         return clip(low + (high - low) * 0.5 * (jnp.tanh(action) + 1.0))  # rounding may leave the bounds
 
-    bound = {"gaussian": clip, "tanh_gaussian": squash}[config.policy]
-    return env._replace(step=lambda key, state, action: env.step(key, state, bound(action)))
+    return {"gaussian": clip, "tanh_gaussian": squash}[config.policy]
 
 
 def normalize_observation(env: VecEnv) -> VecEnv:
@@ -174,7 +184,7 @@ def normalize_reward(env: VecEnv, gamma: float | jax.Array) -> VecEnv:
         inner, result = env.step(key, state.inner, action)
         discounted = gamma * state.discounted + result.reward
         stats = update_stats(state.stats, discounted)
-        reward = jnp.clip(result.reward / jnp.sqrt(stats.var + _EPSILON), -_CLIP, _CLIP)
+        reward = jnp.clip(result.reward / jnp.sqrt(stats.var + NORMALIZER_EPSILON), -NORMALIZER_CLIP, NORMALIZER_CLIP)
         running = jnp.where(result.terminated | result.truncated, 0.0, discounted)
         return _NormalizedReward(inner, stats, running), result._replace(reward=reward)
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import purejaxppo.advantage
-import purejaxppo.checkpoint
+import purejaxppo.store
 from purejaxppo import doctor, machine, self_check
 
 NO_NVIDIA = {"driver": None, "gpus": [], "problem": None}
@@ -360,13 +360,13 @@ def test_advantages_that_are_wrong(monkeypatch, wrong):
 
 def test_a_state_that_comes_back_changed(monkeypatch):
     """By one bit."""
-    load = purejaxppo.checkpoint.load_checkpoint
+    load = purejaxppo.store.load_newest
 
-    def other(*args):
-        runner = load(*args)
-        return runner._replace(updates=runner.updates ^ 1)
+    def other(*args, **options):
+        runner, meta = load(*args, **options)
+        return runner._replace(updates=runner.updates ^ 1), meta
 
-    monkeypatch.setattr(purejaxppo.checkpoint, "load_checkpoint", other)
+    monkeypatch.setattr(purejaxppo.store, "load_newest", other)
     result = check("checkpoint")
     assert result.status == "failed"
     assert "not the same" in result.detail
@@ -378,7 +378,7 @@ def test_a_state_that_cannot_be_saved(monkeypatch, tmp_path):
     monkeypatch.setattr(Path, "mkdir", lambda *_, **__: (_ for _ in ()).throw(OSError("disk on fire")))
     result = check("checkpoint")
     assert result.status == "failed"
-    assert "cannot save a checkpoint" in result.detail
+    assert "cannot save the checkpoint" in result.detail
 
 
 # --- recommendations --------------------------------------------------------------------------------------------------

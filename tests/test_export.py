@@ -1,0 +1,487 @@
+"""An exported policy acts as the run's own evaluation does: in JAX, and in NumPy without any of this package."""
+
+import ast
+import hashlib
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from purejaxppo import export, numpy_policy
+from purejaxppo.checkpoint import snapshot
+from purejaxppo.config import Activation, Hyperparams, RunOptions, TrainConfig
+from purejaxppo.envs import from_gymnax
+from purejaxppo.errors import CheckpointError, ConfigError
+from purejaxppo.export import export_run
+from purejaxppo.networks import make_network
+from purejaxppo.restore import SavedRun
+from purejaxppo.run_dir import RunSettings, write_inputs
+from purejaxppo.settings import settings_record
+from purejaxppo.store import save_step
+from purejaxppo.train import trainer_from_config
+from purejaxppo.types import Box, EnvStep
+from purejaxppo.wrappers import evaluation_env, observation_stats
+
+FILES = ["numpy_policy.py", "policy.json", "policy.stablehlo", "weights.safetensors"]
+SMALL = {"num_envs": 2, "num_steps": 2, "num_minibatches": 1, "hidden_sizes": (8,)}
+NORMALIZED = {"normalize_observation": True}
+CASES = {
+    "discrete": {"env": "CartPole-v1", "hidden_sizes": (8, 5), "activation": "tanh", **NORMALIZED},
+    "shared": {"env": "Acrobot-v1", "shared_torso": True, "activation": "relu"},
+    "image": {"env": "Breakout-MinAtar", "hidden_sizes": (8, 5), "activation": "tanh", **NORMALIZED},
+    "small board": {"env": "Catch-bsuite", "activation": "elu"},
+    "one-hot": {"env": "FrozenLake-misc", "activation": "gelu"},
+    "gaussian": {"env": "Pendulum-v1", "activation": "elu", **NORMALIZED},
+    "tanh_gaussian": {"env": "Pendulum-v1", "policy": "tanh_gaussian", "activation": "gelu", **NORMALIZED},
+    "two actions": {"env": "Reacher-misc", "policy": "tanh_gaussian", "activation": "silu", "shared_torso": True},
+}
+
+
+def scrambled(key, tree):
+    """Other numbers for every leaf: at the start biases are 0, and logits so small that rounding decides.
+
+    Kernels are scaled by their number of inputs, or one action would win whatever the observation.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    keys = jax.random.split(key, len(leaves))
+    scales = [2 / math.sqrt(x.shape[0]) if x.ndim == 2 else 0.3 for x in leaves]
+    zipped = zip(scales, keys, leaves, strict=True)
+    return structure.unflatten([scale * jax.random.normal(k, x.shape) for scale, k, x in zipped])
+
+
+def make_run(**settings):
+    """A run that trained 3 updates, as far as anyone can tell: its parameters and normaliser are random."""
+    config = TrainConfig(**{**SMALL, **settings})
+    env = from_gymnax(config.env, config.num_envs, **dict(config.env_params))
+    trainer = trainer_from_config(config, env)
+    shapes = jax.eval_shape(trainer.init, jax.random.key(0), Hyperparams())
+    runner = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes._replace(key=()))
+    keys = jax.random.split(jax.random.key(7), 4)
+    params = scrambled(keys[0], runner.learner.params)
+    state, stats = runner.env_state, observation_stats(runner.env_state)
+    if stats is not None:
+        mean, var = jax.random.normal(keys[1], stats.mean.shape), jnp.exp(jax.random.normal(keys[2], stats.mean.shape))
+        state = state._replace(stats=stats._replace(mean=mean, var=var, rows=jnp.float32(12)))
+    learner = runner.learner._replace(params=params)
+    runner = runner._replace(learner=learner, env_state=state, key=keys[3], updates=jnp.int32(3))
+    return SavedRun(config, env, runner, {})
+
+
+def observations(run, batch):
+    """Wide enough to reach the normaliser's clip and the bounds of the actions; one-hot where the environment's are."""
+    shape = run.env.observation_space.shape
+    if run.config.env == "FrozenLake-misc":
+        return np.eye(*shape, dtype=np.float32)[: batch * 2 : 2]
+    return 6 * np.random.default_rng(batch).standard_normal((batch, *shape)).astype(np.float32)
+
+
+def own_actions(run, obs):
+    """What the environment gets of purejaxppo's own evaluation, whose environment shows `obs` and notes the action."""
+
+    def step(key, state, action):
+        zero = jnp.zeros(len(obs))
+        return state, EnvStep(jnp.asarray(obs), jnp.asarray(obs), zero, zero > 0, zero > 0, {"action": action})
+
+    showing = run.env._replace(reset=lambda key: ((), jnp.asarray(obs)), step=step, num_envs=len(obs))
+    env = evaluation_env(run.config, showing, observation_stats(run.runner.env_state))
+    state, seen = env.reset(jax.random.key(0))
+    pi, _ = make_network(run.config, run.env).apply(run.runner.learner.params, seen)
+    _, result = env.step(jax.random.key(0), state, pi.mode())
+    return np.asarray(result.info["action"]), pi
+
+
+def assert_same_actions(run, got, expected, pi):
+    """Equal where they are discrete; the rows' two best logits are apart by more than rounding."""
+    assert got.shape == expected.shape
+    if not isinstance(run.env.action_space, Box):
+        assert got.dtype == expected.dtype == np.int32
+        best = np.sort(np.asarray(pi.logits), axis=-1)
+        clear = best[:, -1] - best[:, -2] > 1e-4
+        assert clear.mean() > 0.8
+        np.testing.assert_array_equal(got[clear], expected[clear])
+    else:
+        assert got.dtype == expected.dtype == np.float32
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+        assert (got >= run.env.action_space.low).all()
+        assert (got <= run.env.action_space.high).all()
+
+
+@pytest.fixture
+def exported(monkeypatch, tmp_path):
+    """exported(run) is the directory that a run is exported to, without the way over its own directory."""
+
+    def write(run):
+        monkeypatch.setattr(export, "restore", lambda run_dir: run)
+        export_run(Path("nowhere"), tmp_path / "out")
+        return tmp_path / "out"
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """(a run, its run directory, its exported directory, what `export_run` returned); not to be changed."""
+    run = make_run(**CASES["discrete"], env_params={"max_steps_in_episode": 9})
+    run_dir = tmp_path_factory.mktemp("saved")
+    hp = Hyperparams()
+    write_inputs(run_dir, RunSettings(run.config, hp, 0, RunOptions()))
+    save_step(run_dir, 12, snapshot(run.runner), {"settings": settings_record(run.config, hp)})
+    out = run_dir / "new" / "exported"
+    return run, run_dir, out, export_run(run_dir, out)
+
+
+@pytest.fixture
+def copied(saved, tmp_path):
+    """A copy of the exported directory, to be damaged."""
+    return Path(shutil.copytree(saved[2], tmp_path / "copied"))
+
+
+# --- the same actions -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_kind_of_policy_acts_as_in_evaluation(name, exported):
+    """In JAX and in NumPy, for batches of 1 and 7; what JAX returns beside the action is the distribution."""
+    run = make_run(**CASES[name])
+    out = exported(run)
+    module = jax.export.deserialize(bytearray((out / "policy.stablehlo").read_bytes()))
+    policy = numpy_policy.load(out)
+    seen = []
+    for batch in (1, 7):
+        obs = observations(run, batch)
+        expected, pi = own_actions(run, obs)
+        result = module.call(obs)
+        assert result.keys() == {"action", *pi._fields}
+        assert_same_actions(run, np.asarray(result["action"]), expected, pi)
+        for field, value in pi._asdict().items():
+            np.testing.assert_allclose(result[field], value, rtol=1e-5, atol=1e-5)
+        assert_same_actions(run, policy(obs), expected, pi)
+        np.testing.assert_array_equal(policy(obs[0]), policy(obs[:1])[0])
+        seen.append(expected)
+    assert len(np.unique(np.concatenate(seen))) > 1
+    assert module.platforms == ("cpu", "cuda", "tpu")
+
+
+def test_the_cases_cover_every_activation():
+    assert {case["activation"] for case in CASES.values()} == set(numpy_policy.ACTIVATIONS) == set(get_args(Activation))
+
+
+def test_an_action_without_a_bound_on_one_side(exported):
+    """JSON has no infinity."""
+    run = make_run(env="Pendulum-v1", activation="elu")
+    run = run._replace(env=run.env._replace(action_space=Box((1,), (3.0,), (math.inf,))))
+    out = exported(run)
+    obs = np.concatenate([observations(run, 7) * scale for scale in (0.01, 10)])
+    expected, pi = own_actions(run, obs)
+    assert expected.min() == 3
+    assert expected.max() > 10
+    assert_same_actions(run, numpy_policy.load(out)(obs), expected, pi)
+    space = {"kind": "continuous", "shape": [1], "low": [3.0], "high": [None]}
+    assert json.loads((out / "policy.json").read_text())["action_space"] == space
+
+
+# --- what is written --------------------------------------------------------------------------------------------------
+
+
+def test_the_files_and_their_summary(saved):
+    """From a run directory, into a directory two levels deep that did not exist."""
+    run, _, out, summary = saved
+    assert sorted(file.name for file in out.iterdir()) == FILES
+    assert json.loads(json.dumps(summary, allow_nan=False)) == {
+        "out": str(out),
+        "files": {name: (out / name).stat().st_size for name in FILES},
+        "env": "CartPole-v1",
+        "algorithm": "ppo_clip",
+        "env_steps": 12,
+        "observation_space": {"shape": [4]},
+        "action_space": {"kind": "discrete", "n": 2},
+        "parameters": sum(x.size for x in jax.tree.leaves(run.runner.learner.params)),
+    }
+    assert (out / "numpy_policy.py").read_bytes() == Path(numpy_policy.__file__).read_bytes()
+
+
+def test_the_restored_run_acts_as_the_one_that_was_saved(saved):
+    run, _, out, _ = saved
+    obs = observations(run, 7)
+    expected, pi = own_actions(run, obs)
+    assert_same_actions(run, numpy_policy.load(out)(obs), expected, pi)
+
+
+def test_the_weights_are_the_networks_and_the_normalisers(saved):
+    """Bit by bit, under their flax paths."""
+    run, _, out, _ = saved
+    weights = load_file(out / "weights.safetensors")
+    stats = observation_stats(run.runner.env_state)
+    kernel = run.runner.learner.params["params"]["MLPTorso_1"]["Dense_1"]["kernel"]
+    np.testing.assert_array_equal(weights["params/MLPTorso_1/Dense_1/kernel"], kernel)
+    np.testing.assert_array_equal(weights["normalizer/mean"], stats.mean)
+    np.testing.assert_array_equal(weights["normalizer/var"], stats.var)
+    assert len(weights) == len(jax.tree.leaves(run.runner.learner.params)) + 2
+    for name, weight in numpy_policy.parse_safetensors((out / "weights.safetensors").read_bytes()).items():
+        np.testing.assert_array_equal(weight, weights.pop(name))
+    assert not weights
+
+
+@pytest.mark.parametrize("name", ["discrete", "shared", "image", "gaussian"])
+def test_every_weight_has_its_place_in_the_description(name, exported):
+    """policy.json names each one, and names none that is not there."""
+    out = exported(make_run(**CASES[name]))
+    spec = json.loads((out / "policy.json").read_text())
+    network, normalizer = spec["network"], spec["normalizer"] or {}
+    layers = {*network["actor"], network["head"], *network["critic"], network["value_head"]}
+    named = {f"{layer}/{part}" for layer in layers for part in ("kernel", "bias")}
+    named |= {network["log_std"], normalizer.get("mean"), normalizer.get("var")} - {None}
+    assert named == set(load_file(out / "weights.safetensors"))
+    assert network["hidden_sizes"] == list(CASES[name].get("hidden_sizes", (8,)))
+    assert network["torso"] == ("conv" if name == "image" else "mlp")
+    assert spec["versions"]["jax"] == jax.__version__
+    assert spec["env_steps"] == 12
+
+
+def test_equal_policies_are_equal_files_without_this_machines_paths(saved, tmp_path):
+    """The program would hold the path of each line of source that it came from."""
+    _, run_dir, out, _ = saved
+    limit = jax.config.jax_traceback_in_locations_limit
+    export_run(run_dir, tmp_path)
+    for name in FILES:
+        assert (tmp_path / name).read_bytes() == (out / name).read_bytes()
+    assert b".py" not in (out / "policy.stablehlo").read_bytes()
+    assert jax.config.jax_traceback_in_locations_limit == limit != 0
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_directory_that_holds_anything_is_left_alone(saved, tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    for out in (tmp_path, tmp_path / "mine"):
+        with pytest.raises(CheckpointError, match="not an empty directory; choose another"):
+            export_run(saved[1], out)
+    assert [file.name for file in tmp_path.iterdir()] == ["mine"]
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_what_cannot_be_read_or_written_is_one_clear_line(saved, tmp_path, monkeypatch):
+    """No run, no place, and a disk that fails when the place was made already."""
+    with pytest.raises(CheckpointError, match="not a run directory"):
+        export_run(tmp_path, tmp_path / "out")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot create the directory"):
+        export_run(saved[1], tmp_path / "file" / "out")
+    monkeypatch.setattr(export, "create_dir", lambda out, name: out)
+    with pytest.raises(CheckpointError, match="cannot write") as caught:
+        export_run(saved[1], tmp_path / "out")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("missing", ["flatbuffers", "safetensors.numpy"])
+def test_a_missing_package_is_named_with_its_remedy(missing, tmp_path, monkeypatch):
+    """Before anything else: the run need not even exist."""
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ConfigError, match=rf"{missing}.*pip install 'purejaxppo\[export\]'"):
+        export_run(tmp_path / "run", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# --- the reader -------------------------------------------------------------------------------------------------------
+
+ISOLATED = """
+import json, sys
+
+class OnlyNumPy:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] not in {*sys.stdlib_module_names, "numpy", "numpy_policy"}:
+            raise ImportError(name)
+
+sys.meta_path.insert(0, OnlyNumPy())
+sys.path.insert(0, ".")
+import numpy_policy
+
+assert not {"jax", "flax", "safetensors", "purejaxppo"} & {*sys.modules}
+try:
+    import jax
+except ImportError:
+    print(numpy_policy.load(".")(json.load(sys.stdin)).tolist())
+"""
+
+
+@pytest.mark.parametrize("program", [["-c", ISOLATED], ["numpy_policy.py"]], ids=["alone", "as a program"])
+def test_the_exported_directory_needs_numpy_alone(program, saved):
+    """Every other package is out of reach of the reader's copy."""
+    run, _, out, _ = saved
+    obs = observations(run, 7)
+    command = [sys.executable, "-I", "-W", "error", *program]
+    done = subprocess.run(command, cwd=out, input=json.dumps(obs.tolist()), capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+    assert json.loads(done.stdout) == own_actions(run, obs)[0].tolist()
+
+
+def test_the_reader_is_short_and_imports_nothing_of_ours():
+    source = Path(numpy_policy.__file__).read_text()
+    assert len(source.splitlines()) < 100
+    imported = {name.name for node in ast.walk(ast.parse(source)) for name in getattr(node, "names", [])}
+    assert imported == {"hashlib", "json", "math", "Path", "numpy"}
+
+
+def test_observations_of_another_shape_are_refused(saved):
+    policy = numpy_policy.load(saved[2])
+    for shape in [(), (3,), (2, 3), (1, 1, 4)]:
+        with pytest.raises(ValueError, match=r"observations have shape .* takes \(4,\)"):
+            policy(np.zeros(shape))
+    assert policy(np.zeros((0, 4))).shape == (0,)
+
+
+def test_activations_far_out_stay_finite():
+    """Without a warning, as warnings are errors here."""
+    x = np.array([-1e4, -90, -1, -0.0, 0, 1, 90, 1e4], np.float32)
+    for name, activation in numpy_policy.ACTIVATIONS.items():
+        got = activation(x)
+        assert got.dtype == np.float32
+        np.testing.assert_allclose(got, getattr(nn, name)(x), rtol=1e-5, atol=1e-6)
+
+
+def with_header(change):
+    """Damages the header by `change(entries)`, entries in the order of the data; the numbers stay."""
+
+    def damage(data):
+        end = 8 + int.from_bytes(data[:8], "little")
+        header = json.loads(data[8:end])
+        entries = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
+        header = json.dumps(change(dict(entries))).encode()
+        return len(header).to_bytes(8, "little") + header + data[end:]
+
+    return damage
+
+
+def changed(field, value):
+    """The header with a field of its last tensor changed."""
+
+    def change(entries):
+        entries[list(entries)[-1]][field] = value
+        return entries
+
+    return with_header(change)
+
+
+def overlapping(entries):
+    """The last tensor takes the numbers of the first, of its size or not."""
+    entries[list(entries)[-1]]["data_offsets"] = next(iter(entries.values()))["data_offsets"]
+    return entries
+
+
+def twice(entries):
+    """Two names for the same numbers."""
+    name, entry = next(iter(entries.items()))
+    return {f"{name} again": entry, **entries}
+
+
+def with_gap(data):
+    """Four bytes that belong to no tensor before the last one."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    entries = json.loads(data[8:end]).values()
+    start, stop = max(entry["data_offsets"] for entry in entries)
+    damaged = changed("data_offsets", [start + 4, stop + 4])(data)
+    return damaged[: start - stop] + bytes(4) + damaged[start - stop :]
+
+
+DAMAGES = {
+    "empty": lambda data: b"",
+    "7 bytes": lambda data: data[:7],
+    "length alone": lambda data: data[:8],
+    "cut header": lambda data: data[:40],
+    "no numbers": lambda data: data[: 8 + int.from_bytes(data[:8], "little")],
+    "one byte short": lambda data: data[:-1],
+    "one number short": lambda data: data[:-4],
+    "one number more": lambda data: data + b"0000",
+    "huge header": lambda data: b"\xff" * 8 + data[8:],
+    "header beyond the end": lambda data: (len(data) - 7).to_bytes(8, "little") + data[8:],
+    "empty header": lambda data: bytes(8) + data[8:],
+    "garbage": lambda data: np.random.default_rng(0).bytes(len(data)),
+    "garbage behind a length": lambda data: data[:8] + np.random.default_rng(0).bytes(len(data) - 8),
+    "deep header": lambda data: (10**5).to_bytes(8, "little") + b"[" * 10**5,
+    "header is a list": with_header(lambda entries: list(entries)),
+    "header of numbers": with_header(lambda entries: dict.fromkeys(entries, 1)),
+    "header without tensors": with_header(lambda entries: {}),
+    "one tensor missing": with_header(lambda entries: dict(list(entries.items())[1:])),
+    "overlap": with_header(overlapping),
+    "twice": with_header(twice),
+    "gap": with_gap,
+    "other type": changed("dtype", "I32"),
+    "other shape": changed("shape", [3]),
+    "negative shape": changed("shape", [-1]),
+    "shape of text": changed("shape", "abc"),
+    "offsets beyond": changed("data_offsets", [0, 10**12]),
+    "offsets of text": changed("data_offsets", ["0", "4"]),
+    "three offsets": changed("data_offsets", [0, 4, 8]),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damaged_weights_are_refused(name, copied):
+    """With a hash that fits, so that the container itself is looked at; and with the one from before the damage."""
+    file, description = copied / "weights.safetensors", copied / "policy.json"
+    data = DAMAGES[name](file.read_bytes())
+    assert data != file.read_bytes()
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match=r"holds no policy.*not the file that policy\.json describes"):
+        numpy_policy.load(copied)
+    spec = json.loads(description.read_text()) | {"weights_sha256": hashlib.sha256(data).hexdigest()}
+    description.write_text(json.dumps(spec))
+    with pytest.raises(ValueError, match=r"holds no policy that can be used"):
+        numpy_policy.load(copied)
+
+
+@pytest.mark.parametrize("name", ["empty", "7 bytes", "cut header", "huge header"])
+def test_a_header_that_is_cut_off_is_called_so(name, saved):
+    """Rather than bad JSON."""
+    with pytest.raises(ValueError, match="end within their header"):
+        numpy_policy.parse_safetensors(DAMAGES[name]((saved[2] / "weights.safetensors").read_bytes()))
+
+
+def test_one_flipped_bit_is_refused(copied):
+    """The container is whole, the numbers are not."""
+    file = copied / "weights.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match=r"not the file that policy\.json describes"):
+        numpy_policy.load(copied)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format_version": 2},
+        {"network": {}},
+        {"network": None},
+        {"action_space": {"kind": "continuous"}},
+        {"observation_space": {"shape": [5]}},
+    ],
+)
+def test_a_description_that_does_not_fit_is_refused(change, copied):
+    file = copied / "policy.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ValueError, match="holds no policy that can be used"):
+        numpy_policy.load(copied)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "{", "\xff", "1"])
+def test_a_description_that_is_none_is_refused(text, copied):
+    (copied / "policy.json").write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match="holds no policy that can be used"):
+        numpy_policy.load(copied)
+
+
+def test_missing_files_are_an_os_error(tmp_path):
+    with pytest.raises(OSError, match="weights"):
+        numpy_policy.load(tmp_path)
