@@ -172,7 +172,7 @@ def _finish(run: Run, start: Start) -> dict[str, Any]:
             summary["evaluation"] = _evaluate_at_the_end(run, runner)
     summary["exit_reason"] = run.stop() or "finished"
     write_json(run.run_dir / "summary.json", summary)
-    if any(row["episode/count"] for row in history):
+    if any(row["episode/return"] is not None for row in history):
         plot_runs([run.run_dir], run.run_dir / "plots" / "learning_curve.png")
     return summary
 

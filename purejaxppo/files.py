@@ -61,6 +61,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; not if there cannot be one, since the name is too long or holds a NUL."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def is_temporary(path: Path) -> bool:
     """Whether a file is one that `whole_file` had not finished when its process was killed."""
     return _TEMPORARY.search(path.name) is not None

@@ -14,6 +14,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from purejaxppo.commands import COMMANDS, Command, Compare, Resume, Train
 from purejaxppo.config import EnvParams, RunOptions, TrainConfig
 from purejaxppo.errors import ConfigError
+from purejaxppo.files import is_file
 from purejaxppo.run_dir import read_run_settings
 from purejaxppo.settings import (
     CHANGEABLE,
@@ -80,7 +81,7 @@ def _train_default(args: list[str]) -> Train:
 
 def _resume_default(args: list[str]) -> Resume:
     """The run's own settings, once its directory is found among the arguments."""
-    run_dir = next((path for path in map(Path, args) if (path / "config.json").is_file()), None)
+    run_dir = next((path for path in map(Path, args) if is_file(path / "config.json")), None)
     if run_dir is None:
         return Resume(Path(), *resolve(None, {}))
     config, hp, seed, options = read_run_settings(run_dir)

@@ -121,8 +121,12 @@ def recent_return(path: Path, limit: int, updates: int) -> float | None:
 
 
 def mean_return(rows: Sequence[Mapping[str, Any]]) -> float | None:
-    """Mean return over the episodes that ended in these updates; None if none did."""
-    ended = [(row["episode/return"], row["episode/count"]) for row in rows if row["episode/count"]]
+    """Mean return over the episodes that ended in these updates; None if none did.
+
+    An update that was undone, for rewards that were not numbers, has a count but no return.
+    """
+    pairs = [(row["episode/return"], row["episode/count"]) for row in rows]
+    ended = [(mean, count) for mean, count in pairs if count and mean is not None]
     count = sum(count for _, count in ended)
     return sum(mean * count for mean, count in ended) / count if count else None
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.errors import CheckpointError
-from purejaxppo.files import is_temporary, read_json, write_json, write_text
+from purejaxppo.files import is_file, is_temporary, read_json, write_json, write_text
 from purejaxppo.lock import LOCK, check_free
 from purejaxppo.machine import installed_versions
 from purejaxppo.settings import differences, settings_record
@@ -133,7 +133,7 @@ def read_run_settings(run_dir: Path) -> RunSettings:
     What a run of an older version does not name has its default, which is what there was then.
     """
     path = run_dir / "config.json"
-    if not path.is_file():
+    if not is_file(path):
         raise CheckpointError(f"{run_dir} is not a run directory: it has no config.json.")
     content = read_json(path)
     try:

@@ -5,8 +5,10 @@ import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import gymnax
 import jax
@@ -15,6 +17,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from purejaxppo import cli
 from purejaxppo.config import ALGORITHMS_WITH, Hyperparams, TrainConfig
+from purejaxppo.machine import find_machine
 
 TINY = ["--num-envs", "4", "--num-steps", "8", "--num-epochs", "1", "--num-minibatches", "2", "--hidden-sizes", "4"]
 BUDGET = ["--total-timesteps", "64"]
@@ -340,14 +343,19 @@ def test_devices_that_are_not_there():
 # --- directories ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", [["evaluate"], ["plot"]])
-@pytest.mark.parametrize("path", ["missing", ".", "file"])
+NEEDING_A_RUN = [["evaluate"], ["plot"], ["resume"], ["verify"], ["export", "--out", "policy"]]
+
+
+@pytest.mark.parametrize("command", NEEDING_A_RUN)
+@pytest.mark.parametrize("path", ["missing", ".", "file", "x" * 300, "a\0b", "../evil", "~"])
 def test_what_is_no_run_directory(fails, tmp_path, command, path):
+    """Said in one line, and nothing is written there."""
     (tmp_path / "file").write_text("")
-    assert "config.json" in fails(4, *command, path)
+    message = fails(4, *command, path)
+    assert "config.json" in message or "cannot" in message
 
 
-@pytest.mark.parametrize("command", [["evaluate"], ["plot"]])
+@pytest.mark.parametrize("command", NEEDING_A_RUN)
 @pytest.mark.parametrize("content", ["{}", "[]", "null", "{", '{"format_version": 1}'])
 def test_a_config_that_is_no_runs(fails, tmp_path, command, content):
     (tmp_path / "config.json").write_text(content)
@@ -486,6 +494,122 @@ def test_envs_as_a_table(capfd, monkeypatch):
     assert re.search(r"Odd-v0 +no luck", out)
 
 
+# --- going on, and looking at checkpoints -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unfinished(trained, tmp_path):
+    """A copy of the run as it would be if it had been killed before its evaluation."""
+    shutil.copytree(trained, tmp_path / "unfinished")
+    (tmp_path / "unfinished" / "summary.json").unlink()
+    return "unfinished"
+
+
+def test_resume(unfinished, trained, capfd):
+    argv = ["resume", unfinished, "--json"]
+    assert cli.run(argv) == 0
+    out, err = capfd.readouterr()
+    summary, before = json.loads(out), json.loads((trained / "summary.json").read_text())
+    for name in ("state_sha256", "evaluation", "train_return", "seed"):
+        assert summary[name] == before[name]
+    assert "resumed at 96 env steps" in err.splitlines()[0]
+    assert cli.run(argv) == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out) == summary
+    assert "finished already" in err
+
+
+def test_resume_with_more_steps(unfinished, capfd, tmp_path):
+    argv = ["resume", unfinished, "--json", "--total-timesteps", "128", "--eval-episodes", "3", "--keep-newest", "1"]
+    assert cli.run([*argv, "--keep-best", "0"]) == 0
+    summary = json.loads(capfd.readouterr().out)
+    assert (summary["env_steps"], summary["evaluation"]["episodes"]) == (128, 3)
+    assert [path.name for path in (tmp_path / unfinished / "checkpoints").iterdir()] == ["step_000000000128"]
+    assert json.loads((tmp_path / unfinished / "config.json").read_text())["total_timesteps"] == 128
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--learning-rate", "0.5", "--gamma", "0.5"], ["learning_rate 0.001 -> 0.5", "gamma 0.98 -> 0.5"]),
+        (["--env", "Acrobot-v1"], ["env CartPole-v1 -> Acrobot-v1"]),
+        (["--hidden-sizes", "4", "4"], ["hidden_sizes [4] -> [4, 4]"]),
+        (["--num-envs", "8"], ["num_envs 4 -> 8"]),
+        (["--seed", "1"], ["--seed"]),
+        (["--out", "elsewhere"], ["--out"]),
+        (["--total-timesteps", "64"], ["less than what", "96 env steps"]),
+        (["--total-timesteps", "3"], ["needs at least 32"]),
+        (["--checkpoint-seconds", "-1"], ["checkpoint_seconds"]),
+        (["--checkpoint-seconds", "nan"], ["checkpoint_seconds"]),
+        (["--keep-newest", "0"], ["keep_newest"]),
+        (["--keep-best", "-1"], ["keep_best"]),
+        (["--on-nonfinite", "pray"], ["pray"]),
+    ],
+)
+def test_resume_refuses(fails, unfinished, argv, says):
+    (Path(unfinished) / "run.lock").touch()
+    message = fails(2, "resume", unfinished, *argv)
+    assert all(part in message for part in says), message
+
+
+def test_resume_help_is_that_of_the_run(trained, capfd):
+    text = help_of(capfd, "resume", str(trained))
+    assert "100" in text
+    assert "Example: purejaxppo resume" in text
+
+
+def test_verify(trained, capfd, tmp_path):
+    assert cli.run(["verify", str(trained)]) == 0
+    assert re.search(r"step_000000000096 +96 +5 +0\.\d\d +sound", capfd.readouterr().out)
+    shutil.copytree(trained, tmp_path / "copy")
+    commit = tmp_path / "copy" / "checkpoints" / "step_000000000096" / "COMMIT"
+    commit.unlink()
+    assert cli.run(["verify", "copy", "--json"]) == 4
+    out, err = capfd.readouterr()
+    assert json.loads(out)[0]["fault"] == "COMMIT is missing"
+    assert "1 of 1 checkpoints of copy are damaged" in err
+    assert cli.run(["verify", "copy"]) == 4
+    assert "COMMIT is missing" in capfd.readouterr().out
+
+
+def test_verify_without_a_checkpoint(trained, fails, tmp_path):
+    shutil.copytree(trained, tmp_path / "copy", ignore=lambda *_: ["checkpoints"])
+    assert "no checkpoint" in fails(4, "verify", "copy")
+    assert "no checkpoint" in fails(4, "evaluate", "copy")
+
+
+def test_evaluate_takes_the_checkpoint_that_it_is_told(trained, fails, capfd):
+    assert cli.run(["evaluate", str(trained), "--step", "96", "--episodes", "2", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["episodes"] == 2
+    assert "no checkpoint of 95 env steps" in fails(4, "evaluate", str(trained), "--step", "95")
+
+
+def test_export(trained, capfd, tmp_path):
+    """The exported reader acts, in a process that knows NumPy alone."""
+    assert cli.run(["export", str(trained), "--out", "policy"]) == 0
+    assert "policy of 96 env steps written to policy: numpy_policy.py, policy.json" in capfd.readouterr().out
+    reader = [sys.executable, "-I", "policy/numpy_policy.py"]
+    done = subprocess.run(reader, input="[0.1, 0.0, -0.2, 0.0]", capture_output=True, text=True, check=True)
+    assert done.stdout.strip() in ("0", "1")
+    assert cli.run(["export", str(trained), "--out", "policy"]) == 4
+    assert "not an empty directory" in capfd.readouterr().err
+
+
+def test_doctor(capfd, monkeypatch):
+    """What was found, checked and advised; 1 if a check failed."""
+    check = {"name": "advantages", "status": "ok", "detail": "fine", "seconds": 0.1}
+    report = {**find_machine(), "ok": True, "checks": [check], "recommendations": ["Do this."]}
+    monkeypatch.setattr("purejaxppo.doctor.examine", lambda directory: report)
+    assert cli.run(["doctor"]) == 0
+    out = capfd.readouterr().out
+    assert re.search(rf"jax +{re.escape(jax.__version__)}", out)
+    assert re.search(r"advantages +ok +fine +0\.1", out)
+    assert "- Do this." in out
+    report["ok"] = False
+    assert cli.run(["doctor", "--json"]) == 1
+    assert json.loads(capfd.readouterr().out)["recommendations"] == ["Do this."]
+
+
 # --- what ends a command from within ----------------------------------------------------------------------------------
 
 
@@ -568,7 +692,7 @@ def test_help_shows_the_defaults_of_the_chosen_environment(capfd):
     assert "1000000" in help_of(capfd, "train", "--env", "Pendulum-v1")
 
 
-@pytest.mark.parametrize("command", ["compare", "evaluate", "plot", "envs"])
+@pytest.mark.parametrize("command", ["compare", "evaluate", "export", "plot", "verify", "envs", "doctor"])
 def test_every_command_has_help_and_an_example(capfd, command):
     assert f"Example: purejaxppo {command}" in help_of(capfd, command)
 

@@ -1,0 +1,397 @@
+"""A run that was stopped goes on as if it had not been: the same bits, the same rows, the same evaluation."""
+
+import dataclasses
+import io
+import json
+import math
+import shutil
+import signal
+
+import jax
+import jax.numpy as jnp
+import pytest
+from probe_envs import spoiled, walk
+from rich.console import Console
+
+from purejaxppo import experiment, host_loop, session
+from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
+from purejaxppo.envs import from_gymnax
+from purejaxppo.errors import CheckpointError, ConfigError, DivergedError, EnvError
+from purejaxppo.experiment import evaluate_run, resume_experiment, run_experiment
+from purejaxppo.run_dir import RunSettings, read_run_settings
+from purejaxppo.store import list_steps
+
+UPDATES = 6
+HP = Hyperparams(learning_rate=1e-3, target_kl=0.01)
+CONFIG = TrainConfig(
+    env="walk",
+    algorithm="ppo_kl",
+    total_timesteps=32 * UPDATES,
+    num_envs=4,
+    num_steps=8,
+    num_epochs=1,
+    num_minibatches=2,
+    hidden_sizes=(4,),
+    normalize_observation=True,
+    normalize_reward=True,
+    learning_rate_schedule="kl_adaptive",
+)
+OPTIONS = RunOptions(eval_episodes=4, checkpoint_seconds=0.0, keep_newest=10)
+
+
+@pytest.fixture(autouse=True)
+def _walking(monkeypatch, compiled_once):
+    """The walk in the place of gymnax's environments, and a chunk, hence a checkpoint, per update."""
+    monkeypatch.setattr(experiment, "from_gymnax", lambda name, num_envs, **_: walk(num_envs))
+    monkeypatch.setattr(host_loop, "_CHUNK_UPDATES", 1)
+    monkeypatch.setattr(host_loop, "_CHUNK_WORK", {"cpu": 0.0})
+
+
+def run(out, sinks=(), config=CONFIG, **options):
+    """A new run, quietly; its console's text goes to `run.text`."""
+    return _quiet(run_experiment, config, HP, 3, options=OPTIONS, out=out, sinks=sinks, **options)
+
+
+def resume(out, **options):
+    """The same for a run that goes on."""
+    return _quiet(resume_experiment, out, **options)
+
+
+def _quiet(function, *args, **options):
+    console = Console(file=io.StringIO())
+    try:
+        return function(*args, console=console, **options)
+    finally:
+        run.text = console.file.getvalue()
+
+
+def stopping_after(update):
+    """A sink that asks the run to stop; no other chunk is on its way, since each is saved."""
+
+    def sink(_, row):
+        if row["update"] == update:
+            signal.raise_signal(signal.SIGTERM)
+
+    return sink
+
+
+def rows_of(out):
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+def assert_same(out, summary, other, other_summary):
+    """Everything but the clock."""
+    for name in ("state_sha256", "evaluation", "env_steps", "updates", "train_return", "exit_reason"):
+        assert summary[name] == other_summary[name], name
+    assert rows_of(out) == rows_of(other)
+
+
+def other_settings(out, **changes):
+    settings = read_run_settings(out)
+    return settings._replace(config=dataclasses.replace(settings.config, **changes))
+
+
+@pytest.fixture(scope="module")
+def compiled_once(tmp_path_factory):
+    """What one run has compiled, the next one need not."""
+    from jax.experimental.compilation_cache import compilation_cache
+
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    jax.config.update(names[0], str(tmp_path_factory.mktemp("compile_cache")))
+    jax.config.update(names[1], 0.0)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def _module_patch(compiled_once):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "from_gymnax", lambda name, num_envs, **_: walk(num_envs))
+        patch.setattr(host_loop, "_CHUNK_UPDATES", 1)
+        patch.setattr(host_loop, "_CHUNK_WORK", {"cpu": 0.0})
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(_module_patch, tmp_path_factory):
+    """(directory, summary) of the run that nothing disturbed; not to be changed."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    return out, run(out)
+
+
+@pytest.fixture(scope="module")
+def stopped(_module_patch, tmp_path_factory):
+    """Directory of a run that was stopped after 3 of 6 updates; not to be changed."""
+    out = tmp_path_factory.mktemp("stopped") / "run"
+    assert run(out, [stopping_after(3)])["updates"] == 3
+    return out
+
+
+@pytest.fixture
+def half(stopped, tmp_path):
+    """A copy, to go on with."""
+    return shutil.copytree(stopped, tmp_path / "half")
+
+
+# --- the same end -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("update", [1, 4])
+def test_stopped_and_resumed_is_uninterrupted(whole, tmp_path, update):
+    """Algorithm state, adaptive learning rate, both normalisers and unfinished episodes are all in it."""
+    out = tmp_path / "run"
+    first = run(out, [stopping_after(update)])
+    assert (first["exit_reason"], first["evaluation"]) == ("SIGTERM", None)
+    summary = resume(out)
+    assert_same(out, summary, *whole)
+    assert json.loads((out / "summary.json").read_text()) == summary
+    assert f"resumed at {update * 32} env steps" in run.text
+    seconds = [json.loads(line)["seconds"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert seconds == sorted(seconds)
+    assert (out / "command.txt").read_text().count("\n") == 2
+
+
+def test_how_often_one_saves_changes_nothing(whole, tmp_path):
+    options = dataclasses.replace(OPTIONS, checkpoint_seconds=1e6)
+    summary = _quiet(run_experiment, CONFIG, HP, 3, options=options, out=tmp_path / "run")
+    assert len(list_steps(tmp_path / "run")) == 1
+    assert len(list_steps(whole[0])) == UPDATES
+    assert_same(tmp_path / "run", summary, *whole)
+
+
+@pytest.mark.parametrize("rows", ["more", "torn"])
+def test_rows_after_the_checkpoint_are_done_again(whole, half, rows):
+    """As a crash leaves them, whole or torn."""
+    path = half / "metrics.jsonl"
+    text = path.read_text()
+    path.write_text(text + (text.splitlines()[-1] + "\n" if rows == "more" else '{"update": 4, "env_st'))
+    assert_same(half, resume(half), *whole)
+
+
+def test_rows_that_are_lost_are_said_and_not_invented(whole, half):
+    path = half / "metrics.jsonl"
+    path.write_text("\n".join(path.read_text().splitlines()[:2]) + '\n{"update": 3')
+    summary = resume(half)
+    assert "has lost rows" in run.text
+    assert summary["state_sha256"] == whole[1]["state_sha256"]
+    assert [row["update"] for row in rows_of(half)] == [1, 2, 4, 5, 6]
+
+
+def test_without_a_checkpoint_it_begins_anew(whole, half):
+    """A run that was killed before its first save."""
+    shutil.rmtree(half / "checkpoints")
+    (half / "summary.json").unlink()
+    assert_same(half, resume(half), *whole)
+
+
+def test_a_run_that_was_killed_before_its_evaluation(whole, tmp_path):
+    """Nothing is trained again, and the evaluation is the one it would have been."""
+    out = shutil.copytree(whole[0], tmp_path / "run")
+    (out / "summary.json").unlink()
+    shutil.rmtree(out / "plots")
+    summary = resume(out)
+    assert_same(out, summary, *whole)
+    assert summary["env_steps_per_second"] > 0
+    assert (out / "plots" / "learning_curve.png").is_file()
+
+
+def test_a_finished_run_is_left_alone(whole, tmp_path):
+    out = shutil.copytree(whole[0], tmp_path / "run")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != "run.lock"}
+    assert resume(out) == {**whole[1], "run_dir": str(out)}
+    assert "finished already" in run.text
+    assert "--total-timesteps" in run.text
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_larger_budget_is_the_longer_run(whole, half, tmp_path):
+    """Nothing in this run depends on its budget."""
+    longer = dataclasses.replace(CONFIG, total_timesteps=32 * 8)
+    summary = resume(half, settings=other_settings(half, total_timesteps=32 * 8))
+    assert_same(half, summary, tmp_path / "fresh", run(tmp_path / "fresh", config=longer))
+    assert read_run_settings(half).config == longer
+    again = resume(shutil.copytree(whole[0], tmp_path / "whole"), settings=other_settings(half))
+    assert again["state_sha256"] == summary["state_sha256"]
+    assert "linear schedule" not in run.text
+
+
+def test_a_larger_budget_for_a_linear_schedule_is_said(tmp_path):
+    out, config = tmp_path / "run", dataclasses.replace(CONFIG, learning_rate_schedule="linear")
+    run(out, [stopping_after(2)], config=config)
+    assert resume(out, settings=other_settings(out, total_timesteps=32 * 8))["updates"] == 8
+    assert "another run than one with this budget from its start" in run.text
+
+
+def test_a_budget_that_is_used_up_already(half):
+    with pytest.raises(ConfigError, match=r"less than what .* has done, 96 env steps"):
+        resume(half, settings=other_settings(half, total_timesteps=64))
+    assert read_run_settings(half).config == CONFIG
+
+
+# --- what has changed meanwhile ---------------------------------------------------------------------------------------
+
+
+def test_settings_that_would_alter_the_result_are_refused(half):
+    """With all of the differences, wherever they come from, and nothing is changed."""
+    before = (half / "config.json").read_text()
+    settings = read_run_settings(half)
+    changed = settings._replace(hp=dataclasses.replace(HP, gamma=0.9), config=dataclasses.replace(CONFIG, num_epochs=2))
+    with pytest.raises(CheckpointError, match=r"num_epochs 1 -> 2, gamma 0\.99 -> 0\.9"):
+        resume(half, settings=changed)
+    assert (half / "config.json").read_text() == before
+    content = json.loads(before)
+    (half / "config.json").write_text(json.dumps({**content, "gamma": 0.9}))
+    with pytest.raises(CheckpointError, match=r"config\.json has been changed .* gamma 0\.99 -> 0\.9"):
+        resume(half)
+
+
+def test_another_jax_is_said(half):
+    path = half / "versions.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "jax": "0.9.9"}))
+    resume(half)
+    assert f"jax 0.9.9 -> {jax.__version__} since the run began" in run.text
+
+
+def test_an_environment_that_is_gone(half, monkeypatch):
+    monkeypatch.setattr(experiment, "from_gymnax", from_gymnax)
+    with pytest.raises(EnvError, match="walk"):
+        resume(half)
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_the_reason(whole, half):
+    newest = list_steps(half)[0].path
+    (newest / "meta.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"step_000000000096: meta\.json has 2 bytes"):
+        resume(half, strict=True)
+    assert_same(half, resume(half), *whole)
+    assert "step_000000000096: meta.json has 2 bytes" in run.text
+    assert "passed over for step_000000000064" in run.text
+
+
+def test_every_checkpoint_is_damaged(half):
+    for step in list_steps(half):
+        (step.path / "COMMIT").unlink()
+    with pytest.raises(CheckpointError, match=r"step_000000000096: .*step_000000000064: .*step_000000000032: "):
+        resume(half)
+
+
+# --- numbers that are not finite --------------------------------------------------------------------------------------
+
+
+def now_and_then(num_envs, probability=0.02):
+    """The walk, whose rewards are not numbers at random steps."""
+    env = walk(num_envs)
+
+    def step(key, state, action):
+        state, result = env.step(key, state, action)
+        bad = jax.random.bernoulli(jax.random.fold_in(key, 7), probability)
+        return state, result._replace(reward=jnp.where(bad, jnp.nan, result.reward))
+
+    return env._replace(step=step)
+
+
+@pytest.fixture
+def use(monkeypatch):
+    """use(make) puts another environment in the walk's place."""
+    return lambda make: monkeypatch.setattr(experiment, "from_gymnax", lambda name, num_envs, **_: make(num_envs))
+
+
+def test_the_last_good_checkpoint_is_named(tmp_path, use):
+    """The third update is the first to see a bad reward."""
+    use(lambda num_envs: spoiled(walk(num_envs), after=20))
+    with pytest.raises(
+        DivergedError, match=r"reward is not finite at update 3 .*step_000000000064; `purejaxppo resume"
+    ):
+        run(tmp_path / "run")
+    assert [step.env_steps for step in list_steps(tmp_path / "run")] == [64, 32]
+
+
+def test_a_run_that_diverged_goes_on_when_told_to_skip(tmp_path, use):
+    use(now_and_then)
+    with pytest.raises(DivergedError):
+        run(tmp_path / "run", config=dataclasses.replace(CONFIG, total_timesteps=32 * 30))
+    good = list_steps(tmp_path / "run")[0].env_steps
+    summary = resume(tmp_path / "run", settings=other_settings(tmp_path / "run", on_nonfinite="skip"))
+    assert (summary["updates"], summary["exit_reason"]) == (30, "finished")
+    rows = rows_of(tmp_path / "run")
+    assert {row.get("nonfinite") for row in rows} == {None, "reward"}
+    assert rows[good // 32]["nonfinite"] == "reward"  # where it had stopped
+    assert math.isfinite(summary["evaluation"]["return_mean"])
+
+
+def test_rollback_goes_on_with_other_random_numbers(tmp_path, use):
+    """Rows of updates that were undone are gone; the run as a whole, and every checkpoint, is finite."""
+    use(now_and_then)
+    config = dataclasses.replace(CONFIG, total_timesteps=32 * 12, on_nonfinite="rollback")
+    summary = run(tmp_path / "run", config=config)
+    assert summary["updates"] == 12
+    assert "Rolled back to" in run.text
+    assert [row["update"] for row in rows_of(tmp_path / "run")] == list(range(1, 13))
+    assert not any("nonfinite" in row for row in rows_of(tmp_path / "run"))
+
+
+def test_rollback_gives_up(tmp_path, use):
+    """Where it always happens: the first try, three more, and the error."""
+    use(lambda num_envs: spoiled(walk(num_envs), after=20))
+    with pytest.raises(DivergedError, match="at update 3"):
+        run(tmp_path / "run", config=dataclasses.replace(CONFIG, on_nonfinite="rollback"))
+    assert run.text.count("Rolled back to 64 env steps") == session._ROLLBACKS
+
+
+def test_rollback_without_a_checkpoint_is_from_the_beginning(tmp_path, use):
+    use(lambda num_envs: spoiled(walk(num_envs), after=0))
+    with pytest.raises(DivergedError, match="no checkpoint had been saved"):
+        run(tmp_path / "run", config=dataclasses.replace(CONFIG, on_nonfinite="rollback"))
+    assert run.text.count("Rolled back to 0 env steps") == session._ROLLBACKS
+
+
+def test_other_keys_depend_on_what_failed_alone():
+    """The same failures give the same key, in another process too; others, or another order, another one."""
+    state = type("State", (), {"key": jax.random.key(0)})
+
+    def key(failed_at):
+        runner = session._other_key(lambda: jnp_runner(state.key), failed_at)()
+        return tuple(jax.random.key_data(runner.key).tolist())
+
+    keys = [key([3]), key([3, 3]), key([4]), key([3, 4]), key([4, 3])]
+    assert len(set(keys)) == 5
+    assert key([3, 4]) == keys[3]
+
+
+def jnp_runner(key):
+    from purejaxppo.types import LearnerState, RunnerState
+
+    return RunnerState(LearnerState({}, (), ()), (), jnp.zeros(1), key, jnp.int32(0))
+
+
+# --- evaluation of a chosen checkpoint --------------------------------------------------------------------------------
+
+
+def test_settings_are_checked_before_anything_is_touched(half):
+    settings = read_run_settings(half)
+    bad = RunSettings(settings.config, settings.hp, settings.seed, RunOptions(keep_newest=0))
+    with pytest.raises(ConfigError, match="keep_newest"):
+        resume(half, settings=bad)
+
+
+def test_evaluating_another_than_the_newest(half, monkeypatch):
+    """By its number; while a run goes on the directory is not locked for readers."""
+    from purejaxppo import restore
+
+    monkeypatch.setattr(restore, "from_gymnax", lambda name, num_envs, **_: walk(num_envs))
+    newest, oldest = (evaluate_run(half, episodes=4, env_steps=steps) for steps in (96, 32))
+    assert newest == evaluate_run(half, episodes=4)
+    assert newest["return_mean"] != oldest["return_mean"]
+    with pytest.raises(CheckpointError, match="no checkpoint of 33 env steps"):
+        evaluate_run(half, env_steps=33)
+    (list_steps(half)[0].path / "COMMIT").unlink()
+    notes = []
+    assert evaluate_run(half, episodes=4, note=notes.append) != newest
+    assert len(notes) == 1
+    with pytest.raises(CheckpointError, match="COMMIT is missing"):
+        evaluate_run(half, episodes=4, strict=True)
