@@ -192,22 +192,23 @@ def load_newest(
     Raises:
       CheckpointError: there is none, or none that can be used, with the reason for each.
     """
-    steps = [step for step in list_steps(run_dir) if env_steps in (None, step.env_steps)]
+    found = list_steps(run_dir)
+    steps = [step for step in found if env_steps in (None, step.env_steps)]
     if not steps:
         which = "no checkpoint" if env_steps is None else f"no checkpoint of {env_steps} env steps"
         raise CheckpointError(f"{run_dir} holds {which}; `purejaxppo verify {run_dir}` lists what there is.")
     reasons = []
-    for step in steps:
+    for step in steps[:1] if strict else steps:
         try:
             state, meta = load_step(step, expected)
         except CheckpointError as error:
             reasons.append(f"{step.path.name}: {error}")
-            if strict:
-                break
             continue
         for reason in reasons:
             note(f"{reason}; passed over for {step.path.name}")
         return state, meta
+    if list_steps(run_dir) != found:  # the run goes on, and has replaced what was being read
+        return load_newest(run_dir, expected, env_steps=env_steps, strict=strict, note=note)
     advice = "leave --strict out to take an older one" if strict and len(steps) > 1 else "train it anew"
     raise CheckpointError(f"no checkpoint of {run_dir} can be used ({'; '.join(reasons)}); {advice}.")
 

@@ -337,6 +337,21 @@ def test_another_tree_than_expected_is_refused(saved, monkeypatch, change):
         load_newest(saved, abstract(CHANGES[change](make_state())))
 
 
+def test_a_checkpoint_that_is_replaced_while_it_is_read(run_dir, monkeypatch):
+    """A run that goes on keeps one checkpoint, and removes it just when an evaluation has begun to read it."""
+    prune(run_dir, 1, 0)
+    real = store.load_step
+
+    def slow(step, expected):
+        if step.env_steps == 200:
+            save(run_dir, 300, 3)
+            prune(run_dir, 1, 0)
+        return real(step, expected)
+
+    monkeypatch.setattr(store, "load_step", slow)
+    assert load(run_dir)[0] == 3
+
+
 def test_all_reasons_are_given(run_dir):
     (step_dir(run_dir, 100) / "COMMIT").unlink()
     flip(first_array_file(step_dir(run_dir, 200)))
