@@ -50,7 +50,7 @@ class Run(NamedTuple):
 class Start(NamedTuple):
     """Where a stretch of training begins."""
 
-    make: Callable[[], RunnerState]
+    make: Callable[[], RunnerState]  # to be called once: the loop gives the state's memory away
     updates: int = 0  # done
     metrics_bytes: int = 0  # of metrics.jsonl that belong to them
     seconds: float = 0.0  # of training that they took
@@ -71,8 +71,7 @@ def from_checkpoint(run: Run, strict: bool = False) -> Start:
     kept = whole_rows(run.metrics_file, meta["metrics_bytes"])
     if kept < meta["metrics_bytes"]:
         run.note(f"{run.metrics_file} has lost rows since the checkpoint was saved; it goes on without them.")
-    # Copies, since the loop gives its state away.
-    return Start(lambda: jax.tree.map(jnp.copy, runner), meta["updates"], kept, meta["seconds"])
+    return Start(lambda: runner, meta["updates"], kept, meta["seconds"])
 
 
 def train_session(run: Run, start: Start) -> tuple[RunnerState, Timing]:

@@ -1,6 +1,7 @@
 """A run that was stopped goes on as if it had not been: the same bits, the same rows, the same evaluation."""
 
 import dataclasses
+import functools
 import io
 import json
 import math
@@ -20,6 +21,7 @@ from purejaxppo.errors import CheckpointError, ConfigError, DivergedError, EnvEr
 from purejaxppo.experiment import evaluate_run, resume_experiment, run_experiment
 from purejaxppo.run_dir import RunSettings, read_run_settings
 from purejaxppo.store import list_steps
+from purejaxppo.train import trainer_from_config
 
 UPDATES = 6
 HP = Hyperparams(learning_rate=1e-3, target_kl=0.01)
@@ -39,12 +41,37 @@ CONFIG = TrainConfig(
 OPTIONS = RunOptions(eval_episodes=4, checkpoint_seconds=0.0, keep_newest=10)
 
 
-@pytest.fixture(autouse=True)
-def _walking(monkeypatch, compiled_once):
+@functools.cache
+def walking(num_envs):
+    """One object per size, by which what is built on it is known again."""
+    return walk(num_envs)
+
+
+@functools.cache
+def build_once(config, env):
+    return trainer_from_config(config, env)
+
+
+@functools.cache
+def compile_once(trainer, num_updates):
+    """The program that the host loop would compile, for every run with this trainer."""
+    runner = jax.eval_shape(trainer.init, jax.random.key(0), jax.tree.map(jnp.float32, HP))
+    return COMPILE(trainer, jax.tree.map(jnp.float32, HP), runner, num_updates)
+
+
+COMPILE = host_loop._compile_advance
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _module_patch():
     """The walk in the place of gymnax's environments, and a chunk, hence a checkpoint, per update."""
-    monkeypatch.setattr(experiment, "from_gymnax", lambda name, num_envs, **_: walk(num_envs))
-    monkeypatch.setattr(host_loop, "_CHUNK_UPDATES", 1)
-    monkeypatch.setattr(host_loop, "_CHUNK_WORK", {"cpu": 0.0})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "from_gymnax", lambda name, num_envs, **_: walking(num_envs))
+        patch.setattr(experiment, "trainer_from_config", build_once)
+        patch.setattr(host_loop, "_compile_advance", lambda trainer, hp, runner, n: compile_once(trainer, n))
+        patch.setattr(host_loop, "_CHUNK_UPDATES", 1)
+        patch.setattr(host_loop, "_CHUNK_WORK", {"cpu": 0.0})
+        yield
 
 
 def run(out, sinks=(), config=CONFIG, **options):
@@ -90,31 +117,6 @@ def assert_same(out, summary, other, other_summary):
 def other_settings(out, **changes):
     settings = read_run_settings(out)
     return settings._replace(config=dataclasses.replace(settings.config, **changes))
-
-
-@pytest.fixture(scope="module")
-def compiled_once(tmp_path_factory):
-    """What one run has compiled, the next one need not."""
-    from jax.experimental.compilation_cache import compilation_cache
-
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    jax.config.update(names[0], str(tmp_path_factory.mktemp("compile_cache")))
-    jax.config.update(names[1], 0.0)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
-@pytest.fixture(scope="module")
-def _module_patch(compiled_once):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "from_gymnax", lambda name, num_envs, **_: walk(num_envs))
-        patch.setattr(host_loop, "_CHUNK_UPDATES", 1)
-        patch.setattr(host_loop, "_CHUNK_WORK", {"cpu": 0.0})
-        yield
 
 
 @pytest.fixture(scope="module")
