@@ -76,6 +76,8 @@ def _reductions(config: TrainConfig) -> list[str]:
     }
     flags = []
     for name, value in smaller.items():
+        if value == getattr(config, name):  # no layers at all
+            continue
         with contextlib.suppress(ConfigError):
             validate_config(dataclasses.replace(config, **{name: value}))
             text = " ".join(map(str, value)) if isinstance(value, tuple) else value
