@@ -169,7 +169,7 @@ def test_retention(tmp_path):
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("place", ["params", "opt_state"])
 def test_what_is_not_finite_is_never_saved(tmp_path, place, value):
-    """Nor described; the save before is on the disk, and a later one works. Environments may have NaN in their state."""
+    """Nor described; the save before is on the disk, and a later one works. Environments may hold a NaN."""
     runner = make_runner()
     part = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(value), getattr(runner.learner, place))
     bad = runner._replace(learner=runner.learner._replace(**{place: part}))
