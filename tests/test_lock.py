@@ -21,7 +21,9 @@ import subprocess, sys
 from pathlib import Path
 from purejaxppo.lock import locked
 with locked(Path(sys.argv[1])):
-    child = subprocess.Popen(["sleep", "100"], stdout=subprocess.DEVNULL) if len(sys.argv) > 2 else None
+    with_child = len(sys.argv) > 2
+    sleep = ["sleep", "100"]
+    child = subprocess.Popen(sleep, stdout=subprocess.DEVNULL, close_fds=False) if with_child else None
     print(child.pid if child else "locked", flush=True)
     sys.stdin.read()
 """
