@@ -54,7 +54,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Raises CheckpointError for a file that is missing, unreadable or not a JSON object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"cannot read {path}: it holds no JSON object.")

@@ -16,10 +16,10 @@ WATCHED = (
     "loss/policy",
     "loss/value",
     "entropy",
-    "kl",
     "grad_norm",
-    "parameter",
     "optimizer_state",
+    "parameter",
+    "kl",  # of the policies before and after the update
 )
 
 

@@ -46,12 +46,14 @@ def check_free(run_dir: Path) -> None:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise RunDirInUseError(_in_use(run_dir)) from error
+        except OSError:
+            pass  # a file system without locks, as above
 
 
 def _in_use(run_dir: Path) -> str:
     try:
         owner = json.loads((run_dir / LOCK).read_text(encoding="utf-8"))
         who = f"process {owner['pid']} on {owner['host']}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         who = "another process"
     return f"{run_dir} is in use by {who}; wait until it has ended, stop it, or choose another directory."

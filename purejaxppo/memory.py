@@ -1,7 +1,8 @@
 """Too little memory: how much it would have taken, and what to reduce."""
 
-import contextlib
 import dataclasses
+from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 import jax
@@ -15,6 +16,8 @@ from purejaxppo.rollout import rollout
 from purejaxppo.types import VecEnv
 from purejaxppo.validation import validate_config
 from purejaxppo.wrappers import training_env
+
+_TRIES = 1000  # values of a setting, from half of it downwards
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -63,24 +66,33 @@ def explain(config: TrainConfig, env: VecEnv, program: int | None) -> OutOfMemor
     needs = [f"its rollout buffer takes {_readable(rollout_bytes(config, env))}"]
     needs += [f"the compiled program {_readable(program)}"] if program else []
     needs += [f"the device has {_readable(available)}"] if available else []
-    return OutOfMemoryError(f"out of memory: {', '.join(needs)}; try {', or '.join(_reductions(config))}.")
+    advice = ", or ".join(_reductions(config)) or "a device with more memory"
+    return OutOfMemoryError(f"out of memory: {', '.join(needs)}; try {advice}.")
 
 
 def _reductions(config: TrainConfig) -> list[str]:
     """Up to three flags that would take less and are valid."""
-    smaller: dict[str, Any] = {
-        "num_envs": config.num_envs // 2,
-        "num_steps": config.num_steps // 2,
-        "num_minibatches": config.num_minibatches * 2,
-        "hidden_sizes": tuple(width // 2 for width in config.hidden_sizes),
+    smaller: dict[str, Iterable[Any]] = {
+        "num_envs": range(config.num_envs // 2, 0, -1),
+        "num_steps": range(config.num_steps // 2, 0, -1),
+        "num_minibatches": range(config.num_minibatches * 2, config.batch_size),
+        "hidden_sizes": [tuple(width // 2 for width in config.hidden_sizes)] if config.hidden_sizes else [],
     }
     flags = []
-    for name, value in smaller.items():
-        with contextlib.suppress(ConfigError):
-            validate_config(dataclasses.replace(config, **{name: value}))
+    for name, values in smaller.items():
+        value = next((value for value in islice(values, _TRIES) if _is_valid(config, name, value)), None)
+        if value is not None:
             text = " ".join(map(str, value)) if isinstance(value, tuple) else value
             flags.append(f"--{name.replace('_', '-')} {text}")
     return flags[:3]
+
+
+def _is_valid(config: TrainConfig, name: str, value: Any) -> bool:
+    try:
+        validate_config(dataclasses.replace(config, **{name: value}))
+    except ConfigError:
+        return False
+    return True
 
 
 def _readable(size: float) -> str:

@@ -62,7 +62,7 @@ def create_dir(out: Path | None, name: str) -> Path:
         if out.exists() and (not out.is_dir() or _holds_anything(out)):
             resume = f", or continue it by `purejaxppo resume {out}`" if (out / "config.json").is_file() else ""
             raise CheckpointError(f"{out} exists already and is not an empty directory; choose another --out{resume}.")
-        if len(os.fsencode(out.absolute())) > _LONGEST_PATH:
+        if len(str(out.absolute()).encode()) > _LONGEST_PATH:  # a name that is not UTF-8 raises ValueError
             raise CheckpointError(f"the path of {out.name[:50]!r} is too long; choose a shorter --out.")
         out.mkdir(parents=True, exist_ok=True)
     except CheckpointError:

@@ -43,7 +43,11 @@ class Saver:
         self._last = time.monotonic()
 
     def _write(self, env_steps: int, state: Snapshot, describe: Callable[[], dict[str, Any]]) -> None:
-        save_step(self._run_dir, env_steps, state, describe())
+        try:
+            meta = describe()
+        except OSError as error:
+            raise CheckpointError(f"cannot save the checkpoint of {env_steps} env steps: {error}") from error
+        save_step(self._run_dir, env_steps, state, meta)
         prune(self._run_dir, self._options.keep_newest, self._options.keep_best)
 
     def wait(self) -> None:
@@ -58,7 +62,7 @@ class Saver:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         try:
             self.wait()
-        except CheckpointError:
+        except Exception:
             if error is None:  # which would otherwise be the one to be told
                 raise
         finally:

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from rich.console import Console
 
-from purejaxppo.errors import DivergedError
+from purejaxppo.errors import DivergedError, OutOfMemoryError
 from purejaxppo.host_loop import Chunk, Hooks, Rows, Timing, train_in_chunks
 from purejaxppo.logger import JsonLines, ProgressDisplay, Sink, recent_return, whole_rows
-from purejaxppo.memory import device_bytes, explain, is_out_of_memory
+from purejaxppo.memory import device_bytes, explain, is_out_of_memory, program_bytes
 from purejaxppo.restore import load_runner
 from purejaxppo.run_dir import RunSettings
 from purejaxppo.saver import Saver
@@ -59,7 +59,14 @@ class Start(NamedTuple):
 def from_the_beginning(run: Run) -> Start:
     """A new run's first state."""
     _, hp, seed, _ = run.settings
-    return Start(lambda: jax.jit(run.trainer.init)(jax.random.key(seed), jax.tree.map(jnp.float32, hp)))
+    arguments = jax.random.key(seed), jax.tree.map(jnp.float32, hp)
+
+    def make() -> RunnerState:
+        program = jax.jit(run.trainer.init).lower(*arguments).compile()
+        _check_memory(run, program_bytes(program))
+        return program(*arguments)
+
+    return Start(make)
 
 
 def from_checkpoint(run: Run, strict: bool = False) -> Start:
@@ -150,6 +157,8 @@ def _train(run: Run, start: Start) -> tuple[RunnerState, Timing]:
             runner, timing = train_in_chunks(
                 config, run.trainer, hp, start.make, Hooks(report, begin, run.stop, saver.due, save)
             )
+        except OutOfMemoryError:  # explained already
+            raise
         except Exception as error:
             if is_out_of_memory(error):
                 raise explain(config, run.env, program) from error

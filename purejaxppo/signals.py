@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,10 +34,10 @@ class StopRequest:
     @contextmanager
     def ending_at_once(self, farewell: str) -> Iterator[None]:
         """Within it, the first signal ends everything: what was reached is saved already. `farewell` says so."""
-        if self.name:
-            self._end(farewell)
-        self._farewell = farewell
+        self._farewell = farewell  # before looking: a signal that comes in between must not be missed
         try:
+            if self.name:
+                self._end(farewell)
             yield
         finally:
             self._farewell = None
@@ -111,6 +110,8 @@ def _handled(handler: Callable[[int, FrameType | None], object]) -> Iterator[Non
 
 def end_process(message: str, code: int) -> NoReturn:
     """Ends the process at once, with one line on standard error."""
-    show_cursor = "\x1b[?25h\n" if sys.stderr.isatty() else ""  # which a progress bar hides
-    os.write(2, f"{show_cursor}purejaxppo: {message}\n".encode())
-    os._exit(code)
+    try:
+        show_cursor = "\x1b[?25h\n" if os.isatty(2) else ""  # which a progress bar hides
+        os.write(2, f"{show_cursor}purejaxppo: {message}\n".encode(errors="backslashreplace"))
+    finally:
+        os._exit(code)  # even if nobody reads that line any more

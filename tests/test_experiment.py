@@ -10,7 +10,6 @@ import sys
 import time
 
 import jax
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,7 +22,7 @@ from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.errors import CheckpointError, ConfigError, DivergedError
 from purejaxppo.experiment import evaluate_run, run_experiment
 from purejaxppo.logger import mean_return
-from purejaxppo.run_dir import RunSettings, create_run_dir, read_run_settings, write_inputs
+from purejaxppo.run_dir import read_run_settings
 
 HP = Hyperparams(learning_rate=1e-3)
 SMALL = {"num_envs": 4, "num_steps": 8, "num_epochs": 1, "num_minibatches": 2, "hidden_sizes": (4,)}
@@ -299,32 +298,6 @@ def test_a_file_in_its_place(tmp_path):
             run(out=out)
         assert caught.value.exit_code == 4
     assert (tmp_path / "file").read_text() == "precious"
-
-
-def test_names_of_run_directories(tmp_path, monkeypatch):
-    """Under runs/, of safe characters, and never the same twice."""
-    monkeypatch.chdir(tmp_path)
-    config = TrainConfig(env="../evil/é v0")
-    first, second = (create_run_dir(RunSettings(config, HP, 5, RunOptions()), None) for _ in range(2))
-    assert first != second
-    for path in (first, second):
-        assert path.parent.name == "runs"
-        assert path.name.startswith(".._evil_é_v0__ppo_clip__s5__")
-    assert len(list((tmp_path / "runs").iterdir())) == 2
-
-
-def test_an_empty_directory_will_do(tmp_path):
-    assert create_run_dir(RunSettings(CONFIG, HP, 0, RunOptions()), tmp_path) == tmp_path
-
-
-def test_numbers_of_numpy_are_written_as_numbers(tmp_path):
-    """The validation lets them pass."""
-    config = TrainConfig(num_envs=np.int64(4), hidden_sizes=(np.int32(8),), env_params={"gravity": np.float32(9.5)})
-    hp = Hyperparams(learning_rate=np.float32(0.5))
-    write_inputs(tmp_path, RunSettings(config, hp, np.int64(3), RunOptions(keep_best=np.int64(1))))
-    back, hp, *_ = read_run_settings(tmp_path)
-    assert (back.num_envs, back.hidden_sizes, dict(back.env_params)) == (4, (8,), {"gravity": 9.5})
-    assert hp.learning_rate == 0.5
 
 
 @pytest.mark.parametrize("change", [{"eval_episodes": 0}, {"eval_episodes": -1}])

@@ -1,0 +1,139 @@
+"""The watch: once per silence, after a limit that grows with the waits before it, and never when it is over."""
+
+import queue
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+
+from purejaxppo.watch import Watch
+
+PATIENCE = 0.15
+LONG = 10.0  # for what must happen; how long exactly is the machine's business
+SHORT = 3 * PATIENCE  # for what must not
+
+
+@contextmanager
+def watching(patience=PATIENCE):
+    """(watch, queue of what it says)"""
+    said = queue.Queue()
+    with Watch(said.put, patience) as watch:
+        yield watch, said
+
+
+def silent(said, seconds=SHORT):
+    with pytest.raises(queue.Empty):
+        said.get(timeout=seconds)
+    return True
+
+
+def test_once_per_silence():
+    """While compiling, then in each of two silences after signs of life; nothing is said twice."""
+    with watching() as (watch, said):
+        first = said.get(timeout=LONG)
+        assert silent(said)
+        watch.alive()
+        second = said.get(timeout=LONG)
+        assert silent(said)
+    assert said.empty()
+    assert first.startswith("still compiling after 0 s")
+    assert second.startswith("no update has finished for 0 s")
+
+
+def test_not_before_its_patience_is_over():
+    began = time.monotonic()
+    with watching(0.4) as (_, said):
+        said.get(timeout=LONG)
+    assert time.monotonic() - began >= 0.4
+
+
+def test_signs_of_life_keep_it_silent():
+    """Ten of them, together longer than its patience."""
+    with watching(1.0) as (watch, said):
+        until = time.monotonic() + 1.6
+        while time.monotonic() < until:
+            watch.alive()
+            time.sleep(0.02)
+        assert said.empty()
+
+
+def aged(watch, seconds):
+    """As if the last sign of life were that long ago."""
+    with watch._condition:
+        watch._last -= seconds
+
+
+def limit_of(waits, patience=60.0):
+    """The seconds of silence that the watch waits for after these seconds between signs of life; compiling comes first.
+
+    It is told by a thread's wait with a limit, which is noted instead of waited for.
+    """
+    limits = queue.Queue()
+
+    class Noting(Watch):
+        def _heard_within(self, seconds):
+            if seconds is not None:
+                limits.put(seconds)
+            return super()._heard_within(seconds)
+
+    with Noting(lambda text: None, patience) as watch:
+        limit = limits.get(timeout=LONG)
+        for seconds in waits:
+            aged(watch, seconds)
+            watch.alive()
+            limit = limits.get(timeout=LONG)
+    return limit
+
+
+@pytest.mark.parametrize(
+    ("waits", "limit"),
+    [
+        ([], 60),
+        ([1000.0], 60),  # compiling, which says nothing about updates
+        ([1000.0, 5.0], 60),
+        ([1000.0, 30.0], 300),
+        ([1000.0, 30.0, 8.0, 20.0], 300),
+        ([1000.0, 30.0, 8.0, 50.0], 500),
+        ([0.0, 1000.0], 10_000),
+    ],
+)
+def test_the_limit_is_ten_times_the_longest_wait(waits, limit):
+    assert limit_of(waits) == pytest.approx(limit, abs=50 if limit > 60 else 0)
+    assert limit_of(waits) >= limit
+
+
+def test_what_it_says_names_the_wait_and_what_to_try():
+    with watching(0.05) as (watch, said):
+        text = said.get(timeout=LONG)
+        assert "hidden_sizes" in text
+        watch.alive()
+        text = said.get(timeout=LONG)
+        assert "longest" not in text  # there was none
+        aged(watch, 0.06)
+        watch.alive()
+        text = said.get(timeout=2 * LONG)
+    assert text.startswith("no update has finished for ")
+    assert "the longest wait before was" in text
+    for remedy in ("Ctrl-C twice", "`resume`", "NPROC=8", "py-spy dump"):
+        assert remedy in text
+    assert "\n" not in text
+
+
+def test_it_ends_promptly():
+    """In the middle of its patience, and of the silence after it has spoken; its thread is gone."""
+    before = threading.active_count()
+    for patience in (1000.0, 0.01):
+        with watching(patience) as (_, said):
+            if patience < 1:
+                said.get(timeout=LONG)
+            began = time.monotonic()
+        assert time.monotonic() - began < 5
+        assert threading.active_count() == before
+
+
+def test_it_never_speaks_when_it_is_over():
+    """An error in what it watches passes through."""
+    with pytest.raises(KeyError), watching() as (_, said):
+        raise KeyError
+    assert silent(said)
