@@ -13,6 +13,7 @@ from purejaxppo.types import Metrics, RunnerState, Trainer
 WATCHED = (
     "observation",
     "reward",
+    "normalizer",
     "loss/policy",
     "loss/value",
     "entropy",

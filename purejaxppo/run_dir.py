@@ -99,13 +99,16 @@ def write_origin(directory: Path) -> None:
 def add_command(run_dir: Path) -> None:
     """Adds the present command to command.txt."""
     path = run_dir / "command.txt"
-    before = path.read_text(encoding="utf-8") if path.is_file() else ""
+    before = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     write_text(path, before + _command())
 
 
 def changed_versions(run_dir: Path) -> list[str]:
     """What of JAX and the device is another than when the run began, as `name old -> new`."""
-    then = read_json(run_dir / "versions.json")
+    try:
+        then = read_json(run_dir / "versions.json")
+    except CheckpointError:  # it is there for people; a run goes on without it
+        return [f"{run_dir / 'versions.json'} cannot be read; JAX or the device may have changed"]
     now = _versions()
     changed = differences({name: then.get(name) for name in _FROM}, {name: now[name] for name in _FROM})
     return list(changed.values())

@@ -253,7 +253,7 @@ def clean(run_dir: Path) -> None:
         if _LEFTOVER.fullmatch(path.name):
             shutil.rmtree(path, ignore_errors=True)
     for path in run_dir.iterdir():
-        if is_temporary(path):
+        if is_temporary(path) and path.is_file():
             path.unlink(missing_ok=True)
 
 

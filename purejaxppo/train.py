@@ -16,7 +16,7 @@ from purejaxppo.optimizer import anneal
 from purejaxppo.rollout import rollout
 from purejaxppo.types import Algorithm, Batch, Metrics, Network, RunnerState, Trainer, Transition, VecEnv
 from purejaxppo.validation import validate_config
-from purejaxppo.wrappers import training_env
+from purejaxppo.wrappers import running_stats, training_env
 
 
 def make_trainer(config: TrainConfig, env: VecEnv, network: Network, algorithm: Algorithm) -> Trainer:
@@ -66,8 +66,8 @@ def make_trainer(config: TrainConfig, env: VecEnv, network: Network, algorithm: 
         batch = _flatten(transition, advantage, target)
         learner, metrics = algorithm.update(key_update, hp, runner.learner, batch)
         metrics = {**_episode_metrics(sums), **_batch_metrics(hp, batch), **metrics}
-        watched = {"observation": (batch.obs, obs), "reward": transition.reward, **metrics}
-        watched |= {"parameter": learner.params, "optimizer_state": learner.opt_state}
+        watched = {"observation": (batch.obs, obs), "reward": transition.reward, "normalizer": running_stats(env_state)}
+        watched |= {"parameter": learner.params, "optimizer_state": learner.opt_state, **metrics}
         metrics["nonfinite"] = nonfinite(watched)
         return RunnerState(learner, env_state, obs, key, runner.updates + 1), metrics
 

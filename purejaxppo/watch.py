@@ -37,15 +37,17 @@ class Watch:
             self._condition.notify()
 
     def _run(self) -> None:
-        with self._condition:
-            while not self._done:
-                limit = max(self._patience, _FACTOR * self._longest)
-                if not self._heard_within(limit):
-                    self._say(_message(self._what, limit, self._longest))
-                    self._heard_within(None)
+        said = -1.0  # the sign of life after which there was silence
+        while not self._done:
+            with self._condition:
+                since, what, longest = self._last, self._what, self._longest
+                limit = max(self._patience, _FACTOR * longest) if since != said else None
+                heard = self._heard_after(since, limit)
+            if not heard:  # said without the lock: the listener may be what hangs
+                self._say(_message(what, limit or 0.0, longest))
+                said = since
 
-    def _heard_within(self, seconds: float | None) -> bool:
-        since = self._last
+    def _heard_after(self, since: float, seconds: float | None) -> bool:
         return self._condition.wait_for(lambda: self._done or self._last != since, timeout=seconds)
 
     def __enter__(self) -> Self:

@@ -191,6 +191,15 @@ def normalize_reward(env: VecEnv, gamma: float | jax.Array) -> VecEnv:
     return env._replace(reset=reset, step=step)
 
 
+def running_stats(env_state: Any) -> list[RunningStats]:
+    """All statistics in a training environment's state."""
+    found = []
+    while isinstance(env_state, _NormalizedObservation | _NormalizedReward):
+        found.append(env_state.stats)
+        env_state = env_state.inner
+    return found
+
+
 def observation_stats(env_state: Any) -> RunningStats | None:
     """The observation statistics in a training environment's state, if it normalises observations."""
     return env_state.stats if isinstance(env_state, _NormalizedObservation) else None

@@ -193,6 +193,12 @@ def test_the_environments_fault_is_named(request, cause, kind):
     assert first_cause(request.getfixturevalue(kind), spoil) == name
 
 
+@pytest.mark.parametrize("spoil", [Spoil(1, reward=3e30), Spoil(1, obs=3e30)])
+def test_a_normaliser_that_overflows_is_named(normalised, spoil):
+    """Its square is beyond float32, and all that it divides would be 0 for ever."""
+    assert first_cause(normalised, spoil) == "normalizer"
+
+
 def bad_optimizer_state(learner):
     """One element of the second moments is NaN, in each parameter."""
     clip, (adam, *others) = learner.opt_state

@@ -72,10 +72,10 @@ def limit_of(waits, patience=60.0):
     limits = queue.Queue()
 
     class Noting(Watch):
-        def _heard_within(self, seconds):
+        def _heard_after(self, since, seconds):
             if seconds is not None:
                 limits.put(seconds)
-            return super()._heard_within(seconds)
+            return super()._heard_after(since, seconds)
 
     with Noting(lambda text: None, patience) as watch:
         limit = limits.get(timeout=LONG)

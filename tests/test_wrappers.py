@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from probe_envs import walk
 
 from purejaxppo.config import TrainConfig
 from purejaxppo.distributions import DiagGaussian
@@ -19,6 +20,7 @@ from purejaxppo.wrappers import (
     normalize_observation,
     normalize_reward,
     observation_stats,
+    running_stats,
     standardize_by,
     track_episodes,
     training_env,
@@ -383,3 +385,12 @@ def test_the_rollout_stores_the_unbounded_action(policy):
     assert np.abs(stored).max() > 1
     assert np.abs(sent).max() <= 0.5
     np.testing.assert_allclose(transition.log_prob, transition.pi.log_prob(transition.action), rtol=1e-6)
+
+
+@pytest.mark.parametrize("reward", [False, True])
+@pytest.mark.parametrize("observation", [False, True])
+def test_running_stats_are_all_that_there_are(observation, reward):
+    config = TrainConfig(num_envs=3, normalize_observation=observation, normalize_reward=reward)
+    state, _ = training_env(config, walk(3), 0.9).reset(jax.random.key(0))
+    expected = [(2,)] * observation + [()] * reward
+    assert [stats.mean.shape for stats in running_stats(state)] == expected
