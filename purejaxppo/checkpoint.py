@@ -20,6 +20,14 @@ class Snapshot(NamedTuple):
     tree: Any  # of NumPy arrays of their own; a random key is its data
     spec: dict[str, str]  # path -> dtype[shape], a key's dtype naming its implementation
 
+    def sha256(self) -> str:
+        """Over the leaves in tree order, each with its path, dtype and shape."""
+        digest = hashlib.sha256()
+        for (path, spec), array in zip(self.spec.items(), jax.tree.leaves(self.tree), strict=True):
+            digest.update(f"{path} {spec}\n".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
 
 def snapshot(state: Any) -> Snapshot:
     """Copies a state to the host; waits until it has been computed."""
@@ -53,12 +61,8 @@ def read_state(directory: Path, expected: State) -> State:
 
 
 def state_sha256(state: Any) -> str:
-    """SHA-256 over the leaves in tree order, each with its path, dtype and shape."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}\n".encode())
-        digest.update(np.ascontiguousarray(_data(leaf)).tobytes())
-    return digest.hexdigest()
+    """The hash of a state's snapshot."""
+    return snapshot(state).sha256()
 
 
 def is_finite(tree: Any) -> bool:

@@ -23,7 +23,14 @@ from purejaxppo.commands import (
     Train,
     Verify,
 )
-from purejaxppo.errors import CheckpointError, ConfigError, EnvError, OutOfMemoryError, PureJaxPPOError
+from purejaxppo.errors import (
+    CheckpointError,
+    ConfigError,
+    EnvError,
+    OutOfMemoryError,
+    PureJaxPPOError,
+    is_out_of_memory,
+)
 from purejaxppo.flags import parse
 from purejaxppo.presets import PRESETS, TARGETS
 from purejaxppo.run_dir import RunSettings
@@ -63,7 +70,7 @@ def run(argv: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError):
+        if is_out_of_memory(error):
             message = "out of memory on the device; lower num_envs, num_steps or the number of evaluation episodes."
             return _fail(message, OutOfMemoryError.exit_code, debug)
         return _fail(f"internal error, {type(error).__name__}: {error}; --debug shows where.", 1, debug)
@@ -98,8 +105,12 @@ def _validate_compare(command: Compare) -> None:
 
 def _prepare(common: Common, must_work: bool = True) -> None:
     """Chooses the device and imports the plugins; the doctor says by itself what does not work."""
-    import jax
-
+    try:
+        import jax
+    except ImportError:
+        if must_work:
+            raise
+        return
     if common.device != "auto":
         jax.config.update("jax_platforms", common.device)
     try:
@@ -186,15 +197,14 @@ def _compare(command: Compare) -> int:
 
 def _evaluate(command: Evaluate) -> int:
     from purejaxppo.experiment import evaluate_run
+    from purejaxppo.store import Which
 
     result = evaluate_run(
         command.run_dir,
+        which=Which(command.step, command.strict, _note),
         episodes=command.episodes,
         greedy=not command.sampled,
         seed=command.seed,
-        env_steps=command.step,
-        strict=command.strict,
-        note=_note,
         allow_download=command.common.allow_download,
     )
     if command.common.json:
@@ -206,13 +216,12 @@ def _evaluate(command: Evaluate) -> int:
 
 def _export(command: Export) -> int:
     from purejaxppo.export import export_run
+    from purejaxppo.store import Which
 
     written = export_run(
         command.run_dir,
         command.out,
-        env_steps=command.step,
-        strict=command.strict,
-        note=_note,
+        Which(command.step, command.strict, _note),
         allow_download=command.common.allow_download,
     )
     if command.common.json:
@@ -261,7 +270,7 @@ def _doctor(command: Doctor) -> int:
         _print_table(describe_machine(report))
         _print_table(describe_checks(report))
         print("\n".join(f"- {sentence}" for sentence in report["recommendations"]))
-    return 0 if report["ok"] else 1
+    return 0 if report["ok"] else ConfigError.exit_code
 
 
 def _note(text: str) -> None:
@@ -328,10 +337,13 @@ def _describe(summary: dict[str, Any]) -> str:
 
 def _describe_evaluation(result: dict[str, Any]) -> str:
     unfinished = f", {result['unfinished']} broken off unfinished" if "unfinished" in result else ""
+    mean, std, iqm = (
+        "not finite" if result[name] is None else f"{result[name]:.{digits}g}"
+        for name, digits in (("return_mean", 4), ("return_std", 3), ("return_iqm", 4))
+    )
     return (
-        f"evaluation over {result['episodes']} episodes{unfinished}: return {result['return_mean']:.4g} "
-        f"+- {result['return_std']:.3g} (interquartile mean {result['return_iqm']:.4g}), "
-        f"length {result['length_mean']:.4g}"
+        f"evaluation over {result['episodes']} episodes{unfinished}: return {mean} +- {std} "
+        f"(interquartile mean {iqm}), length {result['length_mean']:.4g}"
     )
 
 
@@ -340,11 +352,12 @@ def _print_table(rows: Sequence[Sequence[str]]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Column, Table
+    from rich.text import Text
 
     name, *others = rows[0]
     table = Table(Column(name, no_wrap=True, overflow="fold"), *others, box=box.SIMPLE_HEAD)
     for row in rows[1:]:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # not a string, which may look like markup
     Console().print(table)
 
 

@@ -27,7 +27,7 @@ from purejaxppo.errors import ConfigError, DivergedError
 from purejaxppo.evaluate import evaluate_runner, evaluation_key
 from purejaxppo.files import whole_file, write_json, write_text
 from purejaxppo.host_loop import Chunk, Hooks, train_in_chunks
-from purejaxppo.logger import ProgressDisplay
+from purejaxppo.logger import ProgressDisplay, Terminal, say
 from purejaxppo.networks import make_network
 from purejaxppo.plot_comparison import plot_comparison
 from purejaxppo.run_dir import create_dir, write_origin
@@ -64,7 +64,7 @@ def compare(
       DivergedError: every single run diverged.
       PureJaxPPOError: of the kind that says what went wrong; the results of finished algorithms stay.
     """
-    console = console or Console(stderr=True)
+    console = console or Terminal()
     _validate(runs, seeds, eval_episodes, target)
     envs = [_build(config, hp, allow_download) for config, hp in runs]
     env_id = runs[0][0].env
@@ -72,7 +72,7 @@ def compare(
     write_origin(out)
     record = [settings_record(config, hp) for config, hp in runs]
     write_json(out / "comparison.json", {"format_version": 1, "seeds": list(seeds), "runs": record})
-    console.print(_headline(runs, seeds, out), highlight=False, soft_wrap=True)
+    say(console, _headline(runs, seeds, out))
 
     results: list[Result] = []
     for (config, hp), env in zip(runs, envs, strict=True):
@@ -103,6 +103,8 @@ def _validate(
         raise ConfigError("the runs are of different environments; a comparison takes one.")
     if len(seeds) < 1 or len(set(seeds)) < len(seeds):
         raise ConfigError(f"seeds = {list(seeds)}: a comparison takes different ones, at least one.")
+    if any(config.on_nonfinite != "stop" for config, _ in runs):
+        raise ConfigError("a comparison counts the runs that diverge: on_nonfinite has to be stop.")
     for seed in (min(seeds), max(seeds)):
         validate_seed(seed)
     if eval_episodes < 1:
@@ -130,7 +132,7 @@ def _train_all(
     """All seeds of one algorithm in one compiled program."""
     batching = batching_for(jax.default_backend())
     trainer = over_seeds(trainer_from_config(config, env), batching)
-    console.print(config.algorithm, highlight=False)
+    say(console, config.algorithm)
     with ProgressDisplay(console, config.env_steps * len(seeds)) as progress:
         curves = _Curves(config, len(seeds), progress)
         keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))

@@ -149,7 +149,7 @@ class RunOptions:
     checkpoint_seconds: float = 60.0
     """Save the state whenever this many seconds have passed, and at the end."""
     keep_newest: int = 2
-    """Checkpoints to keep: the newest ones ..."""
+    """Checkpoints to keep: the newest ones, at least two, so that one may be damaged ..."""
     keep_best: int = 1
     """... and those with the best training returns."""
 

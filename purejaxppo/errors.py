@@ -41,6 +41,13 @@ class RunDirInUseError(PureJaxPPOError):
     exit_code = 6
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is XLA's or Python's way of saying so. Tensorstore says RESOURCE_EXHAUSTED of a full disk."""
+    if isinstance(error, CheckpointError):
+        return False
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error)
+
+
 class OutOfMemoryError(PureJaxPPOError, MemoryError):
     """The program does not fit into the device's memory."""
 

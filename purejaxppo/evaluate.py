@@ -77,18 +77,23 @@ def evaluation_key(seed: int | jax.Array) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), 0x5EED)
 
 
-def summarize(episodes: Episodes) -> dict[str, float | int]:
+def summarize(episodes: Episodes) -> dict[str, Any]:
     """Host-side summary: episodes, return_mean, return_std, return_iqm (mean of the middle half), length_mean.
 
-    `unfinished` appears only if episodes were broken off.
+    A return that is not finite, as an environment with a bad reward gives, makes its figures None. `unfinished` appears
+    only if episodes were broken off.
     """
     returns = np.asarray(episodes.episode_return, np.float64)
     unfinished = int(np.sum(~np.asarray(episodes.finished)))
     return {
         "episodes": len(returns),
-        "return_mean": float(returns.mean()),
-        "return_std": float(returns.std()),
-        "return_iqm": float(interquartile_mean(returns)),
+        "return_mean": _finite(returns.mean()),
+        "return_std": _finite(returns.std()) if np.isfinite(returns).all() else None,
+        "return_iqm": _finite(interquartile_mean(returns)),
         "length_mean": float(np.mean(np.asarray(episodes.episode_length, np.float64))),
         **({"unfinished": unfinished} if unfinished else {}),
     }
+
+
+def _finite(number: Any) -> float | None:
+    return float(number) if np.isfinite(number) else None

@@ -12,13 +12,12 @@ from rich.console import Console
 from purejaxppo.checkpoint import state_sha256
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.envs import from_gymnax
-from purejaxppo.errors import ConfigError, OutOfMemoryError
+from purejaxppo.errors import CheckpointError, ConfigError, OutOfMemoryError, is_out_of_memory
 from purejaxppo.evaluate import evaluate_runner, evaluation_key, summarize
 from purejaxppo.files import read_json, write_json
 from purejaxppo.host_loop import Timing
 from purejaxppo.lock import locked
-from purejaxppo.logger import Sink, mean_return, read_metrics
-from purejaxppo.memory import is_out_of_memory
+from purejaxppo.logger import Sink, Terminal, mean_return, read_metrics, say
 from purejaxppo.networks import make_network
 from purejaxppo.plot import plot_runs
 from purejaxppo.restore import restore
@@ -32,13 +31,16 @@ from purejaxppo.run_dir import (
     write_settings,
 )
 from purejaxppo.session import Run, Start, from_checkpoint, from_the_beginning, train_session
+from purejaxppo.settings import refuse_changes
 from purejaxppo.signals import StopRequest, stop_on_signal
-from purejaxppo.store import clean
+from purejaxppo.store import Which, clean
 from purejaxppo.train import trainer_from_config
 from purejaxppo.types import RunnerState, VecEnv
 from purejaxppo.validation import validate_seed
 
 _OPTIONS = RunOptions()
+_NEWEST = Which()
+_PICTURE = Path("plots") / "learning_curve.png"
 
 
 def run_experiment(
@@ -67,7 +69,7 @@ def run_experiment(
     Raises:
       PureJaxPPOError: of the kind that says what went wrong; what had been written stays.
     """
-    console = console or Console(stderr=True)
+    console = console or Terminal()
     settings = RunSettings(config, hp, seed, options)
     settings.validate()
     with _listening(stop) as stop:
@@ -77,7 +79,7 @@ def run_experiment(
         with locked(run_dir):
             write_inputs(run_dir, settings)
             run = Run(run_dir, settings, env, trainer, console, stop, sinks)
-            console.print(_headline(settings, run_dir), highlight=False, soft_wrap=True)
+            say(console, _headline(settings, run_dir))
             return _finish(run, from_the_beginning(run))
 
 
@@ -104,19 +106,18 @@ def resume_experiment(
     Raises:
       PureJaxPPOError: of the kind that says what went wrong.
     """
-    console = console or Console(stderr=True)
-    settings = settings or read_run_settings(run_dir)
+    console = console or Terminal()
+    own = read_run_settings(run_dir)
+    settings = settings or own
     settings.validate()
+    refuse_changes(own.record(), settings.record(), f"leave them as they are in {run_dir / 'config.json'}.")
     config = settings.config
     with _listening(stop) as stop, locked(run_dir):
         summary = _finished_summary(run_dir, config)
         if summary:
-            console.print(
-                f"{run_dir} is finished already, after {summary['env_steps']:,} env steps; "
-                f"--total-timesteps goes on beyond.",
-                highlight=False,
-                soft_wrap=True,
-            )
+            after = f"after {summary['env_steps']:,} env steps; --total-timesteps goes on beyond."
+            say(console, f"{run_dir} is finished already, {after}")
+            _draw(run_dir)
             return summary
         clean(run_dir)
         env = from_gymnax(config.env, config.num_envs, allow_download=allow_download, **dict(config.env_params))
@@ -126,9 +127,9 @@ def resume_experiment(
         for change in changed_versions(run_dir):
             run.note(f"{change} since the run began; the last bits of its results may differ.")
         write_settings(run_dir, settings)
+        (run_dir / "summary.json").unlink(missing_ok=True)  # of what is to be more than that now
         add_command(run_dir)
-        at = f"resumed at {start.updates * config.batch_size:,} env steps"
-        console.print(f"{_headline(settings, run_dir)}  {at}", highlight=False, soft_wrap=True)
+        say(console, f"{_headline(settings, run_dir)}  resumed at {start.updates * config.batch_size:,} env steps")
         return _finish(run, start)
 
 
@@ -138,9 +139,10 @@ def _listening(stop: StopRequest | None) -> AbstractContextManager[StopRequest]:
 
 def _finished_summary(run_dir: Path, config: TrainConfig) -> dict[str, Any] | None:
     """The summary of a run that has done what `config` asks for."""
-    if not (run_dir / "summary.json").is_file():
+    try:
+        summary = read_json(run_dir / "summary.json")
+    except CheckpointError:  # missing, or not to be read: it will be written again
         return None
-    summary = read_json(run_dir / "summary.json")
     done = summary.get("exit_reason") == "finished" and summary.get("env_steps") == config.env_steps
     return {**summary, "run_dir": str(run_dir)} if done else None
 
@@ -172,9 +174,16 @@ def _finish(run: Run, start: Start) -> dict[str, Any]:
             summary["evaluation"] = _evaluate_at_the_end(run, runner)
     summary["exit_reason"] = run.stop() or "finished"
     write_json(run.run_dir / "summary.json", summary)
-    if any(row["episode/return"] is not None for row in history):
-        plot_runs([run.run_dir], run.run_dir / "plots" / "learning_curve.png")
+    (run.run_dir / _PICTURE).unlink(missing_ok=True)
+    _draw(run.run_dir)
     return summary
+
+
+def _draw(run_dir: Path) -> None:
+    """The learning curve, unless it is there, or no episode has finished that it could show."""
+    rows = read_metrics(run_dir / "metrics.jsonl")
+    if not (run_dir / _PICTURE).exists() and any(row["episode/return"] is not None for row in rows):
+        plot_runs([run_dir], run_dir / _PICTURE)
 
 
 def _summary(run: Run, runner: RunnerState, timing: Timing, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -202,7 +211,7 @@ def _mean_speed(run: Run, updates: int, timing: Timing) -> float:
     return updates * run.settings.config.batch_size / timing.train_seconds if timing.train_seconds else 0.0
 
 
-def _evaluate_at_the_end(run: Run, runner: RunnerState) -> dict[str, float | int]:
+def _evaluate_at_the_end(run: Run, runner: RunnerState) -> dict[str, Any]:
     config, _, seed, options = run.settings
     try:
         return _evaluate(config, run.env, runner, options.eval_episodes, seed, greedy=True)
@@ -218,20 +227,20 @@ def _evaluate_at_the_end(run: Run, runner: RunnerState) -> dict[str, float | int
 def evaluate_run(
     run_dir: Path,
     *,
+    which: Which = _NEWEST,
     episodes: int = 128,
     greedy: bool = True,
     seed: int = 0,
     allow_download: bool = False,
-    **options: Any,
-) -> dict[str, float | int]:
+) -> dict[str, Any]:
     """Plays episodes with a saved run's policy and frozen normalisers; returns their summary.
 
-    `options` are those of `restore`: which checkpoint it is, and how strict to be about it.
+    `which` says with which checkpoint, by default the newest sound one. Raises PureJaxPPOError.
     """
     validate_seed(seed)
     if episodes < 1:
         raise ConfigError(f"episodes = {episodes}; it takes at least 1.")
-    saved = restore(run_dir, allow_download=allow_download, **options)
+    saved = restore(run_dir, which, allow_download=allow_download)
     return _evaluate(saved.config, saved.env, saved.runner, episodes, seed, greedy, allow_download)
 
 
@@ -243,7 +252,7 @@ def _evaluate(
     seed: int,
     greedy: bool,
     allow_download: bool = True,
-) -> dict[str, float | int]:
+) -> dict[str, Any]:
     network = make_network(config, env)
     copies = from_gymnax(config.env, episodes, allow_download=allow_download, **dict(config.env_params))
     play = jax.jit(lambda key, runner: evaluate_runner(key, config, copies, network.apply, runner, greedy))

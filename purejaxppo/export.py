@@ -19,13 +19,15 @@ from purejaxppo.machine import installed_versions
 from purejaxppo.networks import make_network
 from purejaxppo.restore import SavedRun, restore
 from purejaxppo.run_dir import create_dir
+from purejaxppo.store import Which
 from purejaxppo.types import Box, Discrete
 from purejaxppo.wrappers import NORMALIZER_CLIP, NORMALIZER_EPSILON, action_bound, observation_stats, standardize_by
 
+_NEWEST = Which()
 _PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def export_run(run_dir: Path, out: Path, **options: Any) -> dict[str, Any]:
+def export_run(run_dir: Path, out: Path, which: Which = _NEWEST, *, allow_download: bool = False) -> dict[str, Any]:
     """Writes the greedy policy of a run into a directory that can be used without this package.
 
     - `policy.stablehlo`: for `jax.export.deserialize`; what `greedy_policy` returns, its parameters baked in, for a
@@ -37,7 +39,8 @@ def export_run(run_dir: Path, out: Path, **options: Any) -> dict[str, Any]:
     Args:
       run_dir: of the run.
       out: missing, or an empty directory.
-      options: those of `restore`: which checkpoint it is, by default the newest sound one, and how strict to be.
+      which: checkpoint, by default the newest sound one.
+      allow_download: let the run's environment fetch its data set.
 
     Returns:
       out, files (name -> bytes), env, algorithm, env_steps, observation_space, action_space, parameters (how many
@@ -48,7 +51,7 @@ def export_run(run_dir: Path, out: Path, **options: Any) -> dict[str, Any]:
       ConfigError: the packages of the extra `export` are missing.
     """
     save_weights = _safetensors_save()
-    run = restore(run_dir, **options)
+    run = restore(run_dir, which, allow_download=allow_download)
     weights = _weights(run)
     packed = save_weights(weights)
     spec = {**_spec(run, weights), "weights_sha256": hashlib.sha256(packed).hexdigest()}

@@ -17,12 +17,11 @@ from purejaxppo.errors import ConfigError
 from purejaxppo.files import is_file
 from purejaxppo.run_dir import read_run_settings
 from purejaxppo.settings import (
-    CHANGEABLE,
     FIELDS,
     OPTION_FIELDS,
-    differences,
     for_algorithm,
     read_settings,
+    refuse_changes,
     refuse_foreign,
     refuse_foreign_in_file,
     resolve,
@@ -91,13 +90,11 @@ def _resume_default(args: list[str]) -> Resume:
 def _refuse_changes(command: Resume) -> None:
     """Raises ConfigError for a setting that is another than the run's and would alter its result."""
     config, hp, _, _ = read_run_settings(command.run_dir)
-    changed = differences(settings_record(config, hp), settings_record(command.settings, command.hp))
-    changed = {name: change for name, change in changed.items() if name not in CHANGEABLE}
-    if changed:
-        raise ConfigError(
-            f"a resumed run keeps its settings, but these would change: {', '.join(changed.values())}; leave them "
-            f"out, or train anew with --config {command.run_dir / 'config.json'}."
-        )
+    refuse_changes(
+        settings_record(config, hp),
+        settings_record(command.settings, command.hp),
+        f"leave them out, or train anew with --config {command.run_dir / 'config.json'}.",
+    )
 
 
 def _compare_default(args: list[str]) -> Compare:

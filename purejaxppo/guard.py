@@ -1,7 +1,7 @@
 """Numbers that are not finite: found on the device, once per update, and what a trainer does about them."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,8 +55,16 @@ def undo_nonfinite(trainer: Trainer) -> Trainer:
     return trainer._replace(update=update)
 
 
-GUARDS: dict[OnNonfinite, Callable[[Trainer], Trainer]] = {
-    "stop": lambda trainer: trainer,  # the host does
-    "skip": undo_nonfinite,
-    "rollback": lambda trainer: trainer,  # likewise
+class Guard(NamedTuple):
+    """What is done about a number that is not finite: by the trainer itself, and by the host."""
+
+    wrap: Callable[[Trainer], Trainer] = lambda trainer: trainer
+    patience: int = 1  # updates in a row that may be bad, before the host stops the run
+    rollbacks: int = 0  # times that it then goes back to one and the same checkpoint
+
+
+GUARDS: dict[OnNonfinite, Guard] = {
+    "stop": Guard(),
+    "skip": Guard(wrap=undo_nonfinite, patience=10),
+    "rollback": Guard(rollbacks=3),
 }

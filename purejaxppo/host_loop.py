@@ -10,7 +10,7 @@ import numpy as np
 
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.errors import DivergedError
-from purejaxppo.guard import first_nonfinite
+from purejaxppo.guard import GUARDS, first_nonfinite
 from purejaxppo.logger import Sink, emit
 from purejaxppo.memory import program_bytes
 from purejaxppo.train import advance
@@ -21,7 +21,6 @@ from purejaxppo.types import Params, RunnerState, Trainer
 _CHUNK_WORK = {"cpu": 1e10}
 _CHUNK_WORK_ACCELERATOR = 1e11
 _CHUNK_UPDATES = 64
-_PATIENCE = 10  # updates in a row that may be undone
 
 
 class Timing(NamedTuple):
@@ -150,14 +149,15 @@ class Rows:
 
     Args:
       seconds: of training before the first chunk, in a run that was resumed.
+      bad: updates just before it, in a row, that were undone.
     """
 
-    def __init__(self, config: TrainConfig, sinks: Sequence[Sink], seconds: float = 0.0) -> None:
+    def __init__(self, config: TrainConfig, sinks: Sequence[Sink], seconds: float = 0.0, bad: int = 0) -> None:
         self._batch_size = config.batch_size
-        self._patience = _PATIENCE if config.on_nonfinite == "skip" else 1
+        self._patience = GUARDS[config.on_nonfinite].patience
         self._sinks = list(sinks)
         self._seconds = seconds
-        self._bad = 0  # in a row
+        self._bad = bad
 
     def __call__(self, chunk: Chunk) -> None:
         columns = {name: x.tolist() for name, x in chunk.metrics.items()}

@@ -1,5 +1,6 @@
 """Where a run's metrics go. A sink is any callable(env_steps, metrics), called once per update."""
 
+import contextlib
 import json
 import math
 import os
@@ -113,11 +114,20 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def recent_return(path: Path, limit: int, updates: int) -> float | None:
     """Mean return of the episodes that ended in the last updates within a metrics file's first `limit` bytes."""
+    return mean_return(last_rows(path, limit, updates))
+
+
+def last_rows(path: Path, limit: int, updates: int) -> list[dict[str, Any]]:
+    """The last rows within a metrics file's first `limit` bytes; what is not a row is left out."""
     begin = max(0, limit - updates * _LONGEST_ROW)
     with path.open("rb") as file:
         file.seek(begin)
         lines = file.read(limit - begin).splitlines()
-    return mean_return([json.loads(line) for line in lines[begin > 0 :][-updates:]])  # the first may be torn
+    rows = []
+    for line in lines[-updates:]:
+        with contextlib.suppress(ValueError):  # the first may be torn
+            rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict) and {"episode/return", "episode/count"} <= row.keys()]
 
 
 def mean_return(rows: Sequence[Mapping[str, Any]]) -> float | None:
@@ -129,6 +139,23 @@ def mean_return(rows: Sequence[Mapping[str, Any]]) -> float | None:
     ended = [(mean, count) for mean, count in pairs if count and mean is not None]
     count = sum(count for _, count in ended)
     return sum(mean * count for mean, count in ended) / count if count else None
+
+
+class Terminal(Console):
+    """Standard error, for what people read beside the result. If nobody reads it any more, training goes on."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"stderr": True, "markup": False, "highlight": False, "soft_wrap": True, **options})
+
+    def on_broken_pipe(self) -> None:
+        """Rich would end the process."""
+        self.quiet = True
+
+
+def say(console: Console, text: str) -> None:
+    """A line as it is; what cannot be written is not worth a run."""
+    with contextlib.suppress(OSError):
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 class ProgressDisplay:
@@ -170,7 +197,7 @@ class ProgressDisplay:
             self._bar.update(self._task, completed=self._steps, description=text)
         else:
             remaining = (self._total - self._steps) / speed if speed else math.nan
-            self._console.print(f"{text}  ETA {remaining:.0f} s", highlight=False, soft_wrap=True)
+            say(self._console, f"{text}  ETA {remaining:.0f} s")
 
     def start_clock(self) -> None:
         """Training starts now; what came before was compilation."""
@@ -180,7 +207,7 @@ class ProgressDisplay:
         if self._bar:
             self._bar.start()
         else:
-            self._console.print("compiling", highlight=False)
+            say(self._console, "compiling")
         return self
 
     def __exit__(self, *_: object) -> None:

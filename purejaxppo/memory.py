@@ -20,11 +20,6 @@ from purejaxppo.wrappers import training_env
 _TRIES = 1000  # values of a setting, from half of it downwards
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is XLA's or Python's way of saying so."""
-    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error)
-
-
 def program_bytes(compiled: jax.stages.Compiled) -> int:
     """What a compiled program needs at a time, by the compiler's own account: arguments, results and scratch."""
     figures: Any = compiled.memory_analysis()

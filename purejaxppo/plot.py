@@ -99,11 +99,12 @@ def _draw_run(axes: Any, curve: Curve, run_dir: Path, colour: str, label: str) -
     axes.plot(steps, smooth(returns), color=colour, label=label)
     summary = run_dir / "summary.json"
     result = read_json(summary) if summary.is_file() else {}
-    if evaluation := result.get("evaluation"):
+    evaluation = result.get("evaluation")
+    if evaluation and evaluation["return_mean"] is not None:
         axes.errorbar(
             [result["env_steps"]],
             [evaluation["return_mean"]],
-            yerr=[evaluation["return_std"]],
+            yerr=[evaluation["return_std"] or 0.0],
             fmt="D",
             color=colour,
             capsize=3,

@@ -31,6 +31,10 @@ class RunSettings(NamedTuple):
     seed: int
     options: RunOptions
 
+    def record(self) -> dict[str, Any]:
+        """What decides the result, as JSON has it."""
+        return {"seed": self.seed, **settings_record(self.config, self.hp)}
+
     def validate(self) -> None:
         """Raises ConfigError for what cannot work."""
         validate_config(self.config)
@@ -53,10 +57,7 @@ def create_dir(out: Path | None, name: str) -> Path:
       CheckpointError: it cannot be made, or is not empty.
     """
     if out is None:
-        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-        safe = re.sub(r"[^\w.-]", "_", name)
-        base = Path("runs") / f"{safe}__{stamp}"
-        out = next(p for p in (base, *(base.with_name(f"{base.name}-{i}") for i in range(2, 1000))) if not p.exists())
+        return _create_named(name)
     try:
         check_free(out)
         if out.exists() and (not out.is_dir() or _holds_anything(out)):
@@ -72,21 +73,39 @@ def create_dir(out: Path | None, name: str) -> Path:
     return out
 
 
+def _create_named(name: str) -> Path:
+    """A directory of runs/ that nobody else has made in the same second."""
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    safe = re.sub(r"[^\w.-]", "_", name)
+    base = Path("runs") / f"{safe}__{stamp}"
+    for path in (base, *(base.with_name(f"{base.name}-{i}") for i in range(2, 1000))):
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise CheckpointError(f"cannot create the directory {str(path)!r}: {error}") from error
+    raise CheckpointError(f"{base} and 998 more like it exist already; choose an --out.")
+
+
 def _holds_anything(directory: Path) -> bool:
-    """Whether there is more than what a run that was killed in its first moments leaves."""
-    return any(path.name != LOCK and not is_temporary(path) for path in directory.iterdir())
+    """Whether there is more than what a run that was killed in its first moments leaves: all before config.json."""
+    early = (LOCK, "versions.json", "command.txt")
+    return any(path.name not in early and not is_temporary(path) for path in directory.iterdir())
 
 
 def write_inputs(run_dir: Path, settings: RunSettings) -> None:
-    """config.json, and what `write_origin` writes."""
+    """config.json, and what `write_origin` writes. Raises CheckpointError if another run has come before."""
+    if _holds_anything(run_dir):
+        raise CheckpointError(f"{run_dir} has just been taken by another run; choose another --out.")
     write_origin(run_dir)
     write_settings(run_dir, settings)
 
 
 def write_settings(run_dir: Path, settings: RunSettings) -> None:
     """config.json, which makes a directory a run's."""
-    content = {"format_version": FORMAT_VERSION, "seed": settings.seed}
-    content |= settings_record(settings.config, settings.hp) | dataclasses.asdict(settings.options)
+    content = {"format_version": FORMAT_VERSION, **settings.record(), **dataclasses.asdict(settings.options)}
     write_json(run_dir / "config.json", content)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import reduce
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,20 +11,19 @@ import jax
 import jax.numpy as jnp
 from rich.console import Console
 
-from purejaxppo.errors import DivergedError, OutOfMemoryError
+from purejaxppo.errors import CheckpointError, DivergedError, OutOfMemoryError, is_out_of_memory
+from purejaxppo.guard import GUARDS
 from purejaxppo.host_loop import Chunk, Hooks, Rows, Timing, train_in_chunks
-from purejaxppo.logger import JsonLines, ProgressDisplay, Sink, recent_return, whole_rows
-from purejaxppo.memory import device_bytes, explain, is_out_of_memory, program_bytes
+from purejaxppo.logger import JsonLines, ProgressDisplay, Sink, last_rows, recent_return, say, whole_rows
+from purejaxppo.memory import device_bytes, explain, program_bytes
 from purejaxppo.restore import load_runner
 from purejaxppo.run_dir import RunSettings
 from purejaxppo.saver import Saver
-from purejaxppo.settings import settings_record
 from purejaxppo.signals import StopRequest
-from purejaxppo.store import list_steps
+from purejaxppo.store import Which, fault, list_steps
 from purejaxppo.types import RunnerState, Trainer, VecEnv
 from purejaxppo.watch import Watch
 
-_ROLLBACKS = 3  # from one checkpoint
 _RECENT = 100  # updates, whose episodes say how good a checkpoint is
 
 
@@ -44,7 +44,7 @@ class Run(NamedTuple):
 
     def note(self, text: str) -> None:
         """Says something beside the progress."""
-        self.console.print(f"purejaxppo: {text}", highlight=False, soft_wrap=True)
+        say(self.console, f"purejaxppo: {text}")
 
 
 class Start(NamedTuple):
@@ -54,6 +54,7 @@ class Start(NamedTuple):
     updates: int = 0  # done
     metrics_bytes: int = 0  # of metrics.jsonl that belong to them
     seconds: float = 0.0  # of training that they took
+    bad: int = 0  # of the last of them, in a row, that were undone
 
 
 def from_the_beginning(run: Run) -> Start:
@@ -73,12 +74,13 @@ def from_checkpoint(run: Run, strict: bool = False) -> Start:
     """The newest sound checkpoint; the beginning if none has ever been saved. Raises CheckpointError."""
     if not list_steps(run.run_dir):
         return from_the_beginning(run)
-    config, hp, _, _ = run.settings
-    runner, meta = load_runner(run.run_dir, config, hp, run.trainer, strict=strict, note=run.note)
+    runner, meta = load_runner(run.run_dir, run.settings, run.trainer, Which(strict=strict, note=run.note))
     kept = whole_rows(run.metrics_file, meta["metrics_bytes"])
     if kept < meta["metrics_bytes"]:
         run.note(f"{run.metrics_file} has lost rows since the checkpoint was saved; it goes on without them.")
-    return Start(lambda: runner, meta["updates"], kept, meta["seconds"])
+    rows = last_rows(run.metrics_file, kept, _RECENT) if kept else []
+    bad = len(list(takewhile(lambda row: "nonfinite" in row, reversed(rows))))
+    return Start(lambda: runner, meta["updates"], kept, meta["seconds"], bad)
 
 
 def train_session(run: Run, start: Start) -> tuple[RunnerState, Timing]:
@@ -94,10 +96,13 @@ def train_session(run: Run, start: Start) -> tuple[RunnerState, Timing]:
         try:
             return _train(run, start)
         except DivergedError as error:
-            if run.settings.config.on_nonfinite != "rollback" or len(failed_at) == _ROLLBACKS:
+            rollbacks = GUARDS[run.settings.config.on_nonfinite].rollbacks
+            if not rollbacks:
                 raise _with_last_good(run, error) from None
             before, start = start.updates, from_checkpoint(run)
             failed_at = [*(failed_at if start.updates == before else []), error.update]
+            if len(failed_at) > rollbacks:
+                raise _with_last_good(run, error) from None
             run.note(f"{error} Rolled back to {start.updates * run.settings.config.batch_size} env steps.")
             start = start._replace(make=_other_key(start.make, failed_at))
 
@@ -113,8 +118,8 @@ def _other_key(make: Callable[[], RunnerState], failed_at: list[int]) -> Callabl
 
 
 def _with_last_good(run: Run, error: DivergedError) -> DivergedError:
-    steps = list_steps(run.run_dir)
-    good = f"the last good checkpoint is {steps[0].path}" if steps else "no checkpoint had been saved"
+    steps = [step for step in list_steps(run.run_dir) if fault(step.path) is None]
+    good = f"the last good checkpoint is {steps[0].path}" if steps else "there is no good checkpoint"
     advice = f"; `purejaxppo resume {run.run_dir} --on-nonfinite skip` goes on from there" if steps else ""
     return DivergedError(f"{error} It was not saved; {good}{advice}.", error.update)
 
@@ -130,7 +135,7 @@ def _train(run: Run, start: Start) -> tuple[RunnerState, Timing]:
         Watch(run.note) as watch,
         Saver(run.run_dir, options) as saver,
     ):
-        rows = Rows(config, [log, progress, *run.sinks], start.seconds)
+        rows = Rows(config, [log, progress, *run.sinks], start.seconds, start.bad)
         seconds = start.seconds
 
         def report(chunk: Chunk) -> None:
@@ -163,13 +168,16 @@ def _train(run: Run, start: Start) -> tuple[RunnerState, Timing]:
             if is_out_of_memory(error):
                 raise explain(config, run.env, program) from error
             raise
+        try:
+            saver.wait()
+        except CheckpointError as error:  # the last save is worth another try
+            run.note(str(error))
         save(int(runner.updates), runner)
     return runner, timing._replace(train_seconds=seconds)
 
 
 def _description(run: Run, updates: int, log: JsonLines, seconds: float) -> Callable[[], dict[str, Any]]:
     """What a checkpoint's meta.json says of the run. What takes time is left to the thread that saves."""
-    config, hp, seed, _ = run.settings
     position = log.position()
 
     def describe() -> dict[str, Any]:
@@ -179,8 +187,7 @@ def _description(run: Run, updates: int, log: JsonLines, seconds: float) -> Call
             "metrics_bytes": position,
             "seconds": seconds,
             "train_return": recent_return(run.metrics_file, position, _RECENT),
-            "seed": seed,
-            "settings": settings_record(config, hp),
+            "settings": run.settings.record(),
         }
 
     return describe

@@ -82,6 +82,22 @@ def settings_record(config: TrainConfig, hp: Hyperparams) -> dict[str, Any]:
     return {**record, "hidden_sizes": list(config.hidden_sizes)}
 
 
+def refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any], advice: str) -> None:
+    """Raises ConfigError, with all differences, if a resumed run would become another one.
+
+    Args:
+      old, new: of `settings_record`, with the seed; what an older version did not know has its default.
+      advice: what to do about it.
+    """
+    defaults = settings_record(TrainConfig(), Hyperparams())
+    changed = differences({**defaults, **old}, {**defaults, **new})
+    changed = {name: change for name, change in changed.items() if name not in CHANGEABLE}
+    if changed:
+        raise ConfigError(
+            f"a resumed run keeps its settings, but these differ: {', '.join(changed.values())}; {advice}"
+        )
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
     """What differs between two records: name -> `name old -> new`."""
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]

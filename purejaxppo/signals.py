@@ -14,7 +14,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopRequest:
-    """Names the signal that asked to stop, if one did. A second one aborts at once, with KeyboardInterrupt."""
+    """Names the signal that asked to stop, if one did. Ctrl-C after that aborts at once, with KeyboardInterrupt."""
 
     def __init__(self) -> None:
         self.name: str | None = None
@@ -26,7 +26,7 @@ class StopRequest:
     def received(self, number: int) -> None:
         """A signal has come."""
         again, self.name = self.name is not None, signal.Signals(number).name
-        if again:
+        if again and number == signal.SIGINT:  # a batch system's second signal is no loss of patience
             self._abort()
         if self._farewell:
             self._end(self._farewell)

@@ -41,11 +41,16 @@ class Step(NamedTuple):
 
 
 def list_steps(run_dir: Path) -> list[Step]:
-    """What is named like a checkpoint, newest first; nothing is said yet of what it holds."""
+    """What is named like a checkpoint, newest first; nothing is said yet of what it holds.
+
+    Raises CheckpointError if the directory is there and cannot be read: that is not the same as there being none.
+    """
     try:
         found = list((run_dir / "checkpoints").iterdir())
-    except OSError:
+    except FileNotFoundError:
         return []
+    except OSError as error:
+        raise CheckpointError(f"cannot read {run_dir / 'checkpoints'}: {error}") from error
     steps = [Step(int(match[1]), path) for path in found if (match := _STEP.fullmatch(path.name))]
     return sorted(steps, reverse=True)
 
@@ -53,7 +58,7 @@ def list_steps(run_dir: Path) -> list[Step]:
 def save_step(run_dir: Path, env_steps: int, state: Snapshot, meta: dict[str, Any]) -> Path:
     """Writes a checkpoint and returns its directory, once it is on the disk.
 
-    One that is there under the same name is replaced if it is damaged, and kept if it is not.
+    Nothing is written if the same state is there already, and sound; anything else under its name is replaced.
 
     Args:
       run_dir: of the run.
@@ -65,17 +70,15 @@ def save_step(run_dir: Path, env_steps: int, state: Snapshot, meta: dict[str, An
       CheckpointError: it cannot be written. Older checkpoints are untouched, and nothing half-written stays.
     """
     step_dir = run_dir / "checkpoints" / f"step_{env_steps:012d}"
-    if step_dir.exists() and fault(step_dir) is None:
+    content = {"format_version": FORMAT_VERSION, "env_steps": env_steps, "tree": state.spec, "sha256": state.sha256()}
+    if step_dir.exists() and fault(step_dir) is None and content.items() <= read_json(step_dir / "meta.json").items():
         return step_dir
     temporary = step_dir.with_name(f"{step_dir.name}.tmp-{os.getpid()}")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         write_state(temporary / "state", state.tree)
-        write_json(
-            temporary / "meta.json",
-            {"format_version": FORMAT_VERSION, "env_steps": env_steps, "tree": state.spec, **meta},
-        )
+        write_json(temporary / "meta.json", {**content, **meta})
         _commit(temporary)
         if step_dir.exists():
             _remove(step_dir)
@@ -105,8 +108,8 @@ def fault(step_dir: Path) -> str | None:
         return _fault(step_dir)
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
-    except OSError as error:
-        return f"cannot be read: {error}"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"cannot be read: {_first_line(error)}"  # also what is vouched for, but none of ours
 
 
 def _fault(step_dir: Path) -> str | None:
@@ -127,7 +130,10 @@ def _fault(step_dir: Path) -> str | None:
         if _sha256(present[name]) != entry["sha256"]:
             return f"{name} has changed"
     extra = sorted(present.keys() - manifest.keys())
-    return f"{extra[0]} does not belong there" if extra else None
+    if extra:
+        return f"{extra[0]} does not belong there"
+    env_steps = read_json(step_dir / "meta.json")["env_steps"]
+    return None if step_dir.name.startswith(f"step_{env_steps:012d}") else f"is that of {env_steps} env steps"
 
 
 def _files(step_dir: Path) -> Iterator[tuple[str, Path]]:
@@ -157,15 +163,15 @@ def load_step(step: Step, expected: State) -> tuple[State, dict[str, Any]]:
     if reason:
         raise CheckpointError(reason)
     meta = read_json(step.path / "meta.json")
-    if meta["format_version"] != FORMAT_VERSION:
-        raise CheckpointError(f"format version {meta['format_version']}, where this version reads {FORMAT_VERSION}")
-    spec = tree_spec(expected)
-    if meta["tree"] != spec:
-        raise CheckpointError(
-            f"holds another state than config.json describes: {_first_difference(meta['tree'], spec)}"
-        )
+    version, tree, spec = meta.get("format_version"), meta.get("tree", {}), tree_spec(expected)
+    if version != FORMAT_VERSION:
+        raise CheckpointError(f"format version {version}, where this version reads {FORMAT_VERSION}")
+    if tree != spec:
+        raise CheckpointError(f"holds another state than config.json describes: {_first_difference(tree, spec)}")
     try:
         state = read_state(step.path / "state", expected)
+    except MemoryError:  # no fault of the checkpoint's
+        raise
     except Exception as error:
         raise CheckpointError(f"cannot be read: {_first_line(error)}") from error
     if not is_finite(getattr(state, "learner", state)):
@@ -173,43 +179,45 @@ def load_step(step: Step, expected: State) -> tuple[State, dict[str, Any]]:
     return state, meta
 
 
-def load_newest(
-    run_dir: Path,
-    expected: State,
-    *,
-    env_steps: int | None = None,
-    strict: bool = False,
-    note: Callable[[str], None] = lambda _: None,
-) -> tuple[State, dict[str, Any]]:
-    """The newest checkpoint that passes verification, or the one with the given number of env steps.
+class Which(NamedTuple):
+    """Which checkpoint of a run to take: by default the newest sound one."""
+
+    env_steps: int | None = None  # this one and no other
+    strict: bool = False  # refuse to fall back to an older one than the newest
+    note: Callable[[str], None] = lambda _: None  # told why a newer one was passed over
+
+
+_NEWEST = Which()
+
+
+def load_newest(run_dir: Path, expected: State, which: Which = _NEWEST) -> tuple[State, dict[str, Any]]:
+    """The newest checkpoint that passes verification, or another one if `which` says so.
 
     Args:
-      run_dir, expected: as in `load_step`.
-      env_steps: take this one and no other.
-      strict: refuse to fall back to an older one.
-      note: told why a newer one was passed over.
+      run_dir: of the run; training may be going on in it.
+      expected: as in `load_step`.
 
     Raises:
       CheckpointError: there is none, or none that can be used, with the reason for each.
     """
     found = list_steps(run_dir)
-    steps = [step for step in found if env_steps in (None, step.env_steps)]
+    steps = [step for step in found if which.env_steps in (None, step.env_steps)]
     if not steps:
-        which = "no checkpoint" if env_steps is None else f"no checkpoint of {env_steps} env steps"
-        raise CheckpointError(f"{run_dir} holds {which}; `purejaxppo verify {run_dir}` lists what there is.")
+        none = "no checkpoint" if which.env_steps is None else f"no checkpoint of {which.env_steps} env steps"
+        raise CheckpointError(f"{run_dir} holds {none}; `purejaxppo verify {run_dir}` lists what there is.")
     reasons = []
-    for step in steps[:1] if strict else steps:
+    for step in steps[:1] if which.strict else steps:
         try:
             state, meta = load_step(step, expected)
         except CheckpointError as error:
             reasons.append(f"{step.path.name}: {error}")
             continue
         for reason in reasons:
-            note(f"{reason}; passed over for {step.path.name}")
+            which.note(f"{reason}; passed over for {step.path.name}")
         return state, meta
     if list_steps(run_dir) != found:  # the run goes on, and has replaced what was being read
-        return load_newest(run_dir, expected, env_steps=env_steps, strict=strict, note=note)
-    advice = "leave --strict out to take an older one" if strict and len(steps) > 1 else "train it anew"
+        return load_newest(run_dir, expected, which)
+    advice = "leave --strict out to take an older one" if which.strict and len(steps) > 1 else "train it anew"
     raise CheckpointError(f"no checkpoint of {run_dir} can be used ({'; '.join(reasons)}); {advice}.")
 
 
@@ -233,18 +241,28 @@ def _train_return(step: Step) -> float:
 
 def survey(run_dir: Path) -> list[dict[str, Any]]:
     """What `verify` tells of every checkpoint, newest first: checkpoint, env_steps, train_return, bytes, fault."""
-    return [_survey(step) for step in list_steps(run_dir)]
+    rows = [_survey(step) for step in list_steps(run_dir)]
+    there = {step.path.name for step in list_steps(run_dir)}  # training may have removed some meanwhile
+    return [row for row in rows if row["checkpoint"] in there]
 
 
 def _survey(step: Step) -> dict[str, Any]:
     reason = fault(step.path)
+    train_return = -math.inf if reason else _train_return(step)
     return {
         "checkpoint": step.path.name,
         "env_steps": step.env_steps,
-        "train_return": None if (reason := fault(step.path)) else read_json(step.path / "meta.json")["train_return"],
-        "bytes": sum(path.stat().st_size for path in step.path.rglob("*") if path.is_file()),
+        "train_return": train_return if math.isfinite(train_return) else None,
+        "bytes": _size(step.path),
         "fault": reason,
     }
+
+
+def _size(step_dir: Path) -> int:
+    try:
+        return sum(path.stat().st_size for path in step_dir.rglob("*") if path.is_file())
+    except OSError:
+        return 0
 
 
 def clean(run_dir: Path) -> None:
@@ -270,5 +288,5 @@ def _first_difference(saved: dict[str, str], expected: dict[str, str]) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error).strip()
+    text = str(error).partition(" [tensorstore_spec=")[0].strip()  # kilobytes that say nothing of the error
     return text.splitlines()[0] if text else type(error).__name__

@@ -71,7 +71,7 @@ def make_trainer(config: TrainConfig, env: VecEnv, network: Network, algorithm: 
         metrics["nonfinite"] = nonfinite(watched)
         return RunnerState(learner, env_state, obs, key, runner.updates + 1), metrics
 
-    return GUARDS[config.on_nonfinite](Trainer(init, update))
+    return GUARDS[config.on_nonfinite].wrap(Trainer(init, update))
 
 
 def advance(trainer: Trainer, hp: Hyperparams, runner: RunnerState, num_updates: int) -> tuple[RunnerState, Metrics]:

@@ -194,7 +194,7 @@ def validate_hyperparams(hp: Hyperparams) -> None:
 
 def validate_options(options: RunOptions) -> None:
     """Raises ConfigError for a number that is out of range."""
-    for name, low in (("eval_episodes", 1), ("keep_newest", 1), ("keep_best", 0)):
+    for name, low in (("eval_episodes", 1), ("keep_newest", 2), ("keep_best", 0)):
         value = getattr(options, name)
         if not _is_whole(value) or not low <= value < 2**31:
             raise ConfigError(f"{name} = {value!r} is not a whole number from {low} to 2**31 - 1.")

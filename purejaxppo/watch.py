@@ -58,7 +58,7 @@ class Watch:
         with self._condition:
             self._done = True
             self._condition.notify()
-        self._thread.join()
+        self._thread.join(timeout=1.0)  # it is a daemon, and what it tells may be what hangs
 
 
 def _message(what: str, seconds: float, longest: float) -> str:

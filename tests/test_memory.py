@@ -15,9 +15,9 @@ from rich.console import Console
 from purejaxppo import cli, memory, session
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.envs import from_gymnax
-from purejaxppo.errors import OutOfMemoryError
+from purejaxppo.errors import OutOfMemoryError, is_out_of_memory
 from purejaxppo.experiment import run_experiment
-from purejaxppo.memory import device_bytes, explain, is_out_of_memory, program_bytes, rollout_bytes
+from purejaxppo.memory import device_bytes, explain, program_bytes, rollout_bytes
 from purejaxppo.train import trainer_from_config
 from purejaxppo.validation import validate_config
 
