@@ -100,6 +100,8 @@ def _prepare(common: Common, must_work: bool = True) -> None:
     """Chooses the device and imports the plugins; the doctor says by itself what does not work."""
     import jax
 
+    if not common.debug:
+        _quiet_orbax()
     if common.device != "auto":
         jax.config.update("jax_platforms", common.device)
     try:
@@ -115,6 +117,17 @@ def _prepare(common: Common, must_work: bool = True) -> None:
             importlib.import_module(module)
         except Exception as error:
             raise EnvError(f"plugin {module!r} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def _quiet_orbax() -> None:
+    """Its threads tell the traceback of an error which is raised as well, some of them after that.
+
+    Those in Python log it, and TensorStore's give it to the hook for what nobody can catch.
+    """
+    from absl import logging
+
+    logging.set_verbosity(logging.FATAL)
+    sys.unraisablehook = lambda _: None
 
 
 def _train(command: Train) -> int:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from purejaxppo.config import Hyperparams, TrainConfig
-from purejaxppo.errors import ConfigError, OutOfMemoryError
+from purejaxppo.errors import CheckpointError, ConfigError, OutOfMemoryError
 from purejaxppo.machine import memory_bytes, ram_bytes
 from purejaxppo.networks import make_network
 from purejaxppo.rollout import rollout
@@ -18,7 +18,9 @@ from purejaxppo.wrappers import training_env
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is XLA's or Python's way of saying so."""
+    """Whether an error is XLA's or Python's way of saying so. Tensorstore says RESOURCE_EXHAUSTED of a full disk."""
+    if isinstance(error, CheckpointError):
+        return False
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error)
 
 

@@ -269,5 +269,5 @@ def _first_difference(saved: dict[str, str], expected: dict[str, str]) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error).strip()
+    text = str(error).partition(" [tensorstore_spec=")[0].strip()  # kilobytes that say nothing of the error
     return text.splitlines()[0] if text else type(error).__name__
