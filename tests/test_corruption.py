@@ -172,11 +172,8 @@ def files_of(step_dir):
 
 
 def content_of(step_dir):
-    """Everything there, with its bytes."""
-    return {
-        path.relative_to(step_dir): path.read_bytes() if path.is_file() and not path.is_symlink() else path.is_symlink()
-        for path in step_dir.rglob("*")
-    }
+    """Everything there, with its bytes; a link counts as what it leads to."""
+    return {path.relative_to(step_dir): path.is_file() and path.read_bytes() for path in step_dir.rglob("*")}
 
 
 def turns(names, chance):
