@@ -111,6 +111,8 @@ def _prepare(common: Common, must_work: bool = True) -> None:
         if must_work:
             raise
         return
+    if not common.debug:
+        _quiet_orbax()
     if common.device != "auto":
         jax.config.update("jax_platforms", common.device)
     try:
@@ -126,6 +128,18 @@ def _prepare(common: Common, must_work: bool = True) -> None:
             importlib.import_module(module)
         except Exception as error:
             raise EnvError(f"plugin {module!r} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def _quiet_orbax() -> None:
+    """Its threads tell the traceback of an error which is raised as well, some of them after that.
+
+    Those in Python log it, and TensorStore's give it to the hook for what nobody can catch.
+    """
+    from absl import logging
+
+    logging.set_verbosity(logging.FATAL)
+    tell = sys.__unraisablehook__
+    sys.unraisablehook = lambda what: None if "tensorstore" in str(what.exc_value) else tell(what)
 
 
 def _train(command: Train) -> int:

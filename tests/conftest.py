@@ -16,6 +16,9 @@ if (os.cpu_count() or 1) < 4:
 
 import hypothesis
 import jax
+import pytest
+from fault_driver import Server
+from fault_runs import Undisturbed
 
 # A plugin may have imported jax before this file set its environment; then the variables came too late.
 jax.config.update("jax_num_cpu_devices", int(os.environ["JAX_NUM_CPU_DEVICES"]))
@@ -23,3 +26,16 @@ jax.config.update("jax_numpy_rank_promotion", os.environ["JAX_NUMPY_RANK_PROMOTI
 
 hypothesis.settings.register_profile("reproducible", deadline=None, derandomize=True, database=None, max_examples=50)
 hypothesis.settings.load_profile("reproducible")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """Starts commands as processes of their own, fast."""
+    with Server(tmp_path_factory.mktemp("programs")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def undisturbed(server, tmp_path_factory):
+    """undisturbed("ppo_kl") is the directory of a whole run, not to be changed."""
+    return Undisturbed(server, tmp_path_factory.mktemp("undisturbed"))

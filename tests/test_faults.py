@@ -1,0 +1,359 @@
+"""Signals, full and read-only disks, two writers, no network: exit codes, one line that says it, and the same result.
+
+Every command is a process of its own, of `fault_driver.Server`.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from itertools import product
+
+import pytest
+from fault_runs import BATCH, UPDATES, assert_one_line, outcome, side_by_side, train_flags
+
+from purejaxppo.lock import LOCK
+from purejaxppo.store import clean, fault, list_steps
+
+NAME = "ppo_clip"
+FLAGS = train_flags(NAME)
+SELDOM = ("--checkpoint-seconds", "1000")
+
+
+@pytest.fixture(scope="module")
+def whole(undisturbed):
+    """The directory of a run that nothing disturbed."""
+    return undisturbed(NAME)
+
+
+@pytest.fixture(scope="module")
+def half(server, whole, tmp_path_factory):
+    """The directory of a run that was killed after some updates, with three checkpoints. Not to be changed."""
+    directory = tmp_path_factory.mktemp("half")
+    run_dir = directory / "run"
+    child = server.start(directory / "log", "train", *FLAGS, "--out", run_dir, "--checkpoint-seconds", "0")
+    assert child.until(lambda: len(list_steps(run_dir)) >= 3)
+    child.kill(9)
+    assert child.wait() == -9
+    clean(run_dir)
+    assert 3 <= len(list_steps(run_dir)) <= 4  # the fourth replaces one
+    assert list_steps(run_dir)[0].env_steps <= 20 * BATCH
+    return run_dir
+
+
+def copied(run_dir, copy):
+    shutil.copytree(run_dir, copy)
+    return copy
+
+
+def assert_resumes(server, run_dir, whole):
+    """To the very end that the undisturbed run came to. Damaged checkpoints are passed over, and left to be seen."""
+    damaged = [step.path for step in list_steps(run_dir) if fault(step.path)]
+    code, stderr = server.run(run_dir.with_name(f"{run_dir.name}_resume"), "resume", run_dir, *SELDOM)
+    assert code == 0, stderr
+    for step_dir in damaged:
+        shutil.rmtree(step_dir)
+    assert outcome(run_dir) == outcome(whole)
+    return stderr
+
+
+# --- signals ----------------------------------------------------------------------------------------------------------
+
+
+PHASES = {  # fault, what is said, whether it waits for the end of a chunk
+    "compilation": ("compile_for_long", "no update is saved"),
+    "rollout": ("slow_chunks", "the state is saved"),
+    "saving": ("slow_saving", "the state is saved"),
+    "evaluation": ("endless_evaluation", "the trained state is saved"),
+}
+
+
+def stop_in(server, directory, whole, phase, name):
+    """Sends a signal in a phase of a run, and resumes it."""
+    run_dir, marker = directory / f"{phase}_{name}", directory / f"{phase}_{name}_marker"
+    fault, said = PHASES[phase]
+    every_chunk = "0" if phase == "saving" else "1000"
+    flags = [*FLAGS, "--out", run_dir, "--checkpoint-seconds", every_chunk]
+    child = server.start(f"{run_dir}_log", "train", *flags, faults=[f"{fault}={marker}"])
+    assert child.until(marker.exists)
+    time.sleep(0.2)  # into the midst of it
+    sent = time.monotonic()
+    child.kill(getattr(signal, name))
+    code, seconds = child.wait(), time.monotonic() - sent
+    lines = [line for line in child.stderr.splitlines() if line.startswith("purejaxppo:")]
+    assert code == 75, (phase, name, child.stderr)
+    assert len(lines) == 1, (phase, name, child.stderr)
+    assert f"stopped by {name}" in lines[0]
+    assert said in lines[0]
+    assert f"purejaxppo resume {run_dir}" in lines[0]
+    assert "Traceback" not in child.stderr
+    assert seconds < (3 if phase in ("compilation", "evaluation") else 15)  # which end at once
+    if phase == "compilation":
+        assert marker.exists(), "XLA had finished; nothing was tested"
+    if phase == "evaluation":
+        assert not (run_dir / "summary.json").exists()
+    steps = list_steps(run_dir)
+    assert bool(steps) == (phase != "compilation")
+    if phase in ("rollout", "saving"):
+        assert 0 < steps[0].env_steps < UPDATES * BATCH
+        assert len((run_dir / "metrics.jsonl").read_text().splitlines()) * BATCH == steps[0].env_steps
+    assert_resumes(server, run_dir, whole)
+
+
+def test_a_signal_in_every_phase(server, whole, tmp_path):
+    """Heard at once also while XLA compiles or computes; what was reached is saved, and leads to the same end."""
+    cases = [("compilation", "SIGTERM"), ("rollout", "SIGUSR1"), ("saving", "SIGINT"), ("evaluation", "SIGTERM")]
+    side_by_side(lambda case: stop_in(server, tmp_path, whole, *case), cases)
+
+
+@pytest.mark.slow
+def test_every_signal_in_every_phase(server, whole, tmp_path):
+    cases = list(product(PHASES, ("SIGTERM", "SIGINT", "SIGUSR1")))
+    side_by_side(lambda case: stop_in(server, tmp_path, whole, *case), cases)
+
+
+def test_a_second_interrupt_aborts_at_once(server, whole, half, tmp_path):
+    """The first waits for a chunk that never ends; the second ends it, and what was saved before is still good."""
+    run_dir, marker = copied(half, tmp_path / "run"), tmp_path / "marker"
+    child = server.start(tmp_path / "log", "resume", run_dir, faults=[f"endless_chunk={marker}"])
+    assert child.until(marker.exists)
+    time.sleep(0.2)
+    child.kill(signal.SIGINT)
+    time.sleep(0.5)
+    assert child.poll() is None
+    sent = time.monotonic()
+    child.kill(signal.SIGINT)
+    assert child.wait() == 130
+    assert time.monotonic() - sent < 3
+    assert "interrupted again; what was not saved is lost" in child.stderr
+    assert "Traceback" not in child.stderr
+    assert_resumes(server, run_dir, whole)
+
+
+# --- damaged checkpoints, by the command line -------------------------------------------------------------------------
+
+
+def largest(step_dir):
+    return max((step_dir / "state").rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
+
+
+def flip(step_dir):
+    content = bytearray(largest(step_dir).read_bytes())
+    content[len(content) // 2] ^= 4
+    largest(step_dir).write_bytes(bytes(content))
+
+
+DAMAGE = {
+    "flipped bit": flip,
+    "torn meta": lambda step_dir: os.truncate(step_dir / "meta.json", 50),
+    "no COMMIT": lambda step_dir: (step_dir / "COMMIT").unlink(),
+    "no state": lambda step_dir: shutil.rmtree(step_dir / "state"),
+}
+
+
+def damaged(half, run_dir, name, count):
+    """A copy of the run, its newest checkpoints damaged."""
+    shutil.copytree(half, run_dir)
+    for step in list_steps(run_dir)[:count]:
+        DAMAGE[name](step.path)
+    return run_dir
+
+
+@pytest.mark.parametrize(
+    "cases",
+    [
+        [("flipped bit", 1), ("no COMMIT", 2)],
+        pytest.param([("no state", 1), ("torn meta", 2), ("torn meta", 1)], marks=pytest.mark.slow),
+    ],
+)
+def test_damaged_checkpoints_do_not_stop_a_run(server, whole, half, tmp_path, cases):
+    """It goes on from an older one, says why, and comes to the same end."""
+
+    def resume(case):
+        name, count = case
+        run_dir = damaged(half, tmp_path / f"{name}_{count}", name, count)
+        said = assert_resumes(server, run_dir, whole)
+        assert said.count("passed over for step_") == count
+
+    side_by_side(resume, cases)
+
+
+def test_no_checkpoint_is_sound(server, half, tmp_path):
+    """Exit code 4, the reasons in one line, and nothing trained anew; `verify` says the same."""
+    run_dir = damaged(half, tmp_path / "run", "flipped bit", 4)
+    before = (run_dir / "metrics.jsonl").read_bytes()
+
+    def said(command):
+        return server.run(tmp_path / f"{command}_log", command, run_dir)
+
+    (code, stderr), (verified, table) = side_by_side(said, ["resume", "verify"])
+    line = assert_one_line(stderr)
+    assert (code, verified) == (4, 4)
+    for step in list_steps(run_dir):
+        assert f"{step.path.name}: {fault(step.path)}" in line
+    assert (run_dir / "metrics.jsonl").read_bytes() == before
+    assert "checkpoints of" in assert_one_line(table)
+
+
+# --- file systems -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """small_disk(name) is the path of a file system of 4 MB."""
+    disks = []
+
+    def mount(name):
+        disk = tmp_path / name
+        disk.mkdir()
+        options = ["-t", "tmpfs", "-o", "size=4m", "none", str(disk)]
+        if not shutil.which("mount") or subprocess.run(["mount", *options], capture_output=True).returncode:
+            pytest.skip("mounting is not allowed here")
+        disks.append(disk)
+        return disk
+
+    yield mount
+    for disk in disks:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def fill(disk, left):
+    """Fills a disk but for so many bytes."""
+    free = os.statvfs(disk)
+    (disk / "filler").write_bytes(bytes(free.f_bavail * free.f_frsize - left))
+
+
+def assert_fails_and_recovers(server, whole, run_dir, what, free, *flags, faults=()):
+    """Exit code 4 and one line; the older checkpoint is untouched; with space again, the run finishes rightly."""
+    before = list_steps(run_dir)
+    log = run_dir.parent.with_name(f"{run_dir.parent.name}_log")
+    code, stderr = server.run(log, "resume", run_dir, *flags, faults=faults)
+    assert code == 4, stderr
+    line = assert_one_line(stderr)
+    assert what in line
+    assert [fault(step.path) for step in list_steps(run_dir)] == [None] * len(list_steps(run_dir))
+    assert set(before) <= set(list_steps(run_dir))
+    assert not list((run_dir / "checkpoints").glob("*.tmp-*"))
+    free()
+    assert_resumes(server, run_dir, whole)
+    return line
+
+
+def assert_full_disk_is_survived(server, whole, half, disk, left, seconds, what):
+    """`left` KiB are free; there are so many seconds between checkpoints; `what` cannot be written."""
+    run_dir = copied(half, disk / "run")
+    fill(disk, left * 1024)
+    free = (disk / "filler").unlink
+    line = assert_fails_and_recovers(server, whole, run_dir, what, free, "--checkpoint-seconds", seconds)
+    assert "space" in line.lower()
+
+
+def test_a_full_disk(server, whole, half, small_disk):
+    """In the middle of a checkpoint, and in the middle of the metrics."""
+    cases = [
+        (small_disk("checkpoint"), 24, "0", "cannot save the checkpoint"),
+        (small_disk("rows"), 12, "1000", "metrics.jsonl"),
+    ]
+    side_by_side(lambda case: assert_full_disk_is_survived(server, whole, half, *case), cases)
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_anywhere_in_a_checkpoint(server, whole, half, small_disk):
+    """Whichever file is the first without space; orbax and Python say it in their own ways."""
+    cases = [(small_disk(f"disk_{left}"), left, "0", "cannot ") for left in range(8, 80, 8)]
+    side_by_side(lambda case: assert_full_disk_is_survived(server, whole, half, *case), cases)
+
+
+def test_a_write_that_fails(server, whole, half, tmp_path):
+    """The same by errors that are raised, where nothing can be mounted: no space for a state, no byte for a row."""
+    size = (whole / "metrics.jsonl").stat().st_size * 3 // 4
+
+    def fail(case):
+        name, what, seconds, fault = case
+        run_dir = copied(half, tmp_path / name / "run")
+        assert list_steps(run_dir)[0].env_steps < UPDATES * BATCH // 2
+        assert_fails_and_recovers(
+            server, whole, run_dir, what, lambda: None, "--checkpoint-seconds", seconds, faults=[fault]
+        )
+
+    side_by_side(
+        fail,
+        [
+            ("state", "cannot save the checkpoint", "0", "no_space="),
+            ("row", "metrics.jsonl", "1000", f"short_files={size}"),
+        ],
+    )
+
+
+def test_a_read_only_disk(server, half, small_disk):
+    """Exit code 4, one line, for a new run and for an old one; reading goes on."""
+    disk = small_disk("disk")
+    run_dir = copied(half, disk / "run")
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+
+    def fails(command):
+        return server.run(disk.with_name(f"{command[0]}_log"), *command)
+
+    (resumed, stderr), (trained, other), (verified, _) = side_by_side(
+        fails, [["resume", run_dir], ["train", *FLAGS, "--out", disk / "new"], ["verify", run_dir]]
+    )
+    assert (resumed, trained, verified) == (4, 4, 0)
+    for text in (stderr, other):
+        assert "Read-only file system" in assert_one_line(text)
+
+
+# --- two writers ------------------------------------------------------------------------------------------------------
+
+
+def test_two_writers(server, whole, tmp_path):
+    """The second is told who has the directory, and changes nothing; the lock of a dead process is no lock."""
+    run_dir, marker = tmp_path / "run", tmp_path / "marker"
+    first = server.start(tmp_path / "first", "train", *FLAGS, "--out", run_dir, faults=[f"hold_compilation={marker}"])
+    assert first.until(marker.exists)
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+
+    def second(command):
+        code, stderr = server.run(tmp_path / command[0], *command)
+        assert code == 6, stderr
+        assert f"in use by process {first.pid} on {os.uname().nodename}" in assert_one_line(stderr)
+
+    side_by_side(second, [["resume", run_dir], ["train", *FLAGS, "--out", run_dir]])
+    assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
+    marker.unlink()
+    assert first.wait() == 0
+    assert outcome(run_dir) == outcome(whole)
+
+
+def test_the_lock_of_a_dead_process(server, whole, tmp_path):
+    run_dir, marker = tmp_path / "run", tmp_path / "marker"
+    first = server.start(tmp_path / "first", "train", *FLAGS, "--out", run_dir, faults=[f"hold_compilation={marker}"])
+    assert first.until(marker.exists)
+    first.kill(9)
+    assert first.wait() == -9
+    assert json.loads((run_dir / LOCK).read_text())["pid"] == first.pid
+    assert_resumes(server, run_dir, whole)
+    assert json.loads((run_dir / LOCK).read_text())["pid"] != first.pid
+
+
+# --- no network -------------------------------------------------------------------------------------------------------
+
+
+def test_no_network(server, whole, half, tmp_path):
+    """Training, resuming, evaluating and verifying neither need it nor try it."""
+    copied(half, tmp_path / "resumed")
+    commands = {
+        "train": ["train", *FLAGS, "--out", tmp_path / "new"],
+        "resume": ["resume", tmp_path / "resumed"],
+        "evaluate": ["evaluate", whole, "--episodes", "4"],
+        "verify": ["verify", whole],
+    }
+
+    def run(name):
+        return server.run(tmp_path / f"{name}_log", *commands[name], faults=[f"no_network={tmp_path / 'attempt'}"])
+
+    for code, stderr in side_by_side(run, commands):
+        assert code == 0, stderr
+    assert not (tmp_path / "attempt").exists(), (tmp_path / "attempt").read_text()
+    assert outcome(tmp_path / "new") == outcome(tmp_path / "resumed") == outcome(whole)

@@ -1,0 +1,139 @@
+"""`kill -9` at any moment, again and again: resumed until it is finished, a run is the one that was never disturbed.
+
+The default set takes two runs through 11 kills, the slow one four configurations through 200.
+"""
+
+import json
+import random
+import time
+from collections import Counter
+from typing import NamedTuple
+
+import pytest
+from fault_runs import BATCH, UPDATES, outcome, side_by_side, train_flags
+
+from purejaxppo.store import list_steps
+
+# --- moments ----------------------------------------------------------------------------------------------------------
+
+
+def starting(run_dir):
+    """From the very beginning."""
+    return lambda: True
+
+
+def training(run_dir):
+    """From the next checkpoint on."""
+    before = list_steps(run_dir)[:1]
+    return lambda: list_steps(run_dir)[:1] != before
+
+
+def saving(run_dir):
+    """While a checkpoint is being written."""
+    return lambda: any((run_dir / "checkpoints").glob("*.tmp-*"))
+
+
+def ending(run_dir):
+    """From the last checkpoint on."""
+    return lambda: [step.env_steps for step in list_steps(run_dir)[:1]] == [UPDATES * BATCH]
+
+
+def drawing(run_dir):
+    """From the summary on."""
+    return lambda: (run_dir / "summary.json").exists()
+
+
+# Up to how many seconds later: as long as what follows takes at the least.
+DELAYS = {starting: 2.5, training: 0.5, saving: 0.1, ending: 0.4, drawing: 0.1}
+
+
+def phase(run_dir):
+    """Where a run was when it was killed, by what is on the disk."""
+    if not (run_dir / "config.json").exists():
+        return "starting"
+    if (run_dir / "summary.json").exists():
+        return "after the summary"
+    steps = list_steps(run_dir)
+    if any((run_dir / "checkpoints").glob("*.tmp-*")):
+        return "within a save" if steps else "within the first save"
+    if not steps:
+        return "before any checkpoint"
+    return "evaluating" if steps[0].env_steps == UPDATES * BATCH else "training"
+
+
+class Life(NamedTuple):
+    """A run to be killed again and again."""
+
+    name: str  # of its configuration
+    seed: int
+    moments: tuple  # for one kill each, if the run is not finished before
+
+
+def survive(server, directory, life):
+    """Kills and resumes a run until it is finished; (its directory, the phases in which it was killed)."""
+    chance = random.Random(life.seed)
+    run_dir = directory / f"{life.name}_{life.seed}"
+    killed = []
+    for attempt, moment in enumerate([*life.moments, None]):
+        new = not (run_dir / "config.json").exists()
+        command = ["train", *train_flags(life.name), "--out"] if new else ["resume"]
+        reached = moment(run_dir) if moment else lambda: False
+        delay = chance.uniform(0.0, DELAYS[moment]) if moment else 0.0
+        log = directory / f"{life.name}_{life.seed}_log{attempt}"
+        child = server.start(log, *command, run_dir, "--checkpoint-seconds", "0")
+        assert child.until(reached), f"hangs, in kill {attempt} of {life}"
+        if moment:
+            time.sleep(delay)
+        child.kill(9)
+        code = child.wait()
+        assert code in (-9, 0), (life, attempt, child.stderr)
+        if code == 0:
+            break
+        killed.append(phase(run_dir))
+    assert code == 0
+    return run_dir, killed
+
+
+def check(server, undisturbed, tmp_path, lives):
+    """Runs every life, two side by side, and compares; how many kills fell into which phase."""
+    side_by_side(undisturbed, sorted({life.name for life in lives}))
+    phases = Counter()
+    differing = []
+    for life, (run_dir, killed) in zip(
+        lives, side_by_side(lambda life: survive(server, tmp_path, life), lives), strict=True
+    ):
+        phases.update(killed)
+        if outcome(run_dir) != outcome(undisturbed(life.name)):
+            differing.append((life, killed))
+    assert not differing
+    print(f"\n{phases.total()} kills: {dict(phases)}")
+    return phases
+
+
+MOMENTS = (starting, training, saving, training, ending, drawing)
+
+
+def test_a_run_survives_kills_at_any_moment(server, undisturbed, tmp_path):
+    """Parameters, optimizer, beta, learning rate, normalisers, episodes, keys and metrics are all there again."""
+    lives = [Life("ppo_kl", 1, MOMENTS), Life("ppo_clip", 2, MOMENTS[:-1])]
+    phases = check(server, undisturbed, tmp_path, lives)
+    assert phases.total() >= 10
+    assert phases["starting"] + phases["before any checkpoint"] >= 1
+    assert phases["training"] + phases["within a save"] + phases["within the first save"] >= 4
+    assert phases["evaluating"] + phases["after the summary"] >= 1
+
+
+@pytest.mark.slow
+def test_a_run_survives_200_kills(server, undisturbed, tmp_path):
+    """Over all four update rules."""
+    chance = random.Random(0)
+    names = ("ppo_kl", "ppo_clip", "trpo", "policy_gradient")
+    phases, seed = Counter(), 100
+    while phases.total() < 200:
+        lives = []
+        for name in names[seed % 2 :: 2]:
+            early = chance.choices((starting, training, saving), (1, 2, 2), k=7)
+            lives.append(Life(name, seed, (*early, ending, drawing)))
+        seed += 1
+        phases += check(server, undisturbed, tmp_path, lives)
+    print(json.dumps(phases, indent=2))
