@@ -26,7 +26,6 @@ from purejaxppo.export import export_run
 from purejaxppo.networks import make_network
 from purejaxppo.restore import SavedRun
 from purejaxppo.run_dir import RunSettings, write_inputs
-from purejaxppo.settings import settings_record
 from purejaxppo.store import save_step
 from purejaxppo.train import trainer_from_config
 from purejaxppo.types import Box, EnvStep
@@ -121,7 +120,7 @@ def exported(monkeypatch, tmp_path):
     """exported(run) is the directory that a run is exported to, without the way over its own directory."""
 
     def write(run):
-        monkeypatch.setattr(export, "restore", lambda run_dir: run)
+        monkeypatch.setattr(export, "restore", lambda run_dir, which, allow_download: run)
         export_run(Path("nowhere"), tmp_path / "out")
         return tmp_path / "out"
 
@@ -134,8 +133,9 @@ def saved(tmp_path_factory):
     run = make_run(**CASES["discrete"], env_params={"max_steps_in_episode": 9})
     run_dir = tmp_path_factory.mktemp("saved")
     hp = Hyperparams()
-    write_inputs(run_dir, RunSettings(run.config, hp, 0, RunOptions()))
-    save_step(run_dir, 12, snapshot(run.runner), {"settings": settings_record(run.config, hp)})
+    settings = RunSettings(run.config, hp, 0, RunOptions())
+    write_inputs(run_dir, settings)
+    save_step(run_dir, 12, snapshot(run.runner), {"settings": settings.record()})
     out = run_dir / "new" / "exported"
     return run, run_dir, out, export_run(run_dir, out)
 

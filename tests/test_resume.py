@@ -19,8 +19,9 @@ from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.envs import from_gymnax
 from purejaxppo.errors import CheckpointError, ConfigError, DivergedError, EnvError
 from purejaxppo.experiment import evaluate_run, resume_experiment, run_experiment
+from purejaxppo.guard import GUARDS
 from purejaxppo.run_dir import RunSettings, read_run_settings
-from purejaxppo.store import list_steps
+from purejaxppo.store import Which, list_steps
 from purejaxppo.train import trainer_from_config
 
 UPDATES = 6
@@ -243,7 +244,7 @@ def test_settings_that_would_alter_the_result_are_refused(half):
     before = (half / "config.json").read_text()
     settings = read_run_settings(half)
     changed = settings._replace(hp=dataclasses.replace(HP, gamma=0.9), config=dataclasses.replace(CONFIG, num_epochs=2))
-    with pytest.raises(CheckpointError, match=r"num_epochs 1 -> 2, gamma 0\.99 -> 0\.9"):
+    with pytest.raises(ConfigError, match=r"num_epochs 1 -> 2, gamma 0\.99 -> 0\.9"):
         resume(half, settings=changed)
     assert (half / "config.json").read_text() == before
     content = json.loads(before)
@@ -342,14 +343,14 @@ def test_rollback_gives_up(tmp_path, use):
     use(lambda num_envs: spoiled(walk(num_envs), after=20))
     with pytest.raises(DivergedError, match="at update 3"):
         run(tmp_path / "run", config=dataclasses.replace(CONFIG, on_nonfinite="rollback"))
-    assert run.text.count("Rolled back to 64 env steps") == session._ROLLBACKS
+    assert run.text.count("Rolled back to 64 env steps") == GUARDS["rollback"].rollbacks
 
 
 def test_rollback_without_a_checkpoint_is_from_the_beginning(tmp_path, use):
     use(lambda num_envs: spoiled(walk(num_envs), after=0))
-    with pytest.raises(DivergedError, match="no checkpoint had been saved"):
+    with pytest.raises(DivergedError, match="there is no good checkpoint"):
         run(tmp_path / "run", config=dataclasses.replace(CONFIG, on_nonfinite="rollback"))
-    assert run.text.count("Rolled back to 0 env steps") == session._ROLLBACKS
+    assert run.text.count("Rolled back to 0 env steps") == GUARDS["rollback"].rollbacks
 
 
 def test_other_keys_depend_on_what_failed_alone():
@@ -386,14 +387,14 @@ def test_evaluating_another_than_the_newest(half, monkeypatch):
     from purejaxppo import restore
 
     monkeypatch.setattr(restore, "from_gymnax", lambda name, num_envs, **_: walk(num_envs))
-    newest, oldest = (evaluate_run(half, episodes=4, env_steps=steps) for steps in (96, 32))
+    newest, oldest = (evaluate_run(half, episodes=4, which=Which(steps)) for steps in (96, 32))
     assert newest == evaluate_run(half, episodes=4)
     assert newest["return_mean"] != oldest["return_mean"]
     with pytest.raises(CheckpointError, match="no checkpoint of 33 env steps"):
-        evaluate_run(half, env_steps=33)
+        evaluate_run(half, which=Which(33))
     (list_steps(half)[0].path / "COMMIT").unlink()
     notes = []
-    assert evaluate_run(half, episodes=4, note=notes.append) != newest
+    assert evaluate_run(half, episodes=4, which=Which(note=notes.append)) != newest
     assert len(notes) == 1
     with pytest.raises(CheckpointError, match="COMMIT is missing"):
-        evaluate_run(half, episodes=4, strict=True)
+        evaluate_run(half, episodes=4, which=Which(strict=True))

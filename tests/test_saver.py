@@ -14,7 +14,7 @@ from purejaxppo.checkpoint import state_sha256
 from purejaxppo.config import RunOptions
 from purejaxppo.errors import CheckpointError, DivergedError
 from purejaxppo.saver import Saver
-from purejaxppo.store import fault, list_steps, load_newest
+from purejaxppo.store import Which, fault, list_steps, load_newest
 from purejaxppo.types import LearnerState, RunnerState
 
 LONG = 60  # seconds, for what must happen
@@ -37,7 +37,7 @@ def saver(run_dir, **options):
 def saved(run_dir):
     """(state, meta.json) of the newest checkpoint, as the store verifies it."""
     expected = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), make_runner())
-    return load_newest(run_dir, expected, strict=True)
+    return load_newest(run_dir, expected, Which(strict=True))
 
 
 # --- when -------------------------------------------------------------------------------------------------------------

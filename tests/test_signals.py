@@ -26,14 +26,17 @@ def test_these_are_the_signals():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_first_is_noted_and_the_second_aborts(name):
+def test_the_first_is_noted_and_ctrl_c_after_it_aborts(name):
+    """A batch system's second signal does not."""
     before = handlers()
     with stop_on_signal() as stop:
         assert stop() is None
         signal.raise_signal(getattr(signal, name))
         assert stop() == name
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGUSR1)
         with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGINT)
     assert handlers() == before
 
 
@@ -201,7 +204,7 @@ def test_process_at_once_when_it_has_come_before():
     assert signalled(code, "SIGINT")[:3] == (75, "", "purejaxppo: stopped by SIGINT: all is saved.\n")
 
 
-@pytest.mark.parametrize("names", [("SIGINT", "SIGINT"), ("SIGTERM", "SIGUSR1")])
+@pytest.mark.parametrize("names", [("SIGINT", "SIGINT"), ("SIGUSR1", "SIGTERM", "SIGINT")])
 def test_process_the_second_aborts(names):
     """At once, though the main thread never looks."""
     code = """

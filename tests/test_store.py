@@ -14,7 +14,7 @@ import pytest
 from purejaxppo import store
 from purejaxppo.checkpoint import snapshot, state_sha256
 from purejaxppo.errors import CheckpointError
-from purejaxppo.store import clean, fault, list_steps, load_newest, prune, save_step, survey
+from purejaxppo.store import Which, clean, fault, list_steps, load_newest, prune, save_step, survey
 
 
 class State(NamedTuple):
@@ -40,7 +40,7 @@ def save(run_dir, env_steps, seed=0, **meta):
 
 def load(run_dir, **options):
     """(seed of the state that is found, meta.json)"""
-    state, meta = load_newest(run_dir, abstract(make_state()), **options)
+    state, meta = load_newest(run_dir, abstract(make_state()), Which(**options))
     found = [seed for seed in range(10) if state_sha256(make_state(seed)) == state_sha256(state)]
     assert len(found) == 1, "a state that was never saved"
     return found[0], meta
@@ -98,9 +98,12 @@ def test_counters_beyond_2_to_31(tmp_path):
 
 
 def test_the_same_place_again(run_dir):
-    """A sound checkpoint is kept as it is; a damaged one makes room."""
-    save(run_dir, 200, 3)
-    assert load(run_dir)[0] == 2
+    """The same state is not written again; another one, and a damaged one, make room."""
+    before = (step_dir(run_dir, 200) / "COMMIT").stat().st_mtime_ns
+    save(run_dir, 200, 2)
+    assert (step_dir(run_dir, 200) / "COMMIT").stat().st_mtime_ns == before
+    save(run_dir, 200, 4)
+    assert load(run_dir)[0] == 4
     (step_dir(run_dir, 200) / "meta.json").write_text("{}")
     save(run_dir, 200, 3)
     assert load(run_dir)[0] == 3
@@ -297,6 +300,11 @@ DAMAGE = {
     "another tree": (lambda d: resigned(d, tree={".key": "key<fry>[]"}), "another state"),
     "a huge shape": (lambda d: resigned(d, tree={".key": "float32[1000000000000]"}), "another state"),
     "not finite": (not_finite, "not finite"),
+    "that of another step": (
+        lambda d: (shutil.rmtree(d), shutil.copytree(step_dir(d.parent.parent, 100), d)),
+        "of 100 env",
+    ),
+    "not ours": (lambda d: resigned(d, env_steps=None), "cannot be read"),
 }
 
 

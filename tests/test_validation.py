@@ -253,7 +253,7 @@ def test_suggestion():
 
 # --- options of the host, algorithms ----------------------------------------------------------------------------------
 
-OPTION_COUNTS = {"eval_episodes": 1, "keep_newest": 1, "keep_best": 0}  # and the least allowed
+OPTION_COUNTS = {"eval_episodes": 1, "keep_newest": 2, "keep_best": 0}  # and the least allowed
 
 
 @pytest.mark.parametrize(("name", "low"), OPTION_COUNTS.items())
