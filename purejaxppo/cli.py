@@ -139,7 +139,8 @@ def _quiet_orbax() -> None:
 
     logging.set_verbosity(logging.FATAL)
     tell = sys.__unraisablehook__
-    sys.unraisablehook = lambda what: None if "tensorstore" in str(what.exc_value) else tell(what)
+    ours = ("tensorstore", "Event loop is closed")
+    sys.unraisablehook = lambda what: None if any(part in str(what.exc_value) for part in ours) else tell(what)
 
 
 def _train(command: Train) -> int:

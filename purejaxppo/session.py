@@ -126,7 +126,8 @@ def _with_last_good(run: Run, error: DivergedError) -> DivergedError:
 
 def _train(run: Run, start: Start) -> tuple[RunnerState, Timing]:
     config, hp, _, options = run.settings
-    reached = f"the state after {start.updates * config.batch_size} env steps" if start.updates else "no update yet"
+    steps = start.updates * config.batch_size
+    reached = f"the state after {steps} env steps is saved" if steps else "no update had finished"
     program = 0
     with (
         ExitStack() as compiling,
@@ -156,7 +157,7 @@ def _train(run: Run, start: Start) -> tuple[RunnerState, Timing]:
             saver.save(updates * config.batch_size, runner, _description(run, updates, log, seconds))
 
         compiling.enter_context(
-            run.stop.ending_at_once(f"saved is {reached}; `purejaxppo resume {run.run_dir}` goes on from there.")
+            run.stop.ending_at_once(f"{reached}; `purejaxppo resume {run.run_dir}` goes on from there.")
         )
         try:
             runner, timing = train_in_chunks(

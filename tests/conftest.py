@@ -29,13 +29,22 @@ hypothesis.settings.load_profile("reproducible")
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory):
+def shared(tmp_path_factory):
+    """A directory of this session, the same for every worker of pytest-xdist."""
+    base = tmp_path_factory.getbasetemp()
+    directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    directory.mkdir(exist_ok=True)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def server(shared):
     """Starts commands as processes of their own, fast."""
-    with Server(tmp_path_factory.mktemp("programs")) as server:
+    with Server(shared / "programs") as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def undisturbed(server, tmp_path_factory):
+def undisturbed(server, shared):
     """undisturbed("ppo_kl") is the directory of a whole run, not to be changed."""
-    return Undisturbed(server, tmp_path_factory.mktemp("undisturbed"))
+    return Undisturbed(server, shared)

@@ -1,5 +1,6 @@
 """Tiny runs for the fault tests: their flags, what they come to undisturbed, and how another one is compared to it."""
 
+import fcntl
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -45,16 +46,20 @@ class Undisturbed:
 
     def __call__(self, name):
         if name not in self._known:
-            run_dir = self._directory / name
+            with (self._directory / f"{name}.lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # another worker may be at it
+                self._known[name] = self._make(name)
+        return self._known[name]
+
+    def _make(self, name):
+        run_dir, again = self._directory / name, self._directory / f"{name}_again"
+        if not (again / "summary.json").exists():
             self._run(name, "train", *train_flags(name), "--checkpoint-seconds", "1000", "--out", run_dir)
             assert len(list_steps(run_dir)) == 1
-            again = self._directory / f"{name}_again"  # for the programs of resuming
-            shutil.copytree(run_dir, again)
-            (again / "summary.json").unlink()
-            self._run(name, "resume", again)
-            assert outcome(again) == outcome(run_dir)
-            self._known[name] = run_dir
-        return self._known[name]
+            shutil.copytree(run_dir, again, ignore=lambda *_: ["summary.json"])
+            self._run(name, "resume", again)  # for the programs of resuming
+        assert outcome(again) == outcome(run_dir)
+        return run_dir
 
     def _run(self, name, *argv):
         code, stderr = self._server.run(self._directory / f"{name}_log", *argv, fill_cache=True)

@@ -15,7 +15,7 @@ from purejaxppo.checkpoint import snapshot, state_sha256
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.envs import from_gymnax
 from purejaxppo.errors import CheckpointError
-from purejaxppo.store import fault, list_steps, load_newest, save_step
+from purejaxppo.store import Which, fault, list_steps, load_newest, save_step
 from purejaxppo.train import trainer_from_config
 
 CONFIG = TrainConfig(
@@ -57,7 +57,7 @@ class Saved:
     def load(self, **options):
         """(env steps of the state that is loaded, what was said)"""
         notes = []
-        state, _ = load_newest(self.run_dir, self.expected, note=notes.append, **options)
+        state, _ = load_newest(self.run_dir, self.expected, Which(note=notes.append, **options))
         return self.hashes.get(state_sha256(state), "a state that was never saved"), notes
 
 

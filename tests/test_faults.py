@@ -17,7 +17,7 @@ from fault_runs import BATCH, UPDATES, assert_one_line, outcome, side_by_side, t
 from purejaxppo.lock import LOCK
 from purejaxppo.store import clean, fault, list_steps
 
-NAME = "ppo_clip"
+NAME = "ppo_kl"
 FLAGS = train_flags(NAME)
 SELDOM = ("--checkpoint-seconds", "1000")
 
@@ -63,7 +63,7 @@ def assert_resumes(server, run_dir, whole):
 
 
 PHASES = {  # fault, what is said, whether it waits for the end of a chunk
-    "compilation": ("compile_for_long", "no update is saved"),
+    "compilation": ("compile_for_long", "no update had finished"),
     "rollout": ("slow_chunks", "the state is saved"),
     "saving": ("slow_saving", "the state is saved"),
     "evaluation": ("endless_evaluation", "the trained state is saved"),
@@ -114,6 +114,7 @@ def test_every_signal_in_every_phase(server, whole, tmp_path):
     side_by_side(lambda case: stop_in(server, tmp_path, whole, *case), cases)
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_aborts_at_once(server, whole, half, tmp_path):
     """The first waits for a chunk that never ends; the second ends it, and what was saved before is still good."""
     run_dir, marker = copied(half, tmp_path / "run"), tmp_path / "marker"
@@ -161,12 +162,9 @@ def damaged(half, run_dir, name, count):
     return run_dir
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "cases",
-    [
-        [("flipped bit", 1), ("no COMMIT", 2)],
-        pytest.param([("no state", 1), ("torn meta", 2), ("torn meta", 1)], marks=pytest.mark.slow),
-    ],
+    "cases", [[("flipped bit", 1), ("no COMMIT", 2)], [("no state", 1), ("torn meta", 2), ("torn meta", 1)]]
 )
 def test_damaged_checkpoints_do_not_stop_a_run(server, whole, half, tmp_path, cases):
     """It goes on from an older one, says why, and comes to the same end."""
@@ -266,6 +264,7 @@ def test_a_disk_that_is_full_anywhere_in_a_checkpoint(server, whole, half, small
     side_by_side(lambda case: assert_full_disk_is_survived(server, whole, half, *case), cases)
 
 
+@pytest.mark.slow
 def test_a_write_that_fails(server, whole, half, tmp_path):
     """The same by errors that are raised, where nothing can be mounted: no space for a state, no byte for a row."""
     size = (whole / "metrics.jsonl").stat().st_size * 3 // 4

@@ -308,4 +308,4 @@ def test_a_reward_that_is_nan_now_and_then(skipping):
 @pytest.mark.parametrize("name", ["stop", "rollback"])
 def test_what_the_host_sees_to_is_left_to_it(name):
     trainer = Trainer(lambda *_: None, lambda *_: None)
-    assert GUARDS[name](trainer) is trainer
+    assert GUARDS[name].wrap(trainer) is trainer

@@ -115,7 +115,7 @@ MOMENTS = (starting, training, saving, training, ending, drawing)
 
 def test_a_run_survives_kills_at_any_moment(server, undisturbed, tmp_path):
     """Parameters, optimizer, beta, learning rate, normalisers, episodes, keys and metrics are all there again."""
-    lives = [Life("ppo_kl", 1, MOMENTS), Life("ppo_clip", 2, MOMENTS[:-1])]
+    lives = [Life("ppo_kl", 1, MOMENTS), Life("ppo_kl", 2, MOMENTS[:-1])]
     phases = check(server, undisturbed, tmp_path, lives)
     assert phases.total() >= 10
     assert phases["starting"] + phases["before any checkpoint"] >= 1

@@ -43,14 +43,18 @@ OPTIONS = RunOptions(eval_episodes=4, checkpoint_seconds=0.0, keep_newest=10)
 
 
 @functools.cache
-def walking(num_envs):
-    """One object per size, by which what is built on it is known again."""
-    return walk(num_envs)
+def make_once(make, num_envs):
+    """One environment per kind and size, by which what is built on it is known again."""
+    return make(num_envs)
 
 
-@functools.cache
 def build_once(config, env):
-    return trainer_from_config(config, env)
+    """One trainer per environment and settings; stopping and rolling back are the host's business."""
+    guard = "skip" if config.on_nonfinite == "skip" else "stop"
+    return _build(dataclasses.replace(config, on_nonfinite=guard), env)
+
+
+_build = functools.cache(trainer_from_config)
 
 
 @functools.cache
@@ -67,7 +71,7 @@ COMPILE = host_loop._compile_advance
 def _module_patch():
     """The walk in the place of gymnax's environments, and a chunk, hence a checkpoint, per update."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "from_gymnax", lambda name, num_envs, **_: walking(num_envs))
+        patch.setattr(experiment, "from_gymnax", lambda name, num_envs, **_: make_once(walk, num_envs))
         patch.setattr(experiment, "trainer_from_config", build_once)
         patch.setattr(host_loop, "_compile_advance", lambda trainer, hp, runner, n: compile_once(trainer, n))
         patch.setattr(host_loop, "_CHUNK_UPDATES", 1)
@@ -223,6 +227,7 @@ def test_a_larger_budget_is_the_longer_run(whole, half, tmp_path):
     assert "linear schedule" not in run.text
 
 
+@pytest.mark.slow
 def test_a_larger_budget_for_a_linear_schedule_is_said(tmp_path):
     out, config = tmp_path / "run", dataclasses.replace(CONFIG, learning_rate_schedule="linear")
     run(out, [stopping_after(2)], config=config)
@@ -301,12 +306,18 @@ def now_and_then(num_envs, probability=0.02):
 @pytest.fixture
 def use(monkeypatch):
     """use(make) puts another environment in the walk's place."""
-    return lambda make: monkeypatch.setattr(experiment, "from_gymnax", lambda name, num_envs, **_: make(num_envs))
+    return lambda make: monkeypatch.setattr(
+        experiment, "from_gymnax", lambda name, num_envs, **_: make_once(make, num_envs)
+    )
+
+
+def bad_from_the_third_update(num_envs):
+    return spoiled(walk(num_envs), after=20)
 
 
 def test_the_last_good_checkpoint_is_named(tmp_path, use):
     """The third update is the first to see a bad reward."""
-    use(lambda num_envs: spoiled(walk(num_envs), after=20))
+    use(bad_from_the_third_update)
     with pytest.raises(
         DivergedError, match=r"reward is not finite at update 3 .*step_000000000064; `purejaxppo resume"
     ):
@@ -317,10 +328,10 @@ def test_the_last_good_checkpoint_is_named(tmp_path, use):
 def test_a_run_that_diverged_goes_on_when_told_to_skip(tmp_path, use):
     use(now_and_then)
     with pytest.raises(DivergedError):
-        run(tmp_path / "run", config=dataclasses.replace(CONFIG, total_timesteps=32 * 30))
+        run(tmp_path / "run", config=dataclasses.replace(CONFIG, total_timesteps=32 * 12))
     good = list_steps(tmp_path / "run")[0].env_steps
     summary = resume(tmp_path / "run", settings=other_settings(tmp_path / "run", on_nonfinite="skip"))
-    assert (summary["updates"], summary["exit_reason"]) == (30, "finished")
+    assert (summary["updates"], summary["exit_reason"]) == (12, "finished")
     rows = rows_of(tmp_path / "run")
     assert {row.get("nonfinite") for row in rows} == {None, "reward"}
     assert rows[good // 32]["nonfinite"] == "reward"  # where it had stopped
@@ -340,12 +351,13 @@ def test_rollback_goes_on_with_other_random_numbers(tmp_path, use):
 
 def test_rollback_gives_up(tmp_path, use):
     """Where it always happens: the first try, three more, and the error."""
-    use(lambda num_envs: spoiled(walk(num_envs), after=20))
+    use(bad_from_the_third_update)
     with pytest.raises(DivergedError, match="at update 3"):
         run(tmp_path / "run", config=dataclasses.replace(CONFIG, on_nonfinite="rollback"))
     assert run.text.count("Rolled back to 64 env steps") == GUARDS["rollback"].rollbacks
 
 
+@pytest.mark.slow
 def test_rollback_without_a_checkpoint_is_from_the_beginning(tmp_path, use):
     use(lambda num_envs: spoiled(walk(num_envs), after=0))
     with pytest.raises(DivergedError, match="there is no good checkpoint"):
