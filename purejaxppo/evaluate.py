@@ -89,7 +89,7 @@ def summarize(episodes: Episodes) -> dict[str, Any]:
         "episodes": len(returns),
         "return_mean": _finite(returns.mean()),
         "return_std": _finite(returns.std()) if np.isfinite(returns).all() else None,
-        "return_iqm": _finite(interquartile_mean(returns)),
+        "return_iqm": None if np.isnan(returns).any() else _finite(interquartile_mean(returns)),
         "length_mean": float(np.mean(np.asarray(episodes.episode_length, np.float64))),
         **({"unfinished": unfinished} if unfinished else {}),
     }

@@ -203,3 +203,12 @@ def test_summary_is_plain_python():
     summary = summary_of([1, 2], finished=[True, False])
     assert {type(value) for value in summary.values()} == {int, float}
     assert summary["unfinished"] == 1
+
+
+def test_a_return_that_is_not_finite_is_none():
+    """JSON has no NaN, and a run must be able to finish; what does not depend on it stays."""
+    bad = summary_of([1.0, 2.0, np.nan, 3.0], [1, 2, 3, 4])
+    assert (bad["return_mean"], bad["return_std"], bad["return_iqm"]) == (None, None, None)
+    assert (bad["episodes"], bad["length_mean"]) == (4, 2.5)
+    infinite = summary_of([1.0, 2.0, 4.0, np.inf], [1, 1, 1, 1])
+    assert (infinite["return_mean"], infinite["return_std"], infinite["return_iqm"]) == (None, None, 3.0)

@@ -1,15 +1,17 @@
 """Metrics: one line of valid JSON per update, sinks that may fail, and progress that people can read."""
 
+import contextlib
 import io
 import json
 import math
+import os
 
 import pytest
 from rich.console import Console
 
 from purejaxppo import logger
 from purejaxppo.errors import CheckpointError, ConfigError
-from purejaxppo.logger import JsonLines, ProgressDisplay, emit, read_metrics
+from purejaxppo.logger import JsonLines, ProgressDisplay, Terminal, emit, read_metrics, recent_return, say
 
 
 def strict(text):
@@ -173,6 +175,36 @@ def test_the_last_known_return_stays(clock):
         clock.now += 9
         progress(50, {"episode/return": math.nan})
     assert "return 7 " in out.file.getvalue()
+
+
+def test_a_terminal_that_is_gone_ends_nothing():
+    """As when the reader of a pipe has ended."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as file:
+        out = Terminal(file=file)
+        with ProgressDisplay(out, 100) as progress:
+            progress(50, {"episode/return": 3.0})
+        say(out, "more")
+        assert out.quiet
+        with contextlib.suppress(BrokenPipeError):
+            file.close()
+
+
+def test_what_looks_like_markup_is_said_as_it_is():
+    out = Terminal(file=io.StringIO())
+    say(out, "runs/a[/b] runs/sweep[lr]")
+    assert out.file.getvalue() == "runs/a[/b] runs/sweep[lr]\n"
+
+
+def test_the_recent_return_leaves_out_what_is_damaged(tmp_path):
+    """It only ranks checkpoints; a flipped bit must not stop every save."""
+    path = tmp_path / "metrics.jsonl"
+    rows = [json.dumps({"episode/return": 2.0 * i, "episode/count": 1}) for i in range(4)]
+    rows[2] = rows[2].replace("{", "[")
+    path.write_text("\n".join([*rows, "[]", '{"update": 1}']) + "\n")
+    assert recent_return(path, path.stat().st_size, 100) == (0 + 2 + 6) / 3
+    assert recent_return(path, 0, 100) is None
 
 
 def test_a_bar_on_a_terminal(clock):

@@ -15,13 +15,16 @@ from probe_envs import spoiled, walk
 from rich.console import Console
 
 from purejaxppo import experiment, host_loop, session
+from purejaxppo.checkpoint import snapshot
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.envs import from_gymnax
 from purejaxppo.errors import CheckpointError, ConfigError, DivergedError, EnvError
 from purejaxppo.experiment import evaluate_run, resume_experiment, run_experiment
 from purejaxppo.guard import GUARDS
+from purejaxppo.host_loop import Timing
 from purejaxppo.run_dir import RunSettings, read_run_settings
-from purejaxppo.store import Which, list_steps
+from purejaxppo.session import train_session
+from purejaxppo.store import Which, list_steps, save_step
 from purejaxppo.train import trainer_from_config
 
 UPDATES = 6
@@ -265,6 +268,44 @@ def test_another_jax_is_said(half):
     assert f"jax 0.9.9 -> {jax.__version__} since the run began" in run.text
 
 
+def test_another_seed_is_refused_before_and_after_the_first_save(half):
+    """Edited into config.json, or given; without a checkpoint there is still the directory's own word."""
+    settings = read_run_settings(half)._replace(seed=4)
+    with pytest.raises(ConfigError, match="seed 3 -> 4"):
+        resume(half, settings=settings)
+    content = json.loads((half / "config.json").read_text())
+    (half / "config.json").write_text(json.dumps({**content, "seed": 4}))
+    with pytest.raises(CheckpointError, match="seed 3 -> 4"):
+        resume(half)
+    shutil.rmtree(half / "checkpoints")
+    with pytest.raises(ConfigError, match="seed 4 -> 3"):
+        resume(half, settings=settings._replace(seed=3))
+
+
+def test_checkpoints_that_cannot_be_listed_are_not_none(half):
+    """What was trained would be thrown away otherwise."""
+    shutil.rmtree(half / "checkpoints")
+    (half / "checkpoints").write_text("not a directory")
+    before = (half / "metrics.jsonl").read_bytes()
+    with pytest.raises(CheckpointError, match=r"cannot read .*checkpoints"):
+        resume(half)
+    assert (half / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "\x00"])
+def test_a_summary_that_cannot_be_read_is_written_again(whole, tmp_path, content):
+    out = shutil.copytree(whole[0], tmp_path / "run")
+    (out / "summary.json").write_text(content)
+    assert_same(out, resume(out), *whole)
+
+
+def test_a_picture_that_is_missing_is_drawn(whole, tmp_path):
+    """By a kill between the summary and the picture."""
+    out = shutil.copytree(whole[0], tmp_path / "run", ignore=lambda *_: ["plots"])
+    resume(out)
+    assert (out / "plots" / "learning_curve.png").is_file()
+
+
 def test_an_environment_that_is_gone(half, monkeypatch):
     monkeypatch.setattr(experiment, "from_gymnax", from_gymnax)
     with pytest.raises(EnvError, match="walk"):
@@ -347,6 +388,32 @@ def test_rollback_goes_on_with_other_random_numbers(tmp_path, use):
     assert "Rolled back to" in run.text
     assert [row["update"] for row in rows_of(tmp_path / "run")] == list(range(1, 13))
     assert not any("nonfinite" in row for row in rows_of(tmp_path / "run"))
+
+
+def test_rollbacks_are_counted_from_one_checkpoint(half, monkeypatch):
+    """Three from one, a success that saves, and three more from the next."""
+    failures = {96: [4, 4, 4, None], 160: [6, 6, 6, None]}
+    starts = []
+
+    def train(run, start):
+        starts.append(start.updates)
+        update = failures[start.updates * 32].pop(0)
+        if update:
+            raise DivergedError("reward is not finite.", update)
+        if start.updates == 3:  # a later checkpoint, and then it goes wrong again
+            runner = session.load_runner(run.run_dir, run.settings, run.trainer)[0]
+            later = runner._replace(updates=jnp.int32(5))
+            meta = {"updates": 5, "metrics_bytes": 0, "seconds": 0.0, "train_return": None}
+            save_step(run.run_dir, 160, snapshot(later), {**meta, "settings": run.settings.record()})
+            raise DivergedError("reward is not finite.", 6)
+        return start.make(), Timing(0.0, 0.0, 0.0)
+
+    monkeypatch.setattr(session, "_train", train)
+    monkeypatch.setattr(experiment, "_finish", lambda run, start: train_session(run, start))
+    failures[96][-1:] = [None]
+    failures[160] = [6, 6, None]
+    resume(half, settings=other_settings(half, on_nonfinite="rollback"))
+    assert starts == [3, 3, 3, 3, 5, 5, 5]
 
 
 def test_rollback_gives_up(tmp_path, use):

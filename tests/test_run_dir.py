@@ -78,6 +78,7 @@ LEFTOVERS = {
     "lock": [LOCK],
     "a write that was broken off": ["config.json.tmp-123"],
     "both": [LOCK, "versions.json.tmp-1", "command.txt.tmp-99999"],
+    "all but config.json": [LOCK, "versions.json", "command.txt"],
 }
 
 
@@ -104,6 +105,20 @@ def test_anything_else_is_never_touched(tmp_path, name):
     assert "is not an empty directory; choose another --out" in message
     assert (f"`purejaxppo resume {tmp_path}`" in message) == (name == "config.json")
     assert content_of(tmp_path) == before
+
+
+def test_default_names_of_the_same_second_are_two_directories(tmp_path, monkeypatch):
+    """The second one sees the first only when it makes its own."""
+    monkeypatch.chdir(tmp_path)
+    first, second = create_dir(None, "same"), create_dir(None, "same")
+    assert first != second
+    assert second.is_dir()
+
+
+def test_two_that_took_the_same_directory(run_dir):
+    """Both found it empty; the second has the lock when the first is done."""
+    with pytest.raises(CheckpointError, match="has just been taken by another run"):
+        write_inputs(run_dir, read_run_settings(run_dir))
 
 
 def test_one_in_use(tmp_path):
