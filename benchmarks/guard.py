@@ -1,0 +1,53 @@
+"""What looking for numbers that are not finite costs: training with it against training without, in alternation.
+
+python benchmarks/guard.py --shapes 64x128 4x128 --repetitions 31
+"""
+
+import argparse
+import statistics
+from typing import Any
+from unittest import mock
+
+import jax.numpy as jnp
+from throughput import Arm, ours
+
+
+def arm(shape: str, updates: int, guarded: bool) -> Arm:
+    """A compiled block of updates; without the guard, the metric `nonfinite` is a constant."""
+    envs, steps = map(int, shape.split("x"))
+
+    def nothing(_: Any) -> Any:
+        return jnp.zeros((), jnp.int32)
+
+    if guarded:
+        return Arm(*ours(envs, steps, 0), updates)
+    with mock.patch("purejaxppo.train.nonfinite", nothing):
+        return Arm(*ours(envs, steps, 0), updates)
+
+
+def measure(shape: str, repetitions: int, seconds: float) -> None:
+    """Prints the ratio of neighbouring blocks, each twice per repetition and in both orders."""
+    updates = max(1, round(16 * seconds / arm(shape, 16, True).time()))
+    guarded, bare = arm(shape, updates, True), arm(shape, updates, False)
+    ratios = []
+    for _ in range(repetitions):
+        first = guarded.time(), bare.time()
+        second = bare.time(), guarded.time()
+        ratios.append((first[0] + second[1]) / (first[1] + second[0]))
+    low, _, high = statistics.quantiles(ratios, n=4)
+    print(f"{shape}, {updates} updates per block: {statistics.median(ratios):.4f} times the time without "
+          f"(quartiles {low:.4f} to {high:.4f}, {min(ratios):.3f}..{max(ratios):.3f})", flush=True)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", default=["64x128", "4x128"], help="environments x steps")
+    parser.add_argument("--repetitions", type=int, default=31)
+    parser.add_argument("--seconds", type=float, default=0.5, help="per timed block")
+    arguments = parser.parse_args()
+    for shape in arguments.shapes:
+        measure(shape, arguments.repetitions, arguments.seconds)
+
+
+if __name__ == "__main__":
+    main()
