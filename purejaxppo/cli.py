@@ -225,7 +225,7 @@ def _evaluate(command: Evaluate) -> int:
     if command.common.json:
         _print_json(result)
     else:
-        print(_describe_evaluation(result))
+        print(f"policy of {result['env_steps']:,} env steps, {_describe_evaluation(result)}")
     return 0
 
 
@@ -340,8 +340,9 @@ _RUN: dict[type, Callable[[Any], int]] = {
 
 
 def _describe(summary: dict[str, Any]) -> str:
+    ended = "finished" if summary["exit_reason"] == "finished" else f"stopped by {summary['exit_reason']}"
     lines = [
-        f"{summary['exit_reason']}: {summary['env_steps']:,} env steps in {summary['train_seconds']:.1f} s "
+        f"{ended}: {summary['env_steps']:,} env steps in {summary['train_seconds']:.1f} s "
         f"(+ {summary['compile_seconds']:.1f} s compilation), {summary['env_steps_per_second']:,.0f} env steps/s",
     ]
     if summary["evaluation"]:

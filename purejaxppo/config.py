@@ -147,7 +147,7 @@ class RunOptions:
     eval_episodes: int = 128
     """Greedy episodes after training."""
     checkpoint_seconds: float = 60.0
-    """Save the state whenever this many seconds have passed, and at the end."""
+    """Save the state whenever this many seconds have passed (0: about every second), and at the end."""
     keep_newest: int = 2
     """Checkpoints to keep: the newest ones, at least two, so that one may be damaged ..."""
     keep_best: int = 1

@@ -33,7 +33,7 @@ from purejaxppo.run_dir import (
 from purejaxppo.session import Run, Start, from_checkpoint, from_the_beginning, train_session
 from purejaxppo.settings import refuse_changes
 from purejaxppo.signals import StopRequest, stop_on_signal
-from purejaxppo.store import Which, clean
+from purejaxppo.store import Which, clean, fault, list_steps
 from purejaxppo.train import trainer_from_config
 from purejaxppo.types import RunnerState, VecEnv
 from purejaxppo.validation import validate_seed
@@ -73,9 +73,10 @@ def run_experiment(
     settings = RunSettings(config, hp, seed, options)
     settings.validate()
     with _listening(stop) as stop:
-        env = from_gymnax(config.env, config.num_envs, allow_download=allow_download, **dict(config.env_params))
-        trainer = trainer_from_config(config, env)
-        run_dir = create_run_dir(settings, out)
+        with stop.ending_at_once("no run had begun."):
+            env = from_gymnax(config.env, config.num_envs, allow_download=allow_download, **dict(config.env_params))
+            trainer = trainer_from_config(config, env)
+            run_dir = create_run_dir(settings, out)
         with locked(run_dir):
             write_inputs(run_dir, settings)
             run = Run(run_dir, settings, env, trainer, console, stop, sinks)
@@ -138,12 +139,13 @@ def _listening(stop: StopRequest | None) -> AbstractContextManager[StopRequest]:
 
 
 def _finished_summary(run_dir: Path, config: TrainConfig) -> dict[str, Any] | None:
-    """The summary of a run that has done what `config` asks for."""
+    """The summary of a run that has done what `config` asks for, and whose final state is there and sound."""
     try:
         summary = read_json(run_dir / "summary.json")
     except CheckpointError:  # missing, or not to be read: it will be written again
         return None
     done = summary.get("exit_reason") == "finished" and summary.get("env_steps") == config.env_steps
+    done = done and any(step.env_steps == config.env_steps and fault(step.path) is None for step in list_steps(run_dir))
     return {**summary, "run_dir": str(run_dir)} if done else None
 
 
@@ -233,7 +235,7 @@ def evaluate_run(
     seed: int = 0,
     allow_download: bool = False,
 ) -> dict[str, Any]:
-    """Plays episodes with a saved run's policy and frozen normalisers; returns their summary.
+    """Plays episodes with a saved run's policy and frozen normalisers; returns their summary, and its env_steps.
 
     `which` says with which checkpoint, by default the newest sound one. Raises PureJaxPPOError.
     """
@@ -241,7 +243,8 @@ def evaluate_run(
     if episodes < 1:
         raise ConfigError(f"episodes = {episodes}; it takes at least 1.")
     saved = restore(run_dir, which, allow_download=allow_download)
-    return _evaluate(saved.config, saved.env, saved.runner, episodes, seed, greedy, allow_download)
+    summary = _evaluate(saved.config, saved.env, saved.runner, episodes, seed, greedy, allow_download)
+    return {"env_steps": saved.meta["env_steps"], **summary}
 
 
 def _evaluate(

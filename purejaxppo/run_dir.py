@@ -1,5 +1,6 @@
 """A run's directory: made new, never into something that holds files; and read back."""
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -41,6 +42,11 @@ class RunSettings(NamedTuple):
         validate_hyperparams(self.hp)
         validate_seed(self.seed)
         validate_options(self.options)
+
+
+def _check_free(run_dir: Path) -> None:
+    with contextlib.suppress(OSError, ValueError):  # no directory, or no name of one
+        check_free(run_dir)
 
 
 def create_run_dir(settings: RunSettings, out: Path | None) -> Path:
@@ -156,6 +162,7 @@ def read_run_settings(run_dir: Path) -> RunSettings:
     """
     path = run_dir / "config.json"
     if not is_file(path):
+        _check_free(run_dir)  # one that has begun in this moment
         raise CheckpointError(f"{run_dir} is not a run directory: it has no config.json.")
     content = read_json(path)
     try:

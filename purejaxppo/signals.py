@@ -25,7 +25,7 @@ class StopRequest:
 
     def received(self, number: int) -> None:
         """A signal has come."""
-        again, self.name = self.name is not None, signal.Signals(number).name
+        again, self.name = self.name is not None, self.name or signal.Signals(number).name
         if again and number == signal.SIGINT:  # a batch system's second signal is no loss of patience
             self._abort()
         if self._farewell:

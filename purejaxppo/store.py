@@ -30,6 +30,7 @@ State = TypeVar("State")
 FORMAT_VERSION = 1
 _STEP = re.compile(r"step_(\d{12,19})")
 _LEFTOVER = re.compile(r"step_\d{12,19}\.tmp-\d+")
+_NO_SPACE = re.compile(r"No space left|os_error_code='28'")  # as Python and as TensorStore say it
 _MAX_MANIFEST = 2**24  # bytes; far above any real one
 
 
@@ -86,7 +87,9 @@ def save_step(run_dir: Path, env_steps: int, state: Snapshot, meta: dict[str, An
         sync(step_dir.parent)
     except Exception as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise CheckpointError(f"cannot save the checkpoint {step_dir}: {_first_line(error)}") from error
+        reason = "no space left on the disk" if _NO_SPACE.search(str(error)) else _first_line(error)
+        advice = f"mend that, and `purejaxppo resume {run_dir}` goes on"
+        raise CheckpointError(f"cannot save the checkpoint {step_dir}: {reason}; {advice}.") from error
     return step_dir
 
 
@@ -204,7 +207,7 @@ def load_newest(run_dir: Path, expected: State, which: Which = _NEWEST) -> tuple
     steps = [step for step in found if which.env_steps in (None, step.env_steps)]
     if not steps:
         none = "no checkpoint" if which.env_steps is None else f"no checkpoint of {which.env_steps} env steps"
-        raise CheckpointError(f"{run_dir} holds {none}; `purejaxppo verify {run_dir}` lists what there is.")
+        raise CheckpointError(f"{run_dir} holds {none} that could be used; `purejaxppo verify` lists those of a run.")
     reasons = []
     for step in steps[:1] if which.strict else steps:
         try:
@@ -217,7 +220,9 @@ def load_newest(run_dir: Path, expected: State, which: Which = _NEWEST) -> tuple
         return state, meta
     if list_steps(run_dir) != found:  # the run goes on, and has replaced what was being read
         return load_newest(run_dir, expected, which)
-    advice = "leave --strict out to take an older one" if which.strict and len(steps) > 1 else "train it anew"
+    advice = "train it anew"
+    if len(found) > 1 and (which.strict or which.env_steps is not None):
+        advice = "leave --strict and --step out to take another one"
     raise CheckpointError(f"no checkpoint of {run_dir} can be used ({'; '.join(reasons)}); {advice}.")
 
 

@@ -446,10 +446,14 @@ def test_evaluate(trained, capfd):
     argv = ["evaluate", str(trained), "--episodes", "4", "--seed", "9"]
     assert cli.run([*argv, "--json"]) == 0
     result = json.loads(capfd.readouterr().out)
-    assert result == json.loads((trained / "summary.json").read_text())["evaluation"]
+    expected = json.loads((trained / "summary.json").read_text())["evaluation"]
+    assert result == {"env_steps": 96, **expected}
     assert result["length_mean"] == 5
     assert cli.run(argv) == 0
-    assert "evaluation over 4 episodes: return 5 +- 0 (interquartile mean 5), length 5" in capfd.readouterr().out
+    assert (
+        "policy of 96 env steps, evaluation over 4 episodes: return 5 +- 0 (interquartile mean 5), length 5"
+        in capfd.readouterr().out
+    )
 
 
 def test_evaluate_sampled(trained, capfd):

@@ -233,7 +233,7 @@ def test_same_seed_same_run(cartpole, tmp_path):
 def test_saved_policy_evaluates_as_it_did(cartpole):
     """From the checkpoint alone; sampling and another seed are other episodes."""
     out, summary, _ = cartpole
-    assert evaluate_run(out, episodes=5, seed=3) == summary["evaluation"]
+    assert evaluate_run(out, episodes=5, seed=3) == {"env_steps": 192, **summary["evaluation"]}
     sampled = evaluate_run(out, episodes=5, seed=3, greedy=False)
     assert sampled["episodes"] == 5
     assert sampled["return_mean"] <= 6

@@ -219,6 +219,17 @@ def test_a_finished_run_is_left_alone(whole, tmp_path):
     assert {path: path.read_bytes() for path in before} == before
 
 
+@pytest.mark.parametrize("damage", ["flip", "remove"])
+def test_a_finished_run_whose_end_is_damaged_is_finished_again(whole, tmp_path, damage):
+    """From the checkpoint before, to the same end."""
+    out = shutil.copytree(whole[0], tmp_path / "run")
+    newest = list_steps(out)[0].path
+    shutil.rmtree(newest) if damage == "remove" else (newest / "meta.json").write_text("{}")
+    assert_same(out, resume(out), *whole)
+    assert ("passed over" in run.text) == (damage == "flip")
+    assert list_steps(out)[0].path == newest
+
+
 def test_a_larger_budget_is_the_longer_run(whole, half, tmp_path):
     """Nothing in this run depends on its budget."""
     longer = dataclasses.replace(CONFIG, total_timesteps=32 * 8)

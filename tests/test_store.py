@@ -128,7 +128,7 @@ def test_a_save_that_fails_leaves_nothing_and_hurts_nothing(run_dir, monkeypatch
     before = names(run_dir)
     with monkeypatch.context() as patch:
         patch.setattr(store, function, fail)
-        with pytest.raises(CheckpointError, match="No space left") as caught:
+        with pytest.raises(CheckpointError, match="no space left") as caught:
             save(run_dir, 300, 3)
     assert "\n" not in str(caught.value)
     assert names(run_dir) == before
