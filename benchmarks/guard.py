@@ -5,11 +5,15 @@ python benchmarks/guard.py --shapes 64x128 4x128 --repetitions 31
 
 import argparse
 import statistics
+import time
 from typing import Any
 from unittest import mock
 
+import jax
 import jax.numpy as jnp
 from throughput import Arm, ours
+
+from purejaxppo.guard import nonfinite
 
 
 def arm(shape: str, updates: int, guarded: bool) -> Arm:
@@ -29,6 +33,9 @@ def measure(shape: str, repetitions: int, seconds: float) -> None:
     """Prints the ratio of neighbouring blocks, each twice per repetition and in both orders."""
     updates = max(1, round(16 * seconds / arm(shape, 16, True).time()))
     guarded, bare = arm(shape, updates, True), arm(shape, updates, False)
+    update = min(guarded.time() for _ in range(5)) / updates
+    share = alone(shape) / update
+    print(f"{shape}: the check alone takes {share:.2%} of an update of {1000 * update:.3g} ms", flush=True)
     ratios = []
     for _ in range(repetitions):
         first = guarded.time(), bare.time()
@@ -37,6 +44,30 @@ def measure(shape: str, repetitions: int, seconds: float) -> None:
     low, _, high = statistics.quantiles(ratios, n=4)
     print(f"{shape}, {updates} updates per block: {statistics.median(ratios):.4f} times the time without "
           f"(quartiles {low:.4f} to {high:.4f}, {min(ratios):.3f}..{max(ratios):.3f})", flush=True)  # fmt: skip
+
+
+def alone(shape: str, times: int = 300) -> float:
+    """Seconds per update of the check by itself, as often as that in one scan; everything it sees is carried along."""
+    envs, steps = map(int, shape.split("x"))
+    runner, _ = ours(envs, steps, 0)
+    seen = {
+        "observation": jnp.ones((steps, *runner.obs.shape)),
+        "reward": jnp.ones((steps, envs)),
+        "parameter": runner.learner.params,
+        "optimizer_state": runner.learner.opt_state,
+    }
+
+    def check(carry: Any, _: None) -> tuple[Any, None]:
+        bits = nonfinite(carry)  # always 0; but the compiler cannot know, and so repeats it
+        return jax.tree.map(lambda x: x + bits.astype(x.dtype), carry), None
+
+    program = jax.jit(lambda carry: jax.lax.scan(check, carry, length=times)[0]).lower(seen).compile()
+    seconds = []
+    for _ in range(10):
+        start = time.perf_counter()
+        jax.block_until_ready(program(seen))
+        seconds.append(time.perf_counter() - start)
+    return min(seconds) / times
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Numbers that are not finite: found on the device, once per update, and what a trainer does about them."""
 
 from collections.abc import Callable, Mapping
+from functools import reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -32,7 +33,7 @@ def nonfinite(quantities: Mapping[str, Any]) -> jax.Array:
 
 def _all_finite(tree: Any) -> jax.Array:
     floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in [jnp.zeros(()), *floats]]))
+    return reduce(jnp.logical_and, (jnp.all(jnp.isfinite(leaf)) for leaf in floats), jnp.array(True))
 
 
 def first_nonfinite(bits: int) -> str | None:
