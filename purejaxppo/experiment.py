@@ -33,13 +33,12 @@ from purejaxppo.run_dir import (
 from purejaxppo.session import Run, Start, from_checkpoint, from_the_beginning, train_session
 from purejaxppo.settings import refuse_changes
 from purejaxppo.signals import StopRequest, stop_on_signal
-from purejaxppo.store import Which, clean, fault, list_steps
+from purejaxppo.store import NEWEST, Which, clean, fault, list_steps
 from purejaxppo.train import trainer_from_config
 from purejaxppo.types import RunnerState, VecEnv
 from purejaxppo.validation import validate_seed
 
 _OPTIONS = RunOptions()
-_NEWEST = Which()
 _PICTURE = Path("plots") / "learning_curve.png"
 
 
@@ -229,7 +228,7 @@ def _evaluate_at_the_end(run: Run, runner: RunnerState) -> dict[str, Any]:
 def evaluate_run(
     run_dir: Path,
     *,
-    which: Which = _NEWEST,
+    which: Which = NEWEST,
     episodes: int = 128,
     greedy: bool = True,
     seed: int = 0,

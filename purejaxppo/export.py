@@ -19,15 +19,14 @@ from purejaxppo.machine import installed_versions
 from purejaxppo.networks import make_network
 from purejaxppo.restore import SavedRun, restore
 from purejaxppo.run_dir import create_dir
-from purejaxppo.store import Which
+from purejaxppo.store import NEWEST, Which
 from purejaxppo.types import Box, Discrete
 from purejaxppo.wrappers import NORMALIZER_CLIP, NORMALIZER_EPSILON, action_bound, observation_stats, standardize_by
 
-_NEWEST = Which()
 _PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def export_run(run_dir: Path, out: Path, which: Which = _NEWEST, *, allow_download: bool = False) -> dict[str, Any]:
+def export_run(run_dir: Path, out: Path, which: Which = NEWEST, *, allow_download: bool = False) -> dict[str, Any]:
     """Writes the greedy policy of a run into a directory that can be used without this package.
 
     - `policy.stablehlo`: for `jax.export.deserialize`; what `greedy_policy` returns, its parameters baked in, for a

@@ -11,11 +11,9 @@ from purejaxppo.envs import from_gymnax
 from purejaxppo.errors import CheckpointError, ConfigError
 from purejaxppo.run_dir import RunSettings, read_run_settings
 from purejaxppo.settings import refuse_changes
-from purejaxppo.store import Which, load_newest
+from purejaxppo.store import NEWEST, Which, load_newest
 from purejaxppo.train import trainer_from_config
 from purejaxppo.types import RunnerState, Trainer, VecEnv
-
-_NEWEST = Which()
 
 
 class SavedRun(NamedTuple):
@@ -27,7 +25,7 @@ class SavedRun(NamedTuple):
     meta: dict[str, Any]  # the checkpoint's meta.json
 
 
-def restore(run_dir: Path, which: Which = _NEWEST, *, allow_download: bool = False) -> SavedRun:
+def restore(run_dir: Path, which: Which = NEWEST, *, allow_download: bool = False) -> SavedRun:
     """A checkpoint of a run, with everything that is needed to use it.
 
     Args:
@@ -47,7 +45,7 @@ def restore(run_dir: Path, which: Which = _NEWEST, *, allow_download: bool = Fal
 
 
 def load_runner(
-    run_dir: Path, settings: RunSettings, trainer: Trainer, which: Which = _NEWEST
+    run_dir: Path, settings: RunSettings, trainer: Trainer, which: Which = NEWEST
 ) -> tuple[RunnerState, dict[str, Any]]:
     """The state and meta.json of a run's checkpoint.
 

@@ -190,10 +190,10 @@ class Which(NamedTuple):
     note: Callable[[str], None] = lambda _: None  # told why a newer one was passed over
 
 
-_NEWEST = Which()
+NEWEST = Which()
 
 
-def load_newest(run_dir: Path, expected: State, which: Which = _NEWEST) -> tuple[State, dict[str, Any]]:
+def load_newest(run_dir: Path, expected: State, which: Which = NEWEST) -> tuple[State, dict[str, Any]]:
     """The newest checkpoint that passes verification, or another one if `which` says so.
 
     Args:
