@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 import tyro
 
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
+from purejaxppo.sweeps.settings import SweepSettings
 
 Flat = tyro.conf.arg(name="")
 
@@ -64,7 +65,7 @@ class Resume:
     """
 
     run_dir: tyro.conf.Positional[Path]
-    """A directory that `purejaxppo train` made."""
+    """A directory that `purejaxppo train` made, or `purejaxppo sweep`."""
     settings: Annotated[TrainConfig, Flat]
     hp: Annotated[Hyperparams, Flat]
     options: Annotated[RunOptions, Flat] = _OPTIONS
@@ -72,6 +73,23 @@ class Resume:
     strict: bool = False
     """Refuse to fall back to an older checkpoint if the newest is damaged."""
     seed: tyro.conf.Suppress[int] = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ResumeSweep:
+    """Go on with a sweep that was stopped or killed; the results are those of an uninterrupted sweep.
+
+    Example: purejaxppo resume runs/my-sweep
+
+    All settings stay; for one run with a larger budget see `purejaxppo extract`.
+    """
+
+    run_dir: tyro.conf.Positional[Path]
+    """A directory that `purejaxppo sweep` made."""
+    options: Annotated[RunOptions, Flat] = _OPTIONS
+    common: Annotated[Common, Flat] = Common()
+    strict: bool = False
+    """Refuse to fall back to an older checkpoint if the newest is damaged."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,15 +123,73 @@ class Compare:
 
 
 @dataclasses.dataclass(frozen=True)
+class Sweep:
+    """Train many settings on one environment, each with several seeds; ranks them.
+
+    A setting with several values after its flag is swept, and every combination is trained:
+
+      purejaxppo sweep --env CartPole-v1 --learning-rate 3e-4 1e-3 3e-3 --ent-coef 0 0.01 --seeds 4
+
+    With --samples so many combinations are drawn at random, and a hyperparameter (learning-rate and below it in this
+    help) may be a span, low..high or log:low..high for even coverage of the orders of magnitude:
+
+      purejaxppo sweep --env CartPole-v1 --learning-rate log:1e-4..1e-2 --gamma 0.9..0.999 --samples 64
+
+    With --halving the budget goes to what promises most: all settings train for a part of it, one in so many goes on:
+
+      purejaxppo sweep --env CartPole-v1 --learning-rate log:1e-4..1e-2 --samples 64 --halving 4
+
+    Booleans are --shared-torso true false; networks --hidden-sizes 64,64 128,128 (without commas it is one network);
+    target-kl and vf-clip-eps take none among their values. Several algorithms each start from their own preset, and
+    skip the settings that they do not have. env, env-params and on-nonfinite keep one value, and so does the rest.
+
+    Look first with --plan. A flag beats the --config file, which beats the environment's preset. The defaults below are
+    those for the --env, the --algorithm and the --config that are given along with --help.
+
+    Example: purejaxppo sweep --env CartPole-v1 --learning-rate 3e-4 1e-3 3e-3 --plan
+    """
+
+    settings: Annotated[TrainConfig, Flat]
+    hp: Annotated[Hyperparams, Flat]
+    options: Annotated[RunOptions, Flat] = _OPTIONS
+    common: Annotated[Common, Flat] = Common()
+    seeds: Annotated[tuple[str, ...], tyro.conf.arg(metavar="INT [INT ...]")] = ("8",)
+    """Runs of each setting: one number is a count, several are the seeds themselves."""
+    seed: int = 0
+    """The first seed of a count."""
+    samples: int | None = None
+    """Train so many random combinations, all different, instead of every one."""
+    sample_seed: int = 0
+    """Seed of what --samples draws; more samples of one seed begin with the fewer ones."""
+    halving: int | None = None
+    """After each rung of the budget one setting in so many goes on, the others stop; 2 to the number of settings."""
+    exact: bool = False
+    """Every run with the very bits that `purejaxppo train` gives for its seed and values, which costs speed. On a CPU
+    they are the same anyway."""
+    plan: bool = False
+    """Print what would be trained, and how it is laid out, and stop there."""
+    target: float | None = None
+    """Return for the column of steps to the target; by default the environment's published one, if there is one."""
+    config: Path | None = None
+    """JSON or TOML file of settings, such as a run's config.json; its seed is not taken."""
+    out: Path | None = None
+    """Directory for results, by default runs/<env>__sweep__<UTC time>."""
+    resolved: tyro.conf.Suppress[SweepSettings | None] = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Evaluate:
     """Play episodes with a trained policy and its frozen normalisers, and print their returns.
 
     Example: purejaxppo evaluate runs/my-run --episodes 1000
+    Example: purejaxppo evaluate runs/my-sweep --member best
     """
 
     run_dir: tyro.conf.Positional[Path]
-    """A directory that `purejaxppo train` made."""
+    """A directory that `purejaxppo train` made, or `purejaxppo sweep`."""
     common: Annotated[Common, Flat] = Common()
+    member: str | None = None
+    """Of a sweep's directory: best, or the number of a run as results.csv has it."""
     episodes: int = 128
     """One per environment, all side by side."""
     sampled: bool = False
@@ -153,13 +229,13 @@ class Envs:
 
 @dataclasses.dataclass(frozen=True)
 class Verify:
-    """Check every file of every checkpoint of a run against its hash, and print a table.
+    """Check every file of every checkpoint of a run or a sweep against its hash, and print a table.
 
     Example: purejaxppo verify runs/my-run
     """
 
     run_dir: tyro.conf.Positional[Path]
-    """A directory that `purejaxppo train` made."""
+    """A directory that `purejaxppo train` made, or `purejaxppo sweep`."""
     common: Annotated[Common, Flat] = Common()
 
 
@@ -171,12 +247,34 @@ class Export:
     """
 
     run_dir: tyro.conf.Positional[Path]
-    """A directory that `purejaxppo train` made."""
+    """A directory that `purejaxppo train` made, or `purejaxppo sweep`."""
     out: Path
     """New directory to write into."""
     common: Annotated[Common, Flat] = Common()
+    member: str | None = None
+    """Of a sweep's directory: best, or the number of a run as results.csv has it."""
     step: int | None = None
     """The checkpoint of so many env steps (`purejaxppo verify` lists them); by default the newest sound one."""
+    strict: bool = False
+    """Refuse to fall back to an older checkpoint if the newest is damaged."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Extract:
+    """Make one run of a sweep a run of its own, which `purejaxppo resume` goes on with, as far as one likes.
+
+    Example: purejaxppo extract runs/my-sweep --member best --out runs/my-run
+    """
+
+    run_dir: tyro.conf.Positional[Path]
+    """A directory that `purejaxppo sweep` made."""
+    member: str
+    """best, or the number of a run as results.csv has it."""
+    common: Annotated[Common, Flat] = Common()
+    out: Path | None = None
+    """New run directory; by default runs/<env>__<algorithm>__s<seed>__<UTC time>."""
+    step: int | None = None
+    """The checkpoint of so many env steps; by default the newest sound one."""
     strict: bool = False
     """Refuse to fall back to an older checkpoint if the newest is damaged."""
 
@@ -193,5 +291,5 @@ class Doctor:
     common: Annotated[Common, Flat] = Common()
 
 
-Command = Train | Resume | Compare | Evaluate | Export | Plot | Verify | Envs | Doctor
+Command = Train | Resume | Compare | Sweep | Evaluate | Export | Extract | Plot | Verify | Envs | Doctor
 COMMANDS: dict[str, Any] = {kind.__name__.lower(): kind for kind in get_args(Command)}

@@ -1,13 +1,11 @@
 """Several algorithms side by side: the same environment, seeds and budget, one directory of results."""
 
 import csv
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
@@ -21,21 +19,19 @@ from purejaxppo.comparison import (
     result_rows,
     table_row,
 )
-from purejaxppo.config import Hyperparams, TrainConfig
-from purejaxppo.envs import from_gymnax
+from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.errors import ConfigError, DivergedError
-from purejaxppo.evaluate import evaluate_runner, evaluation_key
 from purejaxppo.files import whole_file, write_json, write_text
-from purejaxppo.host_loop import Chunk, Hooks, train_in_chunks
+from purejaxppo.host_loop import Chunk, Hooks, Loop, advance_in_chunks
 from purejaxppo.logger import ProgressDisplay, Terminal, say
-from purejaxppo.networks import make_network
 from purejaxppo.plot_comparison import plot_comparison
 from purejaxppo.run_dir import create_dir, write_origin
 from purejaxppo.settings import settings_record
-from purejaxppo.sweep import batching_for, over_seeds
-from purejaxppo.train import trainer_from_config
-from purejaxppo.types import VecEnv
-from purejaxppo.validation import validate_algorithm, validate_config, validate_hyperparams, validate_seed
+from purejaxppo.sweeps.parts import first_state, mean_ended
+from purejaxppo.sweeps.plan import Group, Plan, padded
+from purejaxppo.sweeps.schedule import Part
+from purejaxppo.sweeps.settings import SweepSettings
+from purejaxppo.validation import validate_algorithm
 
 
 def compare(
@@ -65,109 +61,86 @@ def compare(
       PureJaxPPOError: of the kind that says what went wrong; the results of finished algorithms stay.
     """
     console = console or Terminal()
-    _validate(runs, seeds, eval_episodes, target)
-    envs = [_build(config, hp, allow_download) for config, hp in runs]
-    env_id = runs[0][0].env
-    out = create_dir(out, f"{env_id}__compare")
+    sweep = _as_sweep(runs, seeds, eval_episodes, target)
+    sweep.validate()
+    plan = Plan(sweep, allow_download)
+    out = create_dir(out, f"{sweep.env}__compare")
     write_origin(out)
     record = [settings_record(config, hp) for config, hp in runs]
     write_json(out / "comparison.json", {"format_version": 1, "seeds": list(seeds), "runs": record})
     say(console, _headline(runs, seeds, out))
 
     results: list[Result] = []
-    for (config, hp), env in zip(runs, envs, strict=True):
-        results.append(_train_all(config, hp, env, seeds, eval_episodes, allow_download, console))
+    for group in plan.groups:
+        results.append(_train_all(plan, group, console))
         rows = [table_row(result, target) for result in results]
-        summary = {"env": env_id, "seeds": list(seeds), "target": target, "algorithms": rows, "out": str(out)}
+        summary = {"env": sweep.env, "seeds": list(seeds), "target": target, "algorithms": rows, "out": str(out)}
         _write_csv(out / "curves.csv", curve_columns(results), (row for x in results for row in curve_rows(x)))
         _write_csv(out / "results.csv", RESULT_COLUMNS, (row for x in results for row in result_rows(x, target)))
         write_text(out / "table.md", markdown_table(rows, target))
         write_json(out / "summary.json", summary)
-    plot_comparison(results, env_id, target, out / "comparison.png")
+    plot_comparison(results, sweep.env, target, out / "comparison.png")
     if all(np.isnan(result.returns).all() for result in results):
         raise DivergedError(f"every run diverged; the results are in {out}. Try a lower learning_rate.")
     return summary
 
 
-def _validate(
+def _as_sweep(
     runs: Sequence[tuple[TrainConfig, Hyperparams]], seeds: Sequence[int], eval_episodes: int, target: float | None
-) -> None:
+) -> SweepSettings:
+    """A comparison is a sweep over algorithms, each with settings of its own."""
     names = [config.algorithm for config, _ in runs]
     if not names or len(set(names)) < len(names):
         raise ConfigError(f"algorithms = {' '.join(names) or 'none'}: a comparison takes different ones, at least one.")
-    for config, hp in runs:
-        validate_algorithm(config.algorithm, ALGORITHMS)
-        validate_config(config)
-        validate_hyperparams(hp)
-    if len({(config.env, config.env_params) for config, _ in runs}) > 1:
-        raise ConfigError("the runs are of different environments; a comparison takes one.")
-    if len(seeds) < 1 or len(set(seeds)) < len(seeds):
-        raise ConfigError(f"seeds = {list(seeds)}: a comparison takes different ones, at least one.")
-    if any(config.on_nonfinite != "stop" for config, _ in runs):
-        raise ConfigError("a comparison counts the runs that diverge: on_nonfinite has to be stop.")
-    for seed in (min(seeds), max(seeds)):
-        validate_seed(seed)
-    if eval_episodes < 1:
-        raise ConfigError(f"eval_episodes = {eval_episodes}; it takes at least 1.")
-    if target is not None and not math.isfinite(target):
-        raise ConfigError(f"target = {target}; it takes a finite return.")
+    for name in names:
+        validate_algorithm(name, ALGORITHMS)
+    points = tuple({"algorithm": name} for name in names)
+    options = RunOptions(eval_episodes=eval_episodes)
+    return SweepSettings(("algorithm",), points, tuple(runs), tuple(seeds), options, target=target)
 
 
-def _build(config: TrainConfig, hp: Hyperparams, allow_download: bool) -> VecEnv:
-    """The environment, after a trial of what is built on it: what fails should fail before hours of work."""
-    env = from_gymnax(config.env, config.num_envs, allow_download=allow_download, **dict(config.env_params))
-    jax.eval_shape(trainer_from_config(config, env).init, jax.random.key(0), jax.tree.map(jnp.float32, hp))
-    return env
-
-
-def _train_all(
-    config: TrainConfig,
-    hp: Hyperparams,
-    env: VecEnv,
-    seeds: Sequence[int],
-    eval_episodes: int,
-    allow_download: bool,
-    console: Console,
-) -> Result:
+def _train_all(plan: Plan, group: Group, console: Console) -> Result:
     """All seeds of one algorithm in one compiled program."""
-    batching = batching_for(jax.default_backend())
-    trainer = over_seeds(trainer_from_config(config, env), batching)
+    config, seeds = group.config, plan.sweep.seeds
+    number, size = plan.groups.index(group), padded(len(seeds))
+    part = Part(config.algorithm, number, 0, tuple(group.runs), size, since=0, until=config.num_updates)
+    hps, all_seeds = group.arguments(part.runs, size)
+    length = plan.chunk(group, part.size)
+    loop = Loop(
+        compile=lambda _, updates: group.advance(part.size, updates, hps),
+        lengths=lambda _: [length] * -(-config.num_updates // length),
+        done=lambda _: 0,
+        env_steps=config.batch_size * len(seeds),
+    )
     say(console, config.algorithm)
     with ProgressDisplay(console, config.env_steps * len(seeds)) as progress:
         curves = _Curves(config, len(seeds), progress)
-        keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
-        hp = jax.tree.map(jnp.float32, hp)
         hooks = Hooks(report=curves, on_start=lambda _: progress.start_clock())
-        runners, timing = train_in_chunks(config, trainer, hp, lambda: jax.jit(trainer.init)(keys, hp), hooks)
-
-    copies = from_gymnax(config.env, eval_episodes, allow_download=allow_download, **dict(config.env_params))
-    apply = make_network(config, env).apply
-    play = jax.jit(batching(lambda key, runner: evaluate_runner(key, config, copies, apply, runner)))
-    episodes = play(jax.vmap(evaluation_key)(jnp.asarray(seeds, jnp.uint32)), runners)
-    returns = np.mean(np.asarray(episodes.episode_return, np.float64), axis=1)
-    metrics = curves.collected()
-    returns[metrics.pop("nonfinite").any(axis=0)] = math.nan  # diverged
+        runs, timing = advance_in_chunks(loop, lambda: first_state(plan, part), hooks)
+    returns = group.evaluate(all_seeds, runs)[: len(seeds)]  # NaN where a run diverged
     env_steps = np.arange(1, config.num_updates + 1) * config.batch_size
-    return Result(config.algorithm, seeds, env_steps, metrics, returns, timing.env_steps_per_second)
+    return Result(config.algorithm, seeds, env_steps, curves.collected(), returns, timing.env_steps_per_second)
 
 
 class _Curves:
     """Keeps the metrics of all chunks, and shows progress with the mean return over the runs."""
 
     def __init__(self, config: TrainConfig, runs: int, progress: ProgressDisplay) -> None:
-        self._steps_per_update = config.batch_size * runs
+        self._config = config
+        self._runs = runs
         self._progress = progress
         self._chunks: list[dict[str, np.ndarray]] = []
 
     def __call__(self, chunk: Chunk) -> None:
         self._chunks.append(chunk.metrics)
-        last = chunk.first_update + len(chunk.metrics["learning_rate"]) - 1
-        ended = chunk.metrics["episode/return"][np.isfinite(chunk.metrics["episode/return"])]
-        mean = float(ended.mean()) if ended.size else math.nan
-        self._progress(last * self._steps_per_update, {"episode/return": mean})
+        done = min(chunk.last_update, self._config.num_updates)
+        self._progress(done * self._config.batch_size * self._runs, {"episode/return": mean_ended(chunk)})
 
     def collected(self) -> dict[str, np.ndarray]:
-        return {name: np.concatenate([chunk[name] for chunk in self._chunks]) for name in self._chunks[0]}
+        """Each [updates, runs], as far as the runs really are."""
+        names = self._chunks[0].keys() - {"nonfinite"}
+        whole = {name: np.concatenate([chunk[name] for chunk in self._chunks], axis=1) for name in sorted(names)}
+        return {name: x[: self._runs, : self._config.num_updates].T for name, x in whole.items()}
 
 
 def _write_csv(path: Path, columns: Iterable[str], rows: Iterable[dict[str, Any]]) -> None:

@@ -11,6 +11,7 @@ from purejaxppo.stats import bootstrap_interval, interquartile_mean
 _WINDOW = 0.02  # of a run's updates, but at least
 _UPDATES = 5
 _EPISODES = 5  # that have to have ended in it
+_BLOCK = 1000  # rows whose intervals are found together
 RESULT_COLUMNS = ("algorithm", "seed", "evaluation_return", "diverged", "steps_to_target")
 
 
@@ -25,89 +26,127 @@ class Result(NamedTuple):
     env_steps_per_second: float  # all runs together, without compilation and the first of several chunks
 
 
-def steps_to_target(env_steps: np.ndarray, episode_return: np.ndarray, count: np.ndarray, target: float) -> float:
-    """Environment steps until one run's training return reaches the target.
+def steps_to_target(env_steps: np.ndarray, total: np.ndarray, count: np.ndarray, target: float) -> np.ndarray:
+    """Environment steps until each run's training return reaches the target [...]; inf if it never does.
 
     The return is the mean over the episodes that ended in the last 2 % of the run's updates, at least 5; there have to
-    be 5 such episodes.
+    be 5 such episodes. Bins of equally many updates serve as well, at least 400 of a longer run.
 
     Args:
       env_steps: [U].
-      episode_return: mean over the episodes that ended in the update [U], NaN where none did.
-      count: of these episodes [U].
-
-    Returns:
-      inf if it never does.
+      total: sum of the returns of the episodes that ended in the update [..., U].
+      count: of these episodes [..., U].
     """
     window = min(len(env_steps), max(_UPDATES, round(_WINDOW * len(env_steps))))
-    totals = np.stack([np.where(count > 0, episode_return, 0.0) * count, count])
-    running = np.cumsum(np.pad(totals, ((0, 0), (window, 0))), axis=1)
-    total, ended = running[:, window:] - running[:, :-window]
-    reached = (ended >= _EPISODES) & (total >= target * ended)
-    reached[: window - 1] = False  # one lucky update is not a mean
-    return float(env_steps[np.argmax(reached)]) if reached.any() else math.inf
+    totals = np.stack([total, count])
+    running = np.cumsum(np.pad(totals, [(0, 0)] * (totals.ndim - 1) + [(window, 0)]), axis=-1)
+    returns, ended = running[..., window:] - running[..., :-window]
+    reached = (ended >= _EPISODES) & (returns >= target * ended)
+    reached[..., : window - 1] = False  # one lucky update is not a mean
+    return np.where(reached.any(axis=-1), env_steps[np.argmax(reached, axis=-1)], math.inf)
 
 
 def table_row(result: Result, target: float | None) -> dict[str, Any]:
-    """What the table and summary.json say of one algorithm; None for what cannot be said.
-
-    A diverged run counts as the worst there is: up to a quarter of them leave an interquartile mean, more do not.
-    """
-    diverged = np.isnan(result.returns)
-    scores = np.where(diverged, -math.inf, result.returns)
-    low = high = np.asarray(math.nan)
-    if len(scores) > 1:
-        with np.errstate(invalid="ignore"):  # infinities among the draws
-            low, high = bootstrap_interval(scores)
+    """What the table and summary.json say of one algorithm; None for what cannot be said."""
     row = {
         "algorithm": result.algorithm,
-        "runs": len(scores),
-        "diverged": int(diverged.sum()),
-        "return_iqm": _finite(interquartile_mean(scores)),
-        "return_low": _finite(low),
-        "return_high": _finite(high),
+        **score_rows(result.returns[None])[0],
         "env_steps_per_second": round(result.env_steps_per_second, 1),
     }
-    if target is not None:
-        steps = steps_per_run(result, target)
-        row["steps_to_target"] = _finite(np.quantile(steps, 0.5, method="lower"))
-        row["runs_at_target"] = int(np.isfinite(steps).sum())
-    return row
+    return row if target is None else row | target_row(steps_per_run(result, target))
 
 
-def _finite(x: np.ndarray) -> float | None:
+def score_rows(returns: np.ndarray) -> list[dict[str, Any]]:
+    """How each row of runs did in the final evaluation; None for what cannot be said.
+
+    A diverged run counts as the worst there is: up to a quarter of them leave an interquartile mean, more do not.
+
+    Args:
+      returns: [rows, runs], NaN where the run diverged.
+    """
+    scores = worst_if_diverged(returns)
+    middle = interquartile_mean(scores)
+    low = high = np.full(len(scores), math.nan)
+    if scores.shape[1] > 1:
+        low, high = _intervals(scores)
+    return [
+        {
+            "runs": scores.shape[1],
+            "diverged": int(np.isnan(returns[i]).sum()),
+            "return_iqm": finite(middle[i]),
+            "return_low": finite(low[i]),
+            "return_high": finite(high[i]),
+        }
+        for i in range(len(scores))
+    ]
+
+
+def worst_if_diverged(returns: np.ndarray) -> np.ndarray:
+    """Returns of which those of diverged runs, NaN, are -inf."""
+    return np.where(np.isnan(returns), -math.inf, returns)
+
+
+def _intervals(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`bootstrap_interval` of each row of scores [rows, runs], a block of rows at a time to bound the memory."""
+    blocks = np.array_split(scores, max(1, len(scores) // _BLOCK))
+    with np.errstate(invalid="ignore"):  # infinities among the draws
+        ends = [bootstrap_interval(block) for block in blocks]
+    low, high = np.concatenate(ends, axis=1)
+    return low, high
+
+
+def target_row(steps: np.ndarray) -> dict[str, Any]:
+    """What a table says of the runs' steps to the target [R], inf for a run that did not reach it."""
+    return {
+        "steps_to_target": finite(np.quantile(steps, 0.5, method="lower")),
+        "runs_at_target": int(np.isfinite(steps).sum()),
+    }
+
+
+def finite(x: np.ndarray | float) -> float | None:
+    """None for what JSON has no number for."""
     return float(x) if np.isfinite(x) else None
 
 
 def steps_per_run(result: Result, target: float) -> np.ndarray:
     """`steps_to_target` of every run [R]; inf for one that diverged, whatever it had reached before."""
     returns, counts = result.metrics["episode/return"].T, result.metrics["episode/count"].T
-    steps = [steps_to_target(result.env_steps, *curve, target) for curve in zip(returns, counts, strict=True)]
-    return np.where(np.isnan(result.returns), math.inf, steps)
+    totals = np.where(counts > 0, returns, 0.0) * counts
+    return np.where(np.isnan(result.returns), math.inf, steps_to_target(result.env_steps, totals, counts, target))
 
 
 def markdown_table(rows: Sequence[dict[str, Any]], target: float | None) -> str:
     """The comparison as a Markdown table."""
-    head, *body = table_cells(rows, target)
+    return markdown(table_cells(rows, target))
+
+
+def markdown(table: Sequence[Sequence[str]]) -> str:
+    """Head and rows of a table, as Markdown."""
+    head, *body = table
     return "".join(f"| {' | '.join(cells)} |\n" for cells in [head, ["---"] * len(head), *body])
 
 
 def table_cells(rows: Sequence[dict[str, Any]], target: float | None) -> list[list[str]]:
     """Head and rows of the table, as text: IQM of the final returns, median of the env steps to the target."""
-    head = ["algorithm", "runs", "IQM", "95 % interval"]
-    head += [] if target is None else [f"steps to {target:g}", "reached"]
-    table = [[*head, "steps/s"]]
-    for row in rows:
-        diverged = f" ({row['diverged']} diverged)" if row["diverged"] else ""
-        cells = [row["algorithm"], f"{row['runs']}{diverged}", _number(row["return_iqm"])]
-        cells.append(
-            "-" if row["return_low"] is None else f"{_number(row['return_low'])} to {_number(row['return_high'])}"
-        )
-        if target is not None:
-            steps = row["steps_to_target"]
-            cells += ["-" if steps is None else f"{steps:,.0f}", f"{row['runs_at_target']} of {row['runs']}"]
-        table.append([*cells, f"{row['env_steps_per_second']:,.0f}"])
-    return table
+    body = [[row["algorithm"], *score_cells(row, target), f"{row['env_steps_per_second']:,.0f}"] for row in rows]
+    return [["algorithm", *score_head(target), "steps/s"], *body]
+
+
+def score_head(target: float | None) -> list[str]:
+    """Names of the columns of `score_cells`."""
+    return ["runs", "IQM", "95 % interval", *([] if target is None else [f"steps to {target:g}", "reached"])]
+
+
+def score_cells(row: dict[str, Any], target: float | None) -> list[str]:
+    """The text of what `score_rows` and, if there is a target, `target_row` say."""
+    diverged = f" ({row['diverged']} diverged)" if row["diverged"] else ""
+    low, high = row["return_low"], row["return_high"]
+    interval = "-" if low is None else f"{_number(low)} to {_number(high)}"
+    cells = [f"{row['runs']}{diverged}", _number(row["return_iqm"]), interval]
+    if target is None:
+        return cells
+    steps = row["steps_to_target"]
+    return [*cells, "-" if steps is None else f"{steps:,.0f}", f"{row['runs_at_target']} of {row['runs']}"]
 
 
 def _number(x: float | None) -> str:

@@ -167,5 +167,6 @@ ALGORITHMS_WITH: dict[str, tuple[str, ...]] = {
     "cg_damping": ("trpo",),
     "line_search_steps": ("trpo",),
 }
+ALGORITHM_NAMES = tuple(dict.fromkeys(name for having in ALGORITHMS_WITH.values() for name in having))
 DEFAULT_TARGET_KL = 0.01  # nats, where a target is needed and none is given
 KL_COEF_BOUNDS = (1e-3, 1e3)  # the adaptive penalty stays within: about ten updates from 1 to either end

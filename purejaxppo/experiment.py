@@ -20,7 +20,7 @@ from purejaxppo.lock import locked
 from purejaxppo.logger import Sink, Terminal, mean_return, read_metrics, say
 from purejaxppo.networks import make_network
 from purejaxppo.plot import plot_runs
-from purejaxppo.restore import restore
+from purejaxppo.restore import SavedRun
 from purejaxppo.run_dir import (
     RunSettings,
     add_command,
@@ -33,7 +33,7 @@ from purejaxppo.run_dir import (
 from purejaxppo.session import Run, Start, from_checkpoint, from_the_beginning, train_session
 from purejaxppo.settings import refuse_changes
 from purejaxppo.signals import StopRequest, stop_on_signal
-from purejaxppo.store import NEWEST, Which, clean, fault, list_steps
+from purejaxppo.store import clean, fault, list_steps
 from purejaxppo.train import trainer_from_config
 from purejaxppo.types import RunnerState, VecEnv
 from purejaxppo.validation import validate_seed
@@ -225,23 +225,24 @@ def _evaluate_at_the_end(run: Run, runner: RunnerState) -> dict[str, Any]:
         raise
 
 
-def evaluate_run(
-    run_dir: Path,
-    *,
-    which: Which = NEWEST,
-    episodes: int = 128,
-    greedy: bool = True,
-    seed: int = 0,
-    allow_download: bool = False,
+def evaluate_saved(
+    saved: SavedRun, *, episodes: int = 128, greedy: bool = True, seed: int = 0, allow_download: bool = False
 ) -> dict[str, Any]:
-    """Plays episodes with a saved run's policy and frozen normalisers; returns their summary, and its env_steps.
+    """Plays episodes with a saved policy and its frozen normalisers; returns their summary, and its env_steps.
 
-    `which` says with which checkpoint, by default the newest sound one. Raises PureJaxPPOError.
+    Args:
+      saved: of `restore`, or of `sweeps.members.restore_member`.
+      episodes: one per environment, all side by side.
+      greedy: take the most probable action instead of a sample.
+      seed: of the environments and of sampling.
+      allow_download: let the environment fetch its data set.
+
+    Raises:
+      PureJaxPPOError: of the kind that says what went wrong.
     """
     validate_seed(seed)
     if episodes < 1:
         raise ConfigError(f"episodes = {episodes}; it takes at least 1.")
-    saved = restore(run_dir, which, allow_download=allow_download)
     summary = _evaluate(saved.config, saved.env, saved.runner, episodes, seed, greedy, allow_download)
     return {"env_steps": saved.meta["env_steps"], **summary}
 

@@ -17,17 +17,16 @@ from purejaxppo.errors import ConfigError
 from purejaxppo.files import write_bytes, write_json, write_text
 from purejaxppo.machine import installed_versions
 from purejaxppo.networks import make_network
-from purejaxppo.restore import SavedRun, restore
+from purejaxppo.restore import SavedRun
 from purejaxppo.run_dir import create_dir
-from purejaxppo.store import NEWEST, Which
 from purejaxppo.types import Box, Discrete
 from purejaxppo.wrappers import NORMALIZER_CLIP, NORMALIZER_EPSILON, action_bound, observation_stats, standardize_by
 
 _PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def export_run(run_dir: Path, out: Path, which: Which = NEWEST, *, allow_download: bool = False) -> dict[str, Any]:
-    """Writes the greedy policy of a run into a directory that can be used without this package.
+def export_saved(run: SavedRun, out: Path) -> dict[str, Any]:
+    """Writes the greedy policy of a saved run into a directory that can be used without this package.
 
     - `policy.stablehlo`: for `jax.export.deserialize`; what `greedy_policy` returns, its parameters baked in, for a
       batch of any size on CPU, CUDA and TPU.
@@ -36,21 +35,18 @@ def export_run(run_dir: Path, out: Path, which: Which = NEWEST, *, allow_downloa
     - `numpy_policy.py`: reads the two and acts, with NumPy alone.
 
     Args:
-      run_dir: of the run.
+      run: of `restore`, or of `sweeps.members.restore_member`.
       out: missing, or an empty directory.
-      which: checkpoint, by default the newest sound one.
-      allow_download: let the run's environment fetch its data set.
 
     Returns:
       out, files (name -> bytes), env, algorithm, env_steps, observation_space, action_space, parameters (how many
       numbers the network has).
 
     Raises:
-      CheckpointError: a run that cannot be read, or a directory that is not empty or cannot be written.
+      CheckpointError: a directory that is not empty or cannot be written.
       ConfigError: the packages of the extra `export` are missing.
     """
     save_weights = _safetensors_save()
-    run = restore(run_dir, which, allow_download=allow_download)
     weights = _weights(run)
     packed = save_weights(weights)
     spec = {**_spec(run, weights), "weights_sha256": hashlib.sha256(packed).hexdigest()}

@@ -11,7 +11,7 @@ from typing import Any
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from purejaxppo.commands import COMMANDS, Command, Compare, Resume, Train
+from purejaxppo.commands import COMMANDS, Command, Compare, Resume, ResumeSweep, Sweep, Train
 from purejaxppo.config import EnvParams, RunOptions, TrainConfig
 from purejaxppo.errors import ConfigError
 from purejaxppo.files import is_file
@@ -26,12 +26,15 @@ from purejaxppo.settings import (
     refuse_foreign_in_file,
     resolve,
     settings_record,
+    whole_number,
     without_foreign,
 )
+from purejaxppo.sweep_flags import split_settings, sweep_settings
+from purejaxppo.sweeps.directory import is_sweep, read_sweep
 from purejaxppo.validation import suggestion
 
 
-def parse(argv: list[str]) -> Command:
+def parse(argv: list[str]) -> Command | ResumeSweep:
     """The command that the arguments spell out. Raises ConfigError; leaves the process only for --help."""
     if not argv or argv[0] in ("-h", "--help"):
         everything: Any = Command
@@ -40,6 +43,11 @@ def parse(argv: list[str]) -> Command:
     if name not in COMMANDS:
         raise ConfigError(f"unknown command {name!r}.{suggestion(name, COMMANDS)} It is one of {', '.join(COMMANDS)}.")
     args = argv[1:]
+    if COMMANDS[name] is Sweep:
+        return _parse_sweep(args)
+    if COMMANDS[name] is Resume and (directory := next(filter(is_sweep, map(Path, args)), None)):
+        saved = ResumeSweep(directory, read_sweep(directory)[0].options)
+        return _tyro(ResumeSweep, args, prog="purejaxppo resume", default=saved)
     default = {Train: _train_default, Resume: _resume_default, Compare: _compare_default}.get(COMMANDS[name])
     options = {"default": default(args)} if default else {}
     command = _tyro(COMMANDS[name], args, prog=f"purejaxppo {name}", **options)
@@ -121,6 +129,19 @@ def _resolve_all(command: Compare, args: list[str]) -> Compare:
     return dataclasses.replace(command, resolved=pairs)
 
 
+def _parse_sweep(args: list[str]) -> Sweep:
+    """The settings among the arguments may have many words; tyro sees the others, and tells of all in its help."""
+    words, rest = split_settings(args)
+    env, _, settings, others = _base(rest)
+    others.pop("seed", None)  # of a run, not of a sweep
+    algorithm = settings.get("algorithm", TrainConfig.algorithm)
+    if len(words.get("algorithm", ())) == 1:
+        algorithm = words["algorithm"][0]
+    default = Sweep(*resolve(env, for_algorithm(env, settings, algorithm)), RunOptions(**others))
+    command = _tyro(Sweep, rest, prog="purejaxppo sweep", default=default)
+    return dataclasses.replace(command, resolved=sweep_settings(command, words, settings))
+
+
 def _base(args: list[str]) -> tuple[str | None, str | None, dict[str, Any], dict[str, Any]]:
     """What the defaults depend on: --env, --algorithm, the settings in --config, and its seed and run options."""
     scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
@@ -147,13 +168,13 @@ def _registry() -> ConstructorRegistry:
     registry = ConstructorRegistry()
 
     @registry.primitive_rule
-    def whole_number(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+    def whole(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
         if info.type is not int:
             return None
         return PrimitiveConstructorSpec(
             nargs=1,
             metavar="INT",
-            instance_from_str=lambda args: _whole(args[0]),
+            instance_from_str=lambda args: whole_number(args[0]),
             is_instance=lambda x: isinstance(x, int) and not isinstance(x, bool),
             str_from_instance=lambda x: [str(x)],
         )
@@ -171,15 +192,6 @@ def _registry() -> ConstructorRegistry:
         )
 
     return registry
-
-
-def _whole(text: str) -> int:
-    with contextlib.suppress(ValueError):
-        return int(text)
-    with contextlib.suppress(ValueError):
-        if float(text).is_integer():
-            return int(float(text))
-    raise ValueError(f"{text!r} is not a whole number")
 
 
 def _pair(text: str) -> tuple[str, float]:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from purejaxppo.types import Params, RunnerState, Trainer
 _CHUNK_WORK = {"cpu": 1e10}
 _CHUNK_WORK_ACCELERATOR = 1e11
 _CHUNK_UPDATES = 64
+State = TypeVar("State")
 
 
 class Timing(NamedTuple):
@@ -37,7 +38,12 @@ class Chunk(NamedTuple):
     first_update: int  # counted from 1
     begin: float  # seconds since the first update began
     end: float
-    metrics: dict[str, np.ndarray]  # each [updates], or [updates, R] for R runs
+    metrics: dict[str, np.ndarray]  # each [updates], or [R, updates] for R runs
+
+    @property
+    def last_update(self) -> int:
+        """Counted from 1."""
+        return self.first_update + self.metrics["learning_rate"].shape[-1] - 1
 
 
 class Hooks(NamedTuple):
@@ -47,30 +53,56 @@ class Hooks(NamedTuple):
     on_start: Callable[[int], object] = lambda _: None  # between compilation and the first update: the program's bytes
     stopped: Callable[[], object] = lambda: None  # looked at between chunks; something true ends the loop early
     save_due: Callable[[], bool] = lambda: False  # looked at between chunks
-    save: Callable[[int, RunnerState], object] = lambda *_: None  # the updates done, and the state after them
+    save: Callable[[int, Any], object] = lambda *_: None  # the updates done, and the state after them
+
+
+class Program(NamedTuple):
+    """A compiled call."""
+
+    advance: Callable[[Any], tuple[Any, dict[str, jax.Array]]]  # state, which is given away -> (state, metrics)
+    bytes: int  # that it needs at a time
+
+
+class Loop(NamedTuple):
+    """What is advanced in chunks: the state of one run, or of many."""
+
+    compile: Callable[[Any, int], Program]  # (state, updates of a call) -> program
+    lengths: Callable[[Any], Sequence[int]]  # of the state to begin from: how many updates each chunk is to have
+    done: Callable[[Any], int]  # updates that lie behind the state to begin from
+    env_steps: int  # per update, of all runs together
 
 
 def train_in_chunks(
     config: TrainConfig, trainer: Trainer, hp: Hyperparams, start: Callable[[], RunnerState], hooks: Hooks
 ) -> tuple[RunnerState, Timing]:
-    """The host loop: the same `advance` as in one jitted run, in chunks, with its state donated.
+    """`advance_in_chunks` for one run: the same `advance` as in one jitted call, with its state donated."""
+    hp = jax.tree.map(jnp.float32, hp)
 
-    The next chunk is always started before the last one's metrics are read, so the device does not wait for the host;
-    only a save waits until everything before it is done and reported.
+    def lengths(runner: RunnerState) -> Sequence[int]:
+        return _remaining(chunk_lengths(config, runner.learner.params, jax.default_backend()), int(runner.updates))
+
+    def compile(runner: RunnerState, num_updates: int) -> Program:
+        program = _compile_advance(trainer, hp, runner, num_updates)
+        return Program(lambda runner: program(hp, runner), program_bytes(program))
+
+    loop = Loop(compile, lengths, lambda runner: int(runner.updates), config.batch_size)
+    return advance_in_chunks(loop, start, hooks)
+
+
+def advance_in_chunks(loop: Loop, start: Callable[[], State], hooks: Hooks) -> tuple[State, Timing]:
+    """The host loop. The next chunk is always started before the last one's metrics are read, so the device does not
+    wait for the host; only a save waits until everything before it is done and reported.
 
     Args:
-      start: gives the state to begin from, of one run or of R; its `updates` counts as done.
+      start: gives the state to begin from.
     """
-    hp = jax.tree.map(jnp.float32, hp)
     began = time.perf_counter()
-    runner = start()
-    done = int(np.max(np.asarray(runner.updates)))
-    lengths = _remaining(chunk_lengths(config, runner.learner.params, jax.default_backend()), done)
-    programs = {n: _compile_advance(trainer, hp, runner, n) for n in sorted(set(lengths))}
-    runs = np.size(runner.updates)
+    state = start()
+    done, lengths = loop.done(state), loop.lengths(state)
+    programs = {n: loop.compile(state, n) for n in sorted(set(lengths))}
     compile_seconds = time.perf_counter() - began
 
-    hooks.on_start(max(map(program_bytes, programs.values()), default=0))
+    hooks.on_start(max((program.bytes for program in programs.values()), default=0))
     first_second = time.perf_counter()
     ends = [0.0]
     in_flight: list[dict[str, jax.Array]] = []
@@ -79,23 +111,24 @@ def train_in_chunks(
         nonlocal done
         metrics = {name: np.asarray(x) for name, x in in_flight.pop(0).items()}  # waits for this chunk alone
         ends.append(time.perf_counter() - first_second)
-        hooks.report(Chunk(done + 1, ends[-2], ends[-1], metrics))
-        done += len(metrics["learning_rate"])
+        chunk = Chunk(done + 1, ends[-2], ends[-1], metrics)
+        hooks.report(chunk)
+        done = chunk.last_update
 
     for length in lengths:
         if hooks.stopped():
             break
-        runner, metrics = programs[length](hp, runner)
+        state, metrics = programs[length].advance(state)
         in_flight.append(metrics)
         if len(in_flight) > 1:
             receive()
         if hooks.save_due():
             receive()
-            hooks.save(done, runner)
+            hooks.save(done, state)
     while in_flight:
         receive()
-    jax.block_until_ready(runner)
-    return runner, Timing(compile_seconds, ends[-1], _steady_speed(lengths, ends, config.batch_size * runs))
+    jax.block_until_ready(state)
+    return state, Timing(compile_seconds, ends[-1], _steady_speed(lengths, ends, loop.env_steps))
 
 
 def _remaining(lengths: Sequence[int], done: int) -> list[int]:

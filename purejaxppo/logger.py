@@ -35,8 +35,8 @@ def emit(sinks: Sequence[Sink], env_steps: int, row: Row) -> list[Sink]:
     return working
 
 
-class JsonLines:
-    """One JSON object per line; what is not finite is null.
+class AppendedFile:
+    """A file that grows row by row, and can go on after a row in its middle.
 
     Args:
       path: of the file.
@@ -57,14 +57,14 @@ class JsonLines:
         except OSError as error:
             raise CheckpointError(f"cannot write {path}: {error}") from error
 
-    def __call__(self, env_steps: int, row: Row) -> None:
-        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        line = f"{json.dumps(clean)}\n".encode()
+    def write(self, text: str) -> None:
+        """Adds whole rows. Raises CheckpointError."""
+        content = text.encode()
         try:
-            written = self._file.write(line)
+            written = self._file.write(content)
         except OSError as error:
             raise CheckpointError(f"cannot write {self._path}: {error}; {_MEND}") from error
-        if written != len(line):
+        if written != len(content):
             raise CheckpointError(f"cannot write {self._path}: no space left; {_MEND}")
 
     def position(self) -> int:
@@ -82,11 +82,27 @@ class JsonLines:
         self._file.close()
 
 
+class JsonLines(AppendedFile):
+    """One JSON object per line; what is not finite is null."""
+
+    def __call__(self, env_steps: int, row: Row) -> None:
+        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        self.write(f"{json.dumps(clean)}\n")
+
+
 def whole_rows(path: Path, limit: int) -> int:
     """How many of a metrics file's first `limit` bytes are there and end in a whole row."""
     try:
         with path.open("rb") as file:
-            return file.read(limit).rfind(b"\n") + 1
+            end = min(limit, file.seek(0, os.SEEK_END))
+            while end > 0:  # backwards: the file may be larger than the memory
+                begin = max(0, end - _LONGEST_ROW)
+                file.seek(begin)
+                newline = file.read(end - begin).rfind(b"\n")
+                if newline >= 0:
+                    return begin + newline + 1
+                end = begin
+            return 0
     except FileNotFoundError:
         return 0
     except OSError as error:
@@ -189,6 +205,10 @@ class ProgressDisplay:
             self._shown = now
             self._show(now)
 
+    def advance(self, env_steps: int, row: Row) -> None:
+        """So many more than before."""
+        self(self._steps + env_steps, row)
+
     def _show(self, now: float) -> None:
         speed = (self._steps - self._before) / max(now - self._start, 1e-9)
         known = "no finished episode" if math.isnan(self._return) else f"return {self._return:.4g}"
@@ -200,7 +220,8 @@ class ProgressDisplay:
             say(self._console, f"{text}  ETA {remaining:.0f} s")
 
     def start_clock(self) -> None:
-        """Training starts now; what came before was compilation."""
+        """Training starts now, or goes on; what came before was compilation."""
+        self._before = self._steps
         self._start = self._shown = time.monotonic()
 
     def __enter__(self) -> Self:

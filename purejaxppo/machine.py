@@ -29,7 +29,7 @@ def find_machine() -> dict[str, Any]:
         "requirements": _requirements(),
         "devices": _devices(),
         "nvidia": _nvidia(),
-        "cpu_cores": _cpu_cores(),
+        "cpu_cores": cpu_cores(),
         "ram_bytes": ram_bytes(),
         "environment": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
     }
@@ -158,7 +158,7 @@ def _ask(command: list[str], seconds: float) -> tuple[int, str]:
     return process.returncode, text
 
 
-def _cpu_cores() -> int:
+def cpu_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

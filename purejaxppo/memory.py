@@ -58,9 +58,9 @@ def explain(config: TrainConfig, env: VecEnv, program: int | None) -> OutOfMemor
     `program` is from `program_bytes`, if the program got that far.
     """
     available = device_bytes(jax.devices()[0])
-    needs = [f"its rollout buffer takes {_readable(rollout_bytes(config, env))}"]
-    needs += [f"the compiled program {_readable(program)}"] if program else []
-    needs += [f"the device has {_readable(available)}"] if available else []
+    needs = [f"its rollout buffer takes {readable(rollout_bytes(config, env))}"]
+    needs += [f"the compiled program {readable(program)}"] if program else []
+    needs += [f"the device has {readable(available)}"] if available else []
     advice = ", or ".join(_reductions(config)) or "a device with more memory"
     return OutOfMemoryError(f"out of memory: {', '.join(needs)}; try {advice}.")
 
@@ -90,7 +90,8 @@ def _is_valid(config: TrainConfig, name: str, value: Any) -> bool:
     return True
 
 
-def _readable(size: float) -> str:
+def readable(size: float) -> str:
+    """With three digits and a unit."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.3g} {unit}"

@@ -9,8 +9,11 @@ import numpy as np
 from purejaxppo.errors import CheckpointError
 from purejaxppo.files import read_json
 from purejaxppo.logger import read_metrics
+from purejaxppo.run_dir import read_run_settings
+from purejaxppo.stats import bootstrap_interval, interquartile_mean
 
 _POINTS = 200
+_DRAWS = 500
 COLOURS = ("#3b6fb6", "#d1782b", "#3f9b57", "#a34fa5", "#b0413e", "#6b7280")
 Curve = tuple[np.ndarray, np.ndarray]
 
@@ -28,10 +31,8 @@ def plot_runs(run_dirs: Sequence[Path], out: Path) -> Path:
 
     groups: dict[str, list[Path]] = {}
     for run_dir in run_dirs:
-        config = read_json(run_dir / "config.json")
-        if not {"env", "algorithm"} <= config.keys():
-            raise CheckpointError(f"{run_dir / 'config.json'} is not a run's configuration.")
-        groups.setdefault(f"{config['env']}  {config['algorithm']}", []).append(run_dir)
+        config = read_run_settings(run_dir).config
+        groups.setdefault(f"{config.env}  {config.algorithm}", []).append(run_dir)
     out = out if out.suffix else out.with_suffix(".png")
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")
@@ -91,6 +92,38 @@ def smooth(returns: np.ndarray) -> np.ndarray:
     index = np.arange(len(returns))
     low, high = np.maximum(index - half, 0), np.minimum(index + half + 1, len(returns))
     return (total[high] - total[low]) / (high - low)
+
+
+def draw_runs(axes: Any, env_steps: np.ndarray, values: np.ndarray, colour: str, label: str) -> None:
+    """Interquartile mean over runs and its 95 % bootstrap band; no band for a single run, no line for no value.
+
+    Args:
+      env_steps: [U].
+      values: [U, runs], not finite where a run has none.
+    """
+    brought = bring_together(env_steps, values)
+    if brought is None:
+        axes.plot([], [], color=colour, label=label)
+        return
+    grid, curves = brought
+    if len(curves) > 1:
+        low, high = bootstrap_interval(curves.T, draws=_DRAWS)
+        axes.fill_between(grid, low, high, color=colour, alpha=0.2, linewidth=0)
+    axes.plot(grid, interquartile_mean(curves.T), color=colour, label=label)
+
+
+def bring_together(env_steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Grid [n] and smoothed curves [runs, n] of values [U, runs]; None if there is not a single value.
+
+    A run without any has no curve. Without a gap the curves are thinned to what can be seen, else interpolated.
+    """
+    finite = np.isfinite(values)
+    if not finite.any():
+        return None
+    if not finite.all():
+        return group_curves([(env_steps[f], v[f]) for v, f in zip(values.T, finite.T, strict=True) if f.any()])
+    keep = np.unique(np.linspace(0, len(env_steps) - 1, _POINTS).round().astype(int))
+    return env_steps[keep], np.stack([smooth(run)[keep] for run in values.T])
 
 
 def _draw_run(axes: Any, curve: Curve, run_dir: Path, colour: str, label: str) -> None:

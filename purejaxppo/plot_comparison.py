@@ -7,11 +7,8 @@ from typing import Any
 import numpy as np
 
 from purejaxppo.comparison import Result
-from purejaxppo.plot import COLOURS, Curve, format_steps, group_curves, save_figure, smooth
-from purejaxppo.stats import bootstrap_interval, interquartile_mean
+from purejaxppo.plot import COLOURS, draw_runs, format_steps, save_figure
 
-_DRAWS = 500
-_POINTS = 200
 _FAMILY = ("ppo_clip", "ppo_kl", "trpo", "policy_gradient")
 _PANELS = (
     ("episode/return", "return of finished episodes"),
@@ -56,15 +53,7 @@ def _draw(axes: Any, result: Result, name: str, colour: str) -> None:
     alive = np.isfinite(result.returns)
     label = result.algorithm if alive.all() else f"{result.algorithm} ({(~alive).sum()} diverged)"
     values = result.metrics.get(name, np.empty((0, len(alive))))[:, alive]
-    curves = _finite_curves(result.env_steps, values)
-    if not curves:
-        axes.plot([], [], color=colour, label=label)
-        return
-    grid, brought = _every_update(result.env_steps, values) if np.isfinite(values).all() else group_curves(curves)
-    if len(curves) > 1:
-        low, high = bootstrap_interval(brought.T, draws=_DRAWS)
-        axes.fill_between(grid, low, high, color=colour, alpha=0.2, linewidth=0)
-    axes.plot(grid, interquartile_mean(brought.T), color=colour, label=label)
+    draw_runs(axes, result.env_steps, values, colour, label)
 
 
 def _colours(results: Sequence[Result]) -> list[str]:
@@ -72,15 +61,3 @@ def _colours(results: Sequence[Result]) -> list[str]:
     others = [result.algorithm for result in results if result.algorithm not in _FAMILY]
     order = [*_FAMILY, *others]
     return [COLOURS[order.index(result.algorithm) % len(COLOURS)] for result in results]
-
-
-def _every_update(env_steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Grid [n] and smoothed curves [runs, n] of values [U, runs] without a gap, thinned to what can be seen."""
-    keep = np.unique(np.linspace(0, len(env_steps) - 1, _POINTS).round().astype(int))
-    return env_steps[keep], np.stack([smooth(run)[keep] for run in values.T])
-
-
-def _finite_curves(env_steps: np.ndarray, values: np.ndarray) -> list[Curve]:
-    """One curve per run, of the updates in which it has a value; a run without any has none."""
-    finite = np.isfinite(values)
-    return [(env_steps[f], v[f]) for v, f in zip(values.T, finite.T, strict=True) if f.any()]

@@ -5,6 +5,8 @@ The budgets and the returns reached with them are in benchmarks/learning.md.
 
 from typing import Any
 
+from purejaxppo.config import TrainConfig
+
 _CONTINUOUS = {
     "normalize_observation": True,
     "normalize_reward": True,
@@ -123,3 +125,8 @@ TARGETS = {
 def preset(env: str, algorithm: str = "ppo_clip") -> dict[str, Any]:
     """Field -> value for an environment; empty for one without a preset, which takes the defaults."""
     return {**PRESETS.get(env, {}), **ALGORITHM_PRESETS.get(algorithm, {}).get(env, {})}
+
+
+def target_of(config: TrainConfig) -> float | None:
+    """The published return of an environment, if there is one; parameters make another environment of it."""
+    return None if config.env_params else TARGETS.get(config.env)

@@ -161,6 +161,11 @@ def read_run_settings(run_dir: Path) -> RunSettings:
     What a run of an older version does not name has its default, which is what there was then.
     """
     path = run_dir / "config.json"
+    if is_file(run_dir / "sweep.json"):
+        raise CheckpointError(
+            f"{run_dir} is a sweep's directory, not a run's: `purejaxppo extract {run_dir} --member best "
+            f"--out NEW` makes a run of one member; evaluate and export take --member."
+        )
     if not is_file(path):
         _check_free(run_dir)  # one that has begun in this moment
         raise CheckpointError(f"{run_dir} is not a run directory: it has no config.json.")

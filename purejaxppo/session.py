@@ -1,8 +1,7 @@
 """One stretch of a run's training: from a state to the end of the budget, or to a signal."""
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from functools import reduce
+from functools import partial, reduce
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,18 +10,17 @@ import jax
 import jax.numpy as jnp
 from rich.console import Console
 
-from purejaxppo.errors import CheckpointError, DivergedError, OutOfMemoryError, is_out_of_memory
+from purejaxppo.errors import DivergedError
 from purejaxppo.guard import GUARDS
-from purejaxppo.host_loop import Chunk, Hooks, Rows, Timing, train_in_chunks
+from purejaxppo.host_loop import Rows, Timing, train_in_chunks
 from purejaxppo.logger import JsonLines, ProgressDisplay, Sink, last_rows, recent_return, say, whole_rows
 from purejaxppo.memory import device_bytes, explain, program_bytes
 from purejaxppo.restore import load_runner
 from purejaxppo.run_dir import RunSettings
-from purejaxppo.saver import Saver
 from purejaxppo.signals import StopRequest
 from purejaxppo.store import Which, fault, list_steps
+from purejaxppo.stretch import Stretch, train_stretch
 from purejaxppo.types import RunnerState, Trainer, VecEnv
-from purejaxppo.watch import Watch
 
 _RECENT = 100  # updates, whose episodes say how good a checkpoint is
 
@@ -128,53 +126,27 @@ def _train(run: Run, start: Start) -> tuple[RunnerState, Timing]:
     config, hp, _, options = run.settings
     steps = start.updates * config.batch_size
     reached = f"the state after {steps} env steps is saved" if steps else "no update had finished"
-    program = 0
     with (
-        ExitStack() as compiling,
         JsonLines(run.metrics_file, start.metrics_bytes) as log,
-        ProgressDisplay(run.console, config.env_steps, start.updates * config.batch_size) as progress,
-        Watch(run.note) as watch,
-        Saver(run.run_dir, options) as saver,
+        ProgressDisplay(run.console, config.env_steps, steps) as progress,
     ):
-        rows = Rows(config, [log, progress, *run.sinks], start.seconds, start.bad)
-        seconds = start.seconds
-
-        def report(chunk: Chunk) -> None:
-            nonlocal seconds
-            rows(chunk)
-            seconds = start.seconds + chunk.end
-            watch.alive()
-
-        def begin(size: int) -> None:
-            nonlocal program
-            program = size
-            _check_memory(run, size)
-            compiling.close()
-            watch.alive()
-            progress.start_clock()
-
-        def save(updates: int, runner: RunnerState) -> None:
-            saver.save(updates * config.batch_size, runner, _description(run, updates, log, seconds))
-
-        compiling.enter_context(
-            run.stop.ending_at_once(f"{reached}; `purejaxppo resume {run.run_dir}` goes on from there.")
+        stretch = Stretch(
+            advance=lambda hooks: train_in_chunks(config, run.trainer, hp, start.make, hooks),
+            report=Rows(config, [log, progress, *run.sinks], start.seconds, start.bad),
+            directory=run.run_dir,
+            options=options,
+            env_steps=lambda updates: updates * config.batch_size,
+            describe=lambda updates, seconds: _description(run, updates, log, seconds),
+            check_memory=partial(_check_memory, run),
+            explain=partial(explain, config, run.env),
+            progress=progress,
+            stop=run.stop,
+            farewell=f"{reached}; `purejaxppo resume {run.run_dir}` goes on from there.",
+            note=run.note,
+            updates=start.updates,
+            seconds=start.seconds,
         )
-        try:
-            runner, timing = train_in_chunks(
-                config, run.trainer, hp, start.make, Hooks(report, begin, run.stop, saver.due, save)
-            )
-        except OutOfMemoryError:  # explained already
-            raise
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise explain(config, run.env, program) from error
-            raise
-        try:
-            saver.wait()
-        except CheckpointError as error:  # the last save is worth another try
-            run.note(str(error))
-        save(int(runner.updates), runner)
-    return runner, timing._replace(train_seconds=seconds)
+        return train_stretch(stretch)
 
 
 def _description(run: Run, updates: int, log: JsonLines, seconds: float) -> Callable[[], dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Settings from presets and configuration files, merged into the two dataclasses."""
 
+import contextlib
 import dataclasses
 import json
 import tomllib
@@ -7,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from purejaxppo.config import ALGORITHMS_WITH, Hyperparams, RunOptions, TrainConfig
+from purejaxppo.config import ALGORITHM_NAMES, ALGORITHMS_WITH, Hyperparams, RunOptions, TrainConfig
 from purejaxppo.errors import ConfigError
 from purejaxppo.presets import preset
 from purejaxppo.validation import suggestion
@@ -66,10 +67,9 @@ def _record(pair: tuple[TrainConfig, Hyperparams]) -> dict[str, Any]:
 
 def refuse_foreign(names: Iterable[str], algorithms: Sequence[str]) -> None:
     """Raises ConfigError for an option that none of the algorithms has, naming those that have it."""
-    known = {algorithm for having in ALGORITHMS_WITH.values() for algorithm in having}
     for name in names:
         having = ALGORITHMS_WITH.get(name)
-        if having and known.issuperset(algorithms) and not set(having) & set(algorithms):
+        if having and set(ALGORITHM_NAMES).issuperset(algorithms) and not set(having) & set(algorithms):
             raise ConfigError(
                 f"{name} is an option of {', '.join(having)}, not of {', '.join(algorithms)}; leave it out, or "
                 f"choose that algorithm."
@@ -106,6 +106,16 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str
 
 def _of(kind: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {field.name: settings[field.name] for field in dataclasses.fields(kind) if field.name in settings}
+
+
+def whole_number(text: str) -> int:
+    """The number that a text spells out, maybe as 1e6. Raises ValueError."""
+    with contextlib.suppress(ValueError):
+        return int(text)
+    with contextlib.suppress(ValueError):
+        if float(text).is_integer():
+            return int(float(text))
+    raise ValueError(f"{text!r} is not a whole number")
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -40,9 +40,31 @@ def bootstrap_interval(
       x: [..., runs].
       statistic: [..., runs] -> [...].
     """
+    return stratified_interval(np.asarray(x)[..., None, :], statistic, confidence, draws, seed)
+
+
+def stratified_interval(
+    x: np.ndarray,
+    statistic: Callable[[np.ndarray], np.ndarray] = interquartile_mean,
+    confidence: float = 0.95,
+    draws: int = 2000,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `bootstrap_interval`, of a statistic over runs of several kinds: its lower and upper end [...].
+
+    Each stratum (a task, a setting) keeps its number of runs: they are drawn among its own, apart from the others'.
+
+    Args:
+      x: [..., strata, runs].
+      statistic: of all strata's runs together, [..., strata * runs] -> [...].
+    """
     x = np.asarray(x, np.float64)
+    strata, runs = x.shape[-2:]
+    together = x.reshape(*x.shape[:-2], strata * runs)
+    first = runs * np.arange(strata)[:, None]
     generator = np.random.default_rng(seed)
-    picks = generator.integers(0, x.shape[-1], (draws, x.shape[-1]))
-    values = np.stack([statistic(x[..., pick]) for pick in picks])
+    # One draw at a time: all of them at once are draws times as much memory.
+    picks = ((first + generator.integers(0, runs, (strata, runs))).ravel() for _ in range(draws))
+    values = np.stack([statistic(together[..., pick]) for pick in picks])
     low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
     return low, high

@@ -5,20 +5,13 @@ import difflib
 import math
 import numbers
 from collections.abc import Iterable
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from purejaxppo.config import (
     KL_COEF_BOUNDS,
-    Activation,
-    AdvantageNormalization,
     Hyperparams,
-    LearningRateSchedule,
-    OnNonfinite,
-    Policy,
     RunOptions,
-    Schedule,
     TrainConfig,
-    ValueTarget,
 )
 from purejaxppo.errors import ConfigError
 
@@ -51,6 +44,9 @@ _RANGES = {
     "kl_max": (0.0, math.inf, False),
     "cg_damping": (0.0, math.inf, True),
 }
+_MAY_BE_NONE = ("vf_clip_eps", "target_kl")
+_KINDS: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(TrainConfig)}
+_CHOICES = {name: get_args(kind) for name, kind in _KINDS.items() if get_origin(kind) is Literal}
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
@@ -71,22 +67,53 @@ def validate_seed(seed: int) -> None:
         raise ConfigError(f"seed = {seed!r} is not a whole number in [0, 2**32); choose one there.")
 
 
-def validate_config(config: TrainConfig) -> None:
-    """Raises ConfigError, with the numbers and the remedy, for settings that cannot train."""
-    for name in _COUNTS:
-        value = getattr(config, name)
+def validate_value(name: str, value: Any) -> None:
+    """Raises ConfigError for what a field of TrainConfig or Hyperparams cannot be, whatever the others are."""
+    if name in _RANGES:
+        if value is not None or name not in _MAY_BE_NONE:
+            _validate_range(name, value)
+    elif name in _COUNTS:
         if not _is_whole(value) or not 1 <= value < 2**63:
             raise ConfigError(f"{name} = {value!r} is not a whole number from 1 to 2**63 - 1.")
-    for field in dataclasses.fields(config):
-        _validate_type(field, getattr(config, field.name))
-    for name, value in config.env_params:
-        if not _is_number(value) and not isinstance(value, bool):
-            raise ConfigError(f"env_params: {name} = {value!r} is not a number.")
-    for width in config.hidden_sizes:
+    elif name in _CHOICES:
+        known = _CHOICES[name]
+        if value not in known:
+            likely = suggestion(str(value), known)
+            raise ConfigError(f"{name} = {value!r} is unknown; choose from {', '.join(known)}.{likely}")
+    elif name == "hidden_sizes":
+        _validate_widths(value)
+    elif _KINDS[name] is bool and not isinstance(value, bool):
+        raise ConfigError(f"{name} = {value!r} is not true or false.")
+    elif _KINDS[name] is str and not isinstance(value, str):
+        raise ConfigError(f"{name} = {value!r} is not text.")
+
+
+def _validate_widths(widths: Iterable[Any]) -> None:
+    for width in widths:
         if not _is_whole(width) or not 1 <= width <= _MAX_WIDTH:
             raise ConfigError(
                 f"hidden_sizes has a layer of width {width!r}; a width is a whole number from 1 to {_MAX_WIDTH}."
             )
+
+
+def _validate_range(name: str, value: Any) -> None:
+    low, high, low_allowed = _RANGES[name]
+    if not _is_number(value):
+        raise ConfigError(f"{name} = {value!r} is not a number.")
+    number = float(value) if abs(value) < _FLOAT32_MAX else math.inf
+    above = number >= low if low_allowed else number > low
+    if not (math.isfinite(number) and above and number <= high):
+        bounds = f"{'[' if low_allowed else '('}{low:g}, {f'{high:g}]' if math.isfinite(high) else 'inf)'}"
+        raise ConfigError(f"{name} = {value} is outside {bounds}.")
+
+
+def validate_config(config: TrainConfig) -> None:
+    """Raises ConfigError, with the numbers and the remedy, for settings that cannot train."""
+    for field in dataclasses.fields(config):
+        validate_value(field.name, getattr(config, field.name))
+    for name, value in config.env_params:
+        if not _is_number(value) and not isinstance(value, bool):
+            raise ConfigError(f"env_params: {name} = {value!r} is not a number.")
     if config.batch_size >= 2**31:
         raise ConfigError(
             f"num_envs * num_steps = {config.batch_size} rows per update are more than 2**31 - 1; lower one of them."
@@ -113,25 +140,6 @@ def _is_whole(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
-def _validate_type(field: dataclasses.Field, value: Any) -> None:
-    choices: Any = {
-        "activation": Activation,
-        "policy": Policy,
-        "normalize_advantage": AdvantageNormalization,
-        "value_target": ValueTarget,
-        "learning_rate_schedule": LearningRateSchedule,
-        "ent_coef_schedule": Schedule,
-        "clip_eps_schedule": Schedule,
-        "on_nonfinite": OnNonfinite,
-    }.get(field.name)
-    if choices is not None and value not in get_args(choices):
-        known = get_args(choices)
-        raise ConfigError(f"{field.name} = {value!r} is unknown; choose from {', '.join(known)}.")
-    for kind, name in ((bool, "true or false"), (str, "text")):
-        if field.type is kind and not isinstance(value, kind):
-            raise ConfigError(f"{field.name} = {value!r} is not {name}.")
 
 
 def _validate_minibatches(config: TrainConfig) -> None:
@@ -177,17 +185,8 @@ def nearest_divisors(number: int, target: int) -> list[int]:
 
 def validate_hyperparams(hp: Hyperparams) -> None:
     """Raises ConfigError for a value that is not finite or outside its range. Concrete scalars only."""
-    for name, (low, high, low_allowed) in _RANGES.items():
-        value = getattr(hp, name)
-        if value is None and name in ("vf_clip_eps", "target_kl"):
-            continue
-        if not _is_number(value):
-            raise ConfigError(f"{name} = {value!r} is not a number.")
-        number = float(value) if abs(value) < _FLOAT32_MAX else math.inf
-        above = number >= low if low_allowed else number > low
-        if not (math.isfinite(number) and above and number <= high):
-            bounds = f"{'[' if low_allowed else '('}{low:g}, {f'{high:g}]' if math.isfinite(high) else 'inf)'}"
-            raise ConfigError(f"{name} = {value} is outside {bounds}.")
+    for field in dataclasses.fields(hp):
+        validate_value(field.name, getattr(hp, field.name))
     if hp.kl_min >= hp.kl_max:
         raise ConfigError(f"kl_min = {hp.kl_min} is not below kl_max = {hp.kl_max}; leave a gap between them.")
 

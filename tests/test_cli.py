@@ -9,13 +9,15 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnax
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from purejaxppo import cli
+from purejaxppo import actions, cli
+from purejaxppo.commands import Envs
 from purejaxppo.config import ALGORITHMS_WITH, Hyperparams, TrainConfig
 from purejaxppo.machine import find_machine
 
@@ -79,7 +81,7 @@ def fails(capfd, tmp_path):
     ("argv", "says"),
     [
         (["trian"], "Did you mean 'train'?"),
-        (["xyzzy"], "train, resume, compare, evaluate, export, plot, verify, envs, doctor"),
+        (["xyzzy"], "train, resume, compare, sweep, evaluate, export, plot, verify, envs, doctor"),
         ([""], "unknown command"),
         (["--env", "CartPole-v1"], "unknown command"),
         (["train", "--learning-rte", "1e-3"], "--learning-rate"),
@@ -498,6 +500,118 @@ def test_envs_as_a_table(capfd, monkeypatch):
     assert re.search(r"Odd-v0 +no luck", out)
 
 
+# --- a sweep: the engine is a stand-in -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    """Stand-ins for planning, training and the table; what they were called with, and the summary to return."""
+    seen = SimpleNamespace(
+        calls=[], summary={"settings": [{"rank": 1}], "axes": [], "out": "o", "exit_reason": "finished"}
+    )
+
+    def make_plan(sweep, *, allow_download):
+        seen.calls.append(("plan", sweep, allow_download))
+        return sweep
+
+    def run_sweep(sweep, *, out, allow_download, stop):
+        seen.calls.append(("run", sweep, out, allow_download, stop()))
+        return seen.summary
+
+    modules = {
+        "plan": {"make_plan": make_plan, "describe_plan": lambda plan: [["runs", str(plan.num_runs)]]},
+        "run": {"run_sweep": run_sweep},
+        "results": {"table_cells": lambda rows, sweep: [["rank", *sweep.axes], [str(rows[0]["rank"]), "[0.5]"]]},
+    }
+    for name, content in modules.items():
+        monkeypatch.setitem(sys.modules, f"purejaxppo.sweeps.{name}", SimpleNamespace(**content))
+    return seen
+
+
+SWEEP = ["sweep", "--gamma", "0.5", "0.6", "--seeds", "3"]
+
+
+def test_sweep_in_words(engine, capfd):
+    assert cli.run([*SWEEP, "--out", "o", "--allow-download"]) == 0
+    out, err = capfd.readouterr()
+    assert re.search(r"rank +gamma", out)
+    assert re.search(r"1 +\[0\.5\]", out)
+    assert "results in o" in out
+    assert err == ""
+    ((what, sweep, path, allow_download, stop),) = engine.calls
+    assert (what, path, allow_download, stop) == ("run", Path("o"), True, None)
+    assert sweep.points == ({"gamma": 0.5}, {"gamma": 0.6})
+
+
+def test_sweep_prints_json_alone_on_stdout(engine, capfd):
+    assert cli.run([*SWEEP, "--json"]) == 0
+    assert json.loads(capfd.readouterr().out) == engine.summary
+    assert engine.calls[0][2:] == (None, False, None)
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_a_sweep_that_a_signal_stopped_ends_with_75(engine, capfd, flags):
+    engine.summary["exit_reason"] = "SIGTERM"
+    assert cli.run([*SWEEP, *flags]) == 75
+    err = capfd.readouterr().err
+    assert err == "purejaxppo: stopped by SIGTERM; the state is saved, `purejaxppo resume o` goes on\n"
+
+
+def test_a_plan_trains_nothing(engine, capfd):
+    assert cli.run([*SWEEP, "--plan"]) == 0
+    assert re.search(r"runs +6", capfd.readouterr().out)
+    assert cli.run([*SWEEP, "--plan", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out) == {"runs": "6"}
+    assert [call[0] for call in engine.calls] == ["plan", "plan"]
+
+
+def test_a_sweep_that_cannot_work_is_refused_before_jax_is_loaded():
+    """Although every value alone is right."""
+    script = (
+        "import sys\nfrom purejaxppo.cli import run\n"
+        "print(run(['sweep', '--num-minibatches', '4', '3']), {'jax', 'numpy'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "2 set()\n"
+    assert "1024 is not divisible by num_minibatches = 3" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "many_runs", "variable", "devices"),
+    [
+        ({"device": "cpu"}, True, None, 3),
+        ({}, True, "2", 2),
+        ({}, False, None, 1),
+    ],
+)
+def test_many_runs_have_a_device_per_core(options, many_runs, variable, devices):
+    """On a machine that seems to have three; the user's variable stands above. In a process of its own."""
+    script = (
+        "from purejaxppo import cli\nfrom purejaxppo.commands import Common\n"
+        "cli.cpu_cores = lambda: 3\n"
+        f"for _ in range(2):\n    cli._prepare(Common(**{options}), many_runs={many_runs})\n"
+        "import jax\nprint(len(jax.devices()))\n"
+        f"cli.cpu_cores = lambda: 5\ncli._prepare(Common(**{options}), many_runs={many_runs})\n"  # JAX has started
+        "print(len(jax.devices()))"
+    )
+    env = {name: value for name, value in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"}
+    env |= {"JAX_NUM_CPU_DEVICES": variable} if variable else {}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env)
+    assert done.stdout.split() == [str(devices)] * 2, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("argv", "many_runs"), [(SWEEP, True), (["compare"], True), (["train"], False), (["envs"], False)]
+)
+def test_which_commands_are_many_runs(monkeypatch, argv, many_runs):
+    seen = []
+    monkeypatch.setattr(cli, "_prepare", lambda common, **options: seen.append(options["many_runs"]))
+    for kind in list(actions.ACTIONS):
+        monkeypatch.setitem(actions.ACTIONS, kind, lambda command: 0)
+    assert cli.run(argv) == 0
+    assert seen == [many_runs]
+
+
 # --- going on, and looking at checkpoints -----------------------------------------------------------------------------
 
 
@@ -626,7 +740,7 @@ def raising(monkeypatch):
         def fail(command):
             raise error
 
-        monkeypatch.setitem(cli._RUN, cli.Envs, fail)
+        monkeypatch.setitem(actions.ACTIONS, Envs, fail)
 
     return use
 
@@ -660,7 +774,7 @@ def test_debug_shows_the_traceback(capfd):
 # --- help -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["train", "--help"], ["compare", "--help"], []])
+@pytest.mark.parametrize("argv", [["--help"], ["train", "--help"], ["compare", "--help"], ["sweep", "--help"], []])
 def test_help_is_fast_and_does_without_jax(argv):
     """Under two seconds of processor time, and nothing of what takes long is imported."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -693,11 +807,21 @@ def test_help_mentions_every_setting(capfd):
     assert "150000" in text  # CartPole's preset
 
 
+def test_help_of_a_sweep_mentions_every_setting_and_teaches(capfd):
+    text = help_of(capfd, "sweep", "--algorithm", "trpo", "--env=Pendulum-v1", "--gamma", "0.9", "oops")
+    for name in FIELDS:
+        assert "--" + name.replace("_", "-") in text
+    for example in ("--learning-rate 3e-4 1e-3 3e-3 --ent-coef 0 0.01", "log:1e-4..1e-2 --samples 64 --halving 4"):
+        assert example in text
+    assert "256" in text  # steps in the preset of trpo for Pendulum
+    assert "resolved" not in text
+
+
 def test_help_shows_the_defaults_of_the_chosen_environment(capfd):
     assert "1000000" in help_of(capfd, "train", "--env", "Pendulum-v1")
 
 
-@pytest.mark.parametrize("command", ["compare", "evaluate", "export", "plot", "verify", "envs", "doctor"])
+@pytest.mark.parametrize("command", ["compare", "sweep", "evaluate", "export", "plot", "verify", "envs", "doctor"])
 def test_every_command_has_help_and_an_example(capfd, command):
     assert f"Example: purejaxppo {command}" in help_of(capfd, command)
 

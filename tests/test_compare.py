@@ -6,7 +6,6 @@ import io
 import json
 import math
 
-import jax
 import numpy as np
 import pytest
 from rich.console import Console
@@ -248,15 +247,16 @@ def test_what_cannot_be_built_leaves_nothing_behind(tmp_path):
 def test_steps_to_target_by_hand(returns, target, steps):
     """With five episodes per update in which any ended."""
     count = np.where(np.isnan(returns), 0, 5)
-    assert steps_to_target(10 * np.arange(1, len(returns) + 1), np.array(returns, float), count, target) == steps
+    total = np.nan_to_num(returns) * count
+    assert steps_to_target(10 * np.arange(1, len(returns) + 1), total, count, target) == steps
 
 
 def test_steps_to_target_counts_episodes_not_updates():
     """Nine episodes of 0 outweigh one of 10; fewer than five are not yet a mean."""
-    steps, returns = np.arange(1, 6), np.array([10.0, 0, 0, 0, 0])
-    assert math.isinf(steps_to_target(steps, returns, np.array([1, 9, 0, 0, 0]), 2.0))
-    assert steps_to_target(steps, returns, np.array([9, 1, 0, 0, 0]), 9.0) == 5
-    assert math.isinf(steps_to_target(steps, returns, np.array([4, 0, 0, 0, 0]), 9.0))
+    total = np.array([[10.0, 0, 0, 0, 0], [90.0, 0, 0, 0, 0], [40.0, 0, 0, 0, 0]])
+    count = np.array([[1, 9, 0, 0, 0], [9, 1, 0, 0, 0], [4, 0, 0, 0, 0]])
+    np.testing.assert_array_equal(steps_to_target(np.arange(1, 6), total, count, 2.0), [math.inf, 5, math.inf])
+    np.testing.assert_array_equal(steps_to_target(np.arange(1, 6), total, count, 9.0), [math.inf, 5, math.inf])
 
 
 def test_window_is_2_percent_of_a_long_run():
@@ -409,13 +409,3 @@ def test_command_prints_what_it_wrote(scripted, capfd, tmp_path, monkeypatch, fl
     (directory,) = (tmp_path / "runs").iterdir()
     assert directory.name.startswith("CartPole-v1__compare__")
     assert str(directory.relative_to(tmp_path)) in out.replace("\n", "")
-
-
-def test_backend_decides_how_runs_are_batched():
-    """One by one where every bit shall be that of the single run, all at once elsewhere."""
-    from purejaxppo.sweep import batching_for, one_by_one
-
-    assert batching_for("cpu") is one_by_one
-    assert batching_for("gpu") is jax.vmap
-    doubled = one_by_one(lambda x, y: {"sum": x + y})(np.arange(3.0), np.ones(3))
-    np.testing.assert_array_equal(doubled["sum"], [1.0, 2.0, 3.0])

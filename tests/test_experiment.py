@@ -16,8 +16,9 @@ from rich.console import Console
 from purejaxppo import experiment, host_loop
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.errors import CheckpointError, ConfigError, DivergedError
-from purejaxppo.experiment import evaluate_run, run_experiment
+from purejaxppo.experiment import evaluate_saved, run_experiment
 from purejaxppo.logger import mean_return
+from purejaxppo.restore import restore
 from purejaxppo.run_dir import read_run_settings
 
 HP = Hyperparams(learning_rate=1e-3)
@@ -233,8 +234,8 @@ def test_same_seed_same_run(cartpole, tmp_path):
 def test_saved_policy_evaluates_as_it_did(cartpole):
     """From the checkpoint alone; sampling and another seed are other episodes."""
     out, summary, _ = cartpole
-    assert evaluate_run(out, episodes=5, seed=3) == {"env_steps": 192, **summary["evaluation"]}
-    sampled = evaluate_run(out, episodes=5, seed=3, greedy=False)
+    assert evaluate_saved(restore(out), episodes=5, seed=3) == {"env_steps": 192, **summary["evaluation"]}
+    sampled = evaluate_saved(restore(out), episodes=5, seed=3, greedy=False)
     assert sampled["episodes"] == 5
     assert sampled["return_mean"] <= 6
 
@@ -251,7 +252,7 @@ def copied(cartpole, tmp_path, **changes):
 @pytest.mark.parametrize("changes", [{"hidden_sizes": [5]}, {"num_envs": 8}, {"env": "Acrobot-v1", "env_params": {}}])
 def test_checkpoint_of_another_configuration_is_refused(cartpole, tmp_path, changes):
     with pytest.raises(CheckpointError, match="another state"):
-        evaluate_run(copied(cartpole, tmp_path, **changes))
+        evaluate_saved(restore(copied(cartpole, tmp_path, **changes)))
 
 
 @pytest.mark.parametrize(
@@ -267,14 +268,14 @@ def test_checkpoint_of_another_configuration_is_refused(cartpole, tmp_path, chan
 )
 def test_config_that_was_edited_is_refused(cartpole, tmp_path, changes):
     with pytest.raises(CheckpointError, match=r"config\.json"):
-        evaluate_run(copied(cartpole, tmp_path, **changes))
+        evaluate_saved(restore(copied(cartpole, tmp_path, **changes)))
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", "3", "{", '{"format_version": 1}'])
 def test_config_that_is_no_runs_is_refused(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"config\.json"):
-        evaluate_run(tmp_path)
+        evaluate_saved(restore(tmp_path))
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
@@ -301,7 +302,7 @@ def test_no_evaluation_episodes(tmp_path, change):
     with pytest.raises(ConfigError, match="eval_episodes"):
         run_experiment(CONFIG, HP, 0, out=tmp_path / "out", options=RunOptions(**change))
     with pytest.raises(ConfigError, match="episodes"):
-        evaluate_run(tmp_path, episodes=change["eval_episodes"])
+        evaluate_saved(None, episodes=change["eval_episodes"])
     assert not (tmp_path / "out").exists()
 
 

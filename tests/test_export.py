@@ -22,9 +22,9 @@ from purejaxppo.checkpoint import snapshot
 from purejaxppo.config import Activation, Hyperparams, RunOptions, TrainConfig
 from purejaxppo.envs import from_gymnax
 from purejaxppo.errors import CheckpointError, ConfigError
-from purejaxppo.export import export_run
+from purejaxppo.export import export_saved
 from purejaxppo.networks import make_network
-from purejaxppo.restore import SavedRun
+from purejaxppo.restore import SavedRun, restore
 from purejaxppo.run_dir import RunSettings, write_inputs
 from purejaxppo.store import save_step
 from purejaxppo.train import trainer_from_config
@@ -116,12 +116,11 @@ def assert_same_actions(run, got, expected, pi):
 
 
 @pytest.fixture
-def exported(monkeypatch, tmp_path):
-    """exported(run) is the directory that a run is exported to, without the way over its own directory."""
+def exported(tmp_path):
+    """exported(run) is the directory that a run is exported to."""
 
     def write(run):
-        monkeypatch.setattr(export, "restore", lambda run_dir, which, allow_download: run)
-        export_run(Path("nowhere"), tmp_path / "out")
+        export_saved(run, tmp_path / "out")
         return tmp_path / "out"
 
     return write
@@ -129,7 +128,7 @@ def exported(monkeypatch, tmp_path):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """(a run, its run directory, its exported directory, what `export_run` returned); not to be changed."""
+    """(a run, its run directory, its exported directory, what `export_saved` returned); not to be changed."""
     run = make_run(**CASES["discrete"], env_params={"max_steps_in_episode": 9})
     run_dir = tmp_path_factory.mktemp("saved")
     hp = Hyperparams()
@@ -137,7 +136,7 @@ def saved(tmp_path_factory):
     write_inputs(run_dir, settings)
     save_step(run_dir, 12, snapshot(run.runner), {"settings": settings.record()})
     out = run_dir / "new" / "exported"
-    return run, run_dir, out, export_run(run_dir, out)
+    return run, run_dir, out, export_saved(restore(run_dir), out)
 
 
 @pytest.fixture
@@ -252,7 +251,7 @@ def test_equal_policies_are_equal_files_without_this_machines_paths(saved, tmp_p
     """The program would hold the path of each line of source that it came from."""
     _, run_dir, out, _ = saved
     limit = jax.config.jax_traceback_in_locations_limit
-    export_run(run_dir, tmp_path)
+    export_saved(restore(run_dir), tmp_path)
     for name in FILES:
         assert (tmp_path / name).read_bytes() == (out / name).read_bytes()
     assert b".py" not in (out / "policy.stablehlo").read_bytes()
@@ -266,30 +265,28 @@ def test_a_directory_that_holds_anything_is_left_alone(saved, tmp_path):
     (tmp_path / "mine").write_text("mine")
     for out in (tmp_path, tmp_path / "mine"):
         with pytest.raises(CheckpointError, match="not an empty directory; choose another"):
-            export_run(saved[1], out)
+            export_saved(saved[0], out)
     assert [file.name for file in tmp_path.iterdir()] == ["mine"]
     assert (tmp_path / "mine").read_text() == "mine"
 
 
 def test_what_cannot_be_read_or_written_is_one_clear_line(saved, tmp_path, monkeypatch):
-    """No run, no place, and a disk that fails when the place was made already."""
-    with pytest.raises(CheckpointError, match="not a run directory"):
-        export_run(tmp_path, tmp_path / "out")
+    """No place, and a disk that fails when the place was made already."""
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot create the directory"):
-        export_run(saved[1], tmp_path / "file" / "out")
+        export_saved(saved[0], tmp_path / "file" / "out")
     monkeypatch.setattr(export, "create_dir", lambda out, name: out)
     with pytest.raises(CheckpointError, match="cannot write") as caught:
-        export_run(saved[1], tmp_path / "out")
+        export_saved(saved[0], tmp_path / "out")
     assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("missing", ["flatbuffers", "safetensors.numpy"])
 def test_a_missing_package_is_named_with_its_remedy(missing, tmp_path, monkeypatch):
-    """Before anything else: the run need not even exist."""
+    """Before anything else: the run need not even be one."""
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ConfigError, match=rf"{missing}.*pip install 'purejaxppo\[export\]'"):
-        export_run(tmp_path / "run", tmp_path / "out")
+        export_saved(None, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

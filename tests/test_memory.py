@@ -165,7 +165,7 @@ def test_figures(monkeypatch):
     [(0, "0 bytes"), (999, "999 bytes"), (1000, "1 kB"), (2.5e6, "2.5 MB"), (1.26e9, "1.26 GB"), (5e15, "5e+03 TB")],
 )
 def test_sizes(size, text):
-    assert memory._readable(size) == text
+    assert memory.readable(size) == text
 
 
 # --- how it shows -----------------------------------------------------------------------------------------------------

@@ -14,12 +14,12 @@ import pytest
 from probe_envs import spoiled, walk
 from rich.console import Console
 
-from purejaxppo import experiment, host_loop, session
+from purejaxppo import experiment, host_loop, restore, session
 from purejaxppo.checkpoint import snapshot
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.envs import from_gymnax
 from purejaxppo.errors import CheckpointError, ConfigError, DivergedError, EnvError
-from purejaxppo.experiment import evaluate_run, resume_experiment, run_experiment
+from purejaxppo.experiment import evaluate_saved, resume_experiment, run_experiment
 from purejaxppo.guard import GUARDS
 from purejaxppo.host_loop import Timing
 from purejaxppo.run_dir import RunSettings, read_run_settings
@@ -474,17 +474,15 @@ def test_settings_are_checked_before_anything_is_touched(half):
 
 def test_evaluating_another_than_the_newest(half, monkeypatch):
     """By its number; while a run goes on the directory is not locked for readers."""
-    from purejaxppo import restore
-
     monkeypatch.setattr(restore, "from_gymnax", lambda name, num_envs, **_: walk(num_envs))
-    newest, oldest = (evaluate_run(half, episodes=4, which=Which(steps)) for steps in (96, 32))
-    assert newest == evaluate_run(half, episodes=4)
+    newest, oldest = (evaluate_saved(restore.restore(half, Which(steps)), episodes=4) for steps in (96, 32))
+    assert newest == evaluate_saved(restore.restore(half), episodes=4)
     assert newest["return_mean"] != oldest["return_mean"]
     with pytest.raises(CheckpointError, match="no checkpoint of 33 env steps"):
-        evaluate_run(half, which=Which(33))
+        restore.restore(half, Which(33))
     (list_steps(half)[0].path / "COMMIT").unlink()
     notes = []
-    assert evaluate_run(half, episodes=4, which=Which(note=notes.append)) != newest
+    assert evaluate_saved(restore.restore(half, Which(note=notes.append)), episodes=4) != newest
     assert len(notes) == 1
     with pytest.raises(CheckpointError, match="COMMIT is missing"):
-        evaluate_run(half, episodes=4, which=Which(strict=True))
+        restore.restore(half, Which(strict=True))

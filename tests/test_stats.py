@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from purejaxppo.stats import bootstrap_interval, interquartile_mean
+from purejaxppo.stats import bootstrap_interval, interquartile_mean, stratified_interval
 
 
 @pytest.mark.parametrize(
@@ -96,3 +96,77 @@ def test_another_statistic_and_another_seed():
     low, high = bootstrap_interval(x, lambda x: x.max(axis=-1))
     assert high == x.max()
     assert low < high
+
+
+# --- stratified -------------------------------------------------------------------------------------------------------
+
+
+def mean(x):
+    return x.mean(axis=-1)
+
+
+@pytest.mark.parametrize("runs", [1, 2, 5, 30])
+def test_one_stratum_is_the_plain_interval(runs):
+    x = np.random.default_rng(runs).normal(size=(3, runs))
+    for options in ({}, {"statistic": mean, "confidence": 0.5, "draws": 99, "seed": 7}):
+        plain = bootstrap_interval(x, **options)
+        np.testing.assert_array_equal(stratified_interval(x[:, None, :], **options), plain)
+    # In the bits of one table of picks, drawn at once, as published figures were.
+    picks = np.random.default_rng(0).integers(0, runs, (2000, runs))
+    values = [interquartile_mean(x[0, pick]) for pick in picks]
+    assert bootstrap_interval(x[0]) == tuple(np.quantile(values, [(1 - 0.95) / 2, (1 + 0.95) / 2]))
+
+
+def test_stratified_interval_of_two_strata_of_two_runs():
+    """20 plus the ones among four fair coins: up to 0 in 1/16 of the draws, up to 1 in 5/16, up to 3 in 15/16.
+
+    Were the runs drawn from all four, a draw could hold none of the second stratum.
+    """
+    x = np.array([[0.0, 1.0], [10.0, 11.0]])
+    assert stratified_interval(x, mean, confidence=0.8) == (21 / 4, 23 / 4)
+    assert stratified_interval(x, mean, confidence=0.999) == (20 / 4, 24 / 4)
+    assert bootstrap_interval(x.ravel(), mean, confidence=0.999) == (0.0, 11.0)
+
+
+def test_strata_that_are_sure_of_themselves_leave_no_doubt():
+    assert stratified_interval(np.array([[1.0, 1.0, 1.0], [5.0, 5.0, 5.0]]), mean) == (3.0, 3.0)
+    assert stratified_interval(np.array([[1.0], [2.0], [6.0]]), mean) == (3.0, 3.0)
+
+
+def test_strata_are_resampled_independently_and_each_within_itself():
+    x = np.arange(12.0).reshape(3, 4)
+    seen = []
+
+    def statistic(values):
+        seen.append(values.reshape(3, 4))
+        return values[..., :4].mean(axis=-1) - values[..., 4:8].mean(axis=-1)
+
+    low, high = stratified_interval(x, statistic, draws=100)
+    assert low < -4 < high  # the same picks in both would hold the difference at -4
+    for stratum in range(3):
+        assert {float(v) for values in seen for v in values[stratum]} == set(x[stratum])
+
+
+@pytest.mark.parametrize("confidence", [0.8, 0.95])
+def test_stratified_interval_is_scipys(confidence):
+    """Of several samples SciPy resamples each within itself, too."""
+    x = np.random.default_rng(5).normal(size=(3, 12)) * [[1.0], [2.0], [3.0]] + [[0.0], [2.0], [-1.0]]
+    found = stratified_interval(x, confidence=confidence, draws=5000)
+    expected = stats.bootstrap(
+        tuple(x),
+        lambda *strata, axis: interquartile_mean(np.concatenate(strata, axis)),
+        confidence_level=confidence,
+        n_resamples=5000,
+        method="percentile",
+        rng=np.random.default_rng(1),
+    ).confidence_interval
+    np.testing.assert_allclose(found, (expected.low, expected.high), atol=0.04)
+
+
+def test_stratified_interval_of_curves():
+    """Each point's interval is that of the point alone, with the same draws."""
+    curves = np.random.default_rng(2).normal(size=(4, 3, 5))
+    low, high = stratified_interval(curves, draws=100)
+    assert low.shape == high.shape == (4,)
+    for i in range(4):
+        np.testing.assert_allclose(stratified_interval(curves[i], draws=100), (low[i], high[i]), rtol=1e-12)

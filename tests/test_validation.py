@@ -292,7 +292,8 @@ def test_on_nonfinite(value):
 @pytest.mark.parametrize("value", ["Stop", "ignore", "", None, True])
 def test_unknown_on_nonfinite(value):
     message = refusal(validate_config, TrainConfig(on_nonfinite=value))
-    assert message == f"on_nonfinite = {value!r} is unknown; choose from stop, skip, rollback."
+    likely = " Did you mean 'stop'?" if value == "Stop" else ""
+    assert message == f"on_nonfinite = {value!r} is unknown; choose from stop, skip, rollback.{likely}"
 
 
 def test_algorithms():

@@ -1,0 +1,309 @@
+"""What each command does, from its settings to its exit code. Nothing slow is imported before it is needed."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from purejaxppo.commands import (
+    Command,
+    Common,
+    Compare,
+    Doctor,
+    Envs,
+    Evaluate,
+    Export,
+    Extract,
+    Plot,
+    Resume,
+    ResumeSweep,
+    Sweep,
+    Train,
+    Verify,
+)
+from purejaxppo.errors import CheckpointError, ConfigError
+from purejaxppo.presets import PRESETS, target_of
+from purejaxppo.printing import (
+    describe_checkpoints,
+    describe_envs,
+    describe_evaluation,
+    describe_run,
+    note,
+    print_table,
+    show,
+)
+from purejaxppo.run_dir import RunSettings
+from purejaxppo.signals import STOPPED, stop_process_on_signal
+from purejaxppo.sweeps.settings import SweepSettings
+from purejaxppo.validation import validate_config, validate_hyperparams, validate_seed
+
+if TYPE_CHECKING:
+    from purejaxppo.restore import SavedRun
+
+_MAX_RUNS = 65_536
+
+
+def validate(command: Command | ResumeSweep) -> None:
+    """Raises ConfigError for what can be told before JAX is loaded, so that a typing error costs no seconds."""
+    if isinstance(command, Train | Resume):
+        _settings(command).validate()
+    if isinstance(command, Compare):
+        _validate_compare(command)
+
+
+def _settings(command: Train | Resume) -> RunSettings:
+    return RunSettings(command.settings, command.hp, command.seed, command.options)
+
+
+def _validate_compare(command: Compare) -> None:
+    """`compare` sees to the rest."""
+    if not 1 <= command.seeds <= _MAX_RUNS:
+        raise ConfigError(f"--seeds {command.seeds}; it takes 1 to {_MAX_RUNS}.")
+    validate_seed(command.seed)
+    if command.seed + command.seeds > 2**32:
+        raise ConfigError(f"--seed {command.seed} --seeds {command.seeds} goes beyond 2**32 - 1; start lower.")
+    for config, hp in command.resolved:
+        validate_config(config)
+        validate_hyperparams(hp)
+
+
+def _train(command: Train) -> int:
+    from purejaxppo.experiment import run_experiment
+
+    with stop_process_on_signal() as stop:
+        summary = run_experiment(
+            command.settings,
+            command.hp,
+            command.seed,
+            options=command.options,
+            out=command.out,
+            allow_download=command.common.allow_download,
+            stop=stop,
+        )
+    return _report(summary, command.common)
+
+
+def _resume(command: Resume) -> int:
+    from purejaxppo.experiment import resume_experiment
+
+    with stop_process_on_signal() as stop:
+        summary = resume_experiment(
+            command.run_dir,
+            settings=_settings(command),
+            strict=command.strict,
+            allow_download=command.common.allow_download,
+            stop=stop,
+        )
+    return _report(summary, command.common)
+
+
+def _report(summary: dict[str, Any], common: Common) -> int:
+    """Prints what a run came to; returns the exit code."""
+    show(common, summary, lambda: print(describe_run(summary)))
+    return _exit_code(summary["exit_reason"], summary["run_dir"])
+
+
+def _exit_code(exit_reason: str, directory: str) -> int:
+    """0 for what finished; for what a signal stopped its own code, after a line about how to go on."""
+    if exit_reason == "finished":
+        return 0
+    note(f"stopped by {exit_reason}; the state is saved, `purejaxppo resume {directory}` goes on")
+    return STOPPED
+
+
+def _compare(command: Compare) -> int:
+    from purejaxppo.compare import compare
+    from purejaxppo.comparison import table_cells
+
+    target = target_of(command.settings) if command.target is None else command.target
+    summary = compare(
+        command.resolved,
+        range(command.seed, command.seed + command.seeds),
+        out=command.out,
+        eval_episodes=command.eval_episodes,
+        target=target,
+        allow_download=command.common.allow_download,
+    )
+
+    def words() -> None:
+        print_table(table_cells(summary["algorithms"], target))
+        print(f"results in {summary['out']}: comparison.png, table.md, results.csv, curves.csv")
+
+    show(command.common, summary, words)
+    return 0
+
+
+def _sweep(command: Sweep) -> int:
+    from purejaxppo.sweeps.plan import describe_plan, make_plan
+    from purejaxppo.sweeps.run import run_sweep
+
+    sweep, allow_download = command.resolved, command.common.allow_download
+    assert sweep is not None  # parse has seen to it
+    if command.plan:
+        rows = describe_plan(make_plan(sweep, allow_download=allow_download))
+        show(command.common, dict(rows), lambda: print_table([["plan", ""], *rows]))
+        return 0
+    with stop_process_on_signal() as stop:
+        summary = run_sweep(sweep, out=command.out, allow_download=allow_download, stop=stop)
+    return _report_sweep(summary, sweep, command.common)
+
+
+def _resume_sweep(command: ResumeSweep) -> int:
+    from purejaxppo.sweeps.directory import read_sweep
+    from purejaxppo.sweeps.run import resume_sweep
+
+    with stop_process_on_signal() as stop:
+        summary = resume_sweep(
+            command.run_dir,
+            options=command.options,
+            strict=command.strict,
+            allow_download=command.common.allow_download,
+            stop=stop,
+        )
+    return _report_sweep(summary, read_sweep(command.run_dir)[0], command.common)
+
+
+def _report_sweep(summary: dict[str, Any], sweep: SweepSettings, common: Common) -> int:
+    """Prints what a sweep came to; returns the exit code."""
+    from purejaxppo.sweeps.results import table_cells
+
+    def words() -> None:
+        if summary["settings"]:
+            print_table(table_cells(summary["settings"], sweep))
+        print(f"results in {summary['out']}: table.md, results.csv, metrics.csv, plots/")
+
+    show(common, summary, words)
+    return _exit_code(summary["exit_reason"], summary["out"])
+
+
+def _saved(command: Evaluate | Export) -> "SavedRun":
+    """The run that a command is about: of its own directory, or one of a sweep's."""
+    from purejaxppo.restore import restore
+    from purejaxppo.store import Which
+    from purejaxppo.sweeps.members import restore_member
+
+    which, allow_download = Which(command.step, command.strict, note), command.common.allow_download
+    if command.member is None:
+        return restore(command.run_dir, which, allow_download=allow_download)
+    return restore_member(command.run_dir, command.member, which, allow_download=allow_download)
+
+
+def _evaluate(command: Evaluate) -> int:
+    from purejaxppo.experiment import evaluate_saved
+
+    result = evaluate_saved(
+        _saved(command),
+        episodes=command.episodes,
+        greedy=not command.sampled,
+        seed=command.seed,
+        allow_download=command.common.allow_download,
+    )
+    show(
+        command.common,
+        result,
+        lambda: print(f"policy of {result['env_steps']:,} env steps, {describe_evaluation(result)}"),
+    )
+    return 0
+
+
+def _export(command: Export) -> int:
+    from purejaxppo.export import export_saved
+
+    written = export_saved(_saved(command), command.out)
+    text = f"policy of {written['env_steps']:,} env steps written to {command.out}: {', '.join(written['files'])}"
+    show(command.common, written, lambda: print(text))
+    return 0
+
+
+def _extract(command: Extract) -> int:
+    from purejaxppo.store import Which
+    from purejaxppo.sweeps.members import extract_member
+
+    made = extract_member(
+        command.run_dir,
+        command.member,
+        command.out,
+        Which(command.step, command.strict, note),
+        allow_download=command.common.allow_download,
+    )
+    text = (
+        f"run {made['member']} (seed {made['seed']}) of {made['env_steps']:,} env steps is now {made['run_dir']}; "
+        f"`purejaxppo resume {made['run_dir']}` goes on with it, --total-timesteps as far as you say"
+    )
+    show(command.common, made, lambda: print(text))
+    return 0
+
+
+def _verify(command: Verify) -> int:
+    from purejaxppo.run_dir import read_run_settings
+    from purejaxppo.store import survey
+    from purejaxppo.sweeps.directory import is_sweep
+    from purejaxppo.sweeps.schedule import survey_parts
+
+    if is_sweep(command.run_dir):
+        rows = survey_parts(command.run_dir)
+    else:
+        read_run_settings(command.run_dir)
+        rows = survey(command.run_dir)
+    if not rows:
+        raise CheckpointError(
+            f"{command.run_dir} holds no checkpoint; `purejaxppo resume` starts it from the beginning."
+        )
+    show(command.common, rows, lambda: print_table(describe_checkpoints(rows)))
+    damaged = [row for row in rows if row["fault"]]
+    if damaged:
+        raise CheckpointError(
+            f"{len(damaged)} of {len(rows)} checkpoints of {command.run_dir} are damaged; resume and evaluate pass "
+            f"over them, and their directories may be removed."
+        )
+    return 0
+
+
+def _doctor(command: Doctor) -> int:
+    from purejaxppo.doctor import describe_checks, examine
+    from purejaxppo.machine import describe_machine
+
+    report = examine(command.directory)
+
+    def words() -> None:
+        print_table(describe_machine(report))
+        print_table(describe_checks(report))
+        print("\n".join(f"- {sentence}" for sentence in report["recommendations"]))
+
+    show(command.common, report, words)
+    return 0 if report["ok"] else ConfigError.exit_code
+
+
+def _plot(command: Plot) -> int:
+    from purejaxppo.plot import plot_runs
+
+    if not command.run_dirs:
+        raise ConfigError("plot needs at least one run directory, such as runs/CartPole-v1__*.")
+    single = command.run_dirs[0] / "plots" / "learning_curve.png"
+    out = command.out or (single if len(command.run_dirs) == 1 else Path("learning_curves.png"))
+    plot_runs(command.run_dirs, out)
+    show(command.common, {"picture": str(out)}, lambda: print(out))
+    return 0
+
+
+def _envs(command: Envs) -> int:
+    from purejaxppo.envs import env_table
+
+    rows = [{**row, "preset": row["env"] in PRESETS} for row in env_table(command.common.allow_download)]
+    show(command.common, rows, lambda: print_table(describe_envs(rows)))
+    return 0
+
+
+ACTIONS: dict[type, Callable[[Any], int]] = {
+    Train: _train,
+    Resume: _resume,
+    ResumeSweep: _resume_sweep,
+    Compare: _compare,
+    Sweep: _sweep,
+    Evaluate: _evaluate,
+    Export: _export,
+    Extract: _extract,
+    Plot: _plot,
+    Verify: _verify,
+    Envs: _envs,
+    Doctor: _doctor,
+}

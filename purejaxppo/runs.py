@@ -1,0 +1,121 @@
+"""Many runs as one program: seeds and hyperparameters side by side, each run resting by itself when it is done."""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from itertools import product
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from purejaxppo.config import Hyperparams
+from purejaxppo.sharding import Layout, layout_for
+from purejaxppo.types import LearnerState, Metrics, RunnerState, Trainer
+from purejaxppo.validation import validate_hyperparams, validate_seed
+
+_NEVER = 2**31 - 1
+
+
+class Runs(NamedTuple):
+    """R runs; every leaf has R in front. A run that has diverged, or done enough updates, rests as it is."""
+
+    runner: RunnerState
+    stop_at: jax.Array  # int32, updates that are enough
+    diverged: jax.Array  # int32, update (from 1) that was not finite, of which nothing is kept; 0 if there was none
+
+    @property
+    def learner(self) -> LearnerState:
+        """What learns."""
+        return self.runner.learner
+
+
+def grid(hp: Hyperparams, seeds: Sequence[int], **axes: Sequence[float]) -> tuple[Hyperparams, np.ndarray]:
+    """Every combination of the axes' values with every seed, the seeds changing fastest: R runs.
+
+    Args:
+      hp: what is not swept.
+      seeds: in [0, 2**32).
+      axes: names of hyperparameters, each with the values to try.
+
+    Returns:
+      Hyperparams with leaves [R] float32, and seeds [R] uint32.
+
+    Raises:
+      ConfigError: a value or a seed out of range.
+    """
+    for name, values in axes.items():
+        for value in values:
+            validate_hyperparams(dataclasses.replace(hp, **{name: value}))
+    for seed in seeds:
+        validate_seed(seed)
+    *columns, column = np.array(list(product(*axes.values(), seeds)), np.float64).T
+    swept = dict(zip(axes, columns, strict=True))
+    hps = dataclasses.replace(hp, **{name: x.astype(np.float32) for name, x in swept.items()})
+    return jax.tree.map(lambda x: np.broadcast_to(np.float32(x), column.shape), hps), column.astype(np.uint32)
+
+
+@partial(jax.jit, static_argnames=("trainer", "layout"))
+def make_runs(
+    trainer: Trainer,
+    hps: Hyperparams,
+    seeds: jax.typing.ArrayLike,
+    stop_at: jax.typing.ArrayLike = _NEVER,
+    layout: Layout | None = None,
+) -> Runs:
+    """The first states of R runs, each that of `trainer.init(jax.random.key(seed), hp)`.
+
+    Args:
+      trainer: of one run.
+      hps: leaves [R].
+      seeds: [R].
+      stop_at: updates after which a run rests, one number or [R].
+      layout: by default `layout_for(R)`.
+    """
+    seeds = jnp.asarray(seeds, jnp.uint32)
+    layout = layout or layout_for(len(seeds))
+
+    def make(hp: Hyperparams, seed: jax.Array, stop_at: jax.Array) -> Runs:
+        return Runs(trainer.init(jax.random.key(seed), hp), stop_at, jnp.zeros((), jnp.int32))
+
+    stop_at = jnp.broadcast_to(jnp.asarray(stop_at, jnp.int32), seeds.shape)
+    return layout.over_runs(make)(hps, seeds, stop_at)
+
+
+@partial(jax.jit, static_argnames=("trainer", "num_updates", "layout"), donate_argnames="runs")
+def advance_runs(
+    trainer: Trainer, hps: Hyperparams, runs: Runs, num_updates: int, layout: Layout | None = None
+) -> tuple[Runs, Metrics]:
+    """`num_updates` (static) updates of every run that does not rest; the memory of `runs` is given away.
+
+    Returns:
+      The runs, and metrics [R, num_updates]: NaN and 0 where a run rests.
+    """
+    layout = layout or layout_for(len(runs.stop_at))
+
+    def advance(hp: Hyperparams, run: Runs) -> tuple[Runs, Metrics]:
+        return jax.lax.scan(lambda run, _: _update(trainer, hp, run), run, length=num_updates)
+
+    return layout.over_runs(advance)(hps, runs)
+
+
+def _update(trainer: Trainer, hp: Hyperparams, run: Runs) -> tuple[Runs, Metrics]:
+    """One update of one run."""
+    resting = (run.diverged > 0) | (run.runner.updates >= run.stop_at)
+
+    def work(run: Runs) -> tuple[Runs, Metrics]:
+        runner, metrics = trainer.update(hp, run.runner)
+        bad = metrics["nonfinite"] != 0
+        kept = jax.tree.map(lambda old, new: jnp.where(bad, old, new), run.runner, runner)
+        return Runs(kept, run.stop_at, jnp.where(bad, runner.updates, 0)), metrics
+
+    def rest(run: Runs) -> tuple[Runs, Metrics]:
+        _, metrics = jax.eval_shape(work, run)
+        return run, jax.tree.map(_nothing, metrics)
+
+    return jax.lax.cond(resting, rest, work, run)
+
+
+def _nothing(x: jax.ShapeDtypeStruct) -> jax.Array:
+    return jnp.full(x.shape, jnp.nan if jnp.issubdtype(x.dtype, jnp.floating) else 0, x.dtype)

@@ -1,0 +1,93 @@
+"""A sweep's directory.
+
+sweep.json            what was asked for, and how many runs of each program are side by side
+metrics.csv           a row per run and update
+parts/<name>/         runs that are trained side by side: checkpoints/, and result.json once they are evaluated
+results.csv           a row per run
+table.md summary.json plots/
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
+from purejaxppo.errors import CheckpointError, ConfigError
+from purejaxppo.files import is_file, read_json, write_json
+from purejaxppo.settings import settings_record
+from purejaxppo.sweeps.settings import SweepSettings
+
+FORMAT_VERSION = 1
+METRICS = "metrics.csv"
+
+
+def is_sweep(directory: Path) -> bool:
+    """Whether a directory is a sweep's."""
+    return is_file(directory / "sweep.json")
+
+
+def sweep_record(sweep: SweepSettings) -> dict[str, Any]:
+    """What decides the result, as JSON has it: what all settings share, and what each has of its own."""
+    records = [settings_record(*pair) for pair in sweep.settings]
+    shared = {name: value for name, value in records[0].items() if all(record[name] == value for record in records)}
+    return {
+        "axes": list(sweep.axes),
+        "points": list(sweep.points),
+        "shared": shared,
+        "settings": [{name: value for name, value in record.items() if name not in shared} for record in records],
+        "seeds": list(sweep.seeds),
+        "halving": sweep.halving,
+        "exact": sweep.exact,
+        "target": sweep.target,
+        "eval_episodes": sweep.options.eval_episodes,
+    }
+
+
+def write_sweep(directory: Path, sweep: SweepSettings, sizes: Sequence[int]) -> None:
+    """sweep.json, which makes a directory a sweep's; `sizes` are the plan's."""
+    options = {name: value for name, value in vars(sweep.options).items() if name != "eval_episodes"}
+    content = {"format_version": FORMAT_VERSION, **sweep_record(sweep), **options, "sizes": list(sizes)}
+    write_json(directory / "sweep.json", content)
+
+
+def read_sweep(directory: Path) -> tuple[SweepSettings, tuple[int, ...]]:
+    """What a sweep was asked for, and its plan's sizes. Raises CheckpointError if the directory is not a sweep's."""
+    path = directory / "sweep.json"
+    if not is_file(path):
+        kind = "a run's directory, not a sweep's" if is_file(directory / "config.json") else "not a sweep's directory"
+        raise CheckpointError(f"{directory} is {kind}: it has no sweep.json; `purejaxppo sweep` makes one.")
+    content = read_json(path)
+    try:
+        if content["format_version"] != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{path} has format version {content['format_version']}; this version reads {FORMAT_VERSION}."
+            )
+        sweep = SweepSettings(
+            axes=tuple(content["axes"]),
+            points=tuple({name: _hashable(value) for name, value in point.items()} for point in content["points"]),
+            settings=tuple(_pair({**content["shared"], **own}) for own in content["settings"]),
+            seeds=tuple(content["seeds"]),
+            options=RunOptions(**_fields(RunOptions, content)),
+            halving=content["halving"],
+            exact=content["exact"],
+            target=content["target"],
+        )
+        sweep.validate()
+        return sweep, tuple(content["sizes"])
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
+        raise CheckpointError(f"{path} is not a sweep's configuration: {error!r}; start the sweep anew.") from error
+
+
+def _pair(record: Mapping[str, Any]) -> tuple[TrainConfig, Hyperparams]:
+    return TrainConfig(**_fields(TrainConfig, record)), Hyperparams(**_fields(Hyperparams, record))
+
+
+def _fields(kind: Any, content: Mapping[str, Any]) -> dict[str, Any]:
+    return {field.name: content[field.name] for field in dataclasses.fields(kind) if field.name in content}
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,265 @@
+"""What a sweep comes to: its programs, how many runs of each are side by side, and what that takes."""
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from purejaxppo.config import Hyperparams, TrainConfig
+from purejaxppo.envs import from_gymnax
+from purejaxppo.evaluate import evaluate_runner, evaluation_key
+from purejaxppo.host_loop import Program, chunk_lengths
+from purejaxppo.memory import device_bytes, explain, program_bytes, readable, rollout_bytes
+from purejaxppo.networks import make_network
+from purejaxppo.runs import Runs, advance_runs, make_runs
+from purejaxppo.sharding import Layout, layout_for
+from purejaxppo.sweeps.settings import SweepSettings
+from purejaxppo.train import trainer_from_config
+
+_SHARE = 0.8  # of the memory that a program may take: a state on its way to the disk is there twice
+_ROLLOUTS = 3  # that fit into what an update needs at a time, about: the rollout, its batch, and a shuffled one
+
+
+class Group:
+    """The runs that share a `TrainConfig`, and so a compiled program for each number of them side by side."""
+
+    def __init__(self, sweep: SweepSettings, settings: Sequence[int], allow_download: bool) -> None:
+        """`settings` are those of one `TrainConfig`, and with the same optional hyperparameters left out."""
+        self.settings = tuple(settings)
+        self.config: TrainConfig = sweep.settings[settings[0]][0]
+        params = dict(self.config.env_params)
+        self.env = from_gymnax(self.config.env, self.config.num_envs, allow_download=allow_download, **params)
+        self.trainer = trainer_from_config(self.config, self.env)
+        self._copies = from_gymnax(
+            self.config.env, sweep.options.eval_episodes, allow_download=allow_download, **params
+        )
+        self._sweep = sweep
+        self._programs: dict[tuple[int, int], jax.stages.Compiled] = {}
+        self._plays: dict[int, Any] = {}
+
+    @property
+    def runs(self) -> list[int]:
+        """Their numbers."""
+        seeds = len(self._sweep.seeds)
+        return [setting * seeds + i for setting in self.settings for i in range(seeds)]
+
+    def layout(self, size: int) -> Layout:
+        """Of so many runs side by side."""
+        return layout_for(size, self._sweep.exact)
+
+    def arguments(self, runs: Sequence[int], size: int) -> tuple[Hyperparams, jax.Array]:
+        """Hyperparameters [size] and seeds [size] of runs, the last of which fills what is left."""
+        padded = [*runs, *[runs[-1]] * (size - len(runs))]
+        settings, seeds = np.divmod(padded, len(self._sweep.seeds))
+        hps = [self._sweep.settings[setting][1] for setting in settings]
+        stacked = jax.tree.map(lambda *values: np.array(values, np.float32), *hps)
+        return jax.device_put((stacked, np.uint32(np.asarray(self._sweep.seeds)[seeds])), self.layout(size).sharding)
+
+    def shapes(self, size: int) -> tuple[Hyperparams, Runs]:
+        """Hyperparameters and states of so many runs, without their numbers."""
+        hps, seeds = self.arguments(self.runs[:1], size)
+        runs = jax.eval_shape(lambda hps, seeds: make_runs(self.trainer, hps, seeds, 0, self.layout(size)), hps, seeds)
+        sharding = self.layout(size).sharding
+        return hps, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), runs)
+
+    def metric_names(self) -> set[str]:
+        """What an update reports, but for the bits that say what was not finite."""
+        hps, runs = self.shapes(1)
+        step = advance_runs.eval_shape(self.trainer, hps, runs, 1, self.layout(1))
+        return set(step[1]) - {"nonfinite"}
+
+    def chunk(self, size: int, updates: int) -> int:
+        """Updates per call of a stretch. All calls are of one length: where the last one's is too long, runs rest."""
+        _, runs = self.shapes(size)
+        wish = chunk_lengths(self.config, runs.learner.params, jax.default_backend())[0]
+        return math.ceil(updates / math.ceil(updates / wish))
+
+    def program(self, size: int, num_updates: int) -> jax.stages.Compiled:
+        """Compiled once: (hyperparameters, states) -> (states, metrics [size, num_updates]), the states given away."""
+        if (size, num_updates) not in self._programs:
+            hps, runs = self.shapes(size)
+            lowered = advance_runs.lower(self.trainer, hps, runs, num_updates, self.layout(size))
+            self._programs[size, num_updates] = lowered.compile()
+        return self._programs[size, num_updates]
+
+    def advance(self, size: int, num_updates: int, hps: Hyperparams) -> Program:
+        """The same for the host loop, with its hyperparameters."""
+        program = self.program(size, num_updates)
+        return Program(lambda runs: program(hps, runs), program_bytes(program))
+
+    def evaluate(self, seeds: jax.Array, runs: Runs) -> np.ndarray:
+        """Mean return [R] of greedy episodes, those of `train`'s own final evaluation; NaN for a run that diverged."""
+        size = len(seeds)
+        if size not in self._plays:
+            apply = make_network(self.config, self.env).apply
+
+            def play(seed: jax.Array, run: Runs) -> Any:
+                return evaluate_runner(evaluation_key(seed), self.config, self._copies, apply, run.runner)
+
+            self._plays[size] = jax.jit(self.layout(size).over_runs(play))
+        returns = np.asarray(self._plays[size](seeds, runs).episode_return, np.float64).mean(axis=1)
+        return np.where(np.asarray(runs.diverged) > 0, np.nan, returns)
+
+
+class Plan:
+    """Groups of runs, and how many of each group's are side by side."""
+
+    def __init__(self, sweep: SweepSettings, allow_download: bool = False) -> None:
+        """Builds everything, and compiles nothing. Raises ConfigError or EnvError."""
+        self.sweep = sweep
+        self.groups = [Group(sweep, settings, allow_download) for settings in _alike(sweep)]
+        self.sizes: tuple[int, ...] = ()
+        for group in self.groups:  # what is wrong with one of them should be known before hours of work
+            group.shapes(1)
+
+    @cached_property
+    def rungs(self) -> tuple["Rung", ...]:
+        """The stretches of a sweep: one, or as many as the settings can be divided by `halving` and one."""
+        factor, settings = self.sweep.halving, len(self.sweep.settings)
+        if factor is None:
+            return (Rung(settings, 1),)
+        shortest = min(group.config.num_updates for group in self.groups)
+        count = 0
+        while factor ** (count + 1) <= min(settings, shortest):
+            count += 1
+        return tuple(Rung(settings // factor**k, factor ** (count - k)) for k in range(count + 1))
+
+    def fit(self, sizes: Sequence[int] = ()) -> None:
+        """Compiles the first rung's programs, as many runs side by side as fit into memory, or as `sizes` says.
+
+        Raises OutOfMemoryError if a program does not fit with a single run per device.
+        """
+        self.sizes = tuple(sizes) or tuple(map(self._fit, self.groups))
+
+    def _fit(self, group: Group) -> int:
+        size = balanced(len(group.runs), _guess(group))
+        while True:
+            program = group.program(size, self.chunk(group, size))
+            needed, available = program_bytes(program), available_bytes()
+            if needed <= available:
+                return size
+            if size == padded(1):
+                raise explain(group.config, group.env, needed)
+            size = balanced(len(group.runs), max(1, min(size // 2, int(size * available / needed))))
+
+    def predicted_bytes(self, group: int) -> int:
+        """What a group's program needs at a time on each device, by the compiler's own account."""
+        chosen, size = self.groups[group], self.sizes[group]
+        return program_bytes(chosen.program(size, self.chunk(chosen, size)))
+
+    def chunk(self, group: Group, size: int) -> int:
+        """Updates per call in every rung, so that there is one program for each number of runs side by side."""
+        return group.chunk(size, self.rungs[0].updates(group.config))
+
+    def metric_names(self) -> list[str]:
+        """Of all groups, in alphabetical order."""
+        return sorted({name for group in self.groups for name in group.metric_names()})
+
+    @property
+    def env_steps(self) -> int:
+        """Of all runs together, if none diverges and halving keeps the settings with the most steps."""
+        total = 0
+        for rung, before in zip(self.rungs, (None, *self.rungs), strict=False):
+            steps = [
+                (rung.updates(config) - (before.updates(config) if before else 0)) * config.batch_size
+                for config, _ in self.sweep.settings
+            ]
+            total += sum(sorted(steps, reverse=True)[: rung.settings]) * len(self.sweep.seeds)
+        return total
+
+
+class Rung(NamedTuple):
+    """A stretch of a sweep."""
+
+    settings: int  # that are trained in it
+    divisor: int  # of the budget
+
+    def updates(self, config: TrainConfig) -> int:
+        """Updates that a run has done at its end."""
+        return math.ceil(config.num_updates / self.divisor)
+
+
+def make_plan(sweep: SweepSettings, *, allow_download: bool = False) -> Plan:
+    """The plan of a sweep, with its programs compiled. Raises PureJaxPPOError."""
+    plan = Plan(sweep, allow_download)
+    plan.fit()
+    return plan
+
+
+def _alike(sweep: SweepSettings) -> list[list[int]]:
+    """The settings, grouped by what is compiled in."""
+    groups: dict[Any, list[int]] = {}
+    for i, (config, hp) in enumerate(sweep.settings):
+        absent = tuple(name for name, value in vars(hp).items() if value is None)
+        groups.setdefault((config, absent), []).append(i)
+    return list(groups.values())
+
+
+def padded(runs: int) -> int:
+    """The number of runs that fills the devices evenly."""
+    devices = len(jax.devices())
+    return runs if runs < devices else math.ceil(runs / devices) * devices
+
+
+def balanced(runs: int, most: int) -> int:
+    """The size of batches of about equal length, at most so long."""
+    return padded(math.ceil(runs / math.ceil(runs / max(1, most))))
+
+
+def available_bytes() -> float:
+    """What a program may take of each device; the CPU's devices share one memory."""
+    devices = jax.devices()
+    share = _SHARE / (len(devices) if devices[0].platform == "cpu" else 1)
+    return share * (device_bytes(devices[0]) or math.inf)
+
+
+def _guess(group: Group) -> int:
+    """Runs that are likely to fit, so that the first compilation is, as a rule, the only one."""
+    _, runs = group.shapes(1)
+    state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(runs))
+    rollouts = _ROLLOUTS * rollout_bytes(group.config, group.env)
+    vmapped = group.layout(1).batching is jax.vmap
+    devices, available = len(jax.devices()), available_bytes()
+    if math.isinf(available):
+        return len(group.runs)
+    left = available - (0 if vmapped else rollouts)
+    return max(1, int(devices * left / (2 * state + (rollouts if vmapped else 0))))
+
+
+def describe_plan(plan: Plan) -> list[list[str]]:
+    """The plan as rows of name and text."""
+    sweep, devices = plan.sweep, jax.devices()
+    rows = [
+        ["runs", f"{sweep.num_runs:,} = {len(sweep.settings):,} settings x {len(sweep.seeds):,} seeds"],
+        ["env steps", f"{plan.env_steps:,} in all"],
+        ["devices", f"{len(devices)} x {devices[0].device_kind}"],
+        ["programs to compile", str(len(plan.groups))],
+    ]
+    for i, group in enumerate(plan.groups):
+        config = group.config
+        rows.append([f"program {i + 1}", _describe_batches(plan, i)])
+        rows.append(
+            [
+                "  each run",
+                f"{config.algorithm}, {config.env_steps:,} env steps = {config.num_updates:,} updates "
+                f"of {config.num_envs:,} envs x {config.num_steps:,} steps",
+            ]
+        )
+    if sweep.halving:
+        steps = [f"{rung.settings:,} settings to 1/{rung.divisor} of the budget" for rung in plan.rungs]
+        rows.append(["halving", f"the best 1 in {sweep.halving} goes on: {', '.join(steps)}"])
+    return rows
+
+
+def _describe_batches(plan: Plan, i: int) -> str:
+    group, size = plan.groups[i], plan.sizes[i]
+    batches = math.ceil(len(group.runs) / size)
+    times = f"{batches} batches of {size}" if batches > 1 else "one batch"
+    layout = group.layout(size)
+    how = "side by side" if layout.batching is jax.vmap else "one after the other"
+    where = f"on each of {layout.mesh.size} devices" if layout.mesh.size > 1 else "on one device"
+    memory = f"memory {readable(plan.predicted_bytes(i))} of {readable(available_bytes())} per device"
+    return f"{len(group.runs):,} runs in {times}, {how} {where}; {memory}"

@@ -1,0 +1,215 @@
+"""A sweep from its settings to its tables and pictures; and going on with one that was stopped."""
+
+import contextlib
+import csv
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from purejaxppo.config import RunOptions
+from purejaxppo.errors import CheckpointError, ConfigError
+from purejaxppo.files import read_json, whole_file, write_json, write_text
+from purejaxppo.lock import locked
+from purejaxppo.logger import ProgressDisplay, Terminal, say
+from purejaxppo.run_dir import add_command, changed_versions, create_dir, write_origin
+from purejaxppo.signals import StopRequest, stop_on_signal
+from purejaxppo.store import clean
+from purejaxppo.sweeps.directory import METRICS, read_sweep, write_sweep
+from purejaxppo.sweeps.metrics import metrics_head
+from purejaxppo.sweeps.parts import Session, chosen_state, first_state, train_part
+from purejaxppo.sweeps.pictures import plot_sweep
+from purejaxppo.sweeps.plan import Plan
+from purejaxppo.sweeps.results import Outcome, markdown_table, read_curves, run_columns, run_rows, setting_rows
+from purejaxppo.sweeps.schedule import Finished, Part, parts_of_rung, read_result, survivors
+from purejaxppo.sweeps.settings import SweepSettings
+from purejaxppo.validation import validate_options
+
+
+def run_sweep(
+    sweep: SweepSettings,
+    *,
+    out: Path | None = None,
+    allow_download: bool = False,
+    console: Console | None = None,
+    stop: StopRequest | None = None,
+) -> dict[str, Any]:
+    """Trains, evaluates, tabulates and draws a sweep; leaves a directory and returns its summary (`summary.json`).
+
+    Args:
+      sweep: what to train.
+      out: new directory; by default runs/<env>__sweep__<UTC time>.
+      allow_download: let an environment fetch its data set.
+      console: for progress; by default standard error.
+      stop: asks the sweep to stop; by default SIGINT, SIGTERM and SIGUSR1 do.
+
+    Raises:
+      PureJaxPPOError: of the kind that says what went wrong; what had been written stays.
+    """
+    console = console or Terminal()
+    sweep.validate()
+    with _listening(stop) as stop:
+        with stop.ending_at_once("no run had begun."):
+            plan = Plan(sweep, allow_download)
+            directory = create_dir(out, f"{sweep.env}__sweep")
+        with locked(directory):
+            write_origin(directory)
+            with stop.ending_at_once("no run had begun."):
+                say(console, "compiling, to see what fits into memory")
+                plan.fit()
+            write_sweep(directory, sweep, plan.sizes)
+            say(console, _headline(plan, directory))
+            return _train(directory, plan, console, stop)
+
+
+def resume_sweep(
+    directory: Path,
+    *,
+    options: RunOptions | None = None,
+    strict: bool = False,
+    allow_download: bool = False,
+    console: Console | None = None,
+    stop: StopRequest | None = None,
+) -> dict[str, Any]:
+    """Goes on with a sweep that was stopped, to the same tables byte for byte. A finished one is left as it is.
+
+    Args:
+      directory: of the sweep.
+      options: when and how many checkpoints; by default the sweep's own. `eval_episodes` cannot be changed.
+      strict: refuse to fall back to an older checkpoint than the newest.
+      allow_download, console, stop: as in `run_sweep`.
+
+    Raises:
+      PureJaxPPOError: of the kind that says what went wrong.
+    """
+    console = console or Terminal()
+    sweep, sizes = read_sweep(directory)
+    with _listening(stop) as stop, locked(directory):
+        with contextlib.suppress(CheckpointError):  # missing, or not to be read: it will be written again
+            summary = read_json(directory / "summary.json")
+            if summary.get("exit_reason") == "finished":
+                say(console, f"{directory} is finished already.")
+                return {**summary, "out": str(directory)}
+        clean(directory)
+        with stop.ending_at_once("nothing was done yet."):
+            sweep = sweep._replace(options=_other_options(sweep, options or sweep.options))
+            plan = Plan(sweep, allow_download)
+            plan.sizes = sizes
+        for change in changed_versions(directory):
+            say(console, f"purejaxppo: {change} since the sweep began; the last bits of its results may differ.")
+        write_sweep(directory, sweep, sizes)
+        add_command(directory)
+        say(console, f"{_headline(plan, directory)}  resumed")
+        return _train(directory, plan, console, stop, strict)
+
+
+def _other_options(sweep: SweepSettings, options: RunOptions) -> RunOptions:
+    if options.eval_episodes != sweep.options.eval_episodes:
+        raise ConfigError(
+            f"a resumed sweep keeps its evaluation, but eval_episodes {sweep.options.eval_episodes} -> "
+            f"{options.eval_episodes}; leave it out."
+        )
+    validate_options(options)
+    return options
+
+
+def _listening(stop: StopRequest | None) -> AbstractContextManager[StopRequest]:
+    return nullcontext(stop) if stop else stop_on_signal()
+
+
+def _train(directory: Path, plan: Plan, console: Console, stop: StopRequest, strict: bool = False) -> dict[str, Any]:
+    """Trains what has not been, rung by rung and part by part, and writes what came of it."""
+    columns = plan.metric_names()
+    head = metrics_head(plan.sweep, columns)
+    metrics = directory / METRICS
+    if not metrics.exists():
+        write_text(metrics, head)
+    finished: Finished = []
+    with ProgressDisplay(console, plan.env_steps) as progress:
+        session = Session(directory, plan, columns, console, progress, stop, strict)
+        position = len(head.encode())
+        for rung in range(len(plan.rungs)):
+            before = [part for part, _ in finished if part.rung == rung - 1]
+            for part in parts_of_rung(plan, rung, survivors(plan, rung, finished)):
+                result = read_result(directory, part)
+                if result is None:
+                    begin = _beginner(directory, plan, part, before)
+                    result = train_part(session, part, begin, position)
+                else:
+                    steps = plan.groups[part.group].config.batch_size * (part.until - part.since) * len(part.runs)
+                    progress.advance(steps, {"episode/return": None})
+                if result is None:
+                    return _stopped(directory, plan, stop)
+                position = result.metrics_bytes
+                finished.append((part, result))
+    return _write_results(directory, plan, finished)
+
+
+def _beginner(directory: Path, plan: Plan, part: Part, before: Sequence[Part]) -> Any:
+    if part.rung == 0:
+        return lambda: first_state(plan, part)
+    return lambda: chosen_state(directory, plan, part, before)
+
+
+def _stopped(directory: Path, plan: Plan, stop: StopRequest) -> dict[str, Any]:
+    summary = {"env": plan.sweep.env, "runs": plan.sweep.num_runs, "settings": [], "exit_reason": stop()}
+    write_json(directory / "summary.json", summary)
+    return {**summary, "out": str(directory)}
+
+
+def _write_results(directory: Path, plan: Plan, finished: Finished) -> dict[str, Any]:
+    sweep = plan.sweep
+    outcome = _outcome(plan, finished)
+    curves = read_curves(directory / METRICS, sweep)
+    rows = setting_rows(sweep, outcome, curves)
+    with whole_file(directory / "results.csv") as file:
+        writer = csv.DictWriter(file, run_columns(sweep), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(run_rows(sweep, outcome, curves))
+    write_text(directory / "table.md", markdown_table(rows, sweep))
+    plot_sweep(sweep, outcome, rows, curves, directory / "plots")
+    seconds = sum(result.seconds for _, result in finished)
+    env_steps = int(outcome.env_steps.sum())
+    summary = {
+        "env": sweep.env,
+        "axes": list(sweep.axes),
+        "seeds": len(sweep.seeds),
+        "runs": sweep.num_runs,
+        "diverged": int((outcome.diverged_at > 0).sum()),
+        "env_steps": env_steps,
+        "train_seconds": round(seconds, 3),
+        "env_steps_per_second": round(env_steps / seconds, 1) if seconds else None,
+        "target": sweep.target,
+        "best_run": rows[0]["best_run"],
+        "settings": rows,
+        "exit_reason": "finished",
+    }
+    write_json(directory / "summary.json", summary)
+    return {**summary, "out": str(directory)}
+
+
+def _outcome(plan: Plan, finished: Finished) -> Outcome:
+    """Of every run, as its last part left it."""
+    n = plan.sweep.num_runs
+    outcome = Outcome(np.zeros(n, np.int64), np.full(n, np.nan), np.zeros(n, np.int64), np.zeros(n, np.int64))
+    for part, result in finished:
+        runs = list(part.runs)
+        outcome.env_steps[runs] = np.array(result.updates) * plan.groups[part.group].config.batch_size
+        outcome.returns[runs] = [np.nan if value is None else value for value in result.returns]
+        outcome.diverged_at[runs] = result.diverged_at
+        outcome.rung[runs] = part.rung
+    return outcome
+
+
+def _headline(plan: Plan, directory: Path) -> str:
+    sweep, devices = plan.sweep, jax.devices()
+    slow = " (no accelerator)" if devices[0].platform == "cpu" else ""
+    return (
+        f"{sweep.env}  {sweep.num_runs:,} runs = {len(sweep.settings):,} settings x {len(sweep.seeds):,} seeds  "
+        f"{plan.env_steps:,} env steps  {len(plan.groups)} programs  devices {len(devices)} x "
+        f"{devices[0].device_kind}{slow}  {directory}"
+    )

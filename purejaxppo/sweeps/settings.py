@@ -1,0 +1,69 @@
+"""What a sweep was asked for."""
+
+import math
+from collections import Counter
+from typing import Any, NamedTuple
+
+from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
+from purejaxppo.errors import ConfigError
+from purejaxppo.validation import validate_config, validate_hyperparams, validate_options, validate_seed
+
+MAX_RUNS = 1_000_000
+
+
+class SweepSettings(NamedTuple):
+    """S settings x seeds. Run number `setting * len(seeds) + i` has seed `seeds[i]`."""
+
+    axes: tuple[str, ...]  # the swept fields of TrainConfig and Hyperparams
+    points: tuple[dict[str, Any], ...]  # [S] swept field -> value; without the fields that an algorithm does not have
+    settings: tuple[tuple[TrainConfig, Hyperparams], ...]  # [S] complete, all of one environment
+    seeds: tuple[int, ...]
+    options: RunOptions
+    halving: int | None = None  # of the settings, one in so many goes on after each rung
+    exact: bool = False  # every run with the very bits that it has alone
+    target: float | None = None  # return that `steps to target` asks for
+
+    @property
+    def env(self) -> str:
+        """The environment's id."""
+        return self.settings[0][0].env
+
+    @property
+    def num_runs(self) -> int:
+        """Settings x seeds."""
+        return len(self.settings) * len(self.seeds)
+
+    def validate(self) -> None:
+        """Raises ConfigError for what cannot work."""
+        if not self.settings or not self.seeds:
+            raise ConfigError("a sweep takes at least one setting and one seed.")
+        if self.num_runs > MAX_RUNS:
+            raise ConfigError(
+                f"{len(self.settings)} settings x {len(self.seeds)} seeds = {self.num_runs} runs are more than "
+                f"{MAX_RUNS}; take fewer."
+            )
+        for seed in self.seeds:
+            validate_seed(seed)
+        double, times = Counter(self.seeds).most_common(1)[0]
+        if times > 1:
+            raise ConfigError(f"seed {double} is given twice, which would be the same run twice; take different ones.")
+        if len({(config.env, config.env_params) for config, _ in self.settings}) > 1:
+            raise ConfigError(
+                "the settings are of different environments, whose returns do not compare; sweep each apart."
+            )
+        for config, hp in self.settings:
+            validate_config(config)
+            validate_hyperparams(hp)
+            if config.on_nonfinite != "stop":
+                raise ConfigError(
+                    f"on_nonfinite = {config.on_nonfinite}: a sweep freezes the runs that diverge and counts them; "
+                    f"leave it at stop."
+                )
+        validate_options(self.options)
+        if self.target is not None and not math.isfinite(self.target):
+            raise ConfigError(f"target = {self.target}; it takes a finite return.")
+        if self.halving is not None and not 2 <= self.halving <= len(self.settings):
+            raise ConfigError(
+                f"halving = {self.halving}: after each rung one setting in so many goes on, so it takes 2 to "
+                f"{len(self.settings)}, the number of settings."
+            )

@@ -1,0 +1,271 @@
+"""The space that a sweep searches: from words to axes, and from axes to points. No JAX in here: help has to be fast."""
+
+import dataclasses
+import itertools
+import math
+import re
+import struct
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from purejaxppo.config import ALGORITHM_NAMES, Hyperparams
+from purejaxppo.errors import ConfigError
+from purejaxppo.settings import FIELDS, whole_number
+from purejaxppo.sweeps.settings import MAX_RUNS
+from purejaxppo.validation import validate_algorithm, validate_seed, validate_value
+
+MAX_POINTS = 1_000_000
+_HYPERPARAMS = tuple(field.name for field in dataclasses.fields(Hyperparams))
+_TRIES = 100  # draws per point before the space counts as exhausted
+
+
+class Span(NamedTuple):
+    """Every number from `low` to `high`, uniform in the number or in its logarithm."""
+
+    low: float
+    high: float
+    log: bool
+
+    def __str__(self) -> str:
+        return f"{'log:' if self.log else ''}{self.low:g}..{self.high:g}"
+
+
+class Axis(NamedTuple):
+    """A swept field and what it takes: the listed values, typed as the field is and all different, or a span."""
+
+    name: str
+    values: tuple[Any, ...] | Span
+
+
+def flag_of(name: str) -> str:
+    """A field as it is typed: num_envs -> --num-envs."""
+    return f"--{name.replace('_', '-')}"
+
+
+def parse_axis(name: str, words: Sequence[str]) -> Axis:
+    """The axis that the words after a flag spell out; one value alone is an axis of one.
+
+    Widths of layers are one network if they stand apart (64 64); with commas each word is one (64,64 128,128, and 64,
+    for a single layer). A span is low..high or log:low..high, alone after its flag.
+
+    Args:
+      name: a field of TrainConfig or Hyperparams.
+      words: as typed.
+
+    Raises:
+      ConfigError: no word, one of the wrong type or out of range, two equal ones, or a span where none is possible.
+    """
+    if not words:
+        raise ConfigError(f"{flag_of(name)} has no value; give one or more.")
+    if name == "hidden_sizes" and not any("," in word for word in words):
+        return Axis(name, (_value(name, ",".join(words)),))
+    spans = [word for word in words if ".." in word or word.startswith("log:")]
+    if spans and len(words) > 1:
+        raise ConfigError(f"{name} = {spans[0]} is a span, which stands alone after its flag; give it or a list.")
+    if spans:
+        return Axis(name, _span(name, spans[0]))
+    values = tuple(_value(name, word) for word in words)
+    _refuse_duplicates(name, values)
+    return Axis(name, values)
+
+
+def _value(name: str, word: str) -> Any:
+    """A word as the type of its field has it. Raises ConfigError, naming it."""
+    kind: Any = FIELDS[name].type
+    try:
+        value = _typed(kind, word)
+    except ValueError:
+        what: dict[Any, str] = {
+            bool: "neither true nor false",
+            int: "not a whole number",
+            tuple[int, ...]: "not a list of whole numbers, such as 64,64",
+            float | None: "neither a number nor none",
+        }
+        raise ConfigError(f"{name} = {word!r} is {what.get(kind, 'not a number')}.") from None
+    if name == "algorithm":
+        validate_algorithm(value, ALGORITHM_NAMES)
+    validate_value(name, value)
+    return value
+
+
+def _typed(kind: Any, word: str) -> Any:
+    """A word as a type of a field; raises ValueError. Text stays as it is."""
+    if kind is bool:
+        if word.lower() not in ("true", "false"):
+            raise ValueError
+        return word.lower() == "true"
+    if kind == tuple[int, ...]:
+        return tuple(whole_number(width) for width in word.removesuffix(",").split(","))
+    if kind == float | None:
+        return None if word.lower() == "none" else float(word)
+    if kind is int:
+        return whole_number(word)
+    return float(word) if kind is float else word
+
+
+def _span(name: str, word: str) -> Span:
+    """low..high or log:low..high. Raises ConfigError, naming the word."""
+    if name not in _HYPERPARAMS:
+        raise ConfigError(
+            f"{name} = {word} is a span, which only hyperparameters take, such as learning_rate; list its values."
+        )
+    parts = re.fullmatch(r"(log:)?(.*)\.\.(.*)", word) if "..." not in word else None
+    try:
+        low, high = (float(number) for number in parts.groups()[1:]) if parts else (math.nan, math.nan)
+    except ValueError:
+        low = high = math.nan
+    if parts is None or math.isnan(low + high):
+        raise ConfigError(f"{name} = {word} is no span; it is written low..high or log:low..high, as in 1e-5..1e-2.")
+    log = parts[1] is not None
+    if not low < high or (log and not low > 0):
+        order = "0 < low < high" if log else "low < high"
+        raise ConfigError(f"{name} = {word} is an empty span; it takes {order}.")
+    for number in (low, high):
+        validate_value(name, number)
+    return Span(low, high, log)
+
+
+def _refuse_duplicates(name: str, values: Sequence[Any]) -> None:
+    seen: dict[Any, Any] = {}
+    for value in values:
+        key = _identity(value)
+        if key in seen:
+            same = (
+                f"{_text(value)} is given twice" if seen[key] == value else f"{seen[key]} and {value} are one float32"
+            )
+            raise ConfigError(f"{name}: {same}, which would train the same thing twice; leave one out.")
+        seen[key] = value
+
+
+def _text(value: Any) -> str:
+    """A value as it is typed."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _identity(value: Any) -> Any:
+    """What is equal for values that train alike: hyperparameters are float32 in the program, and -0 is 0."""
+    return struct.pack("f", value + 0.0) if isinstance(value, float) else value
+
+
+def grid(axes: Sequence[Axis]) -> list[dict[str, Any]]:
+    """All combinations of the listed values as points (field -> value); the first axis changes most slowly.
+
+    Raises:
+      ConfigError: an axis is a span, or there are more than 10^6 combinations.
+    """
+    for axis in axes:
+        if isinstance(axis.values, Span):
+            raise ConfigError(
+                f"{axis.name} = {axis.values} is a span, whose values have no end; say by --samples how many settings "
+                f"to draw, or list values."
+            )
+    size = _size(axes)
+    if size > MAX_POINTS:
+        raise ConfigError(
+            f"{' x '.join(str(len(axis.values)) for axis in axes)} = {size} settings are more than {MAX_POINTS}; take "
+            f"fewer values, or draw some of the settings by --samples."
+        )
+    names = [axis.name for axis in axes]
+    return [dict(zip(names, values, strict=True)) for values in itertools.product(*(axis.values for axis in axes))]
+
+
+def _size(axes: Sequence[Axis]) -> float:
+    """How many points the axes have; infinite with a span among them."""
+    return math.prod(math.inf if isinstance(axis.values, Span) else len(axis.values) for axis in axes)
+
+
+def sample(axes: Sequence[Axis], count: int, seed: int) -> list[dict[str, Any]]:
+    """Random points (field -> value), all different: listed values with equal probability, spans by their law.
+
+    The points of a smaller count are the first ones of a larger count.
+
+    Args:
+      axes: at least one.
+      count: how many points, from 1 to 10^6.
+      seed: of NumPy's generator; decides everything.
+
+    Raises:
+      ConfigError: no axis, a count out of range, or one that is above the number of different points.
+    """
+    import numpy as np
+
+    if not axes:
+        raise ConfigError(
+            "--samples draws values of swept settings, and there are none; give several values or a span to a flag, as "
+            "in --learning-rate log:1e-4..1e-2."
+        )
+    if not 1 <= count <= MAX_POINTS:
+        raise ConfigError(f"--samples {count}; it takes 1 to {MAX_POINTS}.")
+    if not 0 <= seed < 2**32:
+        raise ConfigError(f"--sample-seed {seed}; it takes a whole number in [0, 2**32).")
+    size = _size(axes)
+    if count > size:
+        raise ConfigError(f"--samples {count}, but there are only {size} settings; leave it out to take them all.")
+    rng = np.random.default_rng(seed)
+    if size <= MAX_POINTS:
+        points = grid(axes)
+        return [points[i] for i in rng.permutation(len(points))[:count]]
+    found: dict[Any, dict[str, Any]] = {}
+    for point in itertools.islice(_draws(axes, rng), _TRIES * count):
+        found.setdefault(tuple(map(_identity, point.values())), point)
+        if len(found) == count:
+            return list(found.values())
+    raise ConfigError(f"--samples {count}: the spans hold fewer different float32 numbers; widen them or take fewer.")
+
+
+def _draws(axes: Sequence[Axis], rng: Any) -> Iterator[dict[str, Any]]:
+    """Points without end, which may be equal."""
+    while True:
+        yield {axis.name: _draw(axis.values, rng) for axis in axes}
+
+
+def _draw(values: tuple[Any, ...] | Span, rng: Any) -> Any:
+    if not isinstance(values, Span):
+        return values[rng.integers(len(values))]
+    low, high, log = values
+    if not log:
+        return float(rng.uniform(low, high))
+    # Rounding in exp must not leave the span.
+    return min(max(math.exp(rng.uniform(math.log(low), math.log(high))), low), high)
+
+
+def parse_seeds(words: Sequence[str], first: int) -> tuple[int, ...]:
+    """The seeds that the words after --seeds ask for: one number is a count, several are the seeds themselves.
+
+    Args:
+      words: as typed.
+      first: the first seed of a count; the others follow it.
+
+    Raises:
+      ConfigError: no word, no whole numbers, a count outside [1, 10^6], two equal seeds, or one outside [0, 2**32).
+    """
+    if not words:
+        raise ConfigError("--seeds has no value; give their number, or two and more seeds.")
+    try:
+        numbers = [whole_number(word) for word in words]
+    except ValueError as error:
+        raise ConfigError(f"--seeds: {error}.") from None
+    if len(numbers) == 1:
+        return _count_seeds(numbers[0], first)
+    if first:
+        raise ConfigError(
+            f"--seed {first} is the first of a count, but --seeds {' '.join(words)} is a list; leave it out."
+        )
+    for seed in numbers:
+        validate_seed(seed)
+    double, times = Counter(numbers).most_common(1)[0]
+    if times > 1:
+        raise ConfigError(f"--seeds: {double} is given twice, which would be the same run twice; leave one out.")
+    return tuple(numbers)
+
+
+def _count_seeds(count: int, first: int) -> tuple[int, ...]:
+    if not 1 <= count <= MAX_RUNS:
+        raise ConfigError(
+            f"--seeds {count}: one number is a count, from 1 to {MAX_RUNS}; for one certain seed take --seeds 1 --seed."
+        )
+    validate_seed(first)
+    if first + count > 2**32:
+        raise ConfigError(f"--seed {first} --seeds {count} goes beyond 2**32 - 1; start lower.")
+    return tuple(range(first, first + count))
