@@ -34,7 +34,7 @@ from purejaxppo.printing import (
 from purejaxppo.run_dir import RunSettings
 from purejaxppo.signals import STOPPED, stop_process_on_signal
 from purejaxppo.sweeps.settings import SweepSettings
-from purejaxppo.validation import validate_config, validate_hyperparams, validate_seed
+from purejaxppo.validation import validate_config, validate_evaluation, validate_hyperparams, validate_seed
 
 if TYPE_CHECKING:
     from purejaxppo.restore import SavedRun
@@ -46,6 +46,8 @@ def validate(command: Command | ResumeSweep) -> None:
     """Raises ConfigError for what can be told before JAX is loaded, so that a typing error costs no seconds."""
     if isinstance(command, Train | Resume):
         _settings(command).validate()
+    if isinstance(command, Evaluate):
+        validate_evaluation(command.episodes, command.seed)
     if isinstance(command, Compare):
         _validate_compare(command)
 
@@ -133,14 +135,14 @@ def _compare(command: Compare) -> int:
 
 
 def _sweep(command: Sweep) -> int:
-    from purejaxppo.sweeps.plan import describe_plan, make_plan
+    from purejaxppo.sweeps.plan import describe_plan, make_plan, plan_record
     from purejaxppo.sweeps.run import run_sweep
 
     sweep, allow_download = command.resolved, command.common.allow_download
     assert sweep is not None  # parse has seen to it
     if command.plan:
-        rows = describe_plan(make_plan(sweep, allow_download=allow_download))
-        show(command.common, dict(rows), lambda: print_table([["plan", ""], *rows]))
+        record = plan_record(make_plan(sweep, allow_download=allow_download))
+        show(command.common, record, lambda: print_table([["plan", ""], *describe_plan(record)]))
         return 0
     with stop_process_on_signal() as stop:
         summary = run_sweep(sweep, out=command.out, allow_download=allow_download, stop=stop)

@@ -36,7 +36,7 @@ from purejaxppo.signals import StopRequest, stop_on_signal
 from purejaxppo.store import clean, fault, list_steps
 from purejaxppo.train import trainer_from_config
 from purejaxppo.types import RunnerState, VecEnv
-from purejaxppo.validation import validate_seed
+from purejaxppo.validation import validate_evaluation
 
 _OPTIONS = RunOptions()
 _PICTURE = Path("plots") / "learning_curve.png"
@@ -240,9 +240,7 @@ def evaluate_saved(
     Raises:
       PureJaxPPOError: of the kind that says what went wrong.
     """
-    validate_seed(seed)
-    if episodes < 1:
-        raise ConfigError(f"episodes = {episodes}; it takes at least 1.")
+    validate_evaluation(episodes, seed)
     summary = _evaluate(saved.config, saved.env, saved.runner, episodes, seed, greedy, allow_download)
     return {"env_steps": saved.meta["env_steps"], **summary}
 

@@ -1,12 +1,13 @@
 """Too little memory: how much it would have taken, and what to reduce."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import subjaxprs
 
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.errors import ConfigError, OutOfMemoryError
@@ -31,6 +32,19 @@ def program_bytes(compiled: jax.stages.Compiled) -> int:
         + figures.temp_size_in_bytes
         - figures.alias_size_in_bytes
     )
+
+
+def traced_bytes(f: Callable[..., Any], *shapes: Any) -> int:
+    """Bytes of all arrays that a function comes to, loops once, as it is traced for arguments of these shapes.
+
+    No place is used again in this account: it is far above what the compiled program needs.
+    """
+    return _traced_bytes(jax.make_jaxpr(f)(*shapes).jaxpr)
+
+
+def _traced_bytes(jaxpr: Any) -> int:
+    own = sum(x.aval.size * x.aval.dtype.itemsize for equation in jaxpr.eqns for x in equation.outvars)
+    return own + sum(map(_traced_bytes, subjaxprs(jaxpr)))
 
 
 def device_bytes(device: jax.Device) -> int | None:

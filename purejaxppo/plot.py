@@ -9,7 +9,7 @@ import numpy as np
 from purejaxppo.errors import CheckpointError
 from purejaxppo.files import read_json
 from purejaxppo.logger import read_metrics
-from purejaxppo.run_dir import read_run_settings
+from purejaxppo.run_dir import refuse_sweep
 from purejaxppo.stats import bootstrap_interval, interquartile_mean
 
 _POINTS = 200
@@ -31,8 +31,11 @@ def plot_runs(run_dirs: Sequence[Path], out: Path) -> Path:
 
     groups: dict[str, list[Path]] = {}
     for run_dir in run_dirs:
-        config = read_run_settings(run_dir).config
-        groups.setdefault(f"{config.env}  {config.algorithm}", []).append(run_dir)
+        refuse_sweep(run_dir)
+        config = read_json(run_dir / "config.json")
+        if not {"env", "algorithm"} <= config.keys():
+            raise CheckpointError(f"{run_dir / 'config.json'} is not a run's configuration.")
+        groups.setdefault(f"{config['env']}  {config['algorithm']}", []).append(run_dir)
     out = out if out.suffix else out.with_suffix(".png")
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")

@@ -155,17 +155,22 @@ def _versions() -> dict[str, str | None]:
     }
 
 
+def refuse_sweep(directory: Path) -> None:
+    """Raises CheckpointError for a sweep's directory, where a run's is expected."""
+    if is_file(directory / "sweep.json"):
+        raise CheckpointError(
+            f"{directory} is a sweep's directory, not a run's: `purejaxppo extract {directory} --member best "
+            f"--out NEW` makes a run of one member; evaluate and export take --member."
+        )
+
+
 def read_run_settings(run_dir: Path) -> RunSettings:
     """The settings that a run was started with. Raises CheckpointError if the directory is not a run's.
 
     What a run of an older version does not name has its default, which is what there was then.
     """
     path = run_dir / "config.json"
-    if is_file(run_dir / "sweep.json"):
-        raise CheckpointError(
-            f"{run_dir} is a sweep's directory, not a run's: `purejaxppo extract {run_dir} --member best "
-            f"--out NEW` makes a run of one member; evaluate and export take --member."
-        )
+    refuse_sweep(run_dir)
     if not is_file(path):
         _check_free(run_dir)  # one that has begun in this moment
         raise CheckpointError(f"{run_dir} is not a run directory: it has no config.json.")

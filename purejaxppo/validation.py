@@ -191,6 +191,13 @@ def validate_hyperparams(hp: Hyperparams) -> None:
         raise ConfigError(f"kl_min = {hp.kl_min} is not below kl_max = {hp.kl_max}; leave a gap between them.")
 
 
+def validate_evaluation(episodes: int, seed: int) -> None:
+    """Raises ConfigError for a number that is out of range."""
+    validate_seed(seed)
+    if not _is_whole(episodes) or not 1 <= episodes < 2**31:
+        raise ConfigError(f"episodes = {episodes!r} is not a whole number from 1 to 2**31 - 1.")
+
+
 def validate_options(options: RunOptions) -> None:
     """Raises ConfigError for a number that is out of range."""
     for name, low in (("eval_episodes", 1), ("keep_newest", 2), ("keep_best", 0)):

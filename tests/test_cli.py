@@ -81,7 +81,7 @@ def fails(capfd, tmp_path):
     ("argv", "says"),
     [
         (["trian"], "Did you mean 'train'?"),
-        (["xyzzy"], "train, resume, compare, sweep, evaluate, export, plot, verify, envs, doctor"),
+        (["xyzzy"], "train, resume, compare, sweep, evaluate, export, extract, plot, verify, envs, doctor"),
         ([""], "unknown command"),
         (["--env", "CartPole-v1"], "unknown command"),
         (["train", "--learning-rte", "1e-3"], "--learning-rate"),
@@ -519,7 +519,11 @@ def engine(monkeypatch):
         return seen.summary
 
     modules = {
-        "plan": {"make_plan": make_plan, "describe_plan": lambda plan: [["runs", str(plan.num_runs)]]},
+        "plan": {
+            "make_plan": make_plan,
+            "plan_record": lambda plan: {"runs": plan.num_runs},
+            "describe_plan": lambda record: [["runs", str(record["runs"])]],
+        },
         "run": {"run_sweep": run_sweep},
         "results": {"table_cells": lambda rows, sweep: [["rank", *sweep.axes], [str(rows[0]["rank"]), "[0.5]"]]},
     }
@@ -561,7 +565,7 @@ def test_a_plan_trains_nothing(engine, capfd):
     assert cli.run([*SWEEP, "--plan"]) == 0
     assert re.search(r"runs +6", capfd.readouterr().out)
     assert cli.run([*SWEEP, "--plan", "--json"]) == 0
-    assert json.loads(capfd.readouterr().out) == {"runs": "6"}
+    assert json.loads(capfd.readouterr().out) == {"runs": 6}
     assert [call[0] for call in engine.calls] == ["plan", "plan"]
 
 
@@ -821,7 +825,9 @@ def test_help_shows_the_defaults_of_the_chosen_environment(capfd):
     assert "1000000" in help_of(capfd, "train", "--env", "Pendulum-v1")
 
 
-@pytest.mark.parametrize("command", ["compare", "sweep", "evaluate", "export", "plot", "verify", "envs", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["compare", "sweep", "evaluate", "export", "extract", "plot", "verify", "envs", "doctor"]
+)
 def test_every_command_has_help_and_an_example(capfd, command):
     assert f"Example: purejaxppo {command}" in help_of(capfd, command)
 

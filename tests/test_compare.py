@@ -160,7 +160,7 @@ def scripted(monkeypatch):
 
     def use(*returns):
         monkeypatch.setattr(
-            compare, "_train_all", lambda config, hp, env, seeds, *rest: result_of(config, list(seeds), returns)
+            compare, "_train_all", lambda plan, group, _: result_of(group.config, plan.sweep.seeds, returns)
         )
 
     return use
@@ -210,8 +210,8 @@ def test_every_run_diverged(scripted, tmp_path):
     ("runs", "seeds", "options", "says"),
     [
         ([], [0], {}, "none"),
-        ([settings("ppo_clip")], [], {}, "seeds"),
-        ([settings("ppo_clip")], [1, 1], {}, "seeds"),
+        ([settings("ppo_clip")], [], {}, "at least one setting and one seed"),
+        ([settings("ppo_clip")], [1, 1], {}, "seed 1 is given twice"),
         ([settings("ppo_clip")], [2**32], {}, "seed = 4294967296"),
         ([settings("ppo_clip")], [0], {"target": math.inf}, "target = inf"),
         ([settings("ppo_clip"), (TrainConfig(env="Acrobot-v1", algorithm="trpo"), HP)], [0], {}, "different env"),

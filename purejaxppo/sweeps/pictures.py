@@ -11,8 +11,8 @@ import numpy as np
 from purejaxppo.comparison import worst_if_diverged
 from purejaxppo.plot import COLOURS, bring_together, draw_runs, format_steps, save_figure
 from purejaxppo.stats import interquartile_mean, stratified_interval
-from purejaxppo.sweeps.results import Curve, Outcome, value_text
-from purejaxppo.sweeps.settings import SweepSettings
+from purejaxppo.sweeps.results import Curve, Outcome
+from purejaxppo.sweeps.settings import SweepSettings, value_text
 
 _COLOURS = (*COLOURS[:5], "#1f9a9a")  # without the grey one, which the others have
 _GREY, _DARK = "#c9cdd4", "#6b7280"

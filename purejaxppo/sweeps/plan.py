@@ -8,19 +8,22 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from purejaxppo.comparison import finite
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.envs import from_gymnax
-from purejaxppo.evaluate import evaluate_runner, evaluation_key
+from purejaxppo.evaluate import Episodes, evaluate_runner, evaluation_key
 from purejaxppo.host_loop import Program, chunk_lengths
-from purejaxppo.memory import device_bytes, explain, program_bytes, readable, rollout_bytes
+from purejaxppo.memory import device_bytes, explain, program_bytes, readable, traced_bytes
 from purejaxppo.networks import make_network
 from purejaxppo.runs import Runs, advance_runs, make_runs
-from purejaxppo.sharding import Layout, layout_for
-from purejaxppo.sweeps.settings import SweepSettings
+from purejaxppo.sharding import Layout, layout_for, one_by_one
+from purejaxppo.sweeps.settings import SweepSettings, value_text
 from purejaxppo.train import trainer_from_config
 
 _SHARE = 0.8  # of the memory that a program may take: a state on its way to the disk is there twice
-_ROLLOUTS = 3  # that fit into what an update needs at a time, about: the rollout, its batch, and a shuffled one
+# The arrays of an update take so many times the memory that a compiled update does, which uses places again: 8.8 to 17
+# in six programs (three environments, trpo among them; jax 0.10.2, vmapped, for CPU).
+_REUSE = 6
 
 
 class Group:
@@ -38,7 +41,7 @@ class Group:
         )
         self._sweep = sweep
         self._programs: dict[tuple[int, int], jax.stages.Compiled] = {}
-        self._plays: dict[int, Any] = {}
+        self._players: dict[int, jax.stages.Compiled] = {}
 
     @property
     def runs(self) -> list[int]:
@@ -92,16 +95,24 @@ class Group:
 
     def evaluate(self, seeds: jax.Array, runs: Runs) -> np.ndarray:
         """Mean return [R] of greedy episodes, those of `train`'s own final evaluation; NaN for a run that diverged."""
-        size = len(seeds)
-        if size not in self._plays:
-            apply = make_network(self.config, self.env).apply
-
-            def play(seed: jax.Array, run: Runs) -> Any:
-                return evaluate_runner(evaluation_key(seed), self.config, self._copies, apply, run.runner)
-
-            self._plays[size] = jax.jit(self.layout(size).over_runs(play))
-        returns = np.asarray(self._plays[size](seeds, runs).episode_return, np.float64).mean(axis=1)
+        if len(seeds) not in self._players:
+            self._players[len(seeds)] = self._player(seeds, runs)
+        episodes = self._players[len(seeds)](seeds, runs)
+        returns = np.asarray(episodes.episode_return, np.float64).mean(axis=1)
         return np.where(np.asarray(runs.diverged) > 0, np.nan, returns)
+
+    def _player(self, seeds: jax.Array, runs: Runs) -> jax.stages.Compiled:
+        """Compiled to play all runs side by side if the layout does so and it fits, else one after the other."""
+        apply = make_network(self.config, self.env).apply
+
+        def play(seed: jax.Array, run: Runs) -> Episodes:
+            return evaluate_runner(evaluation_key(seed), self.config, self._copies, apply, run.runner)
+
+        layout = self.layout(len(seeds))
+        player = jax.jit(layout.over_runs(play)).lower(seeds, runs).compile()
+        if layout.batching is jax.vmap and program_bytes(player) > available_bytes():
+            player = jax.jit(layout._replace(batching=one_by_one).over_runs(play)).lower(seeds, runs).compile()
+        return player
 
 
 class Plan:
@@ -135,7 +146,7 @@ class Plan:
         self.sizes = tuple(sizes) or tuple(map(self._fit, self.groups))
 
     def _fit(self, group: Group) -> int:
-        size = balanced(len(group.runs), _guess(group))
+        size = balanced(len(group.runs), _likely(group))
         while True:
             program = group.program(size, self.chunk(group, size))
             needed, available = program_bytes(program), available_bytes()
@@ -216,50 +227,83 @@ def available_bytes() -> float:
     return share * (device_bytes(devices[0]) or math.inf)
 
 
-def _guess(group: Group) -> int:
+def _likely(group: Group) -> int:
     """Runs that are likely to fit, so that the first compilation is, as a rule, the only one."""
-    _, runs = group.shapes(1)
-    state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(runs))
-    rollouts = _ROLLOUTS * rollout_bytes(group.config, group.env)
-    vmapped = group.layout(1).batching is jax.vmap
-    devices, available = len(jax.devices()), available_bytes()
+    available = available_bytes()
     if math.isinf(available):
         return len(group.runs)
-    left = available - (0 if vmapped else rollouts)
-    return max(1, int(devices * left / (2 * state + (rollouts if vmapped else 0))))
+    hps, runs = group.shapes(1)
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (hps, runs.runner))
+    work = traced_bytes(group.trainer.update, *one) / _REUSE
+    state = 2 * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(runs))
+    side_by_side = group.layout(1).batching is jax.vmap
+    fitting = available / (state + work) if side_by_side else (available - work) / state
+    return max(1, int(len(jax.devices()) * fitting))
 
 
-def describe_plan(plan: Plan) -> list[list[str]]:
-    """The plan as rows of name and text."""
+def plan_record(plan: Plan) -> dict[str, Any]:
+    """The plan as JSON has it; bytes are per device."""
     sweep, devices = plan.sweep, jax.devices()
+    return {
+        "env": sweep.env,
+        "runs": sweep.num_runs,
+        "settings": len(sweep.settings),
+        "seeds": len(sweep.seeds),
+        "env_steps": plan.env_steps,
+        "devices": f"{len(devices)} x {devices[0].device_kind}",
+        "programs": [_program_record(plan, i) for i in range(len(plan.groups))],
+        "rungs": [rung._asdict() for rung in plan.rungs],
+    }
+
+
+def _program_record(plan: Plan, i: int) -> dict[str, Any]:
+    group, size = plan.groups[i], plan.sizes[i]
+    config, layout = group.config, group.layout(size)
+    return {
+        "values": {axis: getattr(config, axis) for axis in plan.sweep.axes if hasattr(config, axis)},
+        "runs": len(group.runs),
+        "batches": math.ceil(len(group.runs) / size),
+        "runs_per_batch": size,
+        "devices": layout.mesh.size,
+        "side_by_side": layout.batching is jax.vmap,
+        "env_steps_per_run": config.env_steps,
+        "updates_per_run": config.num_updates,
+        "num_envs": config.num_envs,
+        "num_steps": config.num_steps,
+        "predicted_bytes": plan.predicted_bytes(i),
+        "available_bytes": finite(available_bytes()),
+    }
+
+
+def describe_plan(record: dict[str, Any]) -> list[list[str]]:
+    """A `plan_record` as rows of name and text."""
+    programs = record["programs"]
     rows = [
-        ["runs", f"{sweep.num_runs:,} = {len(sweep.settings):,} settings x {len(sweep.seeds):,} seeds"],
-        ["env steps", f"{plan.env_steps:,} in all"],
-        ["devices", f"{len(devices)} x {devices[0].device_kind}"],
-        ["programs to compile", str(len(plan.groups))],
+        ["runs", f"{record['runs']:,} = {record['settings']:,} settings x {record['seeds']:,} seeds"],
+        ["env steps", f"{record['env_steps']:,} in all"],
+        ["devices", record["devices"]],
+        ["programs to compile", str(len(programs))],
     ]
-    for i, group in enumerate(plan.groups):
-        config = group.config
-        rows.append([f"program {i + 1}", _describe_batches(plan, i)])
-        rows.append(
-            [
-                "  each run",
-                f"{config.algorithm}, {config.env_steps:,} env steps = {config.num_updates:,} updates "
-                f"of {config.num_envs:,} envs x {config.num_steps:,} steps",
-            ]
-        )
-    if sweep.halving:
-        steps = [f"{rung.settings:,} settings to 1/{rung.divisor} of the budget" for rung in plan.rungs]
-        rows.append(["halving", f"the best 1 in {sweep.halving} goes on: {', '.join(steps)}"])
+    for number, program in enumerate(programs, start=1):
+        rows.append([f"program {number}", _describe_program(program)])
+        budget = f"{program['env_steps_per_run']:,} env steps = {program['updates_per_run']:,} updates"
+        rows.append(["  each run", f"{budget} of {program['num_envs']:,} envs x {program['num_steps']:,} steps"])
+        rows.append(["  laid out", _describe_layout(program)])
+        memory = readable(program["predicted_bytes"])
+        limit = "" if program["available_bytes"] is None else f" of {readable(program['available_bytes'])}"
+        rows.append(["  memory", f"{memory}{limit} that may be used, per device"])
+    if len(record["rungs"]) > 1:
+        steps = [f"{rung['settings']:,} settings to 1/{rung['divisor']} of the budget" for rung in record["rungs"]]
+        rows.append(["halving", ", then the best ".join(steps)])
     return rows
 
 
-def _describe_batches(plan: Plan, i: int) -> str:
-    group, size = plan.groups[i], plan.sizes[i]
-    batches = math.ceil(len(group.runs) / size)
-    times = f"{batches} batches of {size}" if batches > 1 else "one batch"
-    layout = group.layout(size)
-    how = "side by side" if layout.batching is jax.vmap else "one after the other"
-    where = f"on each of {layout.mesh.size} devices" if layout.mesh.size > 1 else "on one device"
-    memory = f"memory {readable(plan.predicted_bytes(i))} of {readable(available_bytes())} per device"
-    return f"{len(group.runs):,} runs in {times}, {how} {where}; {memory}"
+def _describe_program(program: dict[str, Any]) -> str:
+    values = "".join(f"{axis} {value_text(value)}, " for axis, value in program["values"].items())
+    batches, size = program["batches"], program["runs_per_batch"]
+    return f"{values}{program['runs']:,} runs in {f'{batches:,} batches of {size:,}' if batches > 1 else 'one batch'}"
+
+
+def _describe_layout(program: dict[str, Any]) -> str:
+    how = "side by side" if program["side_by_side"] else "one after the other"
+    return f"{how} on {'one device' if program['devices'] == 1 else 'each of ' + str(program['devices']) + ' devices'}"

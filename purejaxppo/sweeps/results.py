@@ -20,7 +20,7 @@ from purejaxppo.comparison import (
 )
 from purejaxppo.errors import CheckpointError
 from purejaxppo.stats import interquartile_mean
-from purejaxppo.sweeps.settings import SweepSettings
+from purejaxppo.sweeps.settings import SweepSettings, value_text
 
 _BINS = 400  # a window of `steps_to_target`, 2 %, is 8 of them
 _COLUMNS = ("run", "update", "episode/return", "episode/count")
@@ -188,10 +188,3 @@ def table_cells(rows: Sequence[dict[str, Any]], sweep: SweepSettings) -> list[li
             cells.append("-" if row["env_steps"] is None else f"{row['env_steps']:,}")
         table.append(cells)
     return table
-
-
-def value_text(value: Any) -> str:
-    """A swept value for people: a float in four digits, the parts of a tuple side by side."""
-    if isinstance(value, tuple | list):
-        return " ".join(value_text(part) for part in value)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

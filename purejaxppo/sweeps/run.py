@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from rich.console import Console
 
@@ -23,7 +22,7 @@ from purejaxppo.sweeps.directory import METRICS, read_sweep, write_sweep
 from purejaxppo.sweeps.metrics import metrics_head
 from purejaxppo.sweeps.parts import Session, chosen_state, first_state, train_part
 from purejaxppo.sweeps.pictures import plot_sweep
-from purejaxppo.sweeps.plan import Plan
+from purejaxppo.sweeps.plan import Plan, describe_plan, plan_record
 from purejaxppo.sweeps.results import Outcome, markdown_table, read_curves, run_columns, run_rows, setting_rows
 from purejaxppo.sweeps.schedule import Finished, Part, parts_of_rung, read_result, survivors
 from purejaxppo.sweeps.settings import SweepSettings
@@ -62,7 +61,8 @@ def run_sweep(
                 say(console, "compiling, to see what fits into memory")
                 plan.fit()
             write_sweep(directory, sweep, plan.sizes)
-            say(console, _headline(plan, directory))
+            say(console, "\n".join(f"{name:<20} {text}" for name, text in describe_plan(plan_record(plan))))
+            say(console, f"{sweep.env}  {directory}")
             return _train(directory, plan, console, stop)
 
 
@@ -103,7 +103,7 @@ def resume_sweep(
             say(console, f"purejaxppo: {change} since the sweep began; the last bits of its results may differ.")
         write_sweep(directory, sweep, sizes)
         add_command(directory)
-        say(console, f"{_headline(plan, directory)}  resumed")
+        say(console, f"{sweep.env}  {sweep.num_runs:,} runs  {directory}  resumed")
         return _train(directory, plan, console, stop, strict)
 
 
@@ -203,13 +203,3 @@ def _outcome(plan: Plan, finished: Finished) -> Outcome:
         outcome.diverged_at[runs] = result.diverged_at
         outcome.rung[runs] = part.rung
     return outcome
-
-
-def _headline(plan: Plan, directory: Path) -> str:
-    sweep, devices = plan.sweep, jax.devices()
-    slow = " (no accelerator)" if devices[0].platform == "cpu" else ""
-    return (
-        f"{sweep.env}  {sweep.num_runs:,} runs = {len(sweep.settings):,} settings x {len(sweep.seeds):,} seeds  "
-        f"{plan.env_steps:,} env steps  {len(plan.groups)} programs  devices {len(devices)} x "
-        f"{devices[0].device_kind}{slow}  {directory}"
-    )

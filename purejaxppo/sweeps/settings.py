@@ -67,3 +67,10 @@ class SweepSettings(NamedTuple):
                 f"halving = {self.halving}: after each rung one setting in so many goes on, so it takes 2 to "
                 f"{len(self.settings)}, the number of settings."
             )
+
+
+def value_text(value: Any) -> str:
+    """A swept value for people: a float in four digits, the parts of a tuple side by side."""
+    if isinstance(value, tuple | list):
+        return " ".join(value_text(part) for part in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -246,10 +246,10 @@ def test_rows_of_the_runs():
     columns = ["run", "setting", "seed", "clip_eps", "target_kl", "env_steps"]
     assert run_columns(sweep) == [*columns, "evaluation_return", "diverged_at", "rung", "steps_to_target"]
     assert [tuple(row.values()) for row in rows] == [
-        (0, 0, 5, 0.1, "None", 48, 1.5, 0, 1, 40),
-        (1, 0, 6, 0.1, "None", 16, None, 3, 1, None),
-        (2, 1, 5, 0.2, None, 24, 2.0, 0, 0, None),
-        (3, 1, 6, 0.2, None, 24, 3.0, 0, 0, None),  # 4 is reached at 40, of which it did 24
+        (0, 0, 5, "0.1", "None", 48, 1.5, 0, 1, 40),
+        (1, 0, 6, "0.1", "None", 16, None, 3, 1, None),
+        (2, 1, 5, "0.2", "", 24, 2.0, 0, 0, None),
+        (3, 1, 6, "0.2", "", 24, 3.0, 0, 0, None),  # 4 is reached at 40, of which it did 24
     ]
 
 

@@ -1,0 +1,156 @@
+"""What a sweep may be asked for, and what it refuses: in one line, with the number or the value that is wrong."""
+
+import dataclasses
+
+import pytest
+from test_results import sweep_of
+
+from purejaxppo.config import RunOptions
+from purejaxppo.errors import ConfigError
+from purejaxppo.sweeps import settings as module
+from purejaxppo.sweeps.settings import MAX_RUNS
+
+CLIPS = [{"clip_eps": 0.1}, {"clip_eps": 0.2}, {"clip_eps": 0.3}]
+
+
+def sweep(**changes):
+    """Three settings x two seeds, with fields of SweepSettings changed."""
+    return sweep_of(CLIPS)._replace(**changes)
+
+
+def one_setting(number, **changes):
+    """The three settings, of which one has other fields of TrainConfig or Hyperparams."""
+    settings = list(sweep().settings)
+    pair = settings[number]
+    for name, value in changes.items():
+        pair = tuple(dataclasses.replace(x, **{name: value}) if hasattr(x, name) else x for x in pair)
+    settings[number] = pair
+    return sweep(settings=tuple(settings))
+
+
+def refused(sweep):
+    """The text of the error, which is one line."""
+    with pytest.raises(ConfigError) as caught:
+        sweep.validate()
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_runs_are_settings_times_seeds():
+    assert sweep().num_runs == 6
+    assert sweep(seeds=(1, 2, 3, 4)).num_runs == 12
+    assert sweep().env == "CartPole-v1"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"seeds": (0,)},
+        {"seeds": (2**32 - 1, 0)},
+        {"halving": 2},
+        {"halving": 3},  # the number of settings
+        {"target": 0.0},
+        {"target": -5},
+        {"exact": True},
+        {"options": RunOptions(eval_episodes=1, checkpoint_seconds=0, keep_newest=2, keep_best=0)},
+    ],
+)
+def test_what_is_allowed(changes):
+    sweep(**changes).validate()
+
+
+def test_settings_of_their_own_sizes_are_allowed():
+    """Other networks, budgets, algorithms and batches, of one environment."""
+    sweep_of([{"hidden_sizes": ()}, {"num_envs": 4}, {"total_timesteps": 800}, {"algorithm": "trpo"}]).validate()
+
+
+@pytest.mark.parametrize("changes", [{"settings": (), "points": ()}, {"seeds": ()}])
+def test_nothing_to_train(changes):
+    assert refused(sweep(**changes)) == "a sweep takes at least one setting and one seed."
+
+
+def test_too_many_runs():
+    """Said before a seed is looked at: these are all the same one."""
+    many = sweep(settings=sweep().settings * 400, seeds=(0,) * 1000)
+    assert f"1200 settings x 1000 seeds = 1200000 runs are more than {MAX_RUNS}" in refused(many)
+    assert MAX_RUNS == 10**6
+
+
+@pytest.mark.parametrize(("most", "fits"), [(6, True), (5, False)])
+def test_as_many_runs_as_are_allowed(monkeypatch, most, fits):
+    monkeypatch.setattr(module, "MAX_RUNS", most)
+    if fits:
+        sweep().validate()
+    else:
+        assert "3 settings x 2 seeds = 6 runs are more than 5" in refused(sweep())
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.0, "3", None, True])
+def test_seeds_that_would_be_another_one(seed):
+    assert f"seed = {seed!r} is not a whole number in [0, 2**32)" in refused(sweep(seeds=(7, seed)))
+
+
+def test_a_seed_that_is_given_twice():
+    assert refused(sweep(seeds=(4, 7, 5, 7))).startswith("seed 7 is given twice")
+
+
+@pytest.mark.parametrize("changes", [{"env": "Acrobot-v1"}, {"env_params": {"max_steps_in_episode": 9}}])
+@pytest.mark.parametrize("number", [0, 2])
+def test_several_environments(changes, number):
+    assert "the settings are of different environments" in refused(one_setting(number, **changes))
+
+
+@pytest.mark.parametrize("number", [0, 2])
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"learning_rate": 0.0}, "learning_rate = 0.0 is outside (0, inf)"),
+        ({"learning_rate": float("nan")}, "learning_rate = nan is outside"),
+        ({"gamma": 1.01}, "gamma = 1.01 is outside [0, 1]"),
+        ({"kl_min": 0.5}, "kl_min = 0.5 is not below kl_max = 0.02"),
+        ({"num_envs": 0}, "num_envs = 0 is not a whole number"),
+        ({"num_minibatches": 3}, "num_envs * num_steps = 8 is not divisible by num_minibatches = 3"),
+        ({"total_timesteps": 7}, "total_timesteps = 7 is below one update; it needs at least 8"),
+        ({"hidden_sizes": (4, 0)}, "a layer of width 0"),
+        ({"activation": "tahn"}, "Did you mean 'tanh'?"),
+        ({"algorithm": "trpo", "shared_torso": True}, "trpo needs separate torsos"),
+        ({"on_nonfinite": "skip"}, "on_nonfinite = skip: a sweep freezes the runs that diverge"),
+        ({"on_nonfinite": "rollback"}, "on_nonfinite = rollback: a sweep freezes"),
+    ],
+)
+def test_what_is_wrong_in_one_setting(number, changes, says):
+    """Whichever of them it is."""
+    assert says in refused(one_setting(number, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"eval_episodes": 0}, "eval_episodes = 0 is not a whole number from 1"),
+        ({"keep_newest": 1}, "keep_newest = 1 is not a whole number from 2"),
+        ({"keep_best": -1}, "keep_best = -1"),
+        ({"checkpoint_seconds": -0.5}, "checkpoint_seconds = -0.5"),
+        ({"checkpoint_seconds": float("nan")}, "checkpoint_seconds = nan"),
+    ],
+)
+def test_options_out_of_range(changes, says):
+    assert says in refused(sweep(options=RunOptions(**changes)))
+
+
+@pytest.mark.parametrize("target", [float("nan"), float("inf"), -float("inf")])
+def test_a_target_that_is_no_return(target):
+    assert refused(sweep(target=target)) == f"target = {target}; it takes a finite return."
+
+
+@pytest.mark.parametrize("halving", [-2, 0, 1, 4, 10**9])
+def test_halving_out_of_range(halving):
+    """It is of the three settings, whatever the number of runs."""
+    message = refused(sweep(halving=halving))
+    assert message.startswith(f"halving = {halving}:")
+    assert "it takes 2 to 3, the number of settings" in message
+
+
+def test_a_single_setting_has_nothing_to_choose_from():
+    assert "halving = 2:" in refused(sweep_of([{}], halving=2))

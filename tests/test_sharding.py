@@ -1,0 +1,229 @@
+"""Layouts: which devices take how many runs, and that no device ever waits for another."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from unittest.mock import Mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+from probe_envs import walk
+
+from purejaxppo.config import Hyperparams, TrainConfig
+from purejaxppo.runs import advance_runs, grid, make_runs
+from purejaxppo.sharding import Layout, layout_for, one_by_one
+from purejaxppo.train import advance, trainer_from_config
+
+COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "collective-broadcast", "reduce-scatter")
+
+
+def collectives(program):
+    """What a compiled program exchanges between devices."""
+    text = program.as_text()
+    return [name for name in COLLECTIVES if re.search(rf"\b{name}\b", text)]
+
+
+def pretend(platform, count):
+    """Devices of which nothing but the platform is known."""
+    return [Mock(spec=["platform"], platform=platform) for _ in range(count)]
+
+
+# --- which devices, and how -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("runs", "there", "used"),
+    [(1, 1, 1), (12, 1, 1), (1, 4, 1), (3, 2, 1), (4, 2, 2), (6, 4, 3), (9, 8, 3), (14, 8, 7), (16, 8, 8), (13, 8, 1)],
+)
+def test_as_many_devices_as_divide_the_runs(runs, there, used):
+    """The first of them: 14 runs leave one of eight devices idle, 13 all but one."""
+    devices = pretend("cpu", there)
+    mesh = layout_for(runs, devices=devices).mesh
+    assert mesh.axis_names == ("runs",)
+    assert mesh.devices.tolist() == devices[:used]
+
+
+@pytest.mark.parametrize(
+    ("platform", "exact", "batching"),
+    [
+        ("cpu", False, one_by_one),
+        ("cpu", True, one_by_one),
+        ("gpu", False, jax.vmap),
+        ("gpu", True, one_by_one),
+        ("tpu", False, jax.vmap),
+        ("tpu", True, one_by_one),
+    ],
+)
+def test_side_by_side_on_an_accelerator_unless_it_shall_be_exact(platform, exact, batching):
+    assert layout_for(4, exact, pretend(platform, 2)).batching is batching
+
+
+def test_all_devices_by_default():
+    """Two of them here, see conftest.py; equal layouts are one static argument, and so one compilation."""
+    layout = layout_for(4)
+    assert layout.mesh.devices.tolist() == jax.devices()[:2]
+    assert layout.batching is one_by_one
+    assert layout == layout_for(4)
+    assert hash(layout) == hash(layout_for(4))
+    assert layout != layout_for(4, devices=jax.devices()[:1])
+
+
+def test_a_layout_is_its_mesh_and_its_batching():
+    """Any other batching can be given."""
+    layout = Layout(layout_for(2).mesh, jax.vmap)
+    assert layout == layout_for(2)._replace(batching=jax.vmap)
+    assert layout != layout_for(2)
+
+
+def test_each_device_holds_its_own_rows():
+    """In order, with whatever comes after R left whole."""
+    layout = layout_for(6)
+    assert layout.sharding.spec == PartitionSpec("runs")
+    x = jax.device_put(np.arange(12).reshape(6, 2), layout.sharding)
+    shards = sorted(x.addressable_shards, key=lambda shard: shard.device.id)
+    assert [np.asarray(shard.data)[:, 0].tolist() for shard in shards] == [[0, 2, 4], [6, 8, 10]]
+
+
+# --- f over the runs --------------------------------------------------------------------------------------------------
+
+
+def iterate(args, start):
+    """So many steps of a chaotic map, and the largest value on the way; a rounding error would grow to be seen."""
+    rate, steps = args
+
+    def step(i, carry):
+        x, highest = carry
+        x = jnp.where(i < steps, jnp.tanh(rate @ x) * jnp.float32(3.1), x)
+        return x, jnp.maximum(highest, jnp.max(x))
+
+    x, highest = jax.lax.fori_loop(0, 40, step, (start["x"], jnp.float32(-jnp.inf)))
+    return {"x": x, "steps": steps + 0}, highest
+
+
+def arguments(runs):
+    """((rate [R, 3, 3], steps [R]), {"x": start [R, 3]})."""
+    rng = np.random.default_rng(0)
+    rate, x = (rng.normal(size=shape).astype(np.float32) for shape in [(runs, 3, 3), (runs, 3)])
+    return (rate, np.arange(runs, dtype=np.int32) * 7), {"x": x}
+
+
+def layouts():
+    """Name -> layout of six runs."""
+    two, one = layout_for(6), layout_for(6, devices=jax.devices()[1:])
+    sides = {"two devices": two, "one device": one}
+    return sides | {f"{name}, vmap": layout._replace(batching=jax.vmap) for name, layout in sides.items()}
+
+
+@pytest.mark.parametrize("name", layouts())
+def test_each_run_is_f_of_its_own_row(name):
+    """Bit for bit what f gives alone, or to rounding under vmap, in the order of the rows; and nothing is exchanged."""
+    layout, args = layouts()[name], arguments(6)
+    program = jax.jit(layout.over_runs(iterate)).lower(*args).compile()
+    assert collectives(program) == []
+    found = program(*args)
+    assert all(x.sharding.is_equivalent_to(layout.sharding, x.ndim) for x in jax.tree.leaves(found))
+    alone = jax.jit(iterate)
+    for i in range(6):
+        wanted = jax.tree.leaves(alone(*jax.tree.map(lambda x, i=i: x[i], args)))
+        for x, y in zip(jax.tree.leaves(found), wanted, strict=True):
+            if layout.batching is one_by_one:
+                assert np.asarray(x[i]).tobytes() == np.asarray(y).tobytes()
+            elif i < 2:  # so few steps that rounding has not grown
+                np.testing.assert_allclose(x[i], y, rtol=1e-3, atol=1e-3)
+
+
+def test_a_run_does_only_what_it_needs_one_by_one():
+    """A branch stays a branch, so that a run which rests costs nothing; vmap computes both sides."""
+
+    def branch(x):
+        return jax.lax.cond(x[0] > 0, lambda x: jnp.sort(jnp.sin(x)), lambda x: x, x)
+
+    args = (np.ones((2, 8), np.float32),)
+    texts = [jax.jit(batch(branch)).lower(*args).compile().as_text() for batch in (one_by_one, jax.vmap)]
+    assert ["conditional(" in text for text in texts] == [True, False]
+
+
+def test_the_inspector_sees_an_exchange():
+    """Which there is when the runs' mean is asked for."""
+    layout = layout_for(4)
+    mean = jax.shard_map(
+        lambda x: jax.lax.pmean(jnp.mean(x), "runs"),
+        mesh=layout.mesh,
+        in_specs=layout.sharding.spec,
+        out_specs=PartitionSpec(),
+    )
+    assert collectives(jax.jit(mean).lower(np.ones(4, np.float32)).compile()) == ["all-reduce"]
+
+
+# --- four devices -----------------------------------------------------------------------------------------------------
+
+E, T, RUNS, UPDATES = 4, 4, 8, 3
+STOP_AT = [3, 0, 1, 2, 3, 3, 3, 1]
+
+
+def train_eight_runs():
+    """Prints what came of eight runs, in chunks of one update, as JSON; for a process of its own."""
+    config = TrainConfig(
+        num_envs=E, num_steps=T, num_epochs=1, num_minibatches=2, hidden_sizes=(4,), total_timesteps=UPDATES * E * T
+    )
+    trainer = trainer_from_config(config, walk(E))
+    hps, seeds = grid(Hyperparams(), [0, 2**32 - 1], learning_rate=[1e-3, 3e-3], gamma=[0.9, 0.99])
+    start = make_runs(trainer, hps, seeds, np.array(STOP_AT))
+    described = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), start)
+
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: compiled.append(name))
+    counts = []
+    runs = start
+    for _ in range(UPDATES + 1):
+        runs, _ = advance_runs(trainer, hps, runs, 1)
+        counts.append(compiled.count("/jax/core/compile/backend_compile_duration"))
+
+    init = jax.jit(trainer.init)
+    step = jax.jit(lambda hp, runner: advance(trainer, hp, runner, 1))
+
+    def alone(i):
+        hp = jax.tree.map(lambda x: x[i], hps)
+        runner = init(jax.random.key(int(seeds[i])), hp)
+        for _ in range(STOP_AT[i]):
+            runner, _ = step(hp, runner)
+        return runner
+
+    def digest(runner):
+        plain = jax.tree.leaves(runner._replace(key=jax.random.key_data(runner.key)))
+        return b"".join(np.asarray(x).tobytes() for x in plain)
+
+    members = [digest(jax.tree.map(lambda x, i=i: x[i], runs.runner)) for i in range(RUNS)]
+    report = {
+        "devices": len({device.id for x in jax.tree.leaves(runs) for device in x.devices()}),
+        "updates": runs.runner.updates.tolist(),
+        "compilations": counts,
+        "collectives": collectives(advance_runs.lower(trainer, hps, described, 1).compile()),
+        "moved": sum(x.sharding != y.sharding for x, y in zip(*map(jax.tree.leaves, (described, runs)), strict=True)),
+        "as alone": [members[i] == digest(alone(i)) for i in range(RUNS)],
+        "different": len(set(members)),
+    }
+    print(json.dumps(report))
+
+
+def test_four_devices():
+    """Two runs on each, with the bits of each alone; compiled as users have it, where conftest.py has LLVM do less."""
+    program = [sys.executable, "-c", "import test_sharding; test_sharding.train_eight_runs()"]
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": "4", "XLA_FLAGS": ""}
+    done = subprocess.run(program, cwd=Path(__file__).parent, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {
+        "devices": 4,
+        "updates": STOP_AT,
+        "compilations": [1] * (UPDATES + 1),
+        "collectives": [],
+        "moved": 0,
+        "as alone": [True] * RUNS,
+        "different": RUNS,
+    }
