@@ -17,14 +17,18 @@ if TYPE_CHECKING:
     from purejaxppo.experiment import run_experiment
     from purejaxppo.networks import make_network
     from purejaxppo.presets import preset
+    from purejaxppo.runs import advance_runs, grid, make_runs
     from purejaxppo.train import advance, make_trainer, trainer_from_config
 
 __all__ = [
     "Hyperparams",
     "TrainConfig",
     "advance",
+    "advance_runs",
     "from_gymnax",
+    "grid",
     "make_network",
+    "make_runs",
     "make_trainer",
     "policy_gradient",
     "ppo_clip",
@@ -39,8 +43,11 @@ _MODULES = {
     "Hyperparams": "types",  # where it becomes a pytree
     "TrainConfig": "config",
     "advance": "train",
+    "advance_runs": "runs",
     "from_gymnax": "envs",
+    "grid": "runs",
     "make_network": "networks",
+    "make_runs": "runs",
     "make_trainer": "train",
     "policy_gradient": "algorithms",
     "ppo_clip": "algorithms",

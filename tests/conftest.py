@@ -4,6 +4,7 @@ Environment variables rather than `jax.config`, so that programs which a test st
 """
 
 import os
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
@@ -23,6 +24,12 @@ from fault_runs import Undisturbed
 # A plugin may have imported jax before this file set its environment; then the variables came too late.
 jax.config.update("jax_num_cpu_devices", int(os.environ["JAX_NUM_CPU_DEVICES"]))
 jax.config.update("jax_numpy_rank_promotion", os.environ["JAX_NUMPY_RANK_PROMOTION"])
+
+# What was compiled is kept on the disk, for this process alone: many a test needs the program of another one.
+_programs = tempfile.TemporaryDirectory(prefix="purejaxppo-tests-")
+jax.config.update("jax_compilation_cache_dir", _programs.name)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 hypothesis.settings.register_profile("reproducible", deadline=None, derandomize=True, database=None, max_examples=50)
 hypothesis.settings.load_profile("reproducible")

@@ -5,13 +5,16 @@ import io
 import json
 import math
 import os
+import tracemalloc
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from purejaxppo import logger
 from purejaxppo.errors import CheckpointError, ConfigError
-from purejaxppo.logger import JsonLines, ProgressDisplay, Terminal, emit, read_metrics, recent_return, say
+from purejaxppo.logger import JsonLines, ProgressDisplay, Terminal, emit, read_metrics, recent_return, say, whole_rows
 
 
 def strict(text):
@@ -83,6 +86,77 @@ def test_an_empty_file_has_no_rows(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("")
     assert read_metrics(path) == []
+
+
+# --- whole rows -------------------------------------------------------------------------------------------------------
+
+BLOCK = logger._LONGEST_ROW
+
+
+@pytest.mark.parametrize(
+    ("content", "limit", "kept"),
+    [
+        (b"", 0, 0),
+        (b"", 100, 0),
+        (b"ab\ncd\n", 0, 0),
+        (b"ab\ncd\n", 2, 0),  # just before the end of the first row
+        (b"ab\ncd\n", 3, 3),
+        (b"ab\ncd\n", 4, 3),
+        (b"ab\ncd\n", 6, 6),
+        (b"ab\ncd\n", 7, 6),  # beyond the file's end
+        (b"ab\ncd\n", 2**62, 6),
+        (b"ab\ncd", 5, 3),  # torn
+        (b"ab\ncd", 99, 3),
+        (b"abcdef", 6, 0),
+        (b"\n", 1, 1),
+        (b"\n\n\n", 2, 2),
+        (b"ab\r\ncd", 6, 4),
+        (b"a" * 5 * BLOCK, 5 * BLOCK, 0),  # no row ends anywhere
+        (b"ab\n" + b"c" * 5 * BLOCK, 99 * BLOCK, 3),  # a row of many blocks, torn
+        (b"ab\n" + b"c" * 5 * BLOCK + b"\n", 99 * BLOCK, 5 * BLOCK + 4),
+        (b"a" * (BLOCK - 1) + b"\n" + b"c" * BLOCK, 2 * BLOCK, BLOCK),  # the newline is a block's last byte
+        (b"a" * (BLOCK - 1) + b"\n" + b"c" * BLOCK, 2 * BLOCK - 1, BLOCK),  # a block's first byte
+        (b"a" * BLOCK + b"\n" + b"c" * BLOCK, 2 * BLOCK, BLOCK + 1),
+        (b"\n" + b"c" * 3 * BLOCK, 3 * BLOCK + 1, 1),
+    ],
+)
+def test_whole_rows(tmp_path, content, limit, kept):
+    (tmp_path / "metrics.csv").write_bytes(content)
+    assert whole_rows(tmp_path / "metrics.csv", limit) == kept
+
+
+@given(
+    lengths=st.lists(st.integers(0, 2 * BLOCK) | st.sampled_from([BLOCK - 1, BLOCK, BLOCK + 1]), max_size=6),
+    torn=st.integers(0, 3 * BLOCK),
+    share=st.floats(0, 1.2),
+)
+def test_whole_rows_of_any_file(tmp_path_factory, lengths, torn, share):
+    """Whatever lies across the blocks: what is kept ends with the last newline before the limit."""
+    content = b"".join(b"x" * length + b"\n" for length in lengths) + b"x" * torn
+    limit = round(share * len(content))
+    path = tmp_path_factory.getbasetemp() / "rows.csv"
+    path.write_bytes(content)
+    assert whole_rows(path, limit) == content[:limit].rfind(b"\n") + 1
+
+
+def test_whole_rows_take_no_memory(tmp_path):
+    """A quarter of a gigabyte, which is a hole before its last row: one block is read."""
+    path = tmp_path / "metrics.csv"
+    with path.open("wb") as file:
+        file.seek(2**28)
+        file.write(b"\nend")
+    tracemalloc.start()
+    try:
+        assert whole_rows(path, 2**40) == 2**28 + 1
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_whole_rows_of_a_file_that_is_not_there_or_no_file(tmp_path):
+    assert whole_rows(tmp_path / "metrics.csv", 100) == 0
+    with pytest.raises(CheckpointError, match=f"cannot read {tmp_path}"):
+        whole_rows(tmp_path, 100)
 
 
 # --- sinks ------------------------------------------------------------------------------------------------------------

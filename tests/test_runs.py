@@ -19,7 +19,7 @@ from test_sharding import collectives
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.errors import ConfigError
 from purejaxppo.guard import WATCHED
-from purejaxppo.runs import Runs, advance_runs, grid, make_runs
+from purejaxppo.runs import advance_runs, grid, make_runs
 from purejaxppo.sharding import layout_for
 from purejaxppo.train import advance, trainer_from_config
 
@@ -138,12 +138,17 @@ def layout(kind):
     return exact if kind == "exact" else exact._replace(batching=jax.vmap)
 
 
-def alone(algorithm, i, hps=None, counter=0):
-    """(state after 0, 1, ... 6 updates, metrics of each) of a run alone, whose environments' counter is set first."""
+def spread(tree, kind):
+    """Arrays [R] where the layout has them."""
+    return jax.device_put(tree, layout(kind).sharding)
+
+
+def alone(algorithm, i, hps=None):
+    """(state after 0, 1, ... 6 updates, metrics of each) of a run alone."""
     init, step = programs(algorithm)
     default, seeds = settings(algorithm)
-    hp = take(default if hps is None else hps, i)
-    runner = counting_from(init(jax.random.key(int(seeds[i])), hp), np.int32(counter))
+    hp = take(hps or default, i)
+    runner = init(jax.random.key(int(seeds[i])), hp)
     states, rows = [host(runner)], []
     for _ in range(UPDATES):
         runner, metrics = step(hp, runner)
@@ -165,20 +170,18 @@ def before(update, step=0):
 
 def begin(algorithm, kind, hps=None, stop_at=NEVER, counters=None):
     """R runs that have not been trained."""
-    default, seeds = settings(algorithm)
-    stop_at = np.broadcast_to(np.int32(stop_at), R)
-    runs = make_runs(trainer(algorithm), default if hps is None else hps, seeds, stop_at, layout(kind))
-    if counters is None:
-        return runs
-    return runs._replace(runner=counting_from(runs.runner, jax.device_put(counters, layout(kind).sharding)))
+    args = spread((hps or settings(algorithm)[0], settings(algorithm)[1], np.broadcast_to(np.int32(stop_at), R)), kind)
+    runs = make_runs(trainer(algorithm), *args, layout(kind))
+    return runs if counters is None else runs._replace(runner=counting_from(runs.runner, spread(counters, kind)))
 
 
 def go_on(algorithm, kind, runs, hps=None, where=None):
-    """(the runs after each chunk, metrics [R, 6]) of six updates; `where` is another layout."""
-    hps = settings(algorithm)[0] if hps is None else hps
+    """(the runs after each chunk, metrics [R, 6], the runs) of six updates; `where` is another layout."""
+    where = where or layout(kind)
+    hps = jax.device_put(hps or settings(algorithm)[0], where.sharding)
     after, rows = [], []
     for _ in range(UPDATES // CHUNK[kind]):
-        runs, metrics = advance_runs(trainer(algorithm), hps, runs, CHUNK[kind], where or layout(kind))
+        runs, metrics = advance_runs(trainer(algorithm), hps, runs, CHUNK[kind], where)
         after.append(host(runs))
         rows.append(host(metrics))
     return after, jax.tree.map(lambda *x: np.concatenate(x, axis=1), *rows), runs
@@ -219,7 +222,7 @@ def test_one_by_one_each_run_has_the_bits_that_it_has_alone(algorithm):
     assert same_bits(host(runs.runner), states[0])
     after, found, runs = go_on(algorithm, "exact", runs)
     for chunk, x in enumerate(after):
-        assert same_bits(x.runner, states[2 * (chunk + 1)])
+        assert same_bits(x.runner, states[CHUNK["exact"] * (chunk + 1)])
     assert same_bits(found, metrics)
     assert runs.diverged.tolist() == [0] * R
     assert runs.learner is runs.runner.learner
@@ -250,33 +253,33 @@ def test_nothing_is_exchanged_and_nothing_moves(kind):
     """No collective in what XLA made of it; and what comes out lies where it came from, a half on each device."""
     runs = begin("ppo_kl", kind)
     wanted = [x.sharding for x in jax.tree.leaves(runs)]
-    assert all(sharding.is_equivalent_to(layout(kind).sharding, 1) for sharding in wanted)
-    hps, seeds = settings("ppo_kl")
-    make = make_runs.lower(trainer("ppo_kl"), hps, seeds, np.full(R, NEVER, np.int32), layout(kind))
-    compiled = advance_runs.lower(trainer("ppo_kl"), hps, runs, CHUNK[kind], layout(kind)).compile()
-    assert "num_partitions=2" in compiled.as_text()
-    assert collectives(compiled) == []
-    assert collectives(make.compile()) == []
+    assert set(wanted) == {layout(kind).sharding}
+    hps, seeds = spread(settings("ppo_kl"), kind)
+    made = make_runs.lower(trainer("ppo_kl"), hps, seeds, runs.stop_at, layout(kind)).compile()
+    advanced = advance_runs.lower(trainer("ppo_kl"), hps, runs, CHUNK[kind], layout(kind)).compile()
+    for compiled in (made, advanced):
+        assert "num_partitions=2" in compiled.as_text()
+        assert collectives(compiled) == []
     after, metrics = advance_runs(trainer("ppo_kl"), hps, runs, CHUNK[kind], layout(kind))
     assert [x.sharding for x in jax.tree.leaves(after)] == wanted
     for x in jax.tree.leaves((after, metrics)):
         assert [shard.data.shape[0] for shard in x.addressable_shards] == [R // 2] * 2
 
 
-def test_a_run_that_rests_costs_nothing_one_by_one(subtests=None):
-    """The program has a branch for it around the whole update; under vmap it computes, and throws away."""
-    hps, _ = settings("ppo_kl")
-    updates = {}
+def test_a_run_that_rests_costs_nothing_one_by_one():
+    """The program has a branch for it; under vmap it computes, and throws away."""
+    branches = {}
     for kind, chunk in CHUNK.items():
+        hps, _ = spread(settings("ppo_kl"), kind)
         lowered = advance_runs.lower(trainer("ppo_kl"), hps, begin("ppo_kl", kind), chunk, layout(kind))
-        updates[kind] = "conditional(" in lowered.compile().as_text()
-    assert updates == {"exact": True, "vmap": False}
+        branches[kind] = "conditional(" in lowered.compile().as_text()
+    assert branches == {"exact": True, "vmap": False}
 
 
 @KINDS
 def test_the_memory_of_the_runs_is_given_away(kind):
     """All of it, and that of the hyperparameters is not."""
-    hps = jax.device_put(settings("ppo_kl")[0], layout(kind).sharding)
+    hps, _ = spread(settings("ppo_kl"), kind)
     runs = begin("ppo_kl", kind)
     after, _ = advance_runs(trainer("ppo_kl"), hps, runs, CHUNK[kind], layout(kind))
     assert all(x.is_deleted() for x in jax.tree.leaves(runs))
@@ -304,16 +307,15 @@ def test_one_device_gives_the_bits_of_two_and_one_compilation_does_for_any_numbe
 
 def test_layout_and_stop_at_by_default():
     """`layout_for(R)`, and never; one number is every run's."""
-    hps, seeds = settings("ppo_kl")
-    runs = make_runs(trainer("ppo_kl"), hps, seeds.tolist())
+    hps, seeds = spread(settings("ppo_kl"), "exact")
+    runs = make_runs(trainer("ppo_kl"), hps, seeds)
     assert same_bits(host(runs.runner), host(begin("ppo_kl", "exact").runner))
     assert runs.stop_at.tolist() == [2**31 - 1] * R
     assert runs.diverged.tolist() == [0] * R
     assert {x.dtype for x in (runs.stop_at, runs.diverged)} == {jnp.dtype(jnp.int32)}
-    shapes = jax.eval_shape(lambda: make_runs(trainer("ppo_kl"), hps, seeds, 5))
-    assert shapes.stop_at.shape == (R,)
-    after, _ = advance_runs(trainer("ppo_kl"), hps, runs, CHUNK["exact"])
-    assert same_bits(host(after.runner), reference("ppo_kl", "exact")[0][2])
+    assert make_runs.eval_shape(trainer("ppo_kl"), hps, seeds, 5).stop_at.shape == (R,)
+    texts = [advance_runs.lower(trainer("ppo_kl"), hps, runs, 1, x).as_text() for x in (None, layout("exact"))]
+    assert texts[0] == texts[1]
 
 
 # --- rest -------------------------------------------------------------------------------------------------------------
@@ -343,8 +345,7 @@ def test_each_run_rests_after_its_own_number_of_updates(kind):
     assert after[-1].stop_at.tolist() == stop_at.tolist()
     assert runs.diverged.tolist() == [0] * R
 
-    more = jax.device_put(np.full(R, UPDATES, np.int32), layout(kind).sharding)
-    after, _, _ = go_on("ppo_kl", kind, runs._replace(stop_at=more))
+    after, _, _ = go_on("ppo_kl", kind, runs._replace(stop_at=spread(np.full(R, UPDATES, np.int32), kind)))
     assert same_bits(after[-1].runner, states[UPDATES])
 
 
@@ -353,7 +354,7 @@ def test_each_run_rests_after_its_own_number_of_updates(kind):
 
 @KINDS
 def test_a_run_that_diverges_is_frozen_as_it_was_and_no_other_one_notices(kind):
-    """In the first update, within a chunk, in the very last one, in its last step; and one that rests before."""
+    """In the first update, within a chunk, in the last one, in its last step; run 7 rests before its reward is NaN."""
     bad = {1: before(1), 4: before(4, step=T - 1), 6: before(3, step=2), 11: before(6), 7: before(5)}
     diverged = np.array([0, 1, 0, 0, 4, 0, 3, 0, 0, 0, 0, 6])
     stop_at = np.full(R, NEVER)
@@ -381,9 +382,9 @@ def test_a_run_that_diverges_is_frozen_as_it_was_and_no_other_one_notices(kind):
 
 
 def test_a_run_that_diverges_by_its_hyperparameters_is_frozen_in_the_same_update_as_alone():
-    """Its rate is so high that the loss overflows; the sum of absolute values would spread over a whole sweep."""
+    """A learning rate with which the loss overflows; its neighbours have the bits that they have without it."""
     hps, _ = settings("ppo_kl")
-    hps.learning_rate[5] = 1e30  # which `grid` would take as well
+    hps.learning_rate[5] = 1e30
     states, rows = alone("ppo_kl", 5, hps)
     bits = [int(row["nonfinite"]) for row in rows]
     update = 1 + next(i for i, x in enumerate(bits) if x)
@@ -395,10 +396,3 @@ def test_a_run_that_diverges_by_its_hyperparameters_is_frozen_in_the_same_update
     wanted_states, wanted_metrics = reference("ppo_kl", "exact")
     assert same_bits(take(after[-1].runner, neighbours), take(wanted_states[-1], neighbours))
     assert same_bits(take(found, neighbours), take(wanted_metrics, neighbours))
-
-
-def test_runs_are_three_trees_with_r_in_front():
-    """All that a checkpoint of a sweep holds."""
-    runs = host(begin("trpo", "exact"))
-    assert isinstance(runs, Runs)
-    assert {x.shape[0] for x in jax.tree.leaves(runs)} == {R}

@@ -17,7 +17,7 @@ def load(name):
     return module
 
 
-@pytest.mark.parametrize("name", ["swap_env", "swap_network", "swap_objective"])
+@pytest.mark.parametrize("name", ["swap_env", "swap_network", "swap_objective", "sweep"])
 def test_fork_program_runs_and_is_at_most_60_lines(name):
     assert len((SCRIPTS / f"{name}.py").read_text().splitlines()) <= 60
     assert math.isfinite(load(name).main(total_timesteps=8192))

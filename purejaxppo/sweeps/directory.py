@@ -61,7 +61,7 @@ def read_sweep(directory: Path) -> tuple[SweepSettings, tuple[int, ...]]:
     try:
         if content["format_version"] != FORMAT_VERSION:
             raise CheckpointError(
-                f"{path} has format version {content['format_version']}; this version reads {FORMAT_VERSION}."
+                f"{path} has format version {content['format_version']!r}; this version reads {FORMAT_VERSION}."
             )
         sweep = SweepSettings(
             axes=tuple(content["axes"]),
@@ -74,7 +74,10 @@ def read_sweep(directory: Path) -> tuple[SweepSettings, tuple[int, ...]]:
             target=content["target"],
         )
         sweep.validate()
-        return sweep, tuple(content["sizes"])
+        sizes = tuple(content["sizes"])
+        if len(sizes) != len(sweep.programs()) or not all(type(size) is int and size > 0 for size in sizes):
+            raise ValueError(f"sizes = {sizes} are not those of {len(sweep.programs())} programs")
+        return sweep, sizes
     except CheckpointError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:

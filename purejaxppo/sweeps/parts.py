@@ -66,10 +66,13 @@ def train_part(session: Session, part: Part, begin: Callable[[], Runs], metrics_
         done=lambda _: done,
         env_steps=group.config.batch_size * len(part.runs),
     )
-    with AppendedFile(session.directory / METRICS, metrics_bytes) as log:
+    # A part that is only to be evaluated leaves the rows of later ones alone.
+    trained = done >= part.until
+    metrics = session.directory / METRICS
+    with AppendedFile(metrics, metrics.stat().st_size if trained else metrics_bytes) as log:
         stretch = _stretch(session, part, log, done, seconds, start, loop)
         runs, timing = train_stretch(stretch)
-        position = log.position()
+        position = metrics_bytes if trained else log.position()
     if session.stop():
         return None
     farewell = f"the trained states are saved; `purejaxppo resume {session.directory}` evaluates them."
@@ -107,7 +110,9 @@ def load_runs(directory: Path, plan: Plan, part: Part, which: Which) -> tuple[Ru
 
 def fingerprint(plan: Plan) -> str:
     """The hash of everything that decides a sweep's result."""
-    return hashlib.sha256(json.dumps(sweep_record(plan.sweep), sort_keys=True).encode()).hexdigest()
+    # NumPy's scalars as `write_json` writes them.
+    text = json.dumps(sweep_record(plan.sweep), sort_keys=True, default=lambda scalar: scalar.item())
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _stretch(

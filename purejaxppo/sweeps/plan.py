@@ -121,7 +121,7 @@ class Plan:
     def __init__(self, sweep: SweepSettings, allow_download: bool = False) -> None:
         """Builds everything, and compiles nothing. Raises ConfigError or EnvError."""
         self.sweep = sweep
-        self.groups = [Group(sweep, settings, allow_download) for settings in _alike(sweep)]
+        self.groups = [Group(sweep, settings, allow_download) for settings in sweep.programs()]
         self.sizes: tuple[int, ...] = ()
         for group in self.groups:  # what is wrong with one of them should be known before hours of work
             group.shapes(1)
@@ -198,15 +198,6 @@ def make_plan(sweep: SweepSettings, *, allow_download: bool = False) -> Plan:
     plan = Plan(sweep, allow_download)
     plan.fit()
     return plan
-
-
-def _alike(sweep: SweepSettings) -> list[list[int]]:
-    """The settings, grouped by what is compiled in."""
-    groups: dict[Any, list[int]] = {}
-    for i, (config, hp) in enumerate(sweep.settings):
-        absent = tuple(name for name, value in vars(hp).items() if value is None)
-        groups.setdefault((config, absent), []).append(i)
-    return list(groups.values())
 
 
 def padded(runs: int) -> int:

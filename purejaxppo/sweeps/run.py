@@ -14,7 +14,7 @@ from purejaxppo.config import RunOptions
 from purejaxppo.errors import CheckpointError, ConfigError
 from purejaxppo.files import read_json, whole_file, write_json, write_text
 from purejaxppo.lock import locked
-from purejaxppo.logger import ProgressDisplay, Terminal, say
+from purejaxppo.logger import ProgressDisplay, Terminal, say, whole_rows
 from purejaxppo.run_dir import add_command, changed_versions, create_dir, write_origin
 from purejaxppo.signals import StopRequest, stop_on_signal
 from purejaxppo.store import clean
@@ -126,7 +126,7 @@ def _train(directory: Path, plan: Plan, console: Console, stop: StopRequest, str
     columns = plan.metric_names()
     head = metrics_head(plan.sweep, columns)
     metrics = directory / METRICS
-    if not metrics.exists():
+    if whole_rows(metrics, len(head.encode())) < len(head.encode()):
         write_text(metrics, head)
     finished: Finished = []
     with ProgressDisplay(console, plan.env_steps) as progress:
@@ -136,6 +136,8 @@ def _train(directory: Path, plan: Plan, console: Console, stop: StopRequest, str
             before = [part for part, _ in finished if part.rung == rung - 1]
             for part in parts_of_rung(plan, rung, survivors(plan, rung, finished)):
                 result = read_result(directory, part)
+                if result and whole_rows(metrics, result.metrics_bytes) < result.metrics_bytes:
+                    result = None  # which says that its rows are lost, and evaluates it again
                 if result is None:
                     begin = _beginner(directory, plan, part, before)
                     result = train_part(session, part, begin, position)

@@ -1,6 +1,7 @@
 """Which runs are trained when: rung by rung, and within a rung part by part."""
 
 import math
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,7 +53,14 @@ def read_result(directory: Path, part: Part) -> PartResult | None:
     except (CheckpointError, TypeError):
         return None
     lists = (result.updates, result.diverged_at, result.returns)
-    return result if all(isinstance(x, list) and len(x) == len(part.runs) for x in lists) else None
+    if not all(isinstance(x, list) and len(x) == len(part.runs) for x in lists):
+        return None
+    counts = [*result.updates, *result.diverged_at, result.metrics_bytes]
+    numbers = [*(x for x in result.returns if x is not None), result.seconds]
+    sound = all(type(x) is int and 0 <= x < 2**63 for x in counts) and all(
+        type(x) in (int, float) and abs(x) <= sys.float_info.max for x in numbers
+    )
+    return result if sound else None
 
 
 def survivors(plan: Plan, rung: int, finished: Finished) -> set[int]:

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
@@ -47,10 +48,6 @@ class SweepSettings(NamedTuple):
         double, times = Counter(self.seeds).most_common(1)[0]
         if times > 1:
             raise ConfigError(f"seed {double} is given twice, which would be the same run twice; take different ones.")
-        if len({(config.env, config.env_params) for config, _ in self.settings}) > 1:
-            raise ConfigError(
-                "the settings are of different environments, whose returns do not compare; sweep each apart."
-            )
         for config, hp in self.settings:
             validate_config(config)
             validate_hyperparams(hp)
@@ -59,14 +56,48 @@ class SweepSettings(NamedTuple):
                     f"on_nonfinite = {config.on_nonfinite}: a sweep freezes the runs that diverge and counts them; "
                     f"leave it at stop."
                 )
-        validate_options(self.options)
-        if self.target is not None and not math.isfinite(self.target):
-            raise ConfigError(f"target = {self.target}; it takes a finite return.")
-        if self.halving is not None and not 2 <= self.halving <= len(self.settings):
+        if len({(config.env, config.env_params) for config, _ in self.settings}) > 1:
             raise ConfigError(
-                f"halving = {self.halving}: after each rung one setting in so many goes on, so it takes 2 to "
+                "the settings are of different environments, whose returns do not compare; sweep each apart."
+            )
+        self._validate_points()
+        validate_options(self.options)
+        if self.target is not None and not _is_finite(self.target):
+            raise ConfigError(f"target = {self.target!r}; it takes a finite return.")
+        if self.halving is not None and not (_is(self.halving, Integral) and 2 <= self.halving <= len(self.settings)):
+            raise ConfigError(
+                f"halving = {self.halving!r}: after each rung one setting in so many goes on, so it takes 2 to "
                 f"{len(self.settings)}, the number of settings."
             )
+
+    def _validate_points(self) -> None:
+        """They say of the settings what is so."""
+        if len(self.points) != len(self.settings):
+            raise ConfigError(f"{len(self.points)} points are not {len(self.settings)} settings; give each its own.")
+        for i, (point, pair) in enumerate(zip(self.points, self.settings, strict=True)):
+            fields = {**vars(pair[0]), **vars(pair[1])}
+            for name, value in point.items():
+                if name not in self.axes or name not in fields or fields[name] != value:
+                    raise ConfigError(f"point {i} has {name} = {value!r}, which its setting or the axes do not have.")
+
+    def programs(self) -> list[list[int]]:
+        """The settings, grouped by what is compiled in."""
+        groups: dict[Any, list[int]] = {}
+        for i, (config, hp) in enumerate(self.settings):
+            absent = tuple(name for name, value in vars(hp).items() if value is None)
+            groups.setdefault((config, absent), []).append(i)
+        return list(groups.values())
+
+
+def _is(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return _is(value, Real) and math.isfinite(value)
+    except OverflowError:  # a whole number beyond every float
+        return False
 
 
 def value_text(value: Any) -> str:

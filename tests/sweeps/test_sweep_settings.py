@@ -126,6 +126,25 @@ def test_what_is_wrong_in_one_setting(number, changes, says):
 
 
 @pytest.mark.parametrize(
+    "points",
+    [
+        (),
+        CLIPS[:2],
+        CLIPS[::-1],
+        [*CLIPS[:2], {"clip_eps": 0.31}],
+        [*CLIPS[:2], {"clip_eps": 0.3, "gamma": 0.99}],
+        [*CLIPS[:2], {"nonsense": 1}],
+    ],
+)
+def test_points_that_are_not_the_settings(points):
+    assert "point" in refused(sweep(points=tuple(points)))
+
+
+def test_environment_parameters_that_are_no_numbers():
+    assert "env_params: a = [1] is not a number" in refused(one_setting(0, env_params={"a": [1]}))
+
+
+@pytest.mark.parametrize(
     ("changes", "says"),
     [
         ({"eval_episodes": 0}, "eval_episodes = 0 is not a whole number from 1"),
@@ -139,16 +158,16 @@ def test_options_out_of_range(changes, says):
     assert says in refused(sweep(options=RunOptions(**changes)))
 
 
-@pytest.mark.parametrize("target", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("target", [float("nan"), float("inf"), -float("inf"), 10**400, -(10**400), "3", True])
 def test_a_target_that_is_no_return(target):
-    assert refused(sweep(target=target)) == f"target = {target}; it takes a finite return."
+    assert refused(sweep(target=target)) == f"target = {target!r}; it takes a finite return."
 
 
-@pytest.mark.parametrize("halving", [-2, 0, 1, 4, 10**9])
+@pytest.mark.parametrize("halving", [-2, 0, 1, 4, 10**9, 2.0, 2.5, "2", True, float("nan")])
 def test_halving_out_of_range(halving):
     """It is of the three settings, whatever the number of runs."""
     message = refused(sweep(halving=halving))
-    assert message.startswith(f"halving = {halving}:")
+    assert message.startswith(f"halving = {halving!r}:")
     assert "it takes 2 to 3, the number of settings" in message
 
 

@@ -1,0 +1,99 @@
+"""`kill -9` and signals at any moment of a sweep, resumed until it is finished: its tables are the undisturbed ones."""
+
+import fcntl
+import json
+import random
+import shutil
+import signal
+import time
+
+import pytest
+from fault_runs import side_by_side
+
+from purejaxppo.store import fault, list_steps
+
+# Two programs and three rungs: ten runs, four, two; twice as many updates each time.
+FLAGS = (
+    "--env CartPole-v1 --num-envs 4 --num-steps 8 --num-minibatches 2 --hidden-sizes 4 --num-epochs 1 2 "
+    "--learning-rate 0.003 0.01 0.03 0.1 --eval-episodes 4 --seeds 3 9 --total-timesteps 1280 --halving 2 "
+    "--env-params max_steps_in_episode=30 --normalize-observation --target 25"
+)
+SWEEP = FLAGS.split()
+TABLES = ("metrics.csv", "results.csv", "table.md", "plots/learning_curves.png")
+
+
+def tables(directory):
+    """The bytes of what must not depend on what happened on the way; every checkpoint that is there is sound."""
+    summary = json.loads((directory / "summary.json").read_text())
+    assert summary["exit_reason"] == "finished"
+    for part in (directory / "parts").iterdir():
+        assert [fault(step.path) for step in list_steps(part)] == [None] * len(list_steps(part))
+    assert not list(directory.rglob("*.tmp-*"))
+    del summary["train_seconds"], summary["env_steps_per_second"]
+    return [(directory / name).read_bytes() for name in TABLES], summary
+
+
+@pytest.fixture(scope="module")
+def whole(server, shared):
+    """The directory of an undisturbed sweep, which has filled the cache of compiled programs."""
+    out = shared / "sweep"
+    with (shared / "sweep.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another worker may be at it
+        if not (out / "summary.json").exists():
+            code, stderr = server.run(shared / "sweep_log", "sweep", *SWEEP, "--out", out, fill_cache=True)
+            assert code == 0, stderr
+            again = shared / "sweep_again"  # for the programs of resuming
+            shutil.copytree(out, again, ignore=shutil.ignore_patterns("summary.json", "result.json"))
+            code, stderr = server.run(shared / "sweep_log", "resume", again, fill_cache=True)
+            assert code == 0, stderr
+            assert tables(again) == tables(out)
+    return out
+
+
+def _moved(out):
+    """Whether there are other checkpoints than now."""
+    before = set(out.glob("parts/*/checkpoints/*"))
+    return lambda: set(out.glob("parts/*/checkpoints/*")) != before
+
+
+def survive(server, directory, seed, number, kills):
+    """Sends signals, each at a random time after a random event, and resumes until the sweep is finished."""
+    chance = random.Random(seed)
+    out = directory / f"sweep_{seed}"
+    sent = 0
+    for attempt in range(kills + 1):
+        new = not (out / "sweep.json").exists()
+        command = ["sweep", *SWEEP, "--out", out] if new else ["resume", out]
+        reached = _moved(out) if chance.random() < 0.7 else None
+        child = server.start(directory / f"log_{seed}_{attempt}", *command, "--checkpoint-seconds", "0")
+        if attempt < kills:
+            assert child.until(reached or (lambda: True)), f"hangs, in kill {attempt} of {seed}"
+            time.sleep(chance.uniform(0, 0.7 if reached else 4.0))
+            sent += child.poll() is None
+            child.kill(number)
+        code = child.wait()
+        expected = (-9, 0) if number == signal.SIGKILL else (75, 130, 0)
+        assert code in expected, (seed, attempt, child.stderr)
+        if code == 0:
+            break
+    assert code == 0
+    return out, sent
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_sweep_survives(server, whole, tmp_path, number):
+    outcomes = side_by_side(lambda seed: survive(server, tmp_path, seed, number, 4), [1, 2])
+    for out, _ in outcomes:
+        assert tables(out) == tables(whole)
+    assert sum(sent for _, sent in outcomes) >= 4
+
+
+@pytest.mark.slow
+def test_a_sweep_survives_60_kills(server, whole, tmp_path):
+    total, seed = 0, 100
+    while total < 60:
+        for out, sent in side_by_side(lambda s: survive(server, tmp_path, s, signal.SIGKILL, 8), [seed, seed + 1]):
+            assert tables(out) == tables(whole)
+            total += sent
+        seed += 2
+    print(f"\n{total} kills in {seed - 100} sweeps")

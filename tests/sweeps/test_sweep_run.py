@@ -1,0 +1,427 @@
+"""A sweep on the host: its runs are single runs, whatever interrupts it; what comes of it is what the runs say."""
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from purejaxppo import run_dir as run_dirs
+from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
+from purejaxppo.errors import CheckpointError, ConfigError, OutOfMemoryError, RunDirInUseError
+from purejaxppo.experiment import evaluate_saved, resume_experiment, run_experiment
+from purejaxppo.lock import locked
+from purejaxppo.run_dir import RunSettings
+from purejaxppo.store import list_steps
+from purejaxppo.sweeps import plan as planning
+from purejaxppo.sweeps.members import extract_member, restore_member
+from purejaxppo.sweeps.run import resume_sweep, run_sweep
+from purejaxppo.sweeps.settings import SweepSettings
+
+UPDATES = 9
+CONFIG = TrainConfig(
+    env_params={"max_steps_in_episode": 6},
+    num_envs=4,
+    num_steps=8,
+    num_epochs=1,
+    num_minibatches=2,
+    hidden_sizes=(4,),
+    total_timesteps=32 * UPDATES,
+)
+OPTIONS = RunOptions(eval_episodes=4, checkpoint_seconds=1000)
+TABLES = ("metrics.csv", "results.csv", "table.md", "plots/learning_curves.png", "plots/marginals.png")
+
+
+def sweep_of(points, seeds=(5, 7), **options):
+    """A sweep over points, each of fields of TrainConfig and Hyperparams."""
+    statics = {field.name for field in dataclasses.fields(TrainConfig)}
+    settings = tuple(
+        (
+            dataclasses.replace(CONFIG, **{k: v for k, v in point.items() if k in statics}),
+            Hyperparams(**{k: v for k, v in point.items() if k not in statics}),
+        )
+        for point in points
+    )
+    axes = tuple(dict.fromkeys(name for point in points for name in point))
+    return SweepSettings(axes, tuple(points), settings, tuple(seeds), OPTIONS, **options)
+
+
+# Two programs, one of them for two settings and the other for one, of another number of updates.
+POINTS = (
+    {"learning_rate": 1e-3, "num_envs": 4},
+    {"learning_rate": 1e-2, "num_envs": 4},
+    {"learning_rate": 1e-3, "num_envs": 8},
+)
+
+
+class Quiet(Console):
+    """What was said is in `text`."""
+
+    def __init__(self):
+        super().__init__(file=io.StringIO(), width=1000)
+
+    @property
+    def text(self):
+        return self.file.getvalue()
+
+
+class Interruption:
+    """A request to stop that comes when it is asked for the n-th time."""
+
+    def __init__(self, after=math.inf):
+        self.left = after
+
+    def __call__(self):
+        self.left -= 1
+        return "SIGTERM" if self.left < 0 else None
+
+    def ending_at_once(self, farewell):
+        """Nothing ends at once."""
+        return io.StringIO()
+
+
+def rows_of(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_chunks():
+    """Two updates a call, so that a part has some."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr("purejaxppo.host_loop._CHUNK_UPDATES", 2)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """(directory, sweep, summary, console text); not to be changed."""
+    out, console = tmp_path_factory.mktemp("sweep") / "out", Quiet()
+    sweep = sweep_of(POINTS, target=4.0)
+    return out, sweep, run_sweep(sweep, out=out, console=console), console.text
+
+
+# --- what is there ----------------------------------------------------------------------------------------------------
+
+
+def test_files_and_what_was_said(swept):
+    out, _, summary, text = swept
+    names = {"command.txt", "metrics.csv", "parts", "plots", "results.csv", "run.lock", "summary.json", "sweep.json"}
+    assert {path.name for path in out.iterdir()} == names | {"table.md", "versions.json"}
+    assert {path.name for path in (out / "plots").iterdir()} == {"learning_curves.png", "marginals.png", "heat_map.png"}
+    assert json.loads((out / "summary.json").read_text()) == {k: v for k, v in summary.items() if k != "out"}
+    for part in (
+        "6 = 3 settings x 2 seeds",
+        "1,664 in all",
+        "programs to compile",
+        "num_envs 8",
+        "2 devices",
+        str(out),
+    ):
+        assert part in text
+
+
+def test_summary_is_that_of_the_rows(swept):
+    out, _, summary, _ = swept
+    results = rows_of(out / "results.csv")
+    assert [int(row["run"]) for row in results] == list(range(6))
+    assert [int(row["seed"]) for row in results] == [5, 7] * 3
+    assert summary["runs"] == 6
+    assert summary["env_steps"] == sum(int(row["env_steps"]) for row in results) == 1664
+    ranks = [row["return_iqm"] for row in summary["settings"]]
+    assert ranks == sorted(ranks, reverse=True)
+    for row in summary["settings"]:
+        mine = [float(r["evaluation_return"]) for r in results if int(r["setting"]) == row["setting"]]
+        assert row["return_iqm"] == np.mean(mine)
+    best = results[summary["best_run"]]
+    assert float(best["evaluation_return"]) == max(
+        float(r["evaluation_return"]) for r in results if int(r["setting"]) == summary["settings"][0]["setting"]
+    )
+
+
+@pytest.mark.parametrize("number", [0, 3, 5])
+def test_each_run_is_the_single_run(swept, tmp_path, number):
+    """Metrics, evaluation and state, in every bit (which a CPU allows)."""
+    out, sweep, _, _ = swept
+    setting, i = divmod(number, 2)
+    config, hp = sweep.settings[setting]
+    single = run_experiment(config, hp, sweep.seeds[i], options=OPTIONS, out=tmp_path / "run", console=Quiet())
+    result = rows_of(out / "results.csv")[number]
+    assert float(result["evaluation_return"]) == single["evaluation"]["return_mean"]
+    made = extract_member(out, str(number), tmp_path / "member")
+    assert (made["seed"], made["env_steps"], made["diverged_at"]) == (sweep.seeds[i], config.env_steps, None)
+    summary = resume_experiment(tmp_path / "member", console=Quiet())
+    assert summary["state_sha256"] == single["state_sha256"]
+    rows, its = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("member", "run")
+    )
+    assert rows == [{k: v for k, v in row.items() if k != "seconds"} for row in its]
+    assert run_dirs.read_run_settings(tmp_path / "member") == RunSettings(config, hp, sweep.seeds[i], OPTIONS)
+
+
+# --- members ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_best_member_is_that_of_the_summary(swept, tmp_path):
+    out, _, summary, _ = swept
+    best, other = restore_member(out, "best"), restore_member(out, str(summary["best_run"]))
+    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), best.runner, other.runner))
+    assert evaluate_saved(best, episodes=4) == evaluate_saved(other, episodes=4)
+    assert extract_member(out, "best", tmp_path / "out")["member"] == summary["best_run"]
+
+
+def test_a_member_goes_on_to_the_longer_run(swept, tmp_path):
+    """As `train` with that budget, where no schedule depends on it."""
+    sweep = sweep_of([{"learning_rate": 1e-3}], seeds=[5])
+    constant = dataclasses.replace(sweep.settings[0][0], learning_rate_schedule="constant")
+    sweep = sweep._replace(settings=((constant, sweep.settings[0][1]),))
+    run_sweep(sweep, out=tmp_path / "sweep", console=Quiet())
+    extract_member(tmp_path / "sweep", "0", tmp_path / "member")
+    longer = dataclasses.replace(constant, total_timesteps=32 * 12)
+    settings = RunSettings(longer, sweep.settings[0][1], 5, OPTIONS)
+    there = resume_experiment(tmp_path / "member", settings=settings, console=Quiet())
+    here = run_experiment(longer, settings.hp, 5, options=OPTIONS, out=tmp_path / "run", console=Quiet())
+    assert there["state_sha256"] == here["state_sha256"]
+
+
+@pytest.mark.parametrize("member", ["6", "-1", "worst", "", "1.0", "٣"])
+def test_an_unknown_member(swept, tmp_path, member):
+    with pytest.raises(ConfigError, match=r"is unknown; it is best, or a run's number from 0 to 5\."):
+        restore_member(swept[0], member)
+    with pytest.raises(ConfigError):
+        extract_member(swept[0], member, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_runs_directory_is_no_sweeps_and_the_reverse(swept, tmp_path):
+    run_experiment(CONFIG, Hyperparams(), 0, options=OPTIONS, out=tmp_path / "run", console=Quiet())
+    for f in (lambda d: restore_member(d, "0"), lambda d: extract_member(d, "0", tmp_path / "x"), resume_sweep):
+        with pytest.raises(CheckpointError, match="is a run's directory, not a sweep's"):
+            f(tmp_path / "run")
+    for f in (run_dirs.read_run_settings, resume_experiment):
+        with pytest.raises(CheckpointError, match="is a sweep's directory, not a run's"):
+            f(swept[0])
+
+
+# --- interrupted ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def halved(tmp_path_factory):
+    """(directory, sweep, summary) of five settings in successive halving; not to be changed."""
+    out = tmp_path_factory.mktemp("halved") / "out"
+    points = [{"learning_rate": x, "num_epochs": n} for x in (1e-3, 3e-3, 1e-2) for n in (1, 2)][:5]
+    sweep = sweep_of(points, halving=2, target=4.0)
+    return out, sweep, run_sweep(sweep, out=out, console=Quiet())
+
+
+def assert_same_tables(directory, other):
+    for name in TABLES:
+        assert (directory / name).read_bytes() == (other / name).read_bytes(), name
+    summaries = [json.loads((path / "summary.json").read_text()) for path in (directory, other)]
+    for summary in summaries:
+        del summary["train_seconds"], summary["env_steps_per_second"]
+    assert summaries[0] == summaries[1]
+
+
+@pytest.mark.parametrize("after", [0, 3, 6])
+def test_stopped_and_resumed_is_uninterrupted(halved, tmp_path, after):
+    """Byte for byte; stopped again and again after so many looks at the signal, once in the end not at all."""
+    out, sweep, _ = halved
+    summary = run_sweep(sweep, out=tmp_path / "out", console=Quiet(), stop=Interruption(after))
+    assert summary["exit_reason"] == "SIGTERM"
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["exit_reason"] == "SIGTERM"
+    summary = resume_sweep(tmp_path / "out", console=Quiet(), stop=Interruption(after + 3))
+    if summary["exit_reason"] != "finished":
+        with pytest.raises(CheckpointError, match="no best member: the sweep is not finished"):
+            restore_member(tmp_path / "out", "best")
+        summary = resume_sweep(tmp_path / "out", console=Quiet(), stop=Interruption())
+    assert_same_tables(tmp_path / "out", out)
+    assert resume_sweep(tmp_path / "out", console=Quiet()) == summary  # finished, and left alone
+
+
+def test_a_member_of_an_unfinished_sweep(halved, tmp_path):
+    """Its newest checkpoint; a run that has none yet says so."""
+    _, sweep, _ = halved
+    run_sweep(sweep, out=tmp_path / "out", console=Quiet(), stop=Interruption(1))
+    assert restore_member(tmp_path / "out", "1").meta["env_steps"] == 96  # the end of the first part
+    with pytest.raises(CheckpointError, match="no checkpoint of run 2;"):  # of the program that comes later
+        restore_member(tmp_path / "out", "2")
+
+
+def test_a_damaged_checkpoint_is_passed_over(halved, tmp_path):
+    """To the part's beginning, as there is no older one; --strict refuses."""
+    _, sweep, _ = halved
+    run_sweep(sweep, out=tmp_path / "out", console=Quiet(), stop=Interruption(2))
+    (step,) = list_steps(next((tmp_path / "out" / "parts").iterdir()))
+    (step.path / "COMMIT").write_text("nonsense")
+    with pytest.raises(CheckpointError, match="not what COMMIT vouches for"):
+        resume_sweep(tmp_path / "out", console=Quiet(), strict=True)
+
+
+@pytest.mark.parametrize("damage", ["{", None])
+def test_a_lost_result_of_an_early_part_is_found_again(swept, tmp_path, damage):
+    """By evaluating its final checkpoint; the rows of the parts after it stay."""
+    out = shutil.copytree(swept[0], tmp_path / "out")
+    (out / "summary.json").unlink()
+    result = out / "parts" / "rung0_program1_batch1" / "result.json"
+    result.unlink() if damage is None else result.write_text(damage)
+    resume_sweep(out, console=Quiet())
+    assert_same_tables(out, swept[0])
+
+
+def test_lost_rows_are_told(swept, tmp_path):
+    """The results are there all the same."""
+    out = shutil.copytree(swept[0], tmp_path / "out")
+    (out / "summary.json").unlink()
+    (out / "metrics.csv").write_text("")
+    console = Quiet()
+    assert resume_sweep(out, console=console)["exit_reason"] == "finished"
+    assert "metrics.csv has lost rows" in console.text
+    results, its = rows_of(out / "results.csv"), rows_of(swept[0] / "results.csv")
+    assert [row["evaluation_return"] for row in results] == [row["evaluation_return"] for row in its]
+
+
+def test_a_changed_sweep_is_refused(halved, tmp_path):
+    _, sweep, _ = halved
+    out = tmp_path / "out"
+    run_sweep(sweep, out=out, console=Quiet(), stop=Interruption(2))
+    content = json.loads((out / "sweep.json").read_text())
+    (out / "sweep.json").write_text(json.dumps({**content, "seeds": [5, 8]}))
+    with pytest.raises(CheckpointError, match="has been changed since"):
+        resume_sweep(out, console=Quiet())
+    with locked(out), pytest.raises(RunDirInUseError):
+        resume_sweep(out, console=Quiet())
+    (out / "sweep.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match="keeps its evaluation"):
+        resume_sweep(out, console=Quiet(), options=dataclasses.replace(OPTIONS, eval_episodes=5))
+
+
+# --- successive halving -----------------------------------------------------------------------------------------------
+
+
+def test_halving_keeps_the_best_and_gives_them_the_budget(halved):
+    """Five settings, then two, then one; each rung's budget is twice the one's before."""
+    out, _, summary = halved
+    results = rows_of(out / "results.csv")
+    steps = {0: math.ceil(UPDATES / 4) * 32, 1: math.ceil(UPDATES / 2) * 32, 2: UPDATES * 32}
+    rungs = [int(row["rung"]) for row in results]
+    assert sorted(rungs) == [0] * 6 + [1] * 2 + [2] * 2
+    assert [int(row["env_steps"]) for row in results] == [steps[rung] for rung in rungs]
+    assert [row["rung"] for row in summary["settings"]] == [2, 1, 0, 0, 0]
+    parts = {path.name: json.loads((path / "result.json").read_text()) for path in (out / "parts").iterdir()}
+    first = {}
+    for name, setting in (("rung0_program1_batch1", (0, 2, 4)), ("rung0_program2_batch1", (1, 3))):
+        returns = np.array(parts[name]["returns"]).reshape(-1, 2).mean(axis=1)
+        first |= dict(zip(setting, returns, strict=True))
+    assert {s for s in range(5) if rungs[2 * s] > 0} == set(sorted(first, key=lambda s: (-first[s], s))[:2])
+
+
+def test_who_goes_on_is_the_single_run(halved, tmp_path):
+    """From rung to rung nothing of a run is lost."""
+    out, sweep, summary = halved
+    number = summary["best_run"]
+    config, hp = sweep.settings[number // 2]
+    seed = sweep.seeds[number % 2]
+    single = run_experiment(config, hp, seed, options=OPTIONS, out=tmp_path / "run", console=Quiet())
+    extract_member(out, "best", tmp_path / "member")
+    assert resume_experiment(tmp_path / "member", console=Quiet())["state_sha256"] == single["state_sha256"]
+
+
+def test_one_compilation_for_each_number_of_runs(tmp_path, monkeypatch):
+    """Whatever the chunks, the batches and the rungs."""
+    compiled = []
+    real = planning.Group.program
+
+    def program(self, size, updates):
+        if (size, updates) not in self._programs:
+            compiled.append((self.settings, size))
+        return real(self, size, updates)
+
+    monkeypatch.setattr(planning.Group, "program", program)
+    points = [{"learning_rate": 1e-3 * n} for n in range(1, 5)]
+    run_sweep(sweep_of(points, halving=2), out=tmp_path / "out", console=Quiet())
+    assert compiled == [((0, 1, 2, 3), 8), ((0, 1, 2, 3), 4), ((0, 1, 2, 3), 2)]
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def test_too_large_for_memory_is_split_into_batches(swept, tmp_path, monkeypatch):
+    """The same tables; the last batch is filled up, and there is one program all the same."""
+    out, sweep, _, _ = swept
+    monkeypatch.setattr(planning, "_likely", lambda group: 3)
+    console = Quiet()
+    run_sweep(sweep, out=tmp_path / "out", console=console)
+    assert "4 runs in 2 batches of 2" in console.text
+    for name in ("results.csv", "table.md"):
+        assert (tmp_path / "out" / name).read_bytes() == (out / name).read_bytes()
+    rows, its = (sorted((path / "metrics.csv").read_text().splitlines()) for path in (out, tmp_path / "out"))
+    assert rows == its
+
+
+def test_a_first_size_that_does_not_fit_is_reduced(monkeypatch):
+    """By the compiler's own account of what it needs."""
+    sweep = sweep_of([{"learning_rate": 1e-3}], seeds=range(12))
+    plan = planning.make_plan(sweep)
+    assert plan.sizes == (12,)
+    whole = plan.predicted_bytes(0)
+    monkeypatch.setattr(planning, "_likely", lambda group: 12)
+    monkeypatch.setattr(planning, "available_bytes", lambda: whole - 1)
+    smaller = planning.make_plan(sweep)
+    assert smaller.sizes == (6,)
+    assert smaller.predicted_bytes(0) < whole
+    monkeypatch.setattr(planning, "available_bytes", lambda: 100)
+    with pytest.raises(OutOfMemoryError, match=r"out of memory: .*compiled program.*; try --num-envs"):
+        planning.make_plan(sweep)
+
+
+# --- divergence -------------------------------------------------------------------------------------------------------
+
+
+def test_a_diverged_run_harms_no_other(swept, tmp_path):
+    """It is frozen, named with its update, and counts as the worst."""
+    out, _, _, _ = swept
+    sweep = sweep_of([POINTS[0], {**POINTS[1], "learning_rate": 1e30}])
+    summary = run_sweep(sweep, out=tmp_path / "out", console=Quiet())
+    results, before = rows_of(tmp_path / "out" / "results.csv"), rows_of(out / "results.csv")
+    assert [row["evaluation_return"] for row in results[:2]] == [row["evaluation_return"] for row in before[:2]]
+    assert summary["diverged"] == 2
+    assert [row["diverged"] for row in summary["settings"]] == [0, 2]
+    assert summary["settings"][1]["return_iqm"] is None
+    metrics = rows_of(tmp_path / "out" / "metrics.csv")
+    for row in results[2:]:
+        at = int(row["diverged_at"])
+        assert at >= 1
+        assert row["evaluation_return"] == ""
+        assert int(row["env_steps"]) == (at - 1) * 32
+        mine = [r for r in metrics if r["run"] == row["run"]]
+        assert len(mine) == at
+        assert [bool(r["nonfinite"]) for r in mine] == [False] * (at - 1) + [True]
+    notes = []
+    saved = restore_member(tmp_path / "out", "2", planning_which(notes))
+    assert saved.meta["env_steps"] == int(results[2]["env_steps"])
+    assert "diverged at update" in notes[0]
+
+
+def planning_which(notes):
+    from purejaxppo.store import Which
+
+    return Which(note=notes.append)
+
+
+def test_every_run_diverged(tmp_path):
+    """The tables are written all the same."""
+    sweep = sweep_of([{"learning_rate": 1e30}], seeds=[0])
+    summary = run_sweep(sweep, out=tmp_path / "out", console=Quiet())
+    assert (summary["diverged"], summary["best_run"]) == (1, None)
+    with pytest.raises(CheckpointError, match="no run has a return"):
+        restore_member(tmp_path / "out", "best")
