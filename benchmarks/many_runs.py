@@ -25,12 +25,12 @@ ARMS = ("purejaxppo", "common shape")
 def ours(runs: int, envs: int, steps: int, updates: int) -> tuple[Any, Any]:
     """First state of R runs, and the block of updates that carries it on."""
     import jax
+
+    jax.config.update("jax_num_cpu_devices", CORES)  # before anything else: gymnax computes when it is imported
     from throughput import SHARED, UPDATES_IN_SCHEDULE
 
-    from purejaxppo import Hyperparams, TrainConfig, trainer_from_config
-    from purejaxppo.runs import advance_runs, grid, make_runs
+    from purejaxppo import Hyperparams, TrainConfig, advance_runs, grid, make_runs, trainer_from_config
 
-    jax.config.update("jax_num_cpu_devices", CORES)
     shape: dict[str, Any] = {"num_envs": envs, "num_steps": steps}
     trainer = trainer_from_config(TrainConfig(total_timesteps=UPDATES_IN_SCHEDULE * envs * steps, **shape, **SHARED))
     hps, seeds = grid(Hyperparams(), range(runs))
@@ -80,6 +80,8 @@ def measure(arms: list[str], repetitions: int, *shape: int) -> dict[str, Any]:
 
     first = {arm: block(arm) for arm in arms}
     rows = [{arm: block(arm) for arm in arms} for _ in range(repetitions)]
+    for pipe in pipes.values():
+        pipe.send(False)
     runs, envs, steps, updates = shape
     env_steps = runs * envs * steps * updates
     result = {

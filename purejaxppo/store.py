@@ -17,6 +17,7 @@ import math
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -86,11 +87,20 @@ def save_step(run_dir: Path, env_steps: int, state: Snapshot, meta: dict[str, An
         temporary.replace(step_dir)
         sync(step_dir.parent)
     except Exception as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _discard(temporary)
         reason = "no space left on the disk" if _NO_SPACE.search(str(error)) else _first_line(error)
         advice = f"mend that, and `purejaxppo resume {run_dir}` goes on"
         raise CheckpointError(f"cannot save the checkpoint {step_dir}: {reason}; {advice}.") from error
     return step_dir
+
+
+def _discard(directory: Path) -> None:
+    """Removes what could not be written whole, even if threads of orbax are still at it for a moment."""
+    for _ in range(20):
+        shutil.rmtree(directory, ignore_errors=True)
+        if not directory.exists():
+            return
+        time.sleep(0.05)
 
 
 def _commit(step_dir: Path) -> None:

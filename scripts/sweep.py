@@ -26,7 +26,7 @@ def main(total_timesteps: int = 50_000) -> float:
     low, high = bootstrap_interval(returns)
     middle = interquartile_mean(returns)
     for s in np.argsort(-middle):
-        learning_rate, clip_eps = (float(x[s * len(SEEDS)]) for x in (hps.learning_rate, hps.clip_eps))
+        learning_rate, clip_eps = (np.asarray(x)[s * len(SEEDS)] for x in (hps.learning_rate, hps.clip_eps))
         interval = f"{low[s]:.0f} to {high[s]:.0f}"
         print(f"learning rate {learning_rate:.0e}, clip range {clip_eps:.1f}: {middle[s]:.0f} ({interval})")
     print(f"{runs.diverged.size} runs, {int((runs.diverged > 0).sum())} of them diverged")

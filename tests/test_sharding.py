@@ -210,7 +210,11 @@ def train_eight_runs():
 
 
 def test_four_devices():
-    """Two runs on each, with the bits of each alone; compiled as users have it, where conftest.py has LLVM do less."""
+    """Two runs on each, with the bits of each alone.
+
+    Compiled as users have it: with the little that conftest.py lets LLVM do, vmap has the same bits, and here it has
+    others.
+    """
     program = [sys.executable, "-c", "import test_sharding; test_sharding.train_eight_runs()"]
     env = os.environ | {"JAX_NUM_CPU_DEVICES": "4", "XLA_FLAGS": ""}
     done = subprocess.run(program, cwd=Path(__file__).parent, env=env, capture_output=True, text=True, timeout=120)
