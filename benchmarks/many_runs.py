@@ -18,15 +18,15 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+BASELINE_ENV = {"NPROC": "4"}
 ARMS = ("purejaxppo", "common shape")
 
 
 def ours(runs: int, envs: int, steps: int, updates: int) -> tuple[Any, Any]:
     """First state of R runs, and the block of updates that carries it on."""
-    import jax
+    import purejaxppo
 
-    jax.config.update("jax_num_cpu_devices", CORES)  # before anything else: gymnax computes when it is imported
+    purejaxppo.use_all_cores()  # before anything else: gymnax computes when it is imported
     from throughput import SHARED, UPDATES_IN_SCHEDULE
 
     from purejaxppo import Hyperparams, TrainConfig, advance_runs, grid, make_runs, trainer_from_config
@@ -53,7 +53,7 @@ def baseline(runs: int, envs: int, steps: int, updates: int) -> tuple[Any, Any]:
 
 def serve(arm: str, pipe: Connection, *shape: int) -> None:
     """Answers each request for a block with the seconds that it took; the first answer is that of compilation."""
-    os.environ.setdefault("NPROC", "4")
+    os.environ.update(BASELINE_ENV if arm == ARMS[1] else {})
     import jax
 
     state, block = (ours if arm == ARMS[0] else baseline)(*shape)

@@ -1,5 +1,6 @@
 """PPO for JAX: rollout, advantage and update in one jitted function over vmapped environments."""
 
+import contextlib
 import importlib
 import os
 from typing import TYPE_CHECKING, Any
@@ -7,8 +8,26 @@ from typing import TYPE_CHECKING, Any
 # With fewer than four worker threads XLA's CPU client can wait for itself forever inside a vmapped training loop; it
 # sizes its pool by this variable when the first device is used, and otherwise by the cores that this process may use.
 # See docs/architecture.md.
-if (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) < 4:
-    os.environ.setdefault("NPROC", "4")
+_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+_CHOSE_THREADS = _CORES < 4 and "NPROC" not in os.environ
+if _CHOSE_THREADS:
+    os.environ["NPROC"] = "4"
+
+
+def use_all_cores() -> None:
+    """Makes a CPU device of each core, with one thread each, for the runs of `make_runs` to be spread over.
+
+    Before JAX uses its first device; later it changes nothing. JAX_NUM_CPU_DEVICES and NPROC of the environment
+    stand. Not for programs that `vmap` a training loop on a CPU: with so few threads they may hang.
+    """
+    import jax
+
+    if "JAX_NUM_CPU_DEVICES" not in os.environ:
+        with contextlib.suppress(RuntimeError):  # JAX has started already
+            jax.config.update("jax_num_cpu_devices", _CORES)
+    if _CHOSE_THREADS:
+        os.environ["NPROC"] = str(_CORES)
+
 
 if TYPE_CHECKING:
     from purejaxppo.algorithms import policy_gradient, ppo_clip, ppo_kl, trpo
@@ -37,6 +56,7 @@ __all__ = [
     "run_experiment",
     "trainer_from_config",
     "trpo",
+    "use_all_cores",
 ]
 
 _MODULES = {

@@ -1,6 +1,5 @@
 """The command line as a process: signals, exit codes, and JAX made ready. Nothing slow is imported before that."""
 
-import contextlib
 import importlib
 import os
 import signal
@@ -8,11 +7,11 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from purejaxppo import use_all_cores
 from purejaxppo.actions import ACTIONS, validate
 from purejaxppo.commands import Command, Common, Compare, Doctor, Plot, ResumeSweep, Sweep, Verify
 from purejaxppo.errors import ConfigError, EnvError, OutOfMemoryError, PureJaxPPOError, is_out_of_memory
 from purejaxppo.flags import parse
-from purejaxppo.machine import cpu_cores
 from purejaxppo.signals import INTERRUPTED, SIGNALS, end_process
 
 _INTERRUPTED_MESSAGE = "interrupted; what was not saved is lost."
@@ -73,10 +72,8 @@ def _prepare(common: Common, must_work: bool = True, many_runs: bool = False) ->
         _quiet_orbax()
     if common.device != "auto":
         jax.config.update("jax_platforms", common.device)
-    if many_runs and common.device in ("auto", "cpu") and "JAX_NUM_CPU_DEVICES" not in os.environ:
-        # Runs are spread over them. If JAX has started already, in this process, it keeps the devices that it has.
-        with contextlib.suppress(RuntimeError):
-            jax.config.update("jax_num_cpu_devices", cpu_cores())
+    if many_runs and common.device in ("auto", "cpu"):
+        use_all_cores()
     try:
         if must_work:
             jax.devices()

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purejaxppo.config import Hyperparams
+from purejaxppo.errors import ConfigError
 from purejaxppo.sharding import Layout, layout_for
 from purejaxppo.types import LearnerState, Metrics, RunnerState, Trainer
 from purejaxppo.validation import validate_hyperparams, validate_seed
@@ -43,17 +44,21 @@ def grid(hp: Hyperparams, seeds: Sequence[int], **axes: Sequence[float]) -> tupl
       Hyperparams with leaves [R] float32, and seeds [R] uint32.
 
     Raises:
-      ConfigError: a value or a seed out of range.
+      ConfigError: a value or a seed out of range, a combination that contradicts itself, an axis that is empty or
+        mixes None with numbers.
     """
-    for name, values in axes.items():
-        for value in values:
-            validate_hyperparams(dataclasses.replace(hp, **{name: value}))
+    for name, values in {**axes, "seeds": seeds}.items():
+        if len(values) == 0:
+            raise ConfigError(f"{name} has no value; give at least one.")
+        if 0 < sum(value is None for value in values) < len(values):
+            raise ConfigError(f"{name} is None in some runs and a number in others, two programs; split them.")
     for seed in seeds:
         validate_seed(seed)
-    *columns, column = np.array(list(product(*axes.values(), seeds)), np.float64).T
-    swept = dict(zip(axes, columns, strict=True))
-    hps = dataclasses.replace(hp, **{name: x.astype(np.float32) for name, x in swept.items()})
-    return jax.tree.map(lambda x: np.broadcast_to(np.float32(x), column.shape), hps), column.astype(np.uint32)
+    points = [dataclasses.replace(hp, **dict(zip(axes, values, strict=True))) for values in product(*axes.values())]
+    for point in points:
+        validate_hyperparams(point)
+    hps = jax.tree.map(lambda *values: np.repeat(np.array(values, np.float32), len(seeds)), *points)
+    return hps, np.tile(np.array(seeds, np.uint32), len(points))
 
 
 @partial(jax.jit, static_argnames=("trainer", "layout"))

@@ -3,7 +3,6 @@
 `purejaxppo sweep` adds what a long one needs: a plan that fits into memory, checkpoints, tables and pictures.
 """
 
-import jax
 import numpy as np
 
 import purejaxppo
@@ -34,5 +33,5 @@ def main(total_timesteps: int = 50_000) -> float:
 
 
 if __name__ == "__main__":
-    jax.config.update("jax_num_cpu_devices", 2)  # on a CPU the runs are spread over them
+    purejaxppo.use_all_cores()
     main()

@@ -62,6 +62,15 @@ def test_optional_hyperparameters_are_axes_too():
     assert hps.vf_clip_eps.tolist() == [np.float32(0.2)] * 2
 
 
+def test_values_are_judged_together():
+    """Two axes beyond the default of one another, and one that is None everywhere; what is not swept is judged too."""
+    hps, _ = grid(Hyperparams(), [0], kl_min=[0.1], kl_max=[0.2, 0.3], target_kl=[None])
+    assert hps.kl_max.tolist() == np.float32([0.2, 0.3]).tolist()
+    assert hps.target_kl is None
+    with pytest.raises(ConfigError, match="gamma = 7"):
+        grid(Hyperparams(gamma=7.0), [0])
+
+
 @pytest.mark.parametrize(
     ("seeds", "axes", "says"),
     [
@@ -70,6 +79,10 @@ def test_optional_hyperparameters_are_axes_too():
         ([0], {"learning_rate": [1e-3, float("inf")]}, "learning_rate = inf is outside"),
         ([0], {"target_kl": [0.1, -0.1]}, r"target_kl = -0\.1 is outside"),
         ([0], {"clip_eps": [0.1, "wide"]}, "clip_eps = 'wide' is not a number"),
+        ([0], {"target_kl": [None, 0.1]}, "target_kl is None in some runs and a number in others"),
+        ([0], {"kl_min": [0.001, 0.015], "kl_max": [0.01]}, r"kl_min = 0\.015 is not below kl_max = 0\.01"),
+        ([0], {"gamma": []}, "gamma has no value"),
+        ([], {}, "seeds has no value"),
         ([0, -1], {}, "seed = -1 is not"),
         ([2**32], {"gamma": [0.9]}, "seed = 4294967296 is not"),
         ([0, 1.5], {}, r"seed = 1\.5 is not"),
