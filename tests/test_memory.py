@@ -17,7 +17,7 @@ from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.envs import from_gymnax
 from purejaxppo.errors import OutOfMemoryError, is_out_of_memory
 from purejaxppo.experiment import run_experiment
-from purejaxppo.memory import device_bytes, explain, program_bytes, rollout_bytes
+from purejaxppo.memory import device_bytes, explain, program_bytes, rollout_bytes, traced_bytes
 from purejaxppo.train import trainer_from_config
 from purejaxppo.validation import validate_config
 
@@ -280,3 +280,16 @@ def test_an_absurd_run_on_the_command_line(tmp_path, no_more_memory, capsys, num
 def peak():
     """Bytes of memory that this process has ever used."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def test_traced_bytes_are_those_of_every_array_once():
+    """Within loops, branches and functions too, however often they turn."""
+    x = jax.ShapeDtypeStruct((3,), jnp.float32)
+    assert traced_bytes(lambda x: (x + 1) * 2, x) == 2 * 12
+
+    def loop(x):
+        last, all_of_them = jax.lax.scan(lambda c, _: (c + 1, c.astype(jnp.int8)), x, length=10)
+        return last, all_of_them
+
+    assert traced_bytes(loop, x) == (12 + 3) + (12 + 30)  # of a turn, and of the whole
+    assert traced_bytes(jax.jit(lambda x: x + 1), x) == 2 * 12

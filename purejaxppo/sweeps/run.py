@@ -88,6 +88,7 @@ def resume_sweep(
     """
     console = console or Terminal()
     sweep, sizes = read_sweep(directory)
+    sweep = sweep._replace(options=_other_options(sweep, options or sweep.options))
     with _listening(stop) as stop, locked(directory):
         with contextlib.suppress(CheckpointError):  # missing, or not to be read: it will be written again
             summary = read_json(directory / "summary.json")
@@ -96,7 +97,6 @@ def resume_sweep(
                 return {**summary, "out": str(directory)}
         clean(directory)
         with stop.ending_at_once("nothing was done yet."):
-            sweep = sweep._replace(options=_other_options(sweep, options or sweep.options))
             plan = Plan(sweep, allow_download)
             plan.sizes = sizes
         for change in changed_versions(directory):

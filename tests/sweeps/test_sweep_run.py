@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from purejaxppo import cli
 from purejaxppo import run_dir as run_dirs
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.errors import CheckpointError, ConfigError, OutOfMemoryError, RunDirInUseError
 from purejaxppo.experiment import evaluate_saved, resume_experiment, run_experiment
 from purejaxppo.lock import locked
 from purejaxppo.run_dir import RunSettings
-from purejaxppo.store import list_steps
+from purejaxppo.store import Which, list_steps
 from purejaxppo.sweeps import plan as planning
 from purejaxppo.sweeps.members import extract_member, restore_member
 from purejaxppo.sweeps.run import resume_sweep, run_sweep
@@ -32,6 +33,7 @@ CONFIG = TrainConfig(
     num_epochs=1,
     num_minibatches=2,
     hidden_sizes=(4,),
+    learning_rate_schedule="constant",
     total_timesteps=32 * UPDATES,
 )
 OPTIONS = RunOptions(eval_episodes=4, checkpoint_seconds=1000)
@@ -58,6 +60,9 @@ POINTS = (
     {"learning_rate": 1e-2, "num_envs": 4},
     {"learning_rate": 1e-3, "num_envs": 8},
 )
+
+
+RATES = tuple({"learning_rate": x} for x in (1e-3, 3e-3, 1e-2, 3e-2, 1e-1))
 
 
 class Quiet(Console):
@@ -180,15 +185,12 @@ def test_the_best_member_is_that_of_the_summary(swept, tmp_path):
 
 def test_a_member_goes_on_to_the_longer_run(swept, tmp_path):
     """As `train` with that budget, where no schedule depends on it."""
-    sweep = sweep_of([{"learning_rate": 1e-3}], seeds=[5])
-    constant = dataclasses.replace(sweep.settings[0][0], learning_rate_schedule="constant")
-    sweep = sweep._replace(settings=((constant, sweep.settings[0][1]),))
-    run_sweep(sweep, out=tmp_path / "sweep", console=Quiet())
-    extract_member(tmp_path / "sweep", "0", tmp_path / "member")
-    longer = dataclasses.replace(constant, total_timesteps=32 * 12)
-    settings = RunSettings(longer, sweep.settings[0][1], 5, OPTIONS)
+    out, sweep, _, _ = swept
+    extract_member(out, "0", tmp_path / "member")
+    config, hp = sweep.settings[0]
+    settings = RunSettings(dataclasses.replace(config, total_timesteps=32 * 12), hp, 5, OPTIONS)
     there = resume_experiment(tmp_path / "member", settings=settings, console=Quiet())
-    here = run_experiment(longer, settings.hp, 5, options=OPTIONS, out=tmp_path / "run", console=Quiet())
+    here = run_experiment(settings.config, hp, 5, options=OPTIONS, out=tmp_path / "run", console=Quiet())
     assert there["state_sha256"] == here["state_sha256"]
 
 
@@ -218,8 +220,7 @@ def test_a_runs_directory_is_no_sweeps_and_the_reverse(swept, tmp_path):
 def halved(tmp_path_factory):
     """(directory, sweep, summary) of five settings in successive halving; not to be changed."""
     out = tmp_path_factory.mktemp("halved") / "out"
-    points = [{"learning_rate": x, "num_epochs": n} for x in (1e-3, 3e-3, 1e-2) for n in (1, 2)][:5]
-    sweep = sweep_of(points, halving=2, target=4.0)
+    sweep = sweep_of(RATES, halving=2, target=4.0)
     return out, sweep, run_sweep(sweep, out=out, console=Quiet())
 
 
@@ -249,12 +250,14 @@ def test_stopped_and_resumed_is_uninterrupted(halved, tmp_path, after):
 
 
 def test_a_member_of_an_unfinished_sweep(halved, tmp_path):
-    """Its newest checkpoint; a run that has none yet says so."""
+    """Its newest checkpoint."""
     _, sweep, _ = halved
     run_sweep(sweep, out=tmp_path / "out", console=Quiet(), stop=Interruption(1))
     assert restore_member(tmp_path / "out", "1").meta["env_steps"] == 96  # the end of the first part
-    with pytest.raises(CheckpointError, match="no checkpoint of run 2;"):  # of the program that comes later
-        restore_member(tmp_path / "out", "2")
+    assert evaluate_saved(restore_member(tmp_path / "out", "9"), episodes=4)["env_steps"] == 96
+    run_sweep(sweep_of(POINTS), out=tmp_path / "two", console=Quiet(), stop=Interruption(1))
+    with pytest.raises(CheckpointError, match="has no checkpoint of run 5;"):  # of the program that comes later
+        restore_member(tmp_path / "two", "5")
 
 
 def test_a_damaged_checkpoint_is_passed_over(halved, tmp_path):
@@ -318,11 +321,8 @@ def test_halving_keeps_the_best_and_gives_them_the_budget(halved):
     assert [int(row["env_steps"]) for row in results] == [steps[rung] for rung in rungs]
     assert [row["rung"] for row in summary["settings"]] == [2, 1, 0, 0, 0]
     parts = {path.name: json.loads((path / "result.json").read_text()) for path in (out / "parts").iterdir()}
-    first = {}
-    for name, setting in (("rung0_program1_batch1", (0, 2, 4)), ("rung0_program2_batch1", (1, 3))):
-        returns = np.array(parts[name]["returns"]).reshape(-1, 2).mean(axis=1)
-        first |= dict(zip(setting, returns, strict=True))
-    assert {s for s in range(5) if rungs[2 * s] > 0} == set(sorted(first, key=lambda s: (-first[s], s))[:2])
+    first = np.array(parts["rung0_program1_batch1"]["returns"]).reshape(5, 2).mean(axis=1)
+    assert {s for s in range(5) if rungs[2 * s] > 0} == set(sorted(range(5), key=lambda s: (-first[s], s))[:2])
 
 
 def test_who_goes_on_is_the_single_run(halved, tmp_path):
@@ -347,9 +347,8 @@ def test_one_compilation_for_each_number_of_runs(tmp_path, monkeypatch):
         return real(self, size, updates)
 
     monkeypatch.setattr(planning.Group, "program", program)
-    points = [{"learning_rate": 1e-3 * n} for n in range(1, 5)]
-    run_sweep(sweep_of(points, halving=2), out=tmp_path / "out", console=Quiet())
-    assert compiled == [((0, 1, 2, 3), 8), ((0, 1, 2, 3), 4), ((0, 1, 2, 3), 2)]
+    run_sweep(sweep_of(RATES, halving=2), out=tmp_path / "out", console=Quiet())
+    assert compiled == [((0, 1, 2, 3, 4), size) for size in (10, 4, 2)]
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------
@@ -370,14 +369,14 @@ def test_too_large_for_memory_is_split_into_batches(swept, tmp_path, monkeypatch
 
 def test_a_first_size_that_does_not_fit_is_reduced(monkeypatch):
     """By the compiler's own account of what it needs."""
-    sweep = sweep_of([{"learning_rate": 1e-3}], seeds=range(12))
+    sweep = sweep_of([{"learning_rate": 1e-3}], seeds=range(4))
     plan = planning.make_plan(sweep)
-    assert plan.sizes == (12,)
+    assert plan.sizes == (4,)
     whole = plan.predicted_bytes(0)
-    monkeypatch.setattr(planning, "_likely", lambda group: 12)
+    monkeypatch.setattr(planning, "_likely", lambda group: 4)
     monkeypatch.setattr(planning, "available_bytes", lambda: whole - 1)
     smaller = planning.make_plan(sweep)
-    assert smaller.sizes == (6,)
+    assert smaller.sizes == (2,)
     assert smaller.predicted_bytes(0) < whole
     monkeypatch.setattr(planning, "available_bytes", lambda: 100)
     with pytest.raises(OutOfMemoryError, match=r"out of memory: .*compiled program.*; try --num-envs"):
@@ -407,15 +406,9 @@ def test_a_diverged_run_harms_no_other(swept, tmp_path):
         assert len(mine) == at
         assert [bool(r["nonfinite"]) for r in mine] == [False] * (at - 1) + [True]
     notes = []
-    saved = restore_member(tmp_path / "out", "2", planning_which(notes))
+    saved = restore_member(tmp_path / "out", "2", Which(note=notes.append))
     assert saved.meta["env_steps"] == int(results[2]["env_steps"])
     assert "diverged at update" in notes[0]
-
-
-def planning_which(notes):
-    from purejaxppo.store import Which
-
-    return Which(note=notes.append)
 
 
 def test_every_run_diverged(tmp_path):
@@ -425,3 +418,50 @@ def test_every_run_diverged(tmp_path):
     assert (summary["diverged"], summary["best_run"]) == (1, None)
     with pytest.raises(CheckpointError, match="no run has a return"):
         restore_member(tmp_path / "out", "best")
+
+
+# --- on the command line ----------------------------------------------------------------------------------------------
+
+
+def test_commands_take_a_sweep(swept, tmp_path, capfd):
+    out, _, summary, _ = swept
+    argv = ["evaluate", str(out), "--member", "best", "--episodes", "4", "--json"]
+    assert cli.run(argv) == 0
+    assert json.loads(capfd.readouterr().out) == evaluate_saved(restore_member(out, "best"), episodes=4)
+    assert cli.run(["export", str(out), "--member", "0", "--out", str(tmp_path / "policy")]) == 0
+    assert "policy of 288 env steps" in capfd.readouterr().out
+    assert cli.run(["extract", str(out), "--member", "5", "--out", str(tmp_path / "run"), "--json"]) == 0
+    made = json.loads(capfd.readouterr().out)
+    assert made == {"run_dir": str(tmp_path / "run"), "member": 5, "seed": 7, "env_steps": 256, "diverged_at": None}
+    assert cli.run(["verify", str(out)]) == 0
+    assert "rung0_program2_batch1/step_000000000256" in capfd.readouterr().out
+    assert cli.run(["resume", str(out)]) == 0
+    said = capfd.readouterr()
+    assert "finished already" in said.err
+    assert f"results in {summary['out']}" in said.out
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "says"),
+    [
+        ("evaluate {sweep}", 4, "is a sweep's directory, not a run's"),
+        ("export {sweep} --out {new}", 4, "is a sweep's directory, not a run's"),
+        ("plot {sweep} --out {new}.png", 4, "is a sweep's directory, not a run's"),
+        ("evaluate {sweep} --member worst", 2, "member 'worst' is unknown"),
+        ("evaluate {sweep} --member 6", 2, "member '6' is unknown"),
+        ("evaluate {sweep} --member 0 --step 3", 4, "no checkpoint of 3 env steps"),
+        ("extract {sweep} --out {new}", 2, "--member"),
+        ("extract {new} --member best", 4, "not a sweep's directory"),
+        ("resume {sweep} --total-timesteps 1000", 2, "--total-timesteps"),
+        ("resume {sweep} --eval-episodes 7", 2, "keeps its evaluation"),
+    ],
+)
+def test_refusals_on_the_command_line(swept, tmp_path, capfd, argv, code, says):
+    """One line, and nothing written."""
+    words = argv.format(sweep=swept[0], new=tmp_path / "new").split()
+    assert cli.run(words) == code
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert says in err
+    assert err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
