@@ -1,33 +1,9 @@
 """PPO for JAX: rollout, advantage and update in one jitted function over vmapped environments."""
 
-import contextlib
 import importlib
-import os
 from typing import TYPE_CHECKING, Any
 
-# With fewer than four worker threads XLA's CPU client can wait for itself forever inside a vmapped training loop; it
-# sizes its pool by this variable when the first device is used, and otherwise by the cores that this process may use.
-# See docs/architecture.md.
-_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-_CHOSE_THREADS = _CORES < 4 and "NPROC" not in os.environ
-if _CHOSE_THREADS:
-    os.environ["NPROC"] = "4"
-
-
-def use_all_cores() -> None:
-    """Makes a CPU device of each core, with one thread each, for the runs of `make_runs` to be spread over.
-
-    Before JAX uses its first device; later it changes nothing. JAX_NUM_CPU_DEVICES and NPROC of the environment
-    stand. Not for programs that `vmap` a training loop on a CPU: with so few threads they may hang.
-    """
-    import jax
-
-    if "JAX_NUM_CPU_DEVICES" not in os.environ:
-        with contextlib.suppress(RuntimeError):  # JAX has started already
-            jax.config.update("jax_num_cpu_devices", _CORES)
-    if _CHOSE_THREADS:
-        os.environ["NPROC"] = str(_CORES)
-
+from purejaxppo import threads as _threads  # noqa: F401, which chooses how many there are, before JAX is used
 
 if TYPE_CHECKING:
     from purejaxppo.algorithms import policy_gradient, ppo_clip, ppo_kl, trpo
@@ -37,6 +13,7 @@ if TYPE_CHECKING:
     from purejaxppo.networks import make_network
     from purejaxppo.presets import preset
     from purejaxppo.runs import advance_runs, grid, make_runs
+    from purejaxppo.threads import use_all_cores
     from purejaxppo.train import advance, make_trainer, trainer_from_config
 
 __all__ = [
@@ -76,6 +53,7 @@ _MODULES = {
     "run_experiment": "experiment",
     "trainer_from_config": "train",
     "trpo": "algorithms",
+    "use_all_cores": "threads",
 }
 
 

@@ -48,7 +48,7 @@ def write_state(directory: Path, tree: Any) -> None:
 
 
 def read_state(directory: Path, expected: State) -> State:
-    """Reads what `write_state` wrote, bit by bit, onto the default device.
+    """Reads what `write_state` wrote, bit by bit, onto the default device, or where the expected leaves' sharding says.
 
     `expected` is the state's tree of `jax.ShapeDtypeStruct`, from `jax.eval_shape`. Compare its `tree_spec` first with
     what was saved, since orbax casts a type silently. Raises whatever orbax does.
@@ -86,5 +86,5 @@ def _data_shape(leaf: Any) -> tuple[tuple[int, ...], Any]:
 def _like(expected: Any, data: np.ndarray) -> jax.Array:
     if _is_key(expected):
         impl = jax.random.key_impl(jnp.empty((), expected.dtype))
-        return jax.random.wrap_key_data(jnp.asarray(data), impl=impl)
-    return jax.device_put(data)
+        return jax.random.wrap_key_data(jax.device_put(data, expected.sharding), impl=impl)
+    return jax.device_put(data, expected.sharding)

@@ -7,12 +7,12 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from purejaxppo import use_all_cores
 from purejaxppo.actions import ACTIONS, validate
 from purejaxppo.commands import Command, Common, Compare, Doctor, Plot, ResumeSweep, Sweep, Verify
 from purejaxppo.errors import ConfigError, EnvError, OutOfMemoryError, PureJaxPPOError, is_out_of_memory
 from purejaxppo.flags import parse
 from purejaxppo.signals import INTERRUPTED, SIGNALS, end_process
+from purejaxppo.threads import use_all_cores
 
 _INTERRUPTED_MESSAGE = "interrupted; what was not saved is lost."
 
@@ -72,9 +72,9 @@ def _prepare(common: Common, must_work: bool = True, many_runs: bool = False) ->
         _quiet_orbax()
     if common.device != "auto":
         jax.config.update("jax_platforms", common.device)
-    if many_runs and common.device in ("auto", "cpu"):
-        use_all_cores()
     try:
+        if many_runs:
+            use_all_cores()
         if must_work:
             jax.devices()
     except Exception as error:  # not only RuntimeError: an unknown platform is an AssertionError without a word

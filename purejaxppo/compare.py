@@ -27,8 +27,9 @@ from purejaxppo.logger import ProgressDisplay, Terminal, say
 from purejaxppo.plot_comparison import plot_comparison
 from purejaxppo.run_dir import create_dir, write_origin
 from purejaxppo.settings import settings_record
+from purejaxppo.sweeps.group import Group
 from purejaxppo.sweeps.parts import first_state, mean_ended
-from purejaxppo.sweeps.plan import Group, Plan, padded
+from purejaxppo.sweeps.plan import Plan
 from purejaxppo.sweeps.schedule import Part
 from purejaxppo.sweeps.settings import SweepSettings
 from purejaxppo.validation import validate_algorithm
@@ -102,7 +103,7 @@ def _as_sweep(
 def _train_all(plan: Plan, group: Group, console: Console) -> Result:
     """All seeds of one algorithm in one compiled program."""
     config, seeds = group.config, plan.sweep.seeds
-    number, size = plan.groups.index(group), padded(len(seeds))
+    number, size = plan.groups.index(group), plan.balanced(len(seeds), len(seeds) + plan.sizes.devices)
     part = Part(config.algorithm, number, 0, tuple(group.runs), size, since=0, until=config.num_updates)
     hps, all_seeds = group.arguments(part.runs, size)
     length = plan.chunk(group, part.size)

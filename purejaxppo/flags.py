@@ -46,6 +46,7 @@ def parse(argv: list[str]) -> Command | ResumeSweep:
     if COMMANDS[name] is Sweep:
         return _parse_sweep(args)
     if COMMANDS[name] is Resume and (directory := next(filter(is_sweep, map(Path, args)), None)):
+        _refuse_keep_best(args)
         saved = ResumeSweep(directory, read_sweep(directory)[0].options)
         return _tyro(ResumeSweep, args, prog="purejaxppo resume", default=saved)
     default = {Train: _train_default, Resume: _resume_default, Compare: _compare_default}.get(COMMANDS[name])
@@ -131,15 +132,25 @@ def _resolve_all(command: Compare, args: list[str]) -> Compare:
 
 def _parse_sweep(args: list[str]) -> Sweep:
     """The settings among the arguments may have many words; tyro sees the others, and tells of all in its help."""
+    _refuse_keep_best(args)
     words, rest = split_settings(args)
     env, _, settings, others = _base(rest)
-    others.pop("seed", None)  # of a run, not of a sweep
+    for name in ("seed", "keep_best"):  # of a run, not of a sweep
+        others.pop(name, None)
     algorithm = settings.get("algorithm", TrainConfig.algorithm)
     if len(words.get("algorithm", ())) == 1:
         algorithm = words["algorithm"][0]
     default = Sweep(*resolve(env, for_algorithm(env, settings, algorithm)), RunOptions(**others))
     command = _tyro(Sweep, rest, prog="purejaxppo sweep", default=default)
     return dataclasses.replace(command, resolved=sweep_settings(command, words, settings))
+
+
+def _refuse_keep_best(args: list[str]) -> None:
+    if any(arg.split("=")[0] in ("--keep-best", "--keep_best") for arg in args):
+        raise ConfigError(
+            "--keep-best is of single runs; a sweep's checkpoint holds many, good and bad. Leave it out; "
+            "--keep-newest there is."
+        )
 
 
 def _base(args: list[str]) -> tuple[str | None, str | None, dict[str, Any], dict[str, Any]]:

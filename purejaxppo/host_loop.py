@@ -154,19 +154,24 @@ def _steady_speed(lengths: Sequence[int], ends: Sequence[float], steps: int) -> 
 def chunk_lengths(config: TrainConfig, params: Params, backend: str) -> list[int]:
     """How many updates each call of the compiled program makes; they sum to config.num_updates.
 
-    `params` may be those of several runs.
+    `params` may be those of several runs, which are computed on one device.
 
     All chunks have one length if num_updates has a divisor of about the right size; otherwise the last one is
     shorter, at the price of a second compilation.
     """
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     work = config.batch_size * config.num_epochs * size
-    wish = int(_CHUNK_WORK.get(backend, _CHUNK_WORK_ACCELERATOR) / work)
+    wish = int(work_per_call(backend) / work)
     wish = max(1, min(wish, _CHUNK_UPDATES, config.num_updates))
     even = [n for n in range(max(1, wish // 16), 2 * wish + 1) if config.num_updates % n == 0]
     length = min(even, key=lambda n: max(n / wish, wish / n), default=wish)
     whole, rest = divmod(config.num_updates, length)
     return [length] * whole + [rest] * (rest > 0)
+
+
+def work_per_call(backend: str) -> float:
+    """Env steps x epochs x parameters of a call on one device that takes about a second."""
+    return _CHUNK_WORK.get(backend, _CHUNK_WORK_ACCELERATOR)
 
 
 def _compile_advance(trainer: Trainer, hp: Hyperparams, runner: RunnerState, num_updates: int) -> jax.stages.Compiled:

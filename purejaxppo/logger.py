@@ -40,20 +40,21 @@ class AppendedFile:
 
     Args:
       path: of the file.
-      keep: bytes of what is there to go on after; the rest of it is cut off.
+      keep: bytes of what is there to go on after.
+      cut: whether the rest of it is cut off.
 
     Raises:
       CheckpointError: the file cannot be written.
     """
 
-    def __init__(self, path: Path, keep: int = 0) -> None:
+    def __init__(self, path: Path, keep: int = 0, cut: bool = True) -> None:
         self._path = path
         try:
             # Unbuffered: a row is in the file, whole or torn, before the next one is made.
             self._file = path.open("r+b" if keep else "wb", buffering=0)
-            if keep:
+            if keep and cut:
                 self._file.truncate(keep)
-                self._file.seek(keep)
+            self._file.seek(keep)
         except OSError as error:
             raise CheckpointError(f"cannot write {path}: {error}") from error
 
@@ -80,6 +81,25 @@ class AppendedFile:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+
+class RepeatedFile(AppendedFile):
+    """A file whose rows may come again: equal ones stay, with all that follows; from the first other one it is cut."""
+
+    def __init__(self, path: Path, keep: int) -> None:
+        super().__init__(path, keep, cut=False)
+
+    def write(self, text: str) -> None:
+        """Adds whole rows, unless they are there. Raises CheckpointError."""
+        content, position = text.encode(), self.position()
+        try:
+            if self._file.read(len(content)) == content:
+                return
+            self._file.seek(position)
+            self._file.truncate()
+        except OSError as error:
+            raise CheckpointError(f"cannot write {self._path}: {error}; {_MEND}") from error
+        super().write(text)
 
 
 class JsonLines(AppendedFile):

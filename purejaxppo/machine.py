@@ -8,7 +8,10 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 from typing import Any
+
+from purejaxppo.threads import cpu_cores
 
 _PACKAGES = ("purejaxppo", "jax", "jaxlib", "flax", "optax", "gymnax", "orbax-checkpoint", "numpy")
 _VARIABLES = (
@@ -20,6 +23,7 @@ _VARIABLES = (
     "CUDA_VISIBLE_DEVICES",
 )
 _NVIDIA_SECONDS = 5.0
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def find_machine() -> dict[str, Any]:
@@ -158,13 +162,11 @@ def _ask(command: list[str], seconds: float) -> tuple[int, str]:
     return process.returncode, text
 
 
-def cpu_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def ram_bytes() -> int | None:
-    """The machine's memory, where the system tells."""
+    """The memory of the machine, or of the container if that has less, where the system tells."""
+    known = []
     with contextlib.suppress(AttributeError, OSError, ValueError):  # not every system tells
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return None
+        known.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    with contextlib.suppress(OSError, ValueError):  # no control groups, or no limit
+        known.append(int(_CGROUP_LIMIT.read_text()))
+    return min(known, default=None)

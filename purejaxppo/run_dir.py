@@ -67,7 +67,8 @@ def create_dir(out: Path | None, name: str) -> Path:
     try:
         check_free(out)
         if out.exists() and (not out.is_dir() or _holds_anything(out)):
-            resume = f", or continue it by `purejaxppo resume {out}`" if (out / "config.json").is_file() else ""
+            ours = is_file(out / "config.json") or is_file(out / "sweep.json")
+            resume = f", or continue it by `purejaxppo resume {out}`" if ours else ""
             raise CheckpointError(f"{out} exists already and is not an empty directory; choose another --out{resume}.")
         if len(str(out.absolute()).encode()) > _LONGEST_PATH:  # a name that is not UTF-8 raises ValueError
             raise CheckpointError(f"the path of {out.name[:50]!r} is too long; choose a shorter --out.")

@@ -52,8 +52,15 @@ def grid(hp: Hyperparams, seeds: Sequence[int], **axes: Sequence[float]) -> tupl
             raise ConfigError(f"{name} has no value; give at least one.")
         if 0 < sum(value is None for value in values) < len(values):
             raise ConfigError(f"{name} is None in some runs and a number in others, two programs; split them.")
+    unknown = [name for name in axes if name not in vars(hp)]
+    if unknown:
+        raise ConfigError(
+            f"{unknown[0]} is no hyperparameter: unknown, or compiled in, which takes a trainer for each."
+        )
     for seed in seeds:
         validate_seed(seed)
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"seeds = {list(seeds)} are not all different; the same run twice says nothing.")
     points = [dataclasses.replace(hp, **dict(zip(axes, values, strict=True))) for values in product(*axes.values())]
     for point in points:
         validate_hyperparams(point)

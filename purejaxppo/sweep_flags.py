@@ -98,6 +98,8 @@ def sweep_settings(command: Sweep, words: Mapping[str, Sequence[str]], settings:
     refuse_foreign(words, algorithms)
     refuse_foreign_in_file(settings, algorithms)
     seeds = parse_seeds(command.seeds, command.seed)
+    if command.sample_seed and command.samples is None:
+        raise ConfigError(f"--sample-seed {command.sample_seed} is that of --samples; give both, or neither.")
     drawn = grid(axes) if command.samples is None else sample(axes, command.samples, command.sample_seed)
     points = _without_foreign(drawn, algorithms[0])
     _refuse_too_many(len(points), len(seeds))

@@ -29,7 +29,7 @@ def main(total_timesteps: int = 50_000) -> float:
         interval = f"{low[s]:.0f} to {high[s]:.0f}"
         print(f"learning rate {learning_rate:.0e}, clip range {clip_eps:.1f}: {middle[s]:.0f} ({interval})")
     print(f"{runs.diverged.size} runs, {int((runs.diverged > 0).sum())} of them diverged")
-    return float(middle.max())
+    return float(np.nanmax(middle))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ FLOORS = {
     3.0: {"train", "evaluate"},
     4.0: {"sharding"},
     4.1: {"runs"},
-    5.0: {"files", "checkpoint", "presets", "lock"},
+    5.0: {"files", "checkpoint", "presets", "lock", "threads"},
     5.1: {"logger", "store"},
     5.2: {"saver"},
     6.0: {"comparison", "settings", "signals", "watch", "machine", "self_check"},

@@ -591,11 +591,11 @@ def test_a_sweep_that_cannot_work_is_refused_before_jax_is_loaded():
 def test_many_runs_have_a_device_per_core(options, many_runs, variable, devices):
     """On a machine that seems to have three; the user's variable stands above. In a process of its own."""
     script = (
-        "import purejaxppo\nfrom purejaxppo import cli\nfrom purejaxppo.commands import Common\n"
-        "purejaxppo._CORES = 3\n"
+        "from purejaxppo import cli, threads\nfrom purejaxppo.commands import Common\n"
+        "threads.cpu_cores = lambda: 3\n"
         f"for _ in range(2):\n    cli._prepare(Common(**{options}), many_runs={many_runs})\n"
         "import jax\nprint(len(jax.devices()))\n"
-        f"purejaxppo._CORES = 5\ncli._prepare(Common(**{options}), many_runs={many_runs})\n"  # JAX has started
+        f"threads.cpu_cores = lambda: 5\ncli._prepare(Common(**{options}), many_runs={many_runs})\n"  # JAX has started
         "print(len(jax.devices()))"
     )
     env = {name: value for name, value in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"}

@@ -8,9 +8,9 @@ table.md summary.json plots/
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.errors import CheckpointError, ConfigError
@@ -20,6 +20,13 @@ from purejaxppo.sweeps.settings import SweepSettings
 
 FORMAT_VERSION = 1
 METRICS = "metrics.csv"
+
+
+class Sizes(NamedTuple):
+    """How many runs of each program are side by side, and the devices for which that was settled."""
+
+    runs: tuple[int, ...]
+    devices: int
 
 
 def is_sweep(directory: Path) -> bool:
@@ -44,14 +51,20 @@ def sweep_record(sweep: SweepSettings) -> dict[str, Any]:
     }
 
 
-def write_sweep(directory: Path, sweep: SweepSettings, sizes: Sequence[int]) -> None:
+def write_sweep(directory: Path, sweep: SweepSettings, sizes: Sizes) -> None:
     """sweep.json, which makes a directory a sweep's; `sizes` are the plan's."""
     options = {name: value for name, value in vars(sweep.options).items() if name != "eval_episodes"}
-    content = {"format_version": FORMAT_VERSION, **sweep_record(sweep), **options, "sizes": list(sizes)}
+    content = {
+        "format_version": FORMAT_VERSION,
+        **sweep_record(sweep),
+        **options,
+        "sizes": list(sizes.runs),
+        "devices": sizes.devices,
+    }
     write_json(directory / "sweep.json", content)
 
 
-def read_sweep(directory: Path) -> tuple[SweepSettings, tuple[int, ...]]:
+def read_sweep(directory: Path) -> tuple[SweepSettings, Sizes]:
     """What a sweep was asked for, and its plan's sizes. Raises CheckpointError if the directory is not a sweep's."""
     path = directory / "sweep.json"
     if not is_file(path):
@@ -74,8 +87,10 @@ def read_sweep(directory: Path) -> tuple[SweepSettings, tuple[int, ...]]:
             target=content["target"],
         )
         sweep.validate()
-        sizes = tuple(content["sizes"])
-        if len(sizes) != len(sweep.programs()) or not all(type(size) is int and size > 0 for size in sizes):
+        sizes = Sizes(tuple(content["sizes"]), content["devices"])
+        if len(sizes.runs) != len(sweep.programs()) or not all(
+            type(x) is int and x > 0 for x in (*sizes.runs, sizes.devices)
+        ):
             raise ValueError(f"sizes = {sizes} are not those of {len(sweep.programs())} programs")
         return sweep, sizes
     except CheckpointError:

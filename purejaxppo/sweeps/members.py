@@ -1,6 +1,7 @@
 """One run of a sweep, back from its directory: to be evaluated and exported, or as a run of its own that goes on."""
 
 import csv
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 
 from purejaxppo.checkpoint import snapshot
+from purejaxppo.config import RunOptions
 from purejaxppo.errors import CheckpointError, ConfigError
 from purejaxppo.files import read_json
 from purejaxppo.lock import locked
@@ -17,9 +19,10 @@ from purejaxppo.restore import SavedRun
 from purejaxppo.run_dir import RunSettings, create_dir, write_inputs
 from purejaxppo.store import NEWEST, Which, list_steps, save_step
 from purejaxppo.sweeps.directory import METRICS, read_sweep
+from purejaxppo.sweeps.group import Group
 from purejaxppo.sweeps.metrics import used_name
 from purejaxppo.sweeps.parts import load_runs
-from purejaxppo.sweeps.plan import Group, Plan
+from purejaxppo.sweeps.plan import Plan
 from purejaxppo.sweeps.schedule import Part, begun_parts, part_dir
 from purejaxppo.sweeps.settings import SweepSettings
 
@@ -97,8 +100,7 @@ def extract_member(
 def _find(directory: Path, member: str, which: Which, allow_download: bool) -> _Member:
     sweep, sizes = read_sweep(directory)
     number = _number(directory, sweep, member)
-    plan = Plan(sweep, allow_download)
-    plan.sizes = sizes
+    plan = Plan(sweep, allow_download, sizes)
     part = _last_part(directory, plan, number, which)
     runs, meta = load_runs(directory, plan, part, which)
     place = part.runs.index(number)
@@ -111,7 +113,9 @@ def _find(directory: Path, member: str, which: Which, allow_download: bool) -> _
     group = plan.groups[part.group]
     # Its share of the seconds.
     meta = {**meta, "env_steps": int(runner.updates) * config.batch_size, "seconds": meta["seconds"] / len(part.runs)}
-    settings = RunSettings(config, hp, sweep.seeds[i], sweep.options)
+    settings = RunSettings(
+        config, hp, sweep.seeds[i], dataclasses.replace(sweep.options, keep_best=RunOptions.keep_best)
+    )
     return _Member(number, settings, sweep.axes, group, SavedRun(config, group.env, runner, meta), diverged_at)
 
 

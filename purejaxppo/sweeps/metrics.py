@@ -64,7 +64,7 @@ class MetricRows:
         """How many of the chunk's updates run i has made; the one that was not finite counts."""
         if self._diverged[i]:
             return 0
-        length = min(len(bits), self._until - chunk.first_update + 1)
+        length = max(0, min(len(bits), self._until - chunk.first_update + 1))
         bad = np.flatnonzero(bits[:length])
         if bad.size:
             self._diverged[i] = chunk.first_update + bad[0]

@@ -1,8 +1,6 @@
 """A part of a sweep: runs side by side, trained from one rung to the next; saved and resumed like a run."""
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,19 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from purejaxppo.errors import CheckpointError
+from purejaxppo.errors import CheckpointError, OutOfMemoryError, is_out_of_memory
 from purejaxppo.files import write_json
 from purejaxppo.host_loop import Chunk, Loop, Timing, advance_in_chunks
-from purejaxppo.logger import AppendedFile, ProgressDisplay, say, whole_rows
+from purejaxppo.logger import ProgressDisplay, RepeatedFile, say, whole_rows
 from purejaxppo.memory import explain
 from purejaxppo.runs import Runs, make_runs
 from purejaxppo.signals import StopRequest
-from purejaxppo.store import Which, clean, list_steps, load_newest
+from purejaxppo.store import Which, clean, fault, list_steps, load_newest
 from purejaxppo.stretch import Stretch, train_stretch
-from purejaxppo.sweeps.directory import METRICS, sweep_record
+from purejaxppo.sweeps.directory import METRICS
+from purejaxppo.sweeps.group import Group
 from purejaxppo.sweeps.metrics import MetricRows
-from purejaxppo.sweeps.plan import Group, Plan
-from purejaxppo.sweeps.schedule import Part, PartResult, part_dir
+from purejaxppo.sweeps.plan import Plan
+from purejaxppo.sweeps.schedule import Part, PartResult, part_dir, read_result
 
 
 class Session(NamedTuple):
@@ -66,13 +65,11 @@ def train_part(session: Session, part: Part, begin: Callable[[], Runs], metrics_
         done=lambda _: done,
         env_steps=group.config.batch_size * len(part.runs),
     )
-    # A part that is only to be evaluated leaves the rows of later ones alone.
-    trained = done >= part.until
-    metrics = session.directory / METRICS
-    with AppendedFile(metrics, metrics.stat().st_size if trained else metrics_bytes) as log:
+    # What is trained again, for a damaged checkpoint, leaves the rows of later parts alone.
+    with RepeatedFile(session.directory / METRICS, metrics_bytes) as log:
         stretch = _stretch(session, part, log, done, seconds, start, loop)
         runs, timing = train_stretch(stretch)
-        position = metrics_bytes if trained else log.position()
+        position = log.position()
     if session.stop():
         return None
     farewell = f"the trained states are saved; `purejaxppo resume {session.directory}` evaluates them."
@@ -85,10 +82,12 @@ def train_part(session: Session, part: Part, begin: Callable[[], Runs], metrics_
 def _start(session: Session, part: Part, begin: Callable[[], Runs], metrics_bytes: int) -> tuple[Runs, int, float, int]:
     """State, updates done, seconds that they took, and bytes of metrics.csv."""
     saved = list_steps(part_dir(session.directory, part))
-    if saved:
+    damaged = bool(saved) and all(fault(step.path) for step in saved)
+    if damaged and not session.strict:
+        session.note(f"every checkpoint of {part.name} is damaged ({fault(saved[0].path)}); its runs begin anew.")
+    if saved and (session.strict or not damaged):
         which = Which(strict=session.strict, note=session.note)
         runs, meta = load_runs(session.directory, session.plan, part, which)
-        runs = jax.device_put(runs, session.plan.groups[part.group].layout(part.size).sharding)
         done, seconds, metrics_bytes = meta["updates"], meta["seconds"], meta["metrics_bytes"]
     else:
         runs, done, seconds = begin(), part.since, 0.0
@@ -99,30 +98,39 @@ def _start(session: Session, part: Part, begin: Callable[[], Runs], metrics_byte
 
 
 def load_runs(directory: Path, plan: Plan, part: Part, which: Which) -> tuple[Runs, dict[str, Any]]:
-    """The states and meta.json of a part's checkpoint. Raises CheckpointError if none can be used."""
+    """The states, on their devices, and meta.json of a part's checkpoint. Raises CheckpointError if none can be used."""
     _, expected = plan.groups[part.group].shapes(part.size)
     runs, meta = load_newest(part_dir(directory, part), expected, which)
-    if meta.get("sweep") != fingerprint(plan) or meta.get("runs") != list(part.runs):
+    if meta.get("sweep") != plan.fingerprint or meta.get("runs") != list(part.runs):
         path = directory / "sweep.json"
         raise CheckpointError(f"{path} has been changed since the checkpoint was saved; change it back, or sweep anew.")
     return runs, meta
 
 
-def fingerprint(plan: Plan) -> str:
-    """The hash of everything that decides a sweep's result."""
-    # NumPy's scalars as `write_json` writes them.
-    text = json.dumps(sweep_record(plan.sweep), sort_keys=True, default=lambda scalar: scalar.item())
-    return hashlib.sha256(text.encode()).hexdigest()
+def finished_result(session: Session, part: Part) -> PartResult | None:
+    """How a part ended, if it has: its rows are there, and its last checkpoint is, sound.
+
+    Raises CheckpointError if it is not and `session.strict`.
+    """
+    result = read_result(session.directory, part)
+    if result is None or whole_rows(session.directory / METRICS, result.metrics_bytes) < result.metrics_bytes:
+        return None
+    steps = list_steps(part_dir(session.directory, part))
+    last = next((step.path for step in steps if step.env_steps == _env_steps(session.plan, part)), None)
+    reason = "its last checkpoint is missing" if last is None else fault(last)
+    if reason and session.strict:
+        raise CheckpointError(f"{part.name}: {reason}; leave --strict out to train again what is lost.")
+    return None if reason else result
 
 
 def _stretch(
-    session: Session, part: Part, log: AppendedFile, done: int, seconds: float, start: Runs, loop: Loop
+    session: Session, part: Part, log: RepeatedFile, done: int, seconds: float, start: Runs, loop: Loop
 ) -> Stretch:
     group = session.plan.groups[part.group]
     diverged = np.asarray(start.diverged)
     rows = MetricRows(session.plan.sweep, part.runs, session.columns, part.until, diverged)
     report = _Report(rows, log, session.progress, group.config.batch_size * len(part.runs), part.until, done)
-    mark = {"sweep": fingerprint(session.plan), "runs": list(part.runs)}
+    mark = {"sweep": session.plan.fingerprint, "runs": list(part.runs)}
 
     def describe(updates: int, seconds: float) -> Callable[[], dict[str, Any]]:
         position = log.position()
@@ -157,7 +165,7 @@ class _Report:
     """Takes each chunk's metrics to the file and to the progress."""
 
     def __init__(
-        self, rows: MetricRows, log: AppendedFile, progress: ProgressDisplay, env_steps: int, until: int, done: int
+        self, rows: MetricRows, log: RepeatedFile, progress: ProgressDisplay, env_steps: int, until: int, done: int
     ) -> None:
         self._rows, self._log, self._progress = rows, log, progress
         self._env_steps = env_steps
@@ -181,7 +189,14 @@ def mean_ended(chunk: Chunk) -> float | None:
 
 def _result(part: Part, group: Group, runs: Runs, seeds: jax.Array, metrics_bytes: int, timing: Timing) -> PartResult:
     count = len(part.runs)
-    returns = group.evaluate(seeds, runs)[:count]
+    try:
+        returns = group.evaluate(seeds, runs)[:count]
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise OutOfMemoryError(
+                f"out of memory in the evaluation of {part.name}; sweep anew with fewer --eval-episodes."
+            ) from error
+        raise
     return PartResult(
         updates=np.asarray(runs.runner.updates)[:count].tolist(),
         diverged_at=np.asarray(runs.diverged)[:count].tolist(),
@@ -195,23 +210,28 @@ def first_state(plan: Plan, part: Part) -> Runs:
     """Of runs that have not been trained."""
     group = plan.groups[part.group]
     hps, seeds = group.arguments(part.runs, part.size)
-    stop_at = np.where(np.arange(part.size) < len(part.runs), part.until, 0).astype(np.int32)
-    return make_runs(group.trainer, hps, seeds, stop_at, group.layout(part.size))
+    return make_runs(group.trainer, hps, seeds, _stop_at(part), group.layout(part.size))
 
 
 def chosen_state(directory: Path, plan: Plan, part: Part, before: Sequence[Part]) -> Runs:
     """Of runs that go on, from the parts that they were in. Raises CheckpointError."""
-    trained = [old for old in before if set(old.runs) & set(part.runs)]
-    states: list[Runs] = []
-    place: dict[int, tuple[int, int]] = {}
-    for old in trained:
-        runs, _ = load_runs(directory, plan, old, Which(env_steps=_env_steps(plan, old)))
-        place |= {run: (len(states), i) for i, run in enumerate(old.runs)}
-        states.append(runs)
-    places = [place[run] for run in part.runs] + [place[part.runs[-1]]] * (part.size - len(part.runs))
-    runs = jax.tree.map(lambda *leaves: jnp.stack([leaves[s][i] for s, i in places]), *states)
-    stop_at = np.where(np.arange(part.size) < len(part.runs), part.until, 0).astype(np.int32)
-    return jax.device_put(runs._replace(stop_at=stop_at), plan.groups[part.group].layout(part.size).sharding)
+    chosen, order = [], []
+    for old in before:  # one part at a time: all of them together may be more than the memory holds
+        rows = [i for i, run in enumerate(old.runs) if run in part.runs]
+        if rows:
+            runs, _ = load_runs(directory, plan, old, Which(env_steps=_env_steps(plan, old)))
+            chosen.append(jax.tree.map(lambda leaf, rows=np.array(rows): leaf[rows], runs))
+            order += [old.runs[i] for i in rows]
+    places = np.array(
+        [order.index(run) for run in part.runs] + [order.index(part.runs[-1])] * (part.size - len(part.runs))
+    )
+    runs = jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[places], *chosen)
+    return jax.device_put(runs._replace(stop_at=_stop_at(part)), plan.groups[part.group].layout(part.size).sharding)
+
+
+def _stop_at(part: Part) -> np.ndarray:
+    """What fills the devices beyond the runs rests from the beginning."""
+    return np.where(np.arange(part.size) < len(part.runs), part.until, 0).astype(np.int32)
 
 
 def _env_steps(plan: Plan, part: Part) -> int:

@@ -119,8 +119,8 @@ def setting_rows(sweep: SweepSettings, outcome: Outcome, curves: Sequence[Curve]
         if sweep.halving is not None:
             row["rung"] = int(rung[s].max())
         rows.append(row)
-    middle = interquartile_mean(scores)
-    return sorted(rows, key=lambda row: (-rung[row["setting"]].max(), -middle[row["setting"]]))
+    middle, alive = interquartile_mean(scores), np.isfinite(scores).sum(axis=1)
+    return sorted(rows, key=lambda row: [-x[row["setting"]] for x in (rung.max(axis=1), middle, alive)])
 
 
 def _steps_per_run(curve: Curve, env_steps: np.ndarray, returns: np.ndarray, target: float) -> np.ndarray:

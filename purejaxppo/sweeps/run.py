@@ -1,9 +1,10 @@
 """A sweep from its settings to its tables and pictures; and going on with one that was stopped."""
 
-import contextlib
 import csv
+import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,25 @@ import numpy as np
 from rich.console import Console
 
 from purejaxppo.config import RunOptions
-from purejaxppo.errors import CheckpointError, ConfigError
-from purejaxppo.files import read_json, whole_file, write_json, write_text
+from purejaxppo.errors import CheckpointError, ConfigError, DivergedError
+from purejaxppo.files import is_file, read_json, whole_file, write_json, write_text
 from purejaxppo.lock import locked
 from purejaxppo.logger import ProgressDisplay, Terminal, say, whole_rows
 from purejaxppo.run_dir import add_command, changed_versions, create_dir, write_origin
+from purejaxppo.runs import Runs
 from purejaxppo.signals import StopRequest, stop_on_signal
 from purejaxppo.store import clean
 from purejaxppo.sweeps.directory import METRICS, read_sweep, write_sweep
 from purejaxppo.sweeps.metrics import metrics_head
-from purejaxppo.sweeps.parts import Session, chosen_state, first_state, train_part
+from purejaxppo.sweeps.parts import Session, chosen_state, finished_result, first_state, train_part
 from purejaxppo.sweeps.pictures import plot_sweep
-from purejaxppo.sweeps.plan import Plan, describe_plan, plan_record
+from purejaxppo.sweeps.plan import Plan, plan_record
+from purejaxppo.sweeps.plan_text import describe_plan
 from purejaxppo.sweeps.results import Outcome, markdown_table, read_curves, run_columns, run_rows, setting_rows
-from purejaxppo.sweeps.schedule import Finished, Part, parts_of_rung, read_result, survivors
+from purejaxppo.sweeps.schedule import Finished, Part, parts_of_rung, survey_parts, survivors
 from purejaxppo.sweeps.settings import SweepSettings
 from purejaxppo.validation import validate_options
+from purejaxppo.watch import Watch
 
 
 def run_sweep(
@@ -59,7 +63,8 @@ def run_sweep(
             write_origin(directory)
             with stop.ending_at_once("no run had begun."):
                 say(console, "compiling, to see what fits into memory")
-                plan.fit()
+                with Watch(lambda text: say(console, f"purejaxppo: {text}")):
+                    plan.fit()
             write_sweep(directory, sweep, plan.sizes)
             say(console, "\n".join(f"{name:<20} {text}" for name, text in describe_plan(plan_record(plan))))
             say(console, f"{sweep.env}  {directory}")
@@ -90,21 +95,52 @@ def resume_sweep(
     sweep, sizes = read_sweep(directory)
     sweep = sweep._replace(options=_other_options(sweep, options or sweep.options))
     with _listening(stop) as stop, locked(directory):
-        with contextlib.suppress(CheckpointError):  # missing, or not to be read: it will be written again
-            summary = read_json(directory / "summary.json")
-            if summary.get("exit_reason") == "finished":
-                say(console, f"{directory} is finished already.")
-                return {**summary, "out": str(directory)}
+        summary = _finished_summary(directory)
+        if summary:
+            say(console, f"{directory} is finished already.")
+            return _unless_all_diverged(summary)
         clean(directory)
         with stop.ending_at_once("nothing was done yet."):
-            plan = Plan(sweep, allow_download)
-            plan.sizes = sizes
+            plan = Plan(sweep, allow_download, sizes)
+        _check_columns(directory, plan)
+        (directory / "summary.json").unlink(missing_ok=True)  # of the stop before
         for change in changed_versions(directory):
             say(console, f"purejaxppo: {change} since the sweep began; the last bits of its results may differ.")
         write_sweep(directory, sweep, sizes)
         add_command(directory)
         say(console, f"{sweep.env}  {sweep.num_runs:,} runs  {directory}  resumed")
         return _train(directory, plan, console, stop, strict)
+
+
+def _finished_summary(directory: Path) -> dict[str, Any] | None:
+    """The summary of a sweep of which nothing is missing or damaged."""
+    try:
+        summary = read_json(directory / "summary.json")
+    except CheckpointError:  # missing, or not to be read: it will be written again
+        return None
+    whole = summary.get("exit_reason") == "finished" and is_file(directory / "plots" / "learning_curves.png")
+    if whole and not any(row["fault"] for row in survey_parts(directory)):
+        return {**summary, "out": str(directory)}
+    return None
+
+
+def _unless_all_diverged(summary: dict[str, Any]) -> dict[str, Any]:
+    if summary["diverged"] == summary["runs"]:
+        raise DivergedError(f"every run diverged; the results are in {summary['out']}. Try a lower learning_rate.")
+    return summary
+
+
+def _check_columns(directory: Path, plan: Plan) -> None:
+    """Raises CheckpointError if metrics.csv has other columns than the sweep has now: nothing may be cut off there."""
+    path, head = directory / METRICS, metrics_head(plan.sweep, plan.metric_names())
+    size = len(head.encode())
+    if is_file(path) and path.stat().st_size >= size:
+        with path.open("rb") as file:
+            if file.read(size) != head.encode():
+                raise CheckpointError(
+                    f"{path} has other columns than this sweep: it is of another version, or {directory / 'sweep.json'} "
+                    f"has been changed; change that back, or sweep anew."
+                )
 
 
 def _other_options(sweep: SweepSettings, options: RunOptions) -> RunOptions:
@@ -126,7 +162,7 @@ def _train(directory: Path, plan: Plan, console: Console, stop: StopRequest, str
     columns = plan.metric_names()
     head = metrics_head(plan.sweep, columns)
     metrics = directory / METRICS
-    if whole_rows(metrics, len(head.encode())) < len(head.encode()):
+    if whole_rows(metrics, len(head.encode())) < len(head.encode()):  # not begun, or no row of it is left
         write_text(metrics, head)
     finished: Finished = []
     with ProgressDisplay(console, plan.env_steps) as progress:
@@ -135,12 +171,9 @@ def _train(directory: Path, plan: Plan, console: Console, stop: StopRequest, str
         for rung in range(len(plan.rungs)):
             before = [part for part, _ in finished if part.rung == rung - 1]
             for part in parts_of_rung(plan, rung, survivors(plan, rung, finished)):
-                result = read_result(directory, part)
-                if result and whole_rows(metrics, result.metrics_bytes) < result.metrics_bytes:
-                    result = None  # which says that its rows are lost, and evaluates it again
+                result = finished_result(session, part)
                 if result is None:
-                    begin = _beginner(directory, plan, part, before)
-                    result = train_part(session, part, begin, position)
+                    result = train_part(session, part, partial(_begin, directory, plan, part, before), position)
                 else:
                     steps = plan.groups[part.group].config.batch_size * (part.until - part.since) * len(part.runs)
                     progress.advance(steps, {"episode/return": None})
@@ -148,13 +181,13 @@ def _train(directory: Path, plan: Plan, console: Console, stop: StopRequest, str
                     return _stopped(directory, plan, stop)
                 position = result.metrics_bytes
                 finished.append((part, result))
-    return _write_results(directory, plan, finished)
+    with stop.ending_at_once(f"every run is trained; `purejaxppo resume {directory}` makes the tables."):
+        os.truncate(metrics, min(position, metrics.stat().st_size))  # what a killed process may have left behind it
+        return _unless_all_diverged(_write_results(directory, plan, finished))
 
 
-def _beginner(directory: Path, plan: Plan, part: Part, before: Sequence[Part]) -> Any:
-    if part.rung == 0:
-        return lambda: first_state(plan, part)
-    return lambda: chosen_state(directory, plan, part, before)
+def _begin(directory: Path, plan: Plan, part: Part, before: Sequence[Part]) -> Runs:
+    return chosen_state(directory, plan, part, before) if part.rung else first_state(plan, part)
 
 
 def _stopped(directory: Path, plan: Plan, stop: StopRequest) -> dict[str, Any]:
@@ -173,7 +206,6 @@ def _write_results(directory: Path, plan: Plan, finished: Finished) -> dict[str,
         writer.writeheader()
         writer.writerows(run_rows(sweep, outcome, curves))
     write_text(directory / "table.md", markdown_table(rows, sweep))
-    plot_sweep(sweep, outcome, rows, curves, directory / "plots")
     seconds = sum(result.seconds for _, result in finished)
     env_steps = int(outcome.env_steps.sum())
     summary = {
@@ -181,7 +213,7 @@ def _write_results(directory: Path, plan: Plan, finished: Finished) -> dict[str,
         "axes": list(sweep.axes),
         "seeds": len(sweep.seeds),
         "runs": sweep.num_runs,
-        "diverged": int((outcome.diverged_at > 0).sum()),
+        "diverged": int(np.isnan(outcome.returns).sum()),
         "env_steps": env_steps,
         "train_seconds": round(seconds, 3),
         "env_steps_per_second": round(env_steps / seconds, 1) if seconds else None,
@@ -191,6 +223,7 @@ def _write_results(directory: Path, plan: Plan, finished: Finished) -> dict[str,
         "exit_reason": "finished",
     }
     write_json(directory / "summary.json", summary)
+    plot_sweep(sweep, outcome, rows, curves, directory / "plots")
     return {**summary, "out": str(directory)}
 
 

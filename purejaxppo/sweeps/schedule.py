@@ -12,7 +12,7 @@ from purejaxppo.errors import CheckpointError
 from purejaxppo.files import read_json
 from purejaxppo.stats import interquartile_mean
 from purejaxppo.store import list_steps, survey
-from purejaxppo.sweeps.plan import Plan, balanced
+from purejaxppo.sweeps.plan import Plan
 
 
 class Part(NamedTuple):
@@ -85,7 +85,8 @@ def parts_of_rung(plan: Plan, rung: int, settings: set[int]) -> list[Part]:
         runs = [run for run in group.runs if run // len(plan.sweep.seeds) in settings]
         if not runs:
             continue
-        size = plan.sizes[g] if rung == 0 else min(plan.sizes[g], balanced(len(runs), plan.sizes[g]))
+        most = plan.sizes.runs[g]
+        size = most if rung == 0 else min(most, plan.balanced(len(runs), most))
         since = plan.rungs[rung - 1].updates(group.config) if rung else 0
         until = plan.rungs[rung].updates(group.config)
         for b, first in enumerate(range(0, len(runs), size)):
