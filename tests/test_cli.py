@@ -522,8 +522,8 @@ def engine(monkeypatch):
         "plan": {
             "make_plan": make_plan,
             "plan_record": lambda plan: {"runs": plan.num_runs},
-            "describe_plan": lambda record: [["runs", str(record["runs"])]],
         },
+        "plan_text": {"describe_plan": lambda record: [["runs", str(record["runs"])]]},
         "run": {"run_sweep": run_sweep},
         "results": {"table_cells": lambda rows, sweep: [["rank", *sweep.axes], [str(rows[0]["rank"]), "[0.5]"]]},
     }

@@ -91,7 +91,7 @@ def read_sweep(directory: Path) -> tuple[SweepSettings, Sizes]:
         if len(sizes.runs) != len(sweep.programs()) or not all(
             type(x) is int and x > 0 for x in (*sizes.runs, sizes.devices)
         ):
-            raise ValueError(f"sizes = {sizes} are not those of {len(sweep.programs())} programs")
+            raise ValueError(f"sizes = {sizes.runs} are not those of {len(sweep.programs())} programs")
         return sweep, sizes
     except CheckpointError:
         raise

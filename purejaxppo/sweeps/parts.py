@@ -98,7 +98,7 @@ def _start(session: Session, part: Part, begin: Callable[[], Runs], metrics_byte
 
 
 def load_runs(directory: Path, plan: Plan, part: Part, which: Which) -> tuple[Runs, dict[str, Any]]:
-    """The states, on their devices, and meta.json of a part's checkpoint. Raises CheckpointError if none can be used."""
+    """The states, on their devices, and meta.json of a part's checkpoint; raises CheckpointError if there is none."""
     _, expected = plan.groups[part.group].shapes(part.size)
     runs, meta = load_newest(part_dir(directory, part), expected, which)
     if meta.get("sweep") != plan.fingerprint or meta.get("runs") != list(part.runs):
@@ -220,13 +220,17 @@ def chosen_state(directory: Path, plan: Plan, part: Part, before: Sequence[Part]
         rows = [i for i, run in enumerate(old.runs) if run in part.runs]
         if rows:
             runs, _ = load_runs(directory, plan, old, Which(env_steps=_env_steps(plan, old)))
-            chosen.append(jax.tree.map(lambda leaf, rows=np.array(rows): leaf[rows], runs))
+            chosen.append(_take(runs, rows))
             order += [old.runs[i] for i in rows]
-    places = np.array(
-        [order.index(run) for run in part.runs] + [order.index(part.runs[-1])] * (part.size - len(part.runs))
-    )
+    filled = [*part.runs, *[part.runs[-1]] * (part.size - len(part.runs))]
+    places = np.array([order.index(run) for run in filled])
     runs = jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[places], *chosen)
     return jax.device_put(runs._replace(stop_at=_stop_at(part)), plan.groups[part.group].layout(part.size).sharding)
+
+
+def _take(runs: Runs, rows: Sequence[int]) -> Runs:
+    index = np.array(rows)
+    return jax.tree.map(lambda leaf: leaf[index], runs)
 
 
 def _stop_at(part: Part) -> np.ndarray:

@@ -138,8 +138,8 @@ def _check_columns(directory: Path, plan: Plan) -> None:
         with path.open("rb") as file:
             if file.read(size) != head.encode():
                 raise CheckpointError(
-                    f"{path} has other columns than this sweep: it is of another version, or {directory / 'sweep.json'} "
-                    f"has been changed; change that back, or sweep anew."
+                    f"{path} has other columns than this sweep: it is of another version, or "
+                    f"{directory / 'sweep.json'} has been changed; change that back, or sweep anew."
                 )
 
 

@@ -64,16 +64,16 @@ class SweepSettings(NamedTuple):
         validate_options(self.options)
         if self.target is not None and not _is_finite(self.target):
             raise ConfigError(f"target = {self.target!r}; it takes a finite return.")
-        shortest = min(config.num_updates for config, _ in self.settings)
-        if self.halving is not None and _is(self.halving, Integral) and self.halving > shortest:
-            raise ConfigError(
-                f"halving = {self.halving} divides a budget of {shortest} updates; raise total_timesteps, or take no "
-                f"more than that."
-            )
         if self.halving is not None and not (_is(self.halving, Integral) and 2 <= self.halving <= len(self.settings)):
             raise ConfigError(
                 f"halving = {self.halving!r}: after each rung one setting in so many goes on, so it takes 2 to "
                 f"{len(self.settings)}, the number of settings."
+            )
+        shortest = min(config.num_updates for config, _ in self.settings)
+        if self.halving is not None and self.halving > shortest:
+            raise ConfigError(
+                f"halving = {self.halving} divides a budget of {shortest} updates; raise total_timesteps, or take no "
+                f"more than that."
             )
 
     def _validate_points(self) -> None:

@@ -4,7 +4,6 @@ that is broken or edited is refused in one line."""
 import copy
 import dataclasses
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +13,8 @@ from test_results import sweep_of
 
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.errors import CheckpointError
-from purejaxppo.sweeps.directory import FORMAT_VERSION, is_sweep, read_sweep, sweep_record, write_sweep
-from purejaxppo.sweeps.parts import fingerprint
+from purejaxppo.sweeps.directory import FORMAT_VERSION, Sizes, is_sweep, read_sweep, sweep_record, write_sweep
+from purejaxppo.sweeps.plan import Plan
 
 FIELDS = [field.name for kind in (TrainConfig, Hyperparams) for field in dataclasses.fields(kind)]
 POINTS = [{"learning_rate": 1e-3, "hidden_sizes": (4, 4)}, {"learning_rate": 3e-4, "hidden_sizes": ()}]
@@ -38,7 +37,13 @@ def for_all(sweep, *numbers, **changes):
 def sizes_of(sweep):
     """1, 2, 3 ... of its programs, one per configuration and choice of optional hyperparameters."""
     programs = {(config, hp.target_kl is None, hp.vf_clip_eps is None) for config, hp in sweep.settings}
-    return tuple(range(1, len(programs) + 1))
+    return Sizes(tuple(range(1, len(programs) + 1)), 2)
+
+
+def fingerprint(sweep):
+    plan = object.__new__(Plan)
+    plan.sweep = sweep
+    return plan.fingerprint
 
 
 def same_after_all(directory, sweep):
@@ -125,7 +130,7 @@ def test_there_and_back_of_any_sweep(tmp_path_factory, points, seeds, target):
 
 
 def test_what_all_settings_share_is_there_once(tmp_path):
-    write_sweep(tmp_path, sweep(), (4, 2))
+    write_sweep(tmp_path, sweep(), Sizes((4, 2), 2))
     content = json.loads((tmp_path / "sweep.json").read_text())
     own = [{"learning_rate": 1e-3, "hidden_sizes": [4, 4]}, {"learning_rate": 3e-4, "hidden_sizes": []}]
     assert content["settings"] == own
@@ -137,13 +142,13 @@ def test_what_all_settings_share_is_there_once(tmp_path):
 
 
 def test_what_an_older_version_did_not_know_has_its_default(tmp_path):
-    write_sweep(tmp_path, sweep(), (4, 2))
+    write_sweep(tmp_path, sweep(), Sizes((4, 2), 2))
     content = json.loads((tmp_path / "sweep.json").read_text())
     for name in ("line_search_steps", "vf_clip_eps"):
         del content["shared"][name]
     del content["keep_best"]
     (tmp_path / "sweep.json").write_text(json.dumps(content | {"of a later version": 1}))
-    assert read_sweep(tmp_path) == (sweep(), (4, 2))
+    assert read_sweep(tmp_path) == (sweep(), Sizes((4, 2), 2))
 
 
 @pytest.mark.parametrize(
@@ -159,10 +164,10 @@ def test_numbers_of_numpy_are_the_same_sweep_after_all(tmp_path, changes):
     """By the hash that its checkpoints carry."""
     given = sweep(**changes)
     given.validate()
-    write_sweep(tmp_path, given, (1, 2))
+    write_sweep(tmp_path, given, sizes_of(given))
     again, _ = read_sweep(tmp_path)
     assert again == given
-    assert fingerprint(SimpleNamespace(sweep=again)) == fingerprint(SimpleNamespace(sweep=given))
+    assert fingerprint(again) == fingerprint(given)
 
 
 # --- the record -------------------------------------------------------------------------------------------------------
@@ -232,7 +237,7 @@ def test_a_runs_directory_is_called_so(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     assert not is_sweep(tmp_path)
     assert f"{tmp_path} is a run's directory, not a sweep's: it has no sweep.json" in refused(tmp_path)
-    write_sweep(tmp_path, sweep(), (4, 2))
+    write_sweep(tmp_path, sweep(), Sizes((4, 2), 2))
     assert is_sweep(tmp_path)
     assert read_sweep(tmp_path)[0] == sweep()
 
@@ -257,7 +262,7 @@ def test_a_directory_in_the_place_of_the_file(tmp_path):
 def written(tmp_path_factory):
     """A directory whose sweep.json tests overwrite, and its content as it should be."""
     directory = tmp_path_factory.mktemp("written")
-    write_sweep(directory, for_all(sweep(halving=2, target=3.0), env_params={"gravity": 9.5}), (4, 2))
+    write_sweep(directory, for_all(sweep(halving=2, target=3.0), env_params={"gravity": 9.5}), Sizes((4, 2), 2))
     return directory, json.loads((directory / "sweep.json").read_text())
 
 

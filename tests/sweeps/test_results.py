@@ -186,8 +186,8 @@ def test_nothing_but_diverged_runs_is_json_all_the_same():
     sweep = sweep_of([{"clip_eps": 0.1}, {"target_kl": None}], target=1.0)
     rows = setting_rows(sweep, outcome_of([[math.nan] * 2, [-3.0, math.nan]]), curves_of(sweep, 5.0))
     json.dumps(rows, allow_nan=False)
-    assert [row["setting"] for row in rows] == [0, 1]  # both -inf: by number
-    assert [row["best_run"] for row in rows] == [None, 2]
+    assert [row["setting"] for row in rows] == [1, 0]  # both -inf: by how many are alive
+    assert [row["best_run"] for row in rows] == [2, None]
     assert [row["env_steps"] for row in rows] == [None, 48]
     assert [(row["steps_to_target"], row["runs_at_target"]) for row in rows] == [(None, 0), (48 - 8, 1)]
 

@@ -14,6 +14,7 @@ from test_results import BATCH, sweep_of
 
 from purejaxppo.files import write_json
 from purejaxppo.stats import interquartile_mean
+from purejaxppo.sweeps.directory import Sizes
 from purejaxppo.sweeps.plan import Plan
 from purejaxppo.sweeps.schedule import (
     Part,
@@ -30,7 +31,7 @@ from purejaxppo.sweeps.schedule import (
 def plan_of(points, sizes, seeds=(5, 6), updates=6, halving=None):
     """A plan of which nothing is traced: its groups know their configuration and their runs."""
     plan = object.__new__(Plan)
-    plan.sweep, plan.sizes = sweep_of(points, seeds, updates, halving=halving), sizes
+    plan.sweep, plan.sizes = sweep_of(points, seeds, updates, halving=halving), Sizes(tuple(sizes), len(jax.devices()))
     configs = [config for config, _ in plan.sweep.settings]
     plan.groups = []
     for config in dict.fromkeys(configs):
@@ -167,7 +168,7 @@ def test_a_program_that_has_no_settings_left_has_no_part():
         (1, 4, [3, 3]),  # about even
         (2, 4, [4, 4]),
         (1, 3, [3, 3]),
-        (2, 3, [3, 3]),  # never more than fit, though four would fill the devices
+        (2, 3, [2, 2, 2]),  # never more than fit, and as many as fill the devices
         (1, 2, [2, 2, 2]),
         (3, 4, [3, 3]),
         (4, 8, [8]),

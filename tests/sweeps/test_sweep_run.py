@@ -5,7 +5,11 @@ import dataclasses
 import io
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
+from functools import partial
 
 import jax
 import numpy as np
@@ -15,14 +19,16 @@ from rich.console import Console
 from purejaxppo import cli
 from purejaxppo import run_dir as run_dirs
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
-from purejaxppo.errors import CheckpointError, ConfigError, OutOfMemoryError, RunDirInUseError
+from purejaxppo.errors import CheckpointError, ConfigError, DivergedError, OutOfMemoryError, RunDirInUseError
 from purejaxppo.experiment import evaluate_saved, resume_experiment, run_experiment
 from purejaxppo.lock import locked
 from purejaxppo.run_dir import RunSettings
 from purejaxppo.store import Which, list_steps
 from purejaxppo.sweeps import plan as planning
+from purejaxppo.sweeps.group import Group
 from purejaxppo.sweeps.members import extract_member, restore_member
 from purejaxppo.sweeps.run import resume_sweep, run_sweep
+from purejaxppo.sweeps.schedule import survey_parts
 from purejaxppo.sweeps.settings import SweepSettings
 
 UPDATES = 9
@@ -262,12 +268,47 @@ def test_a_member_of_an_unfinished_sweep(halved, tmp_path):
 
 def test_a_damaged_checkpoint_is_passed_over(halved, tmp_path):
     """To the part's beginning, as there is no older one; --strict refuses."""
-    _, sweep, _ = halved
+    whole, sweep, _ = halved
     run_sweep(sweep, out=tmp_path / "out", console=Quiet(), stop=Interruption(2))
-    (step,) = list_steps(next((tmp_path / "out" / "parts").iterdir()))
+    part = next((tmp_path / "out" / "parts").iterdir())
+    (step,) = list_steps(part)
     (step.path / "COMMIT").write_text("nonsense")
     with pytest.raises(CheckpointError, match="not what COMMIT vouches for"):
         resume_sweep(tmp_path / "out", console=Quiet(), strict=True)
+    console = Quiet()
+    resume_sweep(tmp_path / "out", console=console)
+    assert f"every checkpoint of {part.name} is damaged" in console.text
+    assert_same_tables(tmp_path / "out", whole)
+
+
+@pytest.mark.parametrize("rung", [0, 1, 2])
+def test_the_damaged_end_of_a_rung_is_trained_again(halved, tmp_path, rung):
+    """Although the sweep was finished; what came after it stays as it is."""
+    out = shutil.copytree(halved[0], tmp_path / "out")
+    (step, *_) = list_steps(out / "parts" / f"rung{rung}_program1_batch1")
+    (step.path / "meta.json").unlink()
+    with pytest.raises(CheckpointError, match=r"meta.json is missing; leave --strict out"):
+        resume_sweep(out, console=Quiet(), strict=True)
+    resume_sweep(out, console=Quiet())
+    assert_same_tables(out, halved[0])
+    assert not any(row["fault"] for row in survey_parts(out))
+
+
+def test_pictures_that_are_missing_are_drawn_again(swept, tmp_path):
+    out = shutil.copytree(swept[0], tmp_path / "out")
+    shutil.rmtree(out / "plots")
+    resume_sweep(out, console=Quiet())
+    assert_same_tables(out, swept[0])
+
+
+def test_metrics_of_other_columns_are_not_touched(swept, tmp_path):
+    out = shutil.copytree(swept[0], tmp_path / "out")
+    (out / "summary.json").unlink()
+    content = "run,seed,other\n" + (out / "metrics.csv").read_text()
+    (out / "metrics.csv").write_text(content)
+    with pytest.raises(CheckpointError, match="has other columns than this sweep"):
+        resume_sweep(out, console=Quiet())
+    assert (out / "metrics.csv").read_text() == content
 
 
 @pytest.mark.parametrize("damage", ["{", None])
@@ -308,6 +349,26 @@ def test_a_changed_sweep_is_refused(halved, tmp_path):
         resume_sweep(out, console=Quiet(), options=dataclasses.replace(OPTIONS, eval_episodes=5))
 
 
+def test_on_another_number_of_devices(tmp_path):
+    """Made on two devices, with an odd number of runs; looked at with one, and finished with three."""
+    sweep = sweep_of(RATES[:4], seeds=[5, 6, 7], halving=2)
+    whole = run_sweep(sweep, out=tmp_path / "whole", console=Quiet())
+    run_sweep(sweep, out=tmp_path / "out", console=Quiet(), stop=Interruption(5))
+    script = (
+        "import sys\nfrom purejaxppo import cli, host_loop\nhost_loop._CHUNK_UPDATES = 2\n"
+        "sys.exit(cli.run(sys.argv[1:]))"
+    )
+    for devices, argv in (
+        ("1", ["evaluate", tmp_path / "whole", "--member", "best", "--json"]),
+        ("3", ["resume", tmp_path / "out"]),
+    ):
+        env = {**os.environ, "JAX_NUM_CPU_DEVICES": devices}
+        done = subprocess.run([sys.executable, "-c", script, *argv], capture_output=True, text=True, env=env)
+        assert done.returncode == 0, done.stderr
+    assert whole["exit_reason"] == "finished"
+    assert_same_tables(tmp_path / "out", tmp_path / "whole")
+
+
 # --- successive halving -----------------------------------------------------------------------------------------------
 
 
@@ -339,14 +400,14 @@ def test_who_goes_on_is_the_single_run(halved, tmp_path):
 def test_one_compilation_for_each_number_of_runs(tmp_path, monkeypatch):
     """Whatever the chunks, the batches and the rungs."""
     compiled = []
-    real = planning.Group.program
+    real = Group.program
 
     def program(self, size, updates):
         if (size, updates) not in self._programs:
             compiled.append((self.settings, size))
         return real(self, size, updates)
 
-    monkeypatch.setattr(planning.Group, "program", program)
+    monkeypatch.setattr(Group, "program", program)
     run_sweep(sweep_of(RATES, halving=2), out=tmp_path / "out", console=Quiet())
     assert compiled == [((0, 1, 2, 3, 4), size) for size in (10, 4, 2)]
 
@@ -357,7 +418,7 @@ def test_one_compilation_for_each_number_of_runs(tmp_path, monkeypatch):
 def test_too_large_for_memory_is_split_into_batches(swept, tmp_path, monkeypatch):
     """The same tables; the last batch is filled up, and there is one program all the same."""
     out, sweep, _, _ = swept
-    monkeypatch.setattr(planning, "_likely", lambda group: 3)
+    monkeypatch.setattr(Group, "most", lambda group, devices: 3)
     console = Quiet()
     run_sweep(sweep, out=tmp_path / "out", console=console)
     assert "4 runs in 2 batches of 2" in console.text
@@ -371,14 +432,14 @@ def test_a_first_size_that_does_not_fit_is_reduced(monkeypatch):
     """By the compiler's own account of what it needs."""
     sweep = sweep_of([{"learning_rate": 1e-3}], seeds=range(4))
     plan = planning.make_plan(sweep)
-    assert plan.sizes == (4,)
-    whole = plan.predicted_bytes(0)
-    monkeypatch.setattr(planning, "_likely", lambda group: 4)
-    monkeypatch.setattr(planning, "available_bytes", lambda: whole - 1)
+    assert plan.sizes == ((4,), 2)
+    (whole,) = (program["predicted_bytes"] for program in planning.plan_record(plan)["programs"])
+    monkeypatch.setattr(Group, "most", lambda group, devices: 4)
+    monkeypatch.setattr(planning, "available_bytes", lambda devices: whole - 1)
     smaller = planning.make_plan(sweep)
-    assert smaller.sizes == (2,)
-    assert smaller.predicted_bytes(0) < whole
-    monkeypatch.setattr(planning, "available_bytes", lambda: 100)
+    assert smaller.sizes.runs == (2,)
+    assert planning.plan_record(smaller)["programs"][0]["predicted_bytes"] < whole
+    monkeypatch.setattr(planning, "available_bytes", lambda devices: 100)
     with pytest.raises(OutOfMemoryError, match=r"out of memory: .*compiled program.*; try --num-envs"):
         planning.make_plan(sweep)
 
@@ -412,10 +473,13 @@ def test_a_diverged_run_harms_no_other(swept, tmp_path):
 
 
 def test_every_run_diverged(tmp_path):
-    """The tables are written all the same."""
-    sweep = sweep_of([{"learning_rate": 1e30}], seeds=[0])
-    summary = run_sweep(sweep, out=tmp_path / "out", console=Quiet())
-    assert (summary["diverged"], summary["best_run"]) == (1, None)
+    """The tables are written all the same, and the command does not pretend."""
+    sweep = sweep_of([{"learning_rate": 1e30}], seeds=[0, 1])
+    for run in (partial(run_sweep, sweep, out=tmp_path / "out"), partial(resume_sweep, tmp_path / "out")):
+        with pytest.raises(DivergedError, match="every run diverged"):
+            run(console=Quiet())
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["diverged"], summary["best_run"]) == (2, None)
     with pytest.raises(CheckpointError, match="no run has a return"):
         restore_member(tmp_path / "out", "best")
 
