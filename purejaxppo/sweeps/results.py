@@ -103,7 +103,8 @@ def setting_rows(sweep: SweepSettings, outcome: Outcome, curves: Sequence[Curve]
     """What the table and summary.json say of each setting, the best first; None for what cannot be said.
 
     Best is who came furthest in successive halving, then who has the highest interquartile mean of the final
-    evaluation. `env_steps` are those of the runs that did not diverge.
+    evaluation; among equals who has the fewest diverged runs, the highest lower end, the fewest steps to the target.
+    `env_steps` are those of the runs that did not diverge.
     """
     shape = len(sweep.settings), len(sweep.seeds)
     env_steps, returns, rung = (x.reshape(shape) for x in (outcome.env_steps, outcome.returns, outcome.rung))
@@ -120,7 +121,13 @@ def setting_rows(sweep: SweepSettings, outcome: Outcome, curves: Sequence[Curve]
             row["rung"] = int(rung[s].max())
         rows.append(row)
     middle, alive = interquartile_mean(scores), np.isfinite(scores).sum(axis=1)
-    return sorted(rows, key=lambda row: [-x[row["setting"]] for x in (rung.max(axis=1), middle, alive)])
+
+    def place(row: dict[str, Any]) -> tuple[float, ...]:
+        s, low = row["setting"], row["return_low"]
+        steps = row.get("steps_to_target")
+        return (-rung[s].max(), -middle[s], -alive[s], math.inf if low is None else -low, steps or math.inf)
+
+    return sorted(rows, key=place)
 
 
 def _steps_per_run(curve: Curve, env_steps: np.ndarray, returns: np.ndarray, target: float) -> np.ndarray:

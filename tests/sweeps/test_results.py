@@ -188,8 +188,8 @@ def test_nothing_but_diverged_runs_is_json_all_the_same():
     json.dumps(rows, allow_nan=False)
     assert [row["setting"] for row in rows] == [1, 0]  # both -inf: by how many are alive
     assert [row["best_run"] for row in rows] == [2, None]
-    assert [row["env_steps"] for row in rows] == [None, 48]
-    assert [(row["steps_to_target"], row["runs_at_target"]) for row in rows] == [(None, 0), (48 - 8, 1)]
+    assert [row["env_steps"] for row in rows] == [48, None]
+    assert [(row["steps_to_target"], row["runs_at_target"]) for row in rows] == [(48 - 8, 1), (None, 0)]
 
 
 def test_steps_to_target_are_the_medians():
