@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from purejaxppo.run_dir import (
 )
 from purejaxppo.session import Run, Start, from_checkpoint, from_the_beginning, train_session
 from purejaxppo.settings import refuse_changes
-from purejaxppo.signals import StopRequest, stop_on_signal
+from purejaxppo.signals import StopRequest, listening
 from purejaxppo.store import clean, fault, list_steps
 from purejaxppo.train import trainer_from_config
 from purejaxppo.types import RunnerState, VecEnv
@@ -71,7 +70,7 @@ def run_experiment(
     console = console or Terminal()
     settings = RunSettings(config, hp, seed, options)
     settings.validate()
-    with _listening(stop) as stop:
+    with listening(stop) as stop:
         with stop.ending_at_once("no run had begun."):
             env = from_gymnax(config.env, config.num_envs, allow_download=allow_download, **dict(config.env_params))
             trainer = trainer_from_config(config, env)
@@ -112,7 +111,7 @@ def resume_experiment(
     settings.validate()
     refuse_changes(own.record(), settings.record(), f"leave them as they are in {run_dir / 'config.json'}.")
     config = settings.config
-    with _listening(stop) as stop, locked(run_dir):
+    with listening(stop) as stop, locked(run_dir):
         summary = _finished_summary(run_dir, config)
         if summary:
             after = f"after {summary['env_steps']:,} env steps; --total-timesteps goes on beyond."
@@ -131,10 +130,6 @@ def resume_experiment(
         add_command(run_dir)
         say(console, f"{_headline(settings, run_dir)}  resumed at {start.updates * config.batch_size:,} env steps")
         return _finish(run, start)
-
-
-def _listening(stop: StopRequest | None) -> AbstractContextManager[StopRequest]:
-    return nullcontext(stop) if stop else stop_on_signal()
 
 
 def _finished_summary(run_dir: Path, config: TrainConfig) -> dict[str, Any] | None:

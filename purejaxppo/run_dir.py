@@ -182,10 +182,12 @@ def read_run_settings(run_dir: Path) -> RunSettings:
                 f"{path} has format version {content['format_version']}; this version reads {FORMAT_VERSION}."
             )
         settings = RunSettings(
-            TrainConfig(**{**_fields(TrainConfig, content), "env": content["env"], "algorithm": content["algorithm"]}),
-            Hyperparams(**_fields(Hyperparams, content)),
+            TrainConfig(
+                **{**fields_of(TrainConfig, content), "env": content["env"], "algorithm": content["algorithm"]}
+            ),
+            Hyperparams(**fields_of(Hyperparams, content)),
             content["seed"],
-            RunOptions(**_fields(RunOptions, content)),
+            RunOptions(**fields_of(RunOptions, content)),
         )
         settings.validate()
     except (KeyError, TypeError, ValueError) as error:
@@ -193,5 +195,6 @@ def read_run_settings(run_dir: Path) -> RunSettings:
     return settings
 
 
-def _fields(kind: Any, content: Mapping[str, Any]) -> dict[str, Any]:
+def fields_of(kind: Any, content: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file's content says of the fields of a dataclass."""
     return {field.name: content[field.name] for field in dataclasses.fields(kind) if field.name in content}

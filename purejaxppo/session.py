@@ -22,7 +22,7 @@ from purejaxppo.store import Which, fault, list_steps
 from purejaxppo.stretch import Stretch, train_stretch
 from purejaxppo.types import RunnerState, Trainer, VecEnv
 
-_RECENT = 100  # updates, whose episodes say how good a checkpoint is
+RECENT = 100  # updates, whose episodes say how good a checkpoint is
 
 
 class Run(NamedTuple):
@@ -76,7 +76,7 @@ def from_checkpoint(run: Run, strict: bool = False) -> Start:
     kept = whole_rows(run.metrics_file, meta["metrics_bytes"])
     if kept < meta["metrics_bytes"]:
         run.note(f"{run.metrics_file} has lost rows since the checkpoint was saved; it goes on without them.")
-    rows = last_rows(run.metrics_file, kept, _RECENT) if kept else []
+    rows = last_rows(run.metrics_file, kept, RECENT) if kept else []
     bad = len(list(takewhile(lambda row: "nonfinite" in row, reversed(rows))))
     return Start(lambda: runner, meta["updates"], kept, meta["seconds"], bad)
 
@@ -159,7 +159,7 @@ def _description(run: Run, updates: int, log: JsonLines, seconds: float) -> Call
             "updates": updates,
             "metrics_bytes": position,
             "seconds": seconds,
-            "train_return": recent_return(run.metrics_file, position, _RECENT),
+            "train_return": recent_return(run.metrics_file, position, RECENT),
             "settings": run.settings.record(),
         }
 

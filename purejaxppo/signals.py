@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType
 from typing import NoReturn
 
@@ -68,6 +68,11 @@ def stop_on_signal() -> Iterator[StopRequest]:
     stop = StopRequest()
     with _handled(lambda number, _: stop.received(number)):
         yield stop
+
+
+def listening(stop: StopRequest | None) -> AbstractContextManager[StopRequest]:
+    """A request that somebody else has the say of, or else `stop_on_signal`."""
+    return nullcontext(stop) if stop else stop_on_signal()
 
 
 @contextmanager

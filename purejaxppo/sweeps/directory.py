@@ -7,7 +7,6 @@ results.csv           a row per run
 table.md summary.json plots/
 """
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.errors import CheckpointError, ConfigError
 from purejaxppo.files import is_file, read_json, write_json
+from purejaxppo.run_dir import fields_of
 from purejaxppo.settings import settings_record
 from purejaxppo.sweeps.settings import SweepSettings
 
@@ -81,7 +81,7 @@ def read_sweep(directory: Path) -> tuple[SweepSettings, Sizes]:
             points=tuple({name: _hashable(value) for name, value in point.items()} for point in content["points"]),
             settings=tuple(_pair({**content["shared"], **own}) for own in content["settings"]),
             seeds=tuple(content["seeds"]),
-            options=RunOptions(**_fields(RunOptions, content)),
+            options=RunOptions(**fields_of(RunOptions, content)),
             halving=content["halving"],
             exact=content["exact"],
             target=content["target"],
@@ -100,11 +100,7 @@ def read_sweep(directory: Path) -> tuple[SweepSettings, Sizes]:
 
 
 def _pair(record: Mapping[str, Any]) -> tuple[TrainConfig, Hyperparams]:
-    return TrainConfig(**_fields(TrainConfig, record)), Hyperparams(**_fields(Hyperparams, record))
-
-
-def _fields(kind: Any, content: Mapping[str, Any]) -> dict[str, Any]:
-    return {field.name: content[field.name] for field in dataclasses.fields(kind) if field.name in content}
+    return TrainConfig(**fields_of(TrainConfig, record)), Hyperparams(**fields_of(Hyperparams, record))
 
 
 def _hashable(value: Any) -> Any:

@@ -17,6 +17,7 @@ from purejaxppo.lock import locked
 from purejaxppo.logger import JsonLines, recent_return
 from purejaxppo.restore import SavedRun
 from purejaxppo.run_dir import RunSettings, create_dir, write_inputs
+from purejaxppo.session import RECENT
 from purejaxppo.store import NEWEST, Which, list_steps, save_step
 from purejaxppo.sweeps.directory import METRICS, read_sweep
 from purejaxppo.sweeps.group import Group
@@ -25,8 +26,6 @@ from purejaxppo.sweeps.parts import load_runs
 from purejaxppo.sweeps.plan import Plan
 from purejaxppo.sweeps.schedule import Part, begun_parts, part_dir
 from purejaxppo.sweeps.settings import SweepSettings
-
-_RECENT = 100  # updates, whose episodes say how good a checkpoint is
 
 
 class _Member(NamedTuple):
@@ -84,7 +83,7 @@ def extract_member(
             "updates": env_steps // config.batch_size,
             "metrics_bytes": position,
             "seconds": found.saved.meta["seconds"],
-            "train_return": recent_return(out / "metrics.jsonl", position, _RECENT),
+            "train_return": recent_return(out / "metrics.jsonl", position, RECENT),
             "settings": found.settings.record(),
         }
         save_step(out, env_steps, snapshot(found.saved.runner), meta)

@@ -3,7 +3,6 @@
 import csv
 import os
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from purejaxppo.lock import locked
 from purejaxppo.logger import ProgressDisplay, Terminal, say, whole_rows
 from purejaxppo.run_dir import add_command, changed_versions, create_dir, write_origin
 from purejaxppo.runs import Runs
-from purejaxppo.signals import StopRequest, stop_on_signal
+from purejaxppo.signals import StopRequest, listening
 from purejaxppo.store import clean
 from purejaxppo.sweeps.directory import METRICS, read_sweep, write_sweep
 from purejaxppo.sweeps.metrics import metrics_head
@@ -55,7 +54,7 @@ def run_sweep(
     """
     console = console or Terminal()
     sweep.validate()
-    with _listening(stop) as stop:
+    with listening(stop) as stop:
         with stop.ending_at_once("no run had begun."):
             plan = Plan(sweep, allow_download)
             directory = create_dir(out, f"{sweep.env}__sweep")
@@ -94,7 +93,7 @@ def resume_sweep(
     console = console or Terminal()
     sweep, sizes = read_sweep(directory)
     sweep = sweep._replace(options=_other_options(sweep, options or sweep.options))
-    with _listening(stop) as stop, locked(directory):
+    with listening(stop) as stop, locked(directory):
         summary = _finished_summary(directory)
         if summary:
             say(console, f"{directory} is finished already.")
@@ -151,10 +150,6 @@ def _other_options(sweep: SweepSettings, options: RunOptions) -> RunOptions:
         )
     validate_options(options)
     return options
-
-
-def _listening(stop: StopRequest | None) -> AbstractContextManager[StopRequest]:
-    return nullcontext(stop) if stop else stop_on_signal()
 
 
 def _train(directory: Path, plan: Plan, console: Console, stop: StopRequest, strict: bool = False) -> dict[str, Any]:
