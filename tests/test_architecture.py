@@ -38,6 +38,15 @@ FLOORS = {
     8.2: {"cli"},
 }
 FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules}
+# Within sweeps/, from the ground up; none imports from its own floor or what is above it.
+SWEEPS = {
+    0: {"settings"},
+    1: {"directory", "space", "results", "plan_text", "group"},
+    2: {"metrics", "pictures", "plan"},
+    3: {"schedule"},
+    4: {"parts"},
+    5: {"run", "members"},
+}
 HIGHEST_PURE = 4
 HOST_PACKAGES = {"time", "os", "pathlib", "logging", "orbax", "matplotlib", "rich"}
 HOST_CALLS = {
@@ -166,6 +175,13 @@ def test_every_module_has_a_floor(file):
 def test_modules_import_from_lower_floors_only(file):
     """Late imports and imports for type checking count."""
     assert list(upward_imports(file, parse(file))) == []
+
+
+@pytest.mark.parametrize("file", sorted((PACKAGE / "sweeps").glob("[a-z]*.py")), ids=ids)
+def test_modules_of_sweeps_import_from_lower_ones_only(file):
+    floors = {module: floor for floor, modules in SWEEPS.items() for module in modules}
+    there = [name.split(".")[2] for name in imports(parse(file), file) if name.startswith(f"{NAME}.sweeps.")]
+    assert [module for module in there if not floors[module] < floors[file.stem]] == []
 
 
 PURE = [file for file in MODULES if FLOOR.get(module_of(file), 99) < HIGHEST_PURE + 1]
