@@ -14,7 +14,17 @@ from rich.console import Console
 
 from purejaxppo import logger
 from purejaxppo.errors import CheckpointError, ConfigError
-from purejaxppo.logger import JsonLines, ProgressDisplay, Terminal, emit, read_metrics, recent_return, say, whole_rows
+from purejaxppo.logger import (
+    JsonLines,
+    ProgressDisplay,
+    RepeatedFile,
+    Terminal,
+    emit,
+    read_metrics,
+    recent_return,
+    say,
+    whole_rows,
+)
 
 
 def strict(text):
@@ -306,3 +316,28 @@ def test_a_resumed_run_counts_its_own_steps_for_the_speed(clock):
         clock.now += 10
         progress(700, {"episode/return": 3.0})
     assert out.file.getvalue().splitlines()[1] == "700 / 1,000 env steps  10 steps/s  return 3  ETA 30 s"
+
+
+def test_rows_that_come_again_stay_with_all_that_follows(tmp_path):
+    """From the first other one on the file is cut."""
+    path = tmp_path / "rows"
+    path.write_text("head\na\nb\nc\nd\n")
+    with RepeatedFile(path, 5) as file:
+        file.write("a\nb\n")
+        assert file.position() == 9
+    assert path.read_text() == "head\na\nb\nc\nd\n"
+    with RepeatedFile(path, 5) as file:
+        file.write("a\n")
+        file.write("x\n")
+        assert file.position() == 9
+        file.write("y\n")
+    assert path.read_text() == "head\na\nx\ny\n"
+
+
+def test_rows_after_the_end_and_after_a_torn_one_are_added(tmp_path):
+    path = tmp_path / "rows"
+    path.write_text("head\na\nhal")
+    with RepeatedFile(path, 5) as file:
+        for row in ("a\n", "half\n", "b\n"):
+            file.write(row)
+    assert path.read_text() == "head\na\nhalf\nb\n"

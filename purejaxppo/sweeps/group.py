@@ -87,7 +87,7 @@ class Group:
         hps, runs = self.shapes(1)
         most = math.inf
         if self.layout(1).batching is one_by_one:
-            most = max(1, int(work_per_call(jax.default_backend()) / self._work(runs)))
+            most = work_per_call(jax.default_backend()) / self._work(runs)
         available = available_bytes(devices)
         if math.isfinite(available):
             one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (hps, runs.runner))
