@@ -172,7 +172,7 @@ def _report_sweep(summary: dict[str, Any], sweep: SweepSettings, common: Common)
     def words() -> None:
         if summary["settings"]:
             print_table(table_cells(summary["settings"], sweep))
-        print(f"results in {summary['out']}: table.md, results.csv, metrics.csv, plots/")
+            print(f"results in {summary['out']}: table.md, results.csv, metrics.csv, plots/")
 
     show(common, summary, words)
     return _exit_code(summary["exit_reason"], summary["out"])
@@ -239,10 +239,11 @@ def _extract(command: Extract) -> int:
 def _verify(command: Verify) -> int:
     from purejaxppo.run_dir import read_run_settings
     from purejaxppo.store import survey
-    from purejaxppo.sweeps.directory import is_sweep
+    from purejaxppo.sweeps.directory import is_sweep, read_sweep
     from purejaxppo.sweeps.schedule import survey_parts
 
     if is_sweep(command.run_dir):
+        read_sweep(command.run_dir)
         rows = survey_parts(command.run_dir)
     else:
         read_run_settings(command.run_dir)

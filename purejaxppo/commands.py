@@ -141,7 +141,7 @@ class Sweep:
 
     Booleans are --shared-torso true false; networks --hidden-sizes 64,64 128,128 (without commas it is one network);
     target-kl and vf-clip-eps take none among their values. Several algorithms each start from their own preset, and
-    skip the settings that they do not have. env, env-params and on-nonfinite keep one value, and so does the rest.
+    skip the settings that they do not have. Only env, env-params and on-nonfinite keep one value.
 
     Look first with --plan. A flag beats the --config file, which beats the environment's preset. The defaults below are
     those for the --env, the --algorithm and the --config that are given along with --help.

@@ -47,6 +47,11 @@ def parse(argv: list[str]) -> Command | ResumeSweep:
         return _parse_sweep(args)
     if COMMANDS[name] is Resume and (directory := next(filter(is_sweep, map(Path, args)), None)):
         _refuse_keep_best(args)
+        if given := _given(args):
+            raise ConfigError(
+                f"--{given[0].replace('_', '-')}: a sweep's settings are fixed; `purejaxppo extract` makes a run of "
+                f"one member, which `resume` goes on with as far as you say."
+            )
         saved = ResumeSweep(directory, read_sweep(directory)[0].options)
         return _tyro(ResumeSweep, args, prog="purejaxppo resume", default=saved)
     default = {Train: _train_default, Resume: _resume_default, Compare: _compare_default}.get(COMMANDS[name])

@@ -88,13 +88,10 @@ def _start(session: Session, part: Part, begin: Callable[[], Runs], metrics_byte
     if saved and (session.strict or not damaged):
         which = Which(strict=session.strict, note=session.note)
         runs, meta = load_runs(session.directory, session.plan, part, which)
-        done, seconds, metrics_bytes = meta["updates"], meta["seconds"], meta["metrics_bytes"]
-    else:
-        runs, done, seconds = begin(), part.since, 0.0
-    kept = whole_rows(session.directory / METRICS, metrics_bytes)
-    if kept < metrics_bytes:
-        session.note(f"{METRICS} has lost rows since they were written; it goes on without them.")
-    return runs, done, seconds, kept
+        if whole_rows(session.directory / METRICS, meta["metrics_bytes"]) == meta["metrics_bytes"]:
+            return runs, meta["updates"], meta["seconds"], meta["metrics_bytes"]
+        session.note(f"{METRICS} has lost rows; the runs of {part.name} begin anew, which makes them again.")
+    return begin(), part.since, 0.0, metrics_bytes
 
 
 def load_runs(directory: Path, plan: Plan, part: Part, which: Which) -> tuple[Runs, dict[str, Any]]:

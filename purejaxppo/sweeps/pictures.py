@@ -74,6 +74,8 @@ def _plot_curves(
         draw_runs(axes, *_means(curves[row["setting"]], alive[row["setting"]]), colour, _label(sweep, row))
     if sweep.target is not None:
         axes.axhline(sweep.target, color=_DARK, linestyle=":", linewidth=1, label=f"target {sweep.target:g}")
+    if dead := len(rows) - len(drawn):
+        axes.plot([], [], linewidth=0, label=f"{dead} setting{'s' * (dead > 1)} of which every run diverged")
     each_of = "1 run" if len(sweep.seeds) == 1 else f"{len(sweep.seeds)} runs, interquartile mean and 95 % band"
     settings = "1 setting" if len(rows) == 1 else f"{len(rows)} settings"
     axes.set_title(f"{sweep.env}: {settings} of {each_of}")

@@ -85,7 +85,9 @@ def _episodes(path: Path, updates: Sequence[int]) -> Iterator[tuple[int, int, fl
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
     except (ValueError, IndexError, OverflowError, csv.Error) as error:
-        raise CheckpointError(f"{path}, line {line}, is not of this sweep's metrics: {error}.") from error
+        raise CheckpointError(
+            f"{path}, line {line}, is not of this sweep's metrics: {error}; remove it, and `resume` makes it again."
+        ) from error
 
 
 def _empty_curve(updates: int, batch_size: int, seeds: int) -> Curve:
@@ -114,9 +116,11 @@ def setting_rows(sweep: SweepSettings, outcome: Outcome, curves: Sequence[Curve]
         alive = np.isfinite(scores[s])
         row = {"setting": s, "values": dict(sweep.points[s]), **score_row}
         row["env_steps"] = int(env_steps[s][alive].max()) if alive.any() else None
+        steps = np.zeros(shape[1])
         if sweep.target is not None:
-            row |= target_row(_steps_per_run(curves[s], env_steps[s], returns[s], sweep.target))
-        row["best_run"] = s * shape[1] + int(np.argmax(scores[s])) if alive.any() else None
+            steps = _steps_per_run(curves[s], env_steps[s], returns[s], sweep.target)
+            row |= target_row(steps)
+        row["best_run"] = s * shape[1] + int(np.lexsort((steps, -scores[s]))[0]) if alive.any() else None
         if sweep.halving is not None:
             row["rung"] = int(rung[s].max())
         rows.append(row)

@@ -31,6 +31,8 @@ from purejaxppo.sweeps.settings import SweepSettings
 from purejaxppo.validation import validate_options
 from purejaxppo.watch import Watch
 
+_OUTPUTS = (METRICS, "results.csv", "table.md", "plots/learning_curves.png")
+
 
 def run_sweep(
     sweep: SweepSettings,
@@ -117,10 +119,11 @@ def _finished_summary(directory: Path) -> dict[str, Any] | None:
         summary = read_json(directory / "summary.json")
     except CheckpointError:  # missing, or not to be read: it will be written again
         return None
-    whole = summary.get("exit_reason") == "finished" and is_file(directory / "plots" / "learning_curves.png")
-    if whole and not any(row["fault"] for row in survey_parts(directory)):
-        return {**summary, "out": str(directory)}
-    return None
+    whole = summary.get("exit_reason") == "finished" and all(is_file(directory / name) for name in _OUTPUTS)
+    if not whole or any(row["fault"] for row in survey_parts(directory)):
+        return None
+    rows = max((read_json(path)["metrics_bytes"] for path in (directory / "parts").glob("*/result.json")), default=0)
+    return {**summary, "out": str(directory)} if whole_rows(directory / METRICS, 2**63) == rows else None
 
 
 def _unless_all_diverged(summary: dict[str, Any]) -> dict[str, Any]:

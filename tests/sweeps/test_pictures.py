@@ -88,8 +88,9 @@ def test_six_settings_in_colour_best_first(tmp_path, figures):
     (legend,) = figures["learning_curves"].legends
     labels = [text.get_text() for text in legend.get_texts()]
     assert labels[0] == "clip_eps 0.7"
-    assert labels[-3:] == ["clip_eps 0.2", "target 3.5", "the 2 others"]
-    assert len(labels) == 8
+    dead = "1 setting of which every run diverged"
+    assert labels[-4:] == ["clip_eps 0.2", "target 3.5", dead, "the 2 others"]
+    assert len(labels) == 9
     by_label = {line.get_label(): set(line.get_ydata()) for line in figures["learning_curves"].axes[0].lines}
     assert by_label["clip_eps 0.7"] == {6.0}
     assert "clip_eps 0.9" not in by_label

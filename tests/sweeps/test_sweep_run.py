@@ -322,16 +322,26 @@ def test_a_lost_result_of_an_early_part_is_found_again(swept, tmp_path, damage):
     assert_same_tables(out, swept[0])
 
 
-def test_lost_rows_are_told(swept, tmp_path):
-    """The results are there all the same."""
+@pytest.mark.parametrize("damage", ["empty", "missing", "torn", "garbage"])
+def test_lost_rows_are_made_again(swept, tmp_path, damage):
+    """Although the sweep was finished."""
     out = shutil.copytree(swept[0], tmp_path / "out")
-    (out / "summary.json").unlink()
-    (out / "metrics.csv").write_text("")
+    path = out / "metrics.csv"
+    content = path.read_text()
+    changed = {"empty": "", "torn": content[:-300], "garbage": content.replace("\n1,", "\ngarbage,1,", 1)}
+    path.unlink() if damage == "missing" else path.write_text(changed[damage])
     console = Quiet()
     assert resume_sweep(out, console=console)["exit_reason"] == "finished"
     assert "metrics.csv has lost rows" in console.text
-    results, its = rows_of(out / "results.csv"), rows_of(swept[0] / "results.csv")
-    assert [row["evaluation_return"] for row in results] == [row["evaluation_return"] for row in its]
+    assert_same_tables(out, swept[0])
+
+
+@pytest.mark.parametrize("name", ["table.md", "results.csv"])
+def test_tables_that_are_missing_are_made_again(swept, tmp_path, name):
+    out = shutil.copytree(swept[0], tmp_path / "out")
+    (out / name).unlink()
+    resume_sweep(out, console=Quiet())
+    assert_same_tables(out, swept[0])
 
 
 def test_a_changed_sweep_is_refused(halved, tmp_path):
