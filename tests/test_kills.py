@@ -115,12 +115,16 @@ MOMENTS = (starting, training, saving, training, ending, drawing)
 
 def test_a_run_survives_kills_at_any_moment(server, undisturbed, tmp_path):
     """Parameters, optimizer, beta, learning rate, normalisers, episodes, keys and metrics are all there again."""
-    lives = [Life("ppo_kl", 1, MOMENTS), Life("ppo_kl", 2, MOMENTS[:-1])]
-    phases = check(server, undisturbed, tmp_path, lives)
-    assert phases.total() >= 10
-    assert phases["starting"] + phases["before any checkpoint"] >= 1
-    assert phases["training"] + phases["within a save"] + phases["within the first save"] >= 4
-    assert phases["evaluating"] + phases["after the summary"] >= 1
+    phases: Counter[str] = Counter()
+    for seed in (1, 3, 5):  # a run that ends before it is killed is no kill: then there are more of them
+        lives = [Life("ppo_kl", seed, MOMENTS), Life("ppo_kl", seed + 1, MOMENTS[:-1])]
+        phases += check(server, undisturbed, tmp_path, lives)
+        early = phases["starting"] + phases["before any checkpoint"]
+        amid = phases["training"] + phases["within a save"] + phases["within the first save"]
+        late = phases["evaluating"] + phases["after the summary"]
+        if phases.total() >= 10 and early >= 1 and amid >= 4 and late >= 1:
+            return
+    pytest.fail(f"too few kills: {phases}")
 
 
 @pytest.mark.slow

@@ -86,7 +86,7 @@ def test_a_sweep_survives(server, whole, tmp_path):
     outcomes = side_by_side(lambda seed: survive(server, tmp_path, seed, numbers[seed], 4), [*numbers])
     for out, sent in outcomes:
         assert tables(out) == tables(whole)
-        assert sent >= 2
+        assert sent >= 1
 
 
 @pytest.mark.slow
