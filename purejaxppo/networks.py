@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from purejaxppo.config import Activation, TrainConfig
 from purejaxppo.distributions import Categorical, DiagGaussian, Distribution, TanhDiagGaussian
 from purejaxppo.errors import ConfigError, EnvError
+from purejaxppo.tuning import COLUMNS_FROM
 from purejaxppo.types import Box, Discrete, Network, VecEnv
 
 _ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
@@ -35,44 +36,68 @@ def make_network(config: TrainConfig, env: VecEnv) -> Network:
     activation = _ACTIVATIONS[config.activation]
     network = ActorCritic(
         obs_shape=obs_shape,
-        make_torso=lambda: torso(config.hidden_sizes, activation),
+        make_torso=lambda columns: torso(config.hidden_sizes, activation, columns),
         make_head=_policy_head(config, env.action_space),
         shared_torso=config.shared_torso,
     )
     return cast(Network, network)  # flax annotates `apply` for its mutable collections, which we do not use
 
 
-def _policy_head(config: TrainConfig, space: Discrete | Box) -> Callable[[], nn.Module]:
+def _policy_head(config: TrainConfig, space: Discrete | Box) -> Callable[[bool], nn.Module]:
     if isinstance(space, Discrete):
         if config.policy != "gaussian":
             raise ConfigError(
                 f"policy {config.policy} is for continuous actions, but {config.env} has {space.n} discrete ones; "
                 f"leave it out."
             )
-        return lambda: CategoricalHead(space.n)
+        return lambda columns: CategoricalHead(space.n, columns)
     if config.policy == "gaussian":
-        return lambda: GaussianHead(space.shape, DiagGaussian)
+        return lambda columns: GaussianHead(space.shape, DiagGaussian, columns)
     bounds = (*(space.low or (-math.inf,)), *(space.high or (math.inf,)))
     if not all(abs(bound) < _UNBOUNDED for bound in bounds):
         raise EnvError(f"policy tanh_gaussian needs finite action bounds, but {config.env} has none; use gaussian.")
-    return lambda: GaussianHead(space.shape, TanhDiagGaussian)
+    return lambda columns: GaussianHead(space.shape, TanhDiagGaussian, columns)
 
 
-def _dense(width: int, gain: float) -> nn.Dense:
-    return nn.Dense(width, kernel_init=nn.initializers.orthogonal(gain))
+def _columns(x: jax.Array) -> bool:
+    """Whether the towers work on columns [features, N] rather than on rows [N, features]."""
+    return x.shape[0] >= COLUMNS_FROM
+
+
+class Dense(nn.Module):
+    """weights x + bias, with orthogonal weights: [I, N] -> [O, N] of columns, else [..., I] -> [..., O]."""
+
+    width: int
+    gain: float
+    columns: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array, first: bool = False) -> jax.Array:
+        inputs = x.shape[0 if self.columns else -1]
+        kernel = self.param("kernel", nn.initializers.orthogonal(self.gain), (inputs, self.width))
+        bias = self.param("bias", nn.initializers.zeros, (self.width,))
+        if not self.columns:
+            return x @ kernel + bias.reshape((1,) * (x.ndim - 1) + (-1,))
+        if not first:
+            return kernel.T @ x + bias[:, None]
+        # The bias as the weight of one more input: its gradient is part of the product, and the copy of the few
+        # inputs has the layout that the weights' gradient wants.
+        return jnp.concatenate([kernel, bias[None]]).T @ jnp.concatenate([x, jnp.ones((1, x.shape[1]))])
 
 
 class MLPTorso(nn.Module):
-    """Flattened observation through hidden layers; orthogonal weights of gain sqrt 2."""
+    """Flattened observation [N, ...] through hidden layers; orthogonal weights of gain sqrt 2."""
 
     hidden_sizes: Sequence[int]
     activation: Callable[[jax.Array], jax.Array]
+    columns: bool
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x = x.reshape(x.shape[0], -1)
-        for width in self.hidden_sizes:
-            x = self.activation(_dense(width, math.sqrt(2))(x))
+        x = x.T if self.columns else x
+        for i, width in enumerate(self.hidden_sizes):
+            x = self.activation(Dense(width, math.sqrt(2), self.columns)(x, first=i == 0))
         return x
 
 
@@ -84,6 +109,7 @@ class ConvTorso(nn.Module):
 
     hidden_sizes: Sequence[int]
     activation: Callable[[jax.Array], jax.Array]
+    columns: bool
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -91,18 +117,20 @@ class ConvTorso(nn.Module):
         # on a CPU (docs/architecture.md has the figures).
         height, width = x.shape[1] - 2, x.shape[2] - 2
         patches = [x[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
-        features = _dense(_CONV_FEATURES, math.sqrt(2))(jnp.concatenate(patches, axis=-1))
-        return MLPTorso(self.hidden_sizes, self.activation)(self.activation(features))
+        features = Dense(_CONV_FEATURES, math.sqrt(2), columns=False)(jnp.concatenate(patches, axis=-1))
+        return MLPTorso(self.hidden_sizes, self.activation, self.columns)(self.activation(features))
 
 
 class CategoricalHead(nn.Module):
     """Logits, nearly uniform at the start (gain 0.01)."""
 
     num_actions: int
+    columns: bool
 
     @nn.compact
     def __call__(self, x: jax.Array) -> Categorical:
-        return Categorical(_dense(self.num_actions, 0.01)(x))
+        logits = Dense(self.num_actions, 0.01, self.columns)(x)
+        return Categorical(logits.T if self.columns else logits)
 
 
 class GaussianHead(nn.Module):
@@ -110,11 +138,13 @@ class GaussianHead(nn.Module):
 
     action_shape: tuple[int, ...]
     distribution: type[DiagGaussian] | type[TanhDiagGaussian]
+    columns: bool
 
     @nn.compact
     def __call__(self, x: jax.Array) -> DiagGaussian | TanhDiagGaussian:
         size = math.prod(self.action_shape)
-        mean = _dense(size, 0.01)(x)
+        mean = Dense(size, 0.01, self.columns)(x)
+        mean = mean.T if self.columns else mean
         log_std = self.param("log_std", nn.initializers.zeros, (size,))
         return self.distribution(mean, jnp.broadcast_to(log_std, mean.shape))
 
@@ -126,8 +156,8 @@ class ActorCritic(nn.Module):
     """
 
     obs_shape: tuple[int, ...]
-    make_torso: Callable[[], nn.Module]
-    make_head: Callable[[], nn.Module]
+    make_torso: Callable[[bool], nn.Module]
+    make_head: Callable[[bool], nn.Module]
     shared_torso: bool = False
 
     @nn.compact
@@ -135,8 +165,9 @@ class ActorCritic(nn.Module):
         """obs [..., *obs_shape] -> pi with leaves [..., A], value [...]."""
         lead = obs.shape[: obs.ndim - len(self.obs_shape)]
         x = obs.reshape(-1, *self.obs_shape)
-        actor = self.make_torso()(x)
-        critic = actor if self.shared_torso else self.make_torso()(x)
-        pi = self.make_head()(actor)
-        value = _dense(1, 1.0)(critic)
-        return jax.tree.map(lambda leaf: leaf.reshape(*lead, *leaf.shape[1:]), (pi, value[:, 0]))
+        columns = _columns(x)
+        actor = self.make_torso(columns)(x)
+        critic = actor if self.shared_torso else self.make_torso(columns)(x)
+        pi = self.make_head(columns)(actor)
+        value = Dense(1, 1.0, columns)(critic).reshape(-1)
+        return jax.tree.map(lambda leaf: leaf.reshape(*lead, *leaf.shape[1:]), (pi, value))

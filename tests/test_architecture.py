@@ -13,7 +13,7 @@ NAME = PACKAGE.name
 # The table of docs/architecture.md; within a floor, .1 is built on .0. Modules need not exist yet, but must be listed.
 FLOORS = {
     0.0: {"errors"},
-    0.1: {"config", "distributions", "advantage", "losses", "minibatch", "stats"},
+    0.1: {"config", "distributions", "advantage", "losses", "minibatch", "stats", "tuning"},
     0.2: {"validation"},
     1.0: {"types"},
     1.1: {"networks", "optimizer", "diagnostics", "guard"},
