@@ -1,5 +1,6 @@
 """Collecting experience with a fixed policy."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -51,7 +52,12 @@ def rollout(
       all steps and environments of what the environment reported in `info`.
     """
     num_places = 1 + (num_steps - 1) // env.truncation_gap
-    envs = jnp.arange(env.num_envs)
+
+    @partial(
+        jax.vmap, in_axes=(1, 0, 0), out_axes=1
+    )  # each environment in its own column, so that no device asks another
+    def put(cut_obs: jax.Array, row: jax.Array, obs: jax.Array) -> jax.Array:
+        return cut_obs.at[row].set(obs, mode="drop")
 
     def step(carry: _Carry, key: jax.Array) -> tuple[_Carry, _Seen]:
         env_state, obs, cut_obs, place = carry
@@ -61,7 +67,7 @@ def rollout(
         env_state, result = env.step(key_env, env_state, action)
         cut = result.truncated & ~result.terminated
         row = jnp.where(cut, place, num_places)  # a row that does not exist is dropped
-        cut_obs = cut_obs.at[row, envs].set(result.final_obs, mode="drop")
+        cut_obs = put(cut_obs, row, result.final_obs)
         carry = (env_state, result.obs, cut_obs, place + cut)
         return carry, _Seen(obs, action, pi, result.reward, result.terminated, result.truncated, result.info)
 

@@ -8,3 +8,6 @@ They change speed, and results by no more than rounding. benchmarks/log.md has e
 # both factors, and at 45 if it was the first (one AVX-512 core, N = 512 to 2,048). Acting, with few rows, is the other
 # way round: 128 steps of 4 environments took 1.26 ms by rows and 1.74 by columns.
 COLUMNS_FROM = 128
+
+# Rows of a minibatch that a CPU device has to have for a run to be spread over several.
+ROWS_PER_DEVICE = 512

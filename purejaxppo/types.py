@@ -110,6 +110,15 @@ class Network(Protocol):
 Apply = Callable[[Params, jax.Array], tuple[Distribution, jax.Array]]  # params, obs [..., O] -> (pi, value [...])
 
 
+# f(params, rows) -> means over the rows, and the same computed share by share
+Split = Callable[[Callable[[Params, Batch], Any]], Callable[[Params, Batch], Any]]
+
+
+def whole(f: Callable[[Params, Batch], Any]) -> Callable[[Params, Batch], Any]:
+    """The `Split` that leaves all rows where they are."""
+    return f
+
+
 class Algorithm(NamedTuple):
     """An update rule: a pair of pure functions.
 
@@ -126,3 +135,4 @@ class Trainer(NamedTuple):
 
     init: Callable[[jax.Array, Hyperparams], RunnerState]
     update: Callable[[Hyperparams, RunnerState], tuple[RunnerState, Metrics]]
+    place: Callable[[RunnerState], RunnerState] = lambda runner: runner  # puts a saved state where it is computed

@@ -7,10 +7,10 @@ from purejaxppo.algorithms.ppo_clip import ppo_clip
 from purejaxppo.algorithms.ppo_kl import ppo_kl
 from purejaxppo.algorithms.trpo import trpo
 from purejaxppo.config import TrainConfig
-from purejaxppo.types import Algorithm, Apply
+from purejaxppo.types import Algorithm, Apply, Split, whole
 from purejaxppo.validation import validate_algorithm
 
-ALGORITHMS: dict[str, Callable[[TrainConfig, Apply], Algorithm]] = {
+ALGORITHMS: dict[str, Callable[[TrainConfig, Apply, Split], Algorithm]] = {
     "ppo_clip": ppo_clip,
     "ppo_kl": ppo_kl,
     "trpo": trpo,
@@ -18,7 +18,10 @@ ALGORITHMS: dict[str, Callable[[TrainConfig, Apply], Algorithm]] = {
 }
 
 
-def make_algorithm(config: TrainConfig, apply: Apply) -> Algorithm:
-    """The update rule named by `config.algorithm`. Raises ConfigError, with a suggestion, for an unknown name."""
+def make_algorithm(config: TrainConfig, apply: Apply, split: Split = whole) -> Algorithm:
+    """The update rule named by `config.algorithm`, minibatches shared out by `split`.
+
+    Raises ConfigError, with a suggestion, for an unknown name.
+    """
     validate_algorithm(config.algorithm, ALGORITHMS)
-    return ALGORITHMS[config.algorithm](config, apply)
+    return ALGORITHMS[config.algorithm](config, apply, split)

@@ -12,9 +12,9 @@ from purejaxppo.diagnostics import drift
 from purejaxppo.losses import clipped_value_loss, standardize, value_loss
 from purejaxppo.minibatch import fold_minibatches, until
 from purejaxppo.optimizer import make_optimizer
-from purejaxppo.types import Algorithm, Apply, Batch, Distribution, LearnerState, Metrics, Params
+from purejaxppo.types import Algorithm, Apply, Batch, Distribution, LearnerState, Metrics, Params, Split, whole
 
-Loss = Callable[[Params, Batch], tuple[jax.Array, Metrics]]
+Gradient = Callable[[Params, Batch], tuple[Params, Metrics]]
 # (hp, algo_state, pi, ratio [B], minibatch) -> (loss, its own metrics)
 PolicyLoss = Callable[[Hyperparams, Any, Distribution, jax.Array, Batch], tuple[jax.Array, Metrics]]
 
@@ -27,13 +27,14 @@ def _keep(advantage: jax.Array) -> jax.Array:
 _NORMALIZERS = {"minibatch": (_keep, standardize), "batch": (standardize, _keep), "off": (_keep, _keep)}
 
 
-def surrogate_algorithm(config: TrainConfig, apply: Apply, policy_loss: PolicyLoss) -> Algorithm:
+def surrogate_algorithm(config: TrainConfig, apply: Apply, policy_loss: PolicyLoss, split: Split = whole) -> Algorithm:
     """The update rule that takes minibatch gradient steps on  policy loss + vf_coef * value loss - ent_coef * entropy.
 
     Args:
       config: counts and the place of advantage normalisation.
       apply: (params, obs) -> (pi, value).
       policy_loss: what distinguishes one member of the family from the next.
+      split: how the rows of a minibatch are shared out, by default not at all.
 
     Source: Schulman et al. 2017, arXiv:1707.06347, eq. 9 and algorithm 1. Deviations, all common practice: Adam with
     eps 1e-5 and a global-norm clip, advantages standardised, optional value clipping, optional stop at a target KL.
@@ -46,7 +47,6 @@ def surrogate_algorithm(config: TrainConfig, apply: Apply, policy_loss: PolicyLo
     def update(key: jax.Array, hp: Hyperparams, learner: LearnerState, batch: Batch) -> tuple[LearnerState, Metrics]:
         def loss(params: Params, minibatch: Batch) -> tuple[jax.Array, Metrics]:
             pi, value = apply(params, minibatch.obs)
-            minibatch = minibatch._replace(advantage=per_minibatch(minibatch.advantage))
             ratio = jnp.exp(pi.log_prob(minibatch.action) - minibatch.log_prob)
             policy, metrics = policy_loss(hp, learner.algo_state, pi, ratio, minibatch)
             critic = critic_loss(hp, value, minibatch)
@@ -57,12 +57,17 @@ def surrogate_algorithm(config: TrainConfig, apply: Apply, policy_loss: PolicyLo
                 "loss/value": critic,
                 "entropy": entropy,
                 "minibatch_kl": jnp.mean(minibatch.pi.kl(pi)),
-                "ratio_deviation": jnp.max(jnp.abs(ratio - 1.0)),
+                "ratio_deviation": jnp.mean(jnp.abs(ratio - 1.0)),
             }
             return policy + hp.vf_coef * critic - hp.ent_coef * entropy, metrics
 
+        def gradient(params: Params, minibatch: Batch) -> tuple[Params, Metrics]:
+            # By the statistics of all rows, before each device takes its share.
+            minibatch = minibatch._replace(advantage=per_minibatch(minibatch.advantage))
+            return split(jax.grad(loss, has_aux=True))(params, minibatch)
+
         batch = batch._replace(advantage=per_batch(batch.advantage))
-        learner, steps = gradient_steps(key, config, hp, learner, batch, loss)
+        learner, steps = gradient_steps(key, config, hp, learner, batch, gradient)
         del steps["minibatch_kl"]
         deviation = steps.pop("ratio_deviation")[0, 0]
         metrics = {**jax.tree.map(jnp.mean, steps), "ratio/first_minibatch_deviation": deviation}
@@ -72,21 +77,21 @@ def surrogate_algorithm(config: TrainConfig, apply: Apply, policy_loss: PolicyLo
 
 
 def gradient_steps(
-    key: jax.Array, config: TrainConfig, hp: Hyperparams, learner: LearnerState, batch: Batch, loss: Loss
+    key: jax.Array, config: TrainConfig, hp: Hyperparams, learner: LearnerState, batch: Batch, gradient: Gradient
 ) -> tuple[LearnerState, Metrics]:
-    """Adam's steps on `loss` over config.num_epochs shuffles of the batch into config.num_minibatches.
+    """Adam's steps along `gradient` over config.num_epochs shuffles of the batch into config.num_minibatches.
 
-    With `hp.target_kl`, the steps end where the loss's metric `minibatch_kl` exceeds it; a loss without that metric
-    needs hp.target_kl = None.
+    With `hp.target_kl`, the steps end where the metric `minibatch_kl` exceeds it; a gradient without that metric needs
+    hp.target_kl = None.
 
     Returns:
-      The learner, and the loss's metrics and `grad_norm` (before clipping) of each step [epochs, minibatches], taken
-      before it; those of skipped steps included.
+      The learner, and the gradient's metrics and `grad_norm` (before clipping) of each step [epochs, minibatches],
+      taken before it; those of skipped steps included.
     """
     optimizer = make_optimizer(hp)
 
     def step(learner: LearnerState, minibatch: Batch) -> tuple[LearnerState, Metrics]:
-        grads, metrics = jax.grad(loss, has_aux=True)(learner.params, minibatch)
+        grads, metrics = gradient(learner.params, minibatch)
         updates, opt_state = optimizer.update(grads, learner.opt_state, learner.params)
         params = optax.apply_updates(learner.params, updates)
         return learner._replace(params=params, opt_state=opt_state), {**metrics, "grad_norm": optax.tree.norm(grads)}

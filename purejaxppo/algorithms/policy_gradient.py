@@ -7,10 +7,10 @@ import jax
 from purejaxppo.algorithms.gradient_steps import surrogate_algorithm
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.losses import importance_surrogate
-from purejaxppo.types import Algorithm, Apply, Batch, Distribution, Metrics
+from purejaxppo.types import Algorithm, Apply, Batch, Distribution, Metrics, Split, whole
 
 
-def policy_gradient(config: TrainConfig, apply: Apply) -> Algorithm:
+def policy_gradient(config: TrainConfig, apply: Apply, split: Split = whole) -> Algorithm:
     """Gradient steps on mean r A: right in expectation, with a variance that grows as the policies drift apart.
 
     One epoch of one minibatch is the on-policy actor-critic gradient, since r = 1 there; more of either reuses data.
@@ -23,4 +23,4 @@ def policy_gradient(config: TrainConfig, apply: Apply) -> Algorithm:
     ) -> tuple[jax.Array, Metrics]:
         return -importance_surrogate(ratio, batch.advantage), {}
 
-    return surrogate_algorithm(config, apply, policy_loss)
+    return surrogate_algorithm(config, apply, policy_loss, split)

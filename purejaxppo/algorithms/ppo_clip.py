@@ -9,16 +9,18 @@ import jax.numpy as jnp
 from purejaxppo.algorithms.gradient_steps import surrogate_algorithm
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.losses import clipped_surrogate
-from purejaxppo.types import Algorithm, Apply, Batch, Distribution, Metrics
+from purejaxppo.types import Algorithm, Apply, Batch, Distribution, Metrics, Split, whole
 
 Objective = Callable[[jax.Array, jax.Array, float], jax.Array]
 
 
-def ppo_clip(config: TrainConfig, apply: Apply, objective: Objective = clipped_surrogate) -> Algorithm:
+def ppo_clip(
+    config: TrainConfig, apply: Apply, split: Split = whole, objective: Objective = clipped_surrogate
+) -> Algorithm:
     """Clipping takes the reason away to move the ratio beyond 1 +- clip_eps; nothing forbids it.
 
     Args:
-      config, apply: as for `surrogate_algorithm`.
+      config, apply, split: as for `surrogate_algorithm`.
       objective: (ratio [B], advantage [B], clip_eps) -> scalar, to be maximised.
 
     Source: Schulman et al. 2017, arXiv:1707.06347, eq. 7.
@@ -30,4 +32,4 @@ def ppo_clip(config: TrainConfig, apply: Apply, objective: Objective = clipped_s
         clipped = jnp.mean(jnp.abs(ratio - 1.0) > hp.clip_eps)
         return -objective(ratio, batch.advantage, hp.clip_eps), {"clip_fraction": clipped}
 
-    return surrogate_algorithm(config, apply, policy_loss)
+    return surrogate_algorithm(config, apply, policy_loss, split)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from purejaxppo.algorithms.gradient_steps import surrogate_algorithm
 from purejaxppo.config import KL_COEF_BOUNDS, Hyperparams, TrainConfig
 from purejaxppo.losses import kl_penalized_surrogate
-from purejaxppo.types import Algorithm, Apply, Batch, Distribution, LearnerState, Metrics, Params
+from purejaxppo.types import Algorithm, Apply, Batch, Distribution, LearnerState, Metrics, Params, Split, whole
 
 
 class KLPenalty(NamedTuple):
@@ -17,7 +17,7 @@ class KLPenalty(NamedTuple):
     kl_coef: jax.Array  # beta, per nat
 
 
-def ppo_kl(config: TrainConfig, apply: Apply) -> Algorithm:
+def ppo_kl(config: TrainConfig, apply: Apply, split: Split = whole) -> Algorithm:
     """Gradient steps on  mean(r A - beta KL(old || new)),  beta being adapted once per update.
 
     The KL is the exact one of the stored distribution and the new one, in the states of the batch.
@@ -30,7 +30,7 @@ def ppo_kl(config: TrainConfig, apply: Apply) -> Algorithm:
     ) -> tuple[jax.Array, Metrics]:
         return -kl_penalized_surrogate(ratio, batch.advantage, batch.pi.kl(pi), penalty.kl_coef), {}
 
-    steps = surrogate_algorithm(config, apply, policy_loss)
+    steps = surrogate_algorithm(config, apply, policy_loss, split)
 
     def init(hp: Hyperparams, params: Params) -> LearnerState:
         return steps.init(hp, params)._replace(algo_state=KLPenalty(jnp.array(hp.kl_coef, jnp.float32)))

@@ -13,13 +13,13 @@ from purejaxppo.config import DEFAULT_TARGET_KL, Hyperparams, TrainConfig
 from purejaxppo.diagnostics import drift
 from purejaxppo.losses import importance_surrogate, standardize
 from purejaxppo.optimizer import make_optimizer
-from purejaxppo.types import Algorithm, Apply, Batch, LearnerState, Metrics, Params
+from purejaxppo.types import Algorithm, Apply, Batch, LearnerState, Metrics, Params, Split, whole
 
 Vector = jax.Array
 _BACKTRACK = 0.5
 
 
-def trpo(config: TrainConfig, apply: Apply) -> Algorithm:
+def trpo(config: TrainConfig, apply: Apply, split: Split = whole) -> Algorithm:
     """One natural-gradient step of the policy per update, within the trust region; then the value function's fit.
 
     maximise  mean r A + ent_coef * entropy   subject to   mean KL(old || new) <= target_kl
@@ -45,9 +45,9 @@ def trpo(config: TrainConfig, apply: Apply) -> Algorithm:
             loss = critic_loss(hp, value, minibatch)
             return loss, {"loss/value": loss}
 
-        learner, steps = gradient_steps(
-            key, config, dataclasses.replace(hp, target_kl=None), learner._replace(params=params), batch, value_loss
-        )
+        learner = learner._replace(params=params)
+        gradient = split(jax.grad(value_loss, has_aux=True))
+        learner, steps = gradient_steps(key, config, dataclasses.replace(hp, target_kl=None), learner, batch, gradient)
         metrics = {"loss/value": jnp.mean(steps["loss/value"]), **policy_metrics}
         return learner, {**metrics, **drift(apply, learner.params, batch)}
 
