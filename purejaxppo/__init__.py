@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from purejaxppo.networks import make_network
     from purejaxppo.presets import preset
     from purejaxppo.runs import advance_runs, grid, make_runs
+    from purejaxppo.spread import spread_trainer
     from purejaxppo.threads import use_all_cores
     from purejaxppo.train import advance, make_trainer, trainer_from_config
 
@@ -31,6 +32,7 @@ __all__ = [
     "ppo_kl",
     "preset",
     "run_experiment",
+    "spread_trainer",
     "trainer_from_config",
     "trpo",
     "use_all_cores",
@@ -51,6 +53,7 @@ _MODULES = {
     "ppo_kl": "algorithms",
     "preset": "presets",
     "run_experiment": "experiment",
+    "spread_trainer": "spread",
     "trainer_from_config": "train",
     "trpo": "algorithms",
     "use_all_cores": "threads",

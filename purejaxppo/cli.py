@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Sequence
 
 from purejaxppo.actions import ACTIONS, validate
-from purejaxppo.commands import Command, Common, Compare, Doctor, Plot, ResumeSweep, Sweep, Verify
+from purejaxppo.commands import Command, Common, Compare, Doctor, Plot, Resume, ResumeSweep, Sweep, Train, Verify
 from purejaxppo.errors import ConfigError, EnvError, OutOfMemoryError, PureJaxPPOError, is_out_of_memory
 from purejaxppo.flags import parse
 from purejaxppo.signals import INTERRUPTED, SIGNALS, end_process
@@ -55,12 +55,12 @@ def run(argv: Sequence[str]) -> int:
 def _execute(command: Command | ResumeSweep) -> int:
     validate(command)
     if not isinstance(command, Plot | Verify):
-        many = isinstance(command, Compare | Sweep | ResumeSweep)
-        _prepare(command.common, must_work=not isinstance(command, Doctor), many_runs=many)
+        trains = isinstance(command, Train | Resume | Compare | Sweep | ResumeSweep)
+        _prepare(command.common, must_work=not isinstance(command, Doctor), trains=trains)
     return ACTIONS[type(command)](command)
 
 
-def _prepare(common: Common, must_work: bool = True, many_runs: bool = False) -> None:
+def _prepare(common: Common, must_work: bool = True, trains: bool = False) -> None:
     """Chooses the devices and imports the plugins; the doctor says by itself what does not work."""
     try:
         import jax
@@ -73,7 +73,7 @@ def _prepare(common: Common, must_work: bool = True, many_runs: bool = False) ->
     if common.device != "auto":
         jax.config.update("jax_platforms", common.device)
     try:
-        if many_runs:
+        if trains:
             use_all_cores()
         if must_work:
             jax.devices()

@@ -32,8 +32,8 @@ from purejaxppo.run_dir import (
 from purejaxppo.session import Run, Start, from_checkpoint, from_the_beginning, train_session
 from purejaxppo.settings import refuse_changes
 from purejaxppo.signals import StopRequest, listening
+from purejaxppo.spread import devices_for, spread_trainer
 from purejaxppo.store import clean, fault, list_steps
-from purejaxppo.train import trainer_from_config
 from purejaxppo.types import RunnerState, VecEnv
 from purejaxppo.validation import validate_evaluation
 
@@ -73,7 +73,7 @@ def run_experiment(
     with listening(stop) as stop:
         with stop.ending_at_once("no run had begun."):
             env = from_gymnax(config.env, config.num_envs, allow_download=allow_download, **dict(config.env_params))
-            trainer = trainer_from_config(config, env)
+            trainer = spread_trainer(config, env)
             run_dir = create_run_dir(settings, out)
         with locked(run_dir):
             write_inputs(run_dir, settings)
@@ -120,7 +120,7 @@ def resume_experiment(
             return summary
         clean(run_dir)
         env = from_gymnax(config.env, config.num_envs, allow_download=allow_download, **dict(config.env_params))
-        run = Run(run_dir, settings, env, trainer_from_config(config, env), console, stop, sinks)
+        run = Run(run_dir, settings, env, spread_trainer(config, env), console, stop, sinks)
         start = from_checkpoint(run, strict)
         _check_budget(run, start)
         for change in changed_versions(run_dir):
@@ -162,6 +162,7 @@ def _check_budget(run: Run, start: Start) -> None:
 def _finish(run: Run, start: Start) -> dict[str, Any]:
     """Trains to the end, and does everything that comes after."""
     runner, timing = train_session(run, start)
+    runner = jax.device_put(runner, jax.devices()[0])  # for what comes after, one device does
     history = read_metrics(run.metrics_file)
     summary = _summary(run, runner, timing, history)
     if not run.stop():
@@ -257,11 +258,12 @@ def _evaluate(
 
 def _headline(settings: RunSettings, run_dir: Path) -> str:
     config = settings.config
-    device = jax.devices()[0]
+    device, *others = devices_for(config)
+    several = f"{1 + len(others)} x " if others else ""
     slow = " (no accelerator)" if device.platform == "cpu" else ""
     rounded = f" (of {config.total_timesteps:,} asked for)" if config.env_steps != config.total_timesteps else ""
     return (
         f"{config.env}  {config.algorithm}  {config.env_steps:,} env steps{rounded} = {config.num_updates:,} updates "
-        f"of {config.num_envs} envs x {config.num_steps} steps  device {device.device_kind}{slow}  "
+        f"of {config.num_envs} envs x {config.num_steps} steps  device {several}{device.device_kind}{slow}  "
         f"seed {settings.seed}  {run_dir}"
     )

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from purejaxppo.distributions import Distribution
+from purejaxppo.prng import unrolled
+from purejaxppo.tuning import UNROLLED_PRNG_TO
 from purejaxppo.types import Apply, EnvState, Metrics, Params, Transition, VecEnv
 
 _Carry = tuple[EnvState, jax.Array, jax.Array, jax.Array]
@@ -73,6 +75,10 @@ def rollout(
 
     cut_obs = jnp.zeros((num_places, *obs.shape), obs.dtype)
     start = (env_state, obs, cut_obs, jnp.zeros(env.num_envs, jnp.int32))
+    # The environments draw with the same kind of key, which one that keeps a key in its state would take amiss.
+    keeps_key = any(jnp.issubdtype(x.dtype, jax.dtypes.prng_key) for x in jax.tree.leaves(env_state))
+    if env.num_envs <= UNROLLED_PRNG_TO and not keeps_key:
+        key = unrolled(key)
     keys = jax.random.split(key, num_steps)
     (env_state, next_obs, cut_obs, _), seen = jax.lax.scan(step, start, keys)
 

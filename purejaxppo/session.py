@@ -78,7 +78,7 @@ def from_checkpoint(run: Run, strict: bool = False) -> Start:
         run.note(f"{run.metrics_file} has lost rows since the checkpoint was saved; it goes on without them.")
     rows = last_rows(run.metrics_file, kept, RECENT) if kept else []
     bad = len(list(takewhile(lambda row: "nonfinite" in row, reversed(rows))))
-    return Start(lambda: runner, meta["updates"], kept, meta["seconds"], bad)
+    return Start(lambda: run.trainer.place(runner), meta["updates"], kept, meta["seconds"], bad)
 
 
 def train_session(run: Run, start: Start) -> tuple[RunnerState, Timing]:

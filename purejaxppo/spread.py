@@ -25,33 +25,33 @@ from purejaxppo.validation import validate_config
 _ENVS = "envs"
 
 
-def spread_over(config: TrainConfig, num_devices: int) -> int:
-    """Of so many CPU devices, how many a run is worth spreading over: 1 if each would have too little to do.
+def devices_for(config: TrainConfig) -> list[jax.Device]:
+    """Where a single run is computed: on several of JAX's CPU devices if each has enough to do, else on the first one.
 
-    Normalisers need the mean over all environments at each step, for which the devices would wait too often.
+    Normalisers need the mean over all environments at every step, for which the devices would wait too often.
     """
-    if config.normalize_observation or config.normalize_reward:
-        return 1
+    devices = jax.devices()
+    if devices[0].platform != "cpu" or config.normalize_observation or config.normalize_reward:
+        return devices[:1]
     rows = config.batch_size // config.num_minibatches
-    fit = [
-        n for n in range(2, num_devices + 1) if config.num_envs % n == rows % n == 0 and rows // n >= ROWS_PER_DEVICE
-    ]
-    return max(fit, default=1)
+    for number in range(len(devices), 1, -1):
+        if config.num_envs % number == rows % number == 0 and rows // number >= ROWS_PER_DEVICE:
+            return devices[:number]
+    return devices[:1]
 
 
 def spread_trainer(config: TrainConfig, env: VecEnv | None = None) -> Trainer:
-    """`trainer_from_config`, over as many of JAX's CPU devices as are worth it; to be jitted, not vmapped.
+    """`trainer_from_config`, over `devices_for(config)`. Jit it; `vmap` does not go with it.
 
     Raises ConfigError or EnvError for what cannot be built.
     """
     validate_config(config)
-    devices = jax.devices()
-    number = spread_over(config, len(devices)) if devices[0].platform == "cpu" else 1
-    if number == 1:
+    devices = devices_for(config)
+    if len(devices) == 1:
         return trainer_from_config(config, env)
     env = env or from_gymnax(config.env, config.num_envs, **dict(config.env_params))
     network = make_network(config, env)
-    mesh = Mesh(np.array(devices[:number]), (_ENVS,))
+    mesh = Mesh(np.array(devices), (_ENVS,))
     algorithm = make_algorithm(config, network.apply, partial(_split_rows, mesh))
     return _placed(make_trainer(config, env, network, _with_whole_batch(algorithm, mesh)), config.num_envs, mesh)
 

@@ -11,16 +11,17 @@ def cpu_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-_chosen_here = cpu_cores() < _SAFE and "NPROC" not in os.environ  # which is where XLA's CPU client reads their number
-if _chosen_here:
+_given = "NPROC" in os.environ  # which is where XLA's CPU client reads the number of threads
+if not _given and cpu_cores() < _SAFE:
     os.environ["NPROC"] = str(_SAFE)
 
 
 def use_all_cores() -> None:
-    """Starts JAX with a CPU device for each core, of one thread each, for the runs of `make_runs` to be spread over.
+    """Starts JAX with a CPU device for each core and one thread, for runs to be spread over (`spread.py`, `runs.py`).
 
-    Before anything else uses JAX; later it changes nothing. JAX_NUM_CPU_DEVICES and NPROC of the environment stand. Not
-    for programs that `vmap` a training loop on a CPU: with so few threads they may hang.
+    Before anything else uses JAX; later it changes nothing. JAX_NUM_CPU_DEVICES and NPROC of the environment stand. A
+    program that stays on one device has one thread then: faster if it is small, slower if it is large
+    (benchmarks/log.md).
 
     Raises whatever JAX does if it cannot start.
     """
@@ -29,10 +30,11 @@ def use_all_cores() -> None:
     if "JAX_NUM_CPU_DEVICES" not in os.environ:
         with contextlib.suppress(RuntimeError):  # JAX has started already
             jax.config.update("jax_num_cpu_devices", cpu_cores())
-    if _chosen_here:
-        os.environ["NPROC"] = str(cpu_cores())
+    before = os.environ.get("NPROC")
+    if not _given:
+        os.environ["NPROC"] = "1"
     try:
         jax.devices()
-    finally:
-        if _chosen_here:
-            os.environ["NPROC"] = str(_SAFE)  # for the processes that this one starts
+    finally:  # for the processes that this one starts
+        os.environ.pop("NPROC", None)
+        os.environ.update({} if before is None else {"NPROC": before})

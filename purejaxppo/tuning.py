@@ -9,5 +9,11 @@ They change speed, and results by no more than rounding. benchmarks/log.md has e
 # way round: 128 steps of 4 environments took 1.26 ms by rows and 1.74 by columns.
 COLUMNS_FROM = 128
 
-# Rows of a minibatch that a CPU device has to have for a run to be spread over several.
+# Rows of a minibatch that a CPU device has to have for a run to be spread over several. On two cores, devices of one
+# thread: 64 x 128 (1,024 rows each) trained 1.25 times as fast on two as on one, 16 x 128 (256 rows each) 0.83 times.
 ROWS_PER_DEVICE = 512
+
+# Environments up to which a rollout draws its random numbers by `prng.unrolled`. 128 steps took 1.05 ms instead of 1.31
+# with 4 environments and 1.41 instead of 1.64 with 8, but 2.30 instead of 2.16 with 16 and 3.6 instead of 2.6 with 32:
+# the loop that JAX writes is then the better vectorised one.
+UNROLLED_PRNG_TO = 8
