@@ -4,11 +4,14 @@ Nothing here imports JAX or purejaxppo, which would settle those for the childre
 that the system reports of a child that of its parent.
 """
 
+import contextlib
 import json
 import os
-import select
+import queue
 import subprocess
 import sys
+import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -26,28 +29,39 @@ class Child:
     def __init__(self, program: str, *arguments: str, env: dict[str, str] | None = None) -> None:
         self.name = " ".join([program, *arguments])
         command = [sys.executable, str(HERE / f"{program}.py"), *arguments]
-        pipe = subprocess.PIPE
+        self.errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  a pipe that nobody reads would fill
         self.process = subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env={**os.environ, **(env or {})}
-        )
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
+            env={**os.environ, **(env or {})},
+        )  # fmt: skip
+        self.answers: queue.Queue[str | None] = queue.Queue()
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            if line.startswith("{"):  # libraries print as well
+                self.answers.put(line)
+        self.answers.put(None)
 
     def send(self, request: Any) -> None:
         """Asks, without waiting for the answer."""
         assert self.process.stdin
-        try:
+        with contextlib.suppress(OSError):  # it has ended, as `receive` will find
             self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()
-        except OSError:
-            raise self._failure() from None
 
     def receive(self, limit: float) -> Any:
         """The next answer; raises ChildError if there is none within `limit` seconds."""
-        assert self.process.stdout
-        if not select.select([self.process.stdout], [], [], limit)[0]:
-            raise ChildError(f"{self.name}: no answer within {limit:.0f} s; it hangs, or the machine is busy")
-        line = self.process.stdout.readline()
-        if not line.startswith(("{", "[")) and not line.strip():
-            raise self._failure()
+        try:
+            line = self.answers.get(timeout=limit)
+        except queue.Empty:
+            raise ChildError(f"{self.name}: no answer within {limit:.0f} s; it hangs, or the machine is busy") from None
+        if line is None:
+            self.errors.seek(0)
+            lines = [line.strip() for line in self.errors if line.strip()]
+            raise ChildError(f"{self.name}: {lines[-1] if lines else 'ended without a word'}")
         return json.loads(line)
 
     def ask(self, request: Any, limit: float) -> Any:
@@ -58,13 +72,12 @@ class Child:
     def close(self) -> None:
         """Ends it, whatever it is doing."""
         self.process.kill()
-        self.process.communicate()
-
-    def _failure(self) -> ChildError:
-        self.process.kill()
-        _, errors = self.process.communicate()
-        lines = [line for line in errors.splitlines() if line.strip()]
-        return ChildError(f"{self.name}: {lines[-1].strip() if lines else 'ended without a word'}")
+        self.process.wait()
+        self.reader.join()
+        for file in (self.process.stdin, self.process.stdout, self.errors):
+            with contextlib.suppress(OSError):  # a request that nobody has read
+                if file:
+                    file.close()
 
 
 def call(program: str, *arguments: str, env: dict[str, str] | None = None, limit: float = 120.0) -> Any:

@@ -67,7 +67,10 @@ def measure(work: Work, arms: Sequence[str], updates: int, repetitions: int, sec
         "name": work.name, **work._asdict(), "env_steps_per_block": block, "seconds": times,
         "arms": {arm: {**settled[arm], **started[arm]} for arm in arms},
         "env_steps_per_s": {arm: block / statistics.median(time[arm] for time in times) for arm in arms},
-        "figures": [figure(work.name, "env steps/s", [block / time[OURS] for time in times])],
+        "figures": [
+            figure(work.name, "env steps/s", [block / time[OURS] for time in times]),
+            figure(f"{work.name} compilation", "s", [started[OURS]["compile_s"]], "lower"),
+        ],
     }  # fmt: skip
     if BASELINE in arms:
         ratios = [time[BASELINE] / time[OURS] for time in times]
@@ -103,13 +106,14 @@ def main() -> None:
     options.add_argument("--repetitions", type=int, help="pairs of blocks")
     arguments = options.parse_args()
     where = platform()
-    repetitions = arguments.repetitions or (5 if arguments.quick else 11)
+    repetitions = arguments.repetitions or (5 if arguments.quick else 11 if where == "cpu" else 7)
+    seconds = 0.5 if where == "cpu" and not arguments.quick else 0.3
     rows = []
     for work in selected(arguments, where):
         progress(work.name)
         try:
             updates = updates_per_call(work, where)
-            rows.append(measure(work, arms_for(work), updates, repetitions, 0.3 if arguments.quick else 0.5))
+            rows.append(measure(work, arms_for(work), updates, repetitions, seconds))
         except ChildError as error:
             rows.append({"name": work.name, **work._asdict(), "error": str(error)})
         write(arguments.out, rows)  # after each, so that what there is survives
