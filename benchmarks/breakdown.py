@@ -2,8 +2,9 @@
 
 The parts (`parts.py`) are compiled apart and timed in turn; the limits (`limits.py`) are measured in the same minutes
 and turned into a bound by the model in `work_model.py`. A gradient step, with its share of shuffling and gathering, is
-the difference between four epochs and one, divided by the steps between them. "Everything else" is what the whole takes
-beyond its parts: below zero where the compiler saves by fusing them.
+the difference between four epochs and one, divided by the steps between them. "Rest of learning" is what the learning
+phase takes beyond its gradient steps, such as the measures of drift over the whole batch; "everything else" is what the
+whole takes beyond its parts: below zero where the compiler saves by fusing them.
 
     python benchmarks/breakdown.py [--quick] [--shapes 64x128 2048x32] --out result.json
 """
@@ -19,7 +20,7 @@ from work_model import limit, per_step
 GRADIENT_STEPS = SHARED["num_epochs"] * SHARED["num_minibatches"]
 CARTPOLE = 4, 2  # observation, actions
 # What an update is made of, in order; together they are the whole.
-PARTS = ["environment", "policy in the rollout", "advantage", "gradient steps", "measures of drift", "everything else"]
+PARTS = ["environment", "policy in the rollout", "advantage", "gradient steps", "rest of learning", "everything else"]
 
 
 def split(times: dict[str, float]) -> dict[str, float]:
@@ -32,7 +33,7 @@ def split(times: dict[str, float]) -> dict[str, float]:
         "advantage": times["advantage"],
         "one gradient step": step,
         "gradient steps": GRADIENT_STEPS * step,
-        "measures of drift": times["epochs"] - GRADIENT_STEPS * step,
+        "rest of learning": times["epochs"] - GRADIENT_STEPS * step,
         "everything else": times["whole update"] - times["rollout"] - times["advantage"] - times["epochs"],
     }
     return {**parts, "whole update": times["whole update"]}

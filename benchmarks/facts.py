@@ -27,7 +27,7 @@ def commit() -> str | None:
 
 def facts() -> dict[str, Any]:
     """All of it. Starts JAX."""
-    variables = {k: os.environ[k] for k in ("XLA_FLAGS", "JAX_PLATFORMS", "NPROC") if k in os.environ}
+    given = dict(os.environ)  # the package sets NPROC when it is imported
 
     import jax
 
@@ -38,12 +38,15 @@ def facts() -> dict[str, Any]:
     kind, backend = jax.devices()[0].device_kind, jax.default_backend()
     return {
         **found,
-        "environment": {**found["environment"], **variables},
+        "environment": {k: v for k, v in found["environment"].items() if k in given},
         "platform": backend,
         "device": kind if backend != "cpu" else cpu_name(),
         "cpu": cpu_name(),
         "load_average": os.getloadavg(),
-        "precision": {"dtype": "float32", "matmul": jax.config.read("jax_default_matmul_precision") or "default"},
+        "precision": {
+            "dtype": "float32",
+            "matmul": getattr(jax.config, "jax_default_matmul_precision", None) or "default",
+        },
         "commit": commit(),
     }
 

@@ -130,7 +130,7 @@ def measure(num_envs: int, num_steps: int, repetitions: int) -> dict[str, Any]:
     budget = UPDATES_IN_SCHEDULE * work.env_steps
     config = TrainConfig(work.env, num_envs=num_envs, num_steps=num_steps, total_timesteps=budget, **SHARED)
     larger = 1 if jax.default_backend() == "cpu" else 16
-    rounds = {name: max(1, min(64, larger * size // work.env_steps)) for name, size in ENV_STEPS.items()}
+    rounds = {name: max(2, min(64, larger * size // work.env_steps)) for name, size in ENV_STEPS.items()}
     timers = {name: repeated(part, rounds[name]) for name, part in make_parts(config).items()}
     block = Block(ours(work), rounds["epochs"])
     timers["whole update"] = lambda: block.time() / rounds["epochs"]

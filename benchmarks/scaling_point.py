@@ -21,7 +21,7 @@ def block_of(work: Work, repetitions: int) -> dict[str, Any]:
     """Speed of an arm of the benchmark, and what its compiled program needs."""
     from purejaxppo.memory import program_bytes
 
-    block = Block(ours(work), updates := max(1, min(64, (1 << 15) // work.env_steps)))
+    block = Block(ours(work), updates := max(2, min(64, (1 << 15) // work.env_steps)))
     speeds = [work.env_steps * updates / block.time() for _ in range(repetitions)]
     return {"env_steps_per_s": speeds, "program_bytes": program_bytes(block.program)}
 

@@ -42,9 +42,12 @@ def arms_for(work: Work) -> list[str]:
 
 
 def updates_per_call(work: Work, where: str) -> int:
-    """So many that a call is long beside its launch, and short enough for several to a block."""
+    """So many that a call is long beside its launch, and short enough for several to a block.
+
+    At least two: a loop that runs once is no loop to the compiler, which makes another, often slower program of it.
+    """
     env_steps = 1 << (20 if where != "cpu" else 15 if work.env == CARTPOLE else 13)
-    return max(1, min(64, env_steps // work.env_steps))
+    return max(2, min(64, env_steps // work.env_steps))
 
 
 def measure(work: Work, arms: Sequence[str], updates: int, repetitions: int, seconds: float) -> Row:

@@ -15,6 +15,7 @@ import throughput
 from arms import Work
 from bootstrap import median_interval, ratio_interval
 from children import Child, ChildError
+from facts import facts
 from kernels import count_kernels
 from scipy import stats
 from work_model import limit, per_step
@@ -94,7 +95,7 @@ def test_every_platform_has_its_work():
         names = [work.name for work in throughput.works(where, quick=False)]
         assert len(set(names)) == len(names)
         assert {work.name for work in throughput.works(where, quick=True)} <= set(names)
-        assert all(1 <= throughput.updates_per_call(w, where) <= 64 for w in throughput.works(where, quick=False))
+        assert all(2 <= throughput.updates_per_call(w, where) <= 64 for w in throughput.works(where, quick=False))
     assert throughput.arms_for(Work("Pendulum-v1", 32, 64)) == ["purejaxppo"]
 
 
@@ -165,6 +166,13 @@ def test_a_section_that_breaks_is_reported(monkeypatch, tmp_path, name, status, 
     content = bench.run_section(name, quick=True, limit=0.5 if name == "hanging" else LIMIT_S, env={})
     assert (content["status"], len(content["rows"])) == (status, rows)
     assert bench.report({name: content}) == (status in ("done", "missing"))
+
+
+def test_facts_are_complete_and_json():
+    found = json.loads(json.dumps(facts()))
+    assert found["platform"] == "cpu"
+    assert found["precision"]["matmul"] == "default"
+    assert {"versions", "nvidia", "environment", "commit", "cpu", "cpu_cores", "device"} <= found.keys()
 
 
 def test_default_file_is_named_after_the_device():
