@@ -89,8 +89,12 @@ def warnings(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
         if machines[0].get(key) != machines[1].get(key)
     ]
     old, new = figures(before), figures(after)
-    doubts += [f"only the first file has {section}: {name}" for section, name in sorted(old.keys() - new.keys())]
-    return doubts + [f"only the second file has {section}: {name}" for section, name in sorted(new.keys() - old.keys())]
+    alone = {"first": old.keys() - new.keys(), "second": new.keys() - old.keys()}
+    for which, places in alone.items():
+        if places:
+            names = ", ".join(name for _, name in sorted(places))
+            doubts.append(f"only the {which} file has {len(places)} figures: {names}")
+    return doubts
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -16,7 +16,7 @@ NUM_STEPS = 128
 # What grows -> its values, per platform (cpu or not) and quick or not.
 POINTS: dict[str, dict[tuple[bool, bool], list[int]]] = {
     "num_envs": {
-        (True, True): [16, 512],
+        (True, True): [16, 1024],
         (True, False): [4, 16, 64, 256, 1024, 4096],
         (False, True): [64, 2048],
         (False, False): [64, 2048, 32768],
@@ -25,7 +25,7 @@ POINTS: dict[str, dict[tuple[bool, bool], list[int]]] = {
         (True, True): [],  # the section on throughput has one
         (True, False): [1, 2, 4, 16, 64],
         (False, True): [16, 256],
-        (False, False): [1, 64, 1024],
+        (False, False): [1, 16, 256, 1024],
     },
     "total_timesteps": {
         (True, True): [1 << 17, 1 << 19],
