@@ -9,7 +9,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from throughput import Arm, machine, ours
+from arms import Block, Work, ours
+from facts import facts
 
 from purejaxppo.algorithms import ALGORITHMS
 
@@ -19,9 +20,10 @@ REFERENCE = "ppo_clip"
 def measure(shape: str, repetitions: int, seconds: float) -> dict[str, Any]:
     """All repetitions of one shape, e.g. 64x128."""
     envs, steps = map(int, shape.split("x"))
+    work = Work("CartPole-v1", envs, steps)
     trial = max(1, 100_000 // (envs * steps))
-    updates = max(1, round(seconds * trial / Arm(*ours(envs, steps, 1), trial).time()))
-    arms = {name: Arm(*ours(envs, steps, 0, name), updates) for name in ALGORITHMS}
+    updates = max(1, round(seconds * trial / Block(ours(work, 1), trial).time()))
+    arms = {name: Block(ours(work, algorithm=name), updates) for name in ALGORITHMS}
     rows = [{name: arm.time() for name, arm in arms.items()} for _ in range(repetitions)]
     block = envs * steps * updates
     print(f"{shape}, {updates} updates per block")
@@ -44,7 +46,7 @@ def main() -> None:
     arguments = parser.parse_args()
     results = [measure(shape, arguments.repetitions, arguments.seconds) for shape in arguments.shapes]
     if arguments.out:
-        arguments.out.write_text(json.dumps({"machine": machine(), "results": results}, indent=1) + "\n")
+        arguments.out.write_text(json.dumps({"machine": facts(), "results": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,22 +11,23 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
-from throughput import Arm, ours
+from arms import Block, Work, ours
 
 from purejaxppo.guard import nonfinite
 
 
-def arm(shape: str, updates: int, guarded: bool) -> Arm:
+def arm(shape: str, updates: int, guarded: bool) -> Block:
     """A compiled block of updates; without the guard, the metric `nonfinite` is a constant."""
     envs, steps = map(int, shape.split("x"))
+    work = Work("CartPole-v1", envs, steps)
 
     def nothing(_: Any) -> Any:
         return jnp.zeros((), jnp.int32)
 
     if guarded:
-        return Arm(*ours(envs, steps, 0), updates)
+        return Block(ours(work), updates)
     with mock.patch("purejaxppo.train.nonfinite", nothing):
-        return Arm(*ours(envs, steps, 0), updates)
+        return Block(ours(work), updates)
 
 
 def measure(shape: str, repetitions: int, seconds: float) -> None:
@@ -49,7 +50,7 @@ def measure(shape: str, repetitions: int, seconds: float) -> None:
 def alone(shape: str, times: int = 300) -> float:
     """Seconds per update of the check by itself, as often as that in one scan; everything it sees is carried along."""
     envs, steps = map(int, shape.split("x"))
-    runner, _ = ours(envs, steps, 0)
+    _, runner = ours(Work("CartPole-v1", envs, steps)).state
     seen = {
         "observation": jnp.ones((steps, *runner.obs.shape)),
         "reward": jnp.ones((steps, envs)),

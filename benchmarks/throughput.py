@@ -1,128 +1,126 @@
-"""Steady-state training throughput of purejaxppo against the common shape (`common_shape.py`), in one process.
+"""Steady-state training throughput of purejaxppo, against the common shape (`common_shape.py`) where that can train.
 
-The two arms alternate strictly and only the ratio of neighbouring blocks is worth quoting: what else runs on the
-machine hits both. Compilation and the first call are timed apart.
+Each arm has a process of its own; they take turns, block by block, and only the median of the ratios of neighbouring
+blocks is worth quoting: what else runs on the machine hits both. Compilation and the first call are timed apart.
 
-    python benchmarks/throughput.py --shapes 64x128 4x128 2048x32 --repetitions 15 --out result.json
+    python benchmarks/throughput.py [--quick] [--shapes 64x128 4x128 --runs 1 16 --repetitions 15] --out result.json
 """
 
-import argparse
-import importlib.metadata
 import json
-import os
-import platform
-import re
 import statistics
-import subprocess
-import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
-import common_shape
-import jax
+from arms import ARMS, Work, environment
+from bootstrap import median_interval
+from children import Child, ChildError, platform
+from report import Row, figure, parser, progress, rounded, table, write
 
-from purejaxppo.config import Hyperparams, TrainConfig
-from purejaxppo.train import advance, trainer_from_config
-
-PACKAGES = ("purejaxppo", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy")
-SHARED: dict[str, Any] = {"env": "CartPole-v1", "num_epochs": 4, "num_minibatches": 4}
-UPDATES_IN_SCHEDULE = 1_000_000  # far more than any block reaches: the learning rate stays where it starts
-ARMS = ("purejaxppo", "common shape")
-Advance = Callable[[Any, int], tuple[Any, Any]]
-
-
-class Arm:
-    """One trainer, compiled for blocks of `updates` updates and carried from block to block."""
-
-    def __init__(self, runner: Any, advance: Advance, updates: int) -> None:
-        self.runner = runner
-        start = time.perf_counter()
-        self.block = jax.jit(advance, static_argnums=1, donate_argnums=0).lower(runner, updates).compile()
-        self.compile_s = time.perf_counter() - start
-        self.first_call_s = self.time()
-
-    def time(self) -> float:
-        """Seconds for one more block, its metrics included."""
-        start = time.perf_counter()
-        self.runner, metrics = self.block(self.runner)
-        jax.block_until_ready((self.runner, metrics))
-        return time.perf_counter() - start
+OURS, BASELINE = ARMS
+CARTPOLE = "CartPole-v1"
+# The convolutional network of the MinAtar presets.
+MINATAR = (("hidden_sizes", (128,)), ("activation", "relu"), ("shared_torso", True))
+LIMIT = 240.0  # seconds that a block may take before it counts as hanging
+HEAD = ["work", "env steps/s", "baseline", "ratio", "95 % interval", "compile s", "first call s"]
 
 
-def ours(envs: int, steps: int, seed: int, algorithm: str = "ppo_clip") -> tuple[Any, Advance]:
-    """A fresh runner of purejaxppo and its `advance`."""
-    budget = UPDATES_IN_SCHEDULE * envs * steps
-    shape: dict[str, Any] = {"num_envs": envs, "num_steps": steps, "total_timesteps": budget}
-    trainer = trainer_from_config(TrainConfig(algorithm=algorithm, **shape, **SHARED))
-    hp = Hyperparams()
-    runner = jax.jit(lambda key: trainer.init(key, hp))(jax.random.key(seed))
-    return runner, lambda runner, updates: advance(trainer, hp, runner, updates)
+def works(where: str, quick: bool) -> list[Work]:
+    """What is measured on a platform."""
+    breakout = Work("Breakout-MinAtar", 64, 128, 1, MINATAR)
+    pendulum = Work("Pendulum-v1", 32, 64)
+    if where == "cpu" and quick:
+        return [Work(CARTPOLE, 64, 128), Work(CARTPOLE, 4, 128, 16)]
+    shapes = [Work(CARTPOLE, 4, 128), Work(CARTPOLE, 64, 128), Work(CARTPOLE, 2048, 32), Work(CARTPOLE, 2048, 128)]
+    runs = [Work(CARTPOLE, 4, 128, n) for n in ([16, 64] if where == "cpu" else [16, 256, 1024])]
+    return [*shapes, *runs, breakout, pendulum]
 
 
-def baseline(envs: int, steps: int, seed: int) -> tuple[Any, Advance]:
-    """A fresh runner of the common shape and its `advance`."""
-    settings = common_shape.Settings(num_envs=envs, num_steps=steps, num_updates=UPDATES_IN_SCHEDULE, **SHARED)
-    train = common_shape.make_train(settings)
-    runner = jax.jit(train.init)(jax.random.key(seed))
-    return runner, lambda runner, updates: common_shape.advance(train, runner, updates)
+def arms_for(work: Work) -> list[str]:
+    """The baseline trains CartPole alone, and holds every step of every run in memory."""
+    return [OURS, BASELINE] if work.env == CARTPOLE and work.num_runs <= 16 else [OURS]
 
 
-def measure(shape: str, repetitions: int, seconds: float) -> dict[str, Any]:
-    """All repetitions of one shape, e.g. 64x128."""
-    envs, steps = map(int, shape.split("x"))
-    # The slower arm sets the length of a block, on a trial that is long enough to time but short to wait for.
-    trial = max(1, 100_000 // (envs * steps))
-    slowest = max(Arm(*make(envs, steps, 1), trial).time() for make in (ours, baseline))
-    updates = max(1, round(seconds * trial / slowest))
-    arms = {name: Arm(*make(envs, steps, 0), updates) for name, make in zip(ARMS, (ours, baseline), strict=True)}
-    rows = [{name: arm.time() for name, arm in arms.items()} for _ in range(repetitions)]
-    ratios = [row[ARMS[1]] / row[ARMS[0]] for row in rows]
-    block = envs * steps * updates
-    return {
-        "num_envs": envs, "num_steps": steps, **SHARED, "updates_per_block": updates,
-        "compile_s": {name: arm.compile_s for name, arm in arms.items()},
-        "first_call_s": {name: arm.first_call_s for name, arm in arms.items()},
-        "seconds": rows,
-        "median_env_steps_per_s": {name: block / statistics.median(row[name] for row in rows) for name in ARMS},
-        "ratio": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
+def updates_per_call(work: Work, where: str) -> int:
+    """So many that a call is long beside its launch, and short enough for several to a block.
+
+    At least two: a loop that runs once is no loop to the compiler, which makes another, often slower program of it.
+    """
+    env_steps = 1 << (20 if where != "cpu" else 15 if work.env == CARTPOLE else 13)
+    return max(2, min(64, env_steps // work.env_steps))
+
+
+def measure(work: Work, arms: Sequence[str], updates: int, repetitions: int, seconds: float) -> Row:
+    """Every repetition of one piece of work."""
+    with ExitStack() as stack:
+        children = {arm: Child("arm_server", arm, json.dumps(work), env=environment(arm)) for arm in arms}
+        for child in children.values():
+            stack.callback(child.close)
+        settled = {arm: child.receive(LIMIT) for arm, child in children.items()}
+        # One after the other: compiling takes all cores.
+        started = {arm: child.ask({"updates": updates}, LIMIT) for arm, child in children.items()}
+        once = max(child.ask({"calls": 1}, LIMIT)["seconds"] for child in children.values())
+        calls = max(1, round(seconds / once))
+        times = [
+            {arm: child.ask({"calls": calls}, LIMIT)["seconds"] for arm, child in children.items()}
+            for _ in range(repetitions)
+        ]
+    block = work.env_steps * updates * calls
+    row: Row = {
+        "name": work.name, **work._asdict(), "env_steps_per_block": block, "seconds": times,
+        "arms": {arm: {**settled[arm], **started[arm]} for arm in arms},
+        "env_steps_per_s": {arm: block / statistics.median(time[arm] for time in times) for arm in arms},
+        "figures": [
+            figure(work.name, "env steps/s", [block / time[OURS] for time in times]),
+            figure(f"{work.name} compilation", "s", [started[OURS]["compile_s"]], "lower"),
+        ],
     }  # fmt: skip
+    if BASELINE in arms:
+        ratios = [time[BASELINE] / time[OURS] for time in times]
+        row["ratio"] = median_interval(ratios)._asdict()
+        row["figures"].append(figure(f"{work.name} against the common shape", "ratio", ratios))
+    return row
 
 
-def machine() -> dict[str, Any]:
-    """What a figure means nothing without."""
-    cpuinfo = Path("/proc/cpuinfo")
-    models = re.findall(r"model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.exists() else "")
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return {
-        "versions": {"python": platform.python_version(), **{n: importlib.metadata.version(n) for n in PACKAGES}},
-        "commit": commit.stdout.strip() or None,
-        "device": jax.devices()[0].device_kind,
-        "cpu": models[0] if models else platform.processor(),
-        "cores": os.cpu_count(),
-        "load_average": os.getloadavg(),
-        "environment": {k: os.environ[k] for k in ("XLA_FLAGS", "JAX_PLATFORMS", "NPROC") if k in os.environ},
-    }
+def cells(row: Row) -> list[str]:
+    """A row of the table."""
+    if "error" in row:
+        return [row["name"], row["error"], *[""] * (len(HEAD) - 2)]
+    speed, ratio, own = row["env_steps_per_s"], row.get("ratio"), row["arms"][OURS]
+    interval = f"{ratio['low']:.2f} to {ratio['high']:.2f}" if ratio else "-"
+    return [
+        row["name"], rounded(speed[OURS]), rounded(speed.get(BASELINE)), f"{ratio['value']:.2f}" if ratio else "-",
+        interval, f"{own['compile_s']:.1f}", rounded(own["first_call_s"]),
+    ]  # fmt: skip
+
+
+def selected(arguments: Any, where: str) -> list[Work]:
+    """What the options ask for."""
+    if not (arguments.shapes or arguments.runs):
+        return works(where, arguments.quick)
+    shapes = [tuple(map(int, shape.split("x"))) for shape in arguments.shapes or ["4x128"]]
+    return [Work(CARTPOLE, envs, steps, runs) for envs, steps in shapes for runs in arguments.runs or [1]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", default=["64x128", "4x128", "2048x32"], help="environments x steps")
-    parser.add_argument("--repetitions", type=int, default=15)
-    parser.add_argument("--seconds", type=float, default=0.9, help="per timed block, for the slower arm")
-    parser.add_argument("--out", type=Path, help="write every repetition as JSON")
-    arguments = parser.parse_args()
-    results = []
-    print("   shape  updates    ours /s  common /s  ratio  min..max    compile s")
-    for shape in arguments.shapes:
-        row = measure(shape, arguments.repetitions, arguments.seconds)
-        results.append(row)
-        speed, ratio, compiled = row["median_env_steps_per_s"], row["ratio"], row["compile_s"]
-        print(f"{shape:>8} {row['updates_per_block']:>8} {speed[ARMS[0]]:>10,.0f} {speed[ARMS[1]]:>10,.0f} "
-              f"{ratio['median']:>6.3f}  {ratio['min']:.2f}..{ratio['max']:.2f}  "
-              f"{compiled[ARMS[0]]:.1f} {compiled[ARMS[1]]:.1f}", flush=True)  # fmt: skip
-    if arguments.out:
-        arguments.out.write_text(json.dumps({"machine": machine(), "results": results}, indent=1) + "\n")
+    options = parser(__doc__)
+    options.add_argument("--shapes", nargs="+", help="CartPole alone, environments x steps, such as 64x128")
+    options.add_argument("--runs", type=int, nargs="+", help="runs of each shape side by side")
+    options.add_argument("--repetitions", type=int, help="pairs of blocks")
+    arguments = options.parse_args()
+    where = platform()
+    repetitions = arguments.repetitions or (5 if arguments.quick else 11 if where == "cpu" else 7)
+    seconds = 0.5 if where == "cpu" and not arguments.quick else 0.3
+    rows = []
+    for work in selected(arguments, where):
+        progress(work.name)
+        try:
+            updates = updates_per_call(work, where)
+            rows.append(measure(work, arms_for(work), updates, repetitions, seconds))
+        except ChildError as error:
+            rows.append({"name": work.name, **work._asdict(), "error": str(error)})
+        write(arguments.out, rows)  # after each, so that what there is survives
+    print(table(HEAD, [cells(row) for row in rows]))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,125 @@
+"""Every section of the benchmark, one JSON file, and pictures of it.
+
+    bash scripts/benchmark.sh [--quick] [--sections throughput breakdown] [--out FILE]
+
+A section is a program of this directory, `SECTION.py [--quick] --out FILE`, in a process of its own with a time limit.
+One that fails or hangs is reported as such, with what it had written until then, and the others go on. Exit code 1 if
+any did.
+"""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from children import HERE, PLATFORM_VARIABLE, ChildError, call
+from report import parser
+
+
+class Section(NamedTuple):
+    """Its title, and the seconds after which it is ended: with --quick, on an accelerator, and on a CPU."""
+
+    title: str
+    quick_s: float
+    accelerator_s: float
+    cpu_s: float
+
+
+SECTIONS = {
+    "throughput": Section("steady-state training", 180, 240, 600),
+    "breakdown": Section("where the time of an update goes, and the limits of this machine", 120, 150, 300),
+    "scaling": Section("speed and memory as things grow", 180, 240, 420),
+    "startup": Section("from the command to the first update", 120, 180, 300),
+    "clock": Section("learning against the clock", 180, 240, 600),
+    "peers": Section("other trainers", 240, 300, 600),
+}
+
+
+def run_section(name: str, quick: bool, limit: float, env: dict[str, str]) -> dict[str, Any]:
+    """What a section has found, with its status: done, failed, timed out or missing."""
+    program = HERE / f"{name}.py"
+    if not program.exists():
+        return {"status": "missing", "note": f"there is no benchmarks/{program.name}", "rows": []}
+    with tempfile.TemporaryDirectory() as directory:
+        out = Path(directory) / f"{name}.json"
+        command = [sys.executable, str(program), *(["--quick"] if quick else []), "--out", str(out)]
+        start = time.perf_counter()
+        # A session of its own, so that it can be ended with all that it has started.
+        process = subprocess.Popen(command, env={**os.environ, **env}, start_new_session=True)
+        try:
+            code = process.wait(limit)
+            status, note = ("done", "") if code == 0 else ("failed", f"exit code {code}")
+        except subprocess.TimeoutExpired:
+            status, note = "timed out", f"ended after {limit:.0f} s"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        content: dict[str, Any] = {"rows": []}
+        if out.exists():
+            with contextlib.suppress(ValueError):  # ended while it was writing
+                content = json.loads(out.read_text())
+    if status == "done" and not content["rows"]:
+        status, note = "failed", "it has written no rows"
+    return {"status": status, "note": note, "wall_s": round(time.perf_counter() - start, 1), **content}
+
+
+def limit_of(section: Section, quick: bool, platform: str) -> float:
+    """Seconds."""
+    return section.quick_s if quick else section.cpu_s if platform == "cpu" else section.accelerator_s
+
+
+def default_out(device: str) -> Path:
+    """benchmarks/results/benchmark-<device>.json"""
+    slug = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((R|TM)\)|CPU|@.*", "", device).lower()).strip("-")
+    return HERE / "results" / f"benchmark-{slug or 'unknown'}.json"
+
+
+def report(sections: dict[str, dict[str, Any]]) -> bool:
+    """Prints how each section ended, and whether all went well."""
+    print("\nsection       status     seconds")
+    for name, content in sections.items():
+        print(f"{name:12}  {content['status']:9}  {content.get('wall_s', 0):7.1f}  {content['note']}".rstrip())
+    broken = [row["error"] for content in sections.values() for row in content["rows"] if row.get("error")]
+    for error in broken:
+        print(f"error: {error}")
+    return not broken and all(content["status"] in ("done", "missing") for content in sections.values())
+
+
+def main() -> int:
+    """The exit code."""
+    options = parser(__doc__)
+    options.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="by default all")
+    arguments = options.parse_args()
+    try:
+        machine = call("facts")
+    except ChildError as error:
+        print(f"bench: JAX does not start here: {error}\nbench: purejaxppo doctor tells more", file=sys.stderr)
+        return 1
+    out = arguments.out or default_out(machine["device"])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    print(f"{machine['device']}, {machine['cpu_cores']} cores, jax {machine['versions']['jax']}, {machine['commit']}")
+    result: dict[str, Any] = {"machine": machine, "quick": arguments.quick, "started": time.time(), "sections": {}}
+    for i, name in enumerate(arguments.sections):
+        section = SECTIONS[name]
+        print(f"\n[{i + 1}/{len(arguments.sections)}] {name}: {section.title}", flush=True)
+        limit = limit_of(section, arguments.quick, machine["platform"])
+        content = run_section(name, arguments.quick, limit, {PLATFORM_VARIABLE: machine["platform"]})
+        result["sections"][name] = content
+        out.write_text(json.dumps(result, indent=1) + "\n")  # after each, so that what there is survives
+        print(" ".join(filter(None, [f"{name}: {content['status']}", content["note"]])), flush=True)
+    fine = report(result["sections"])
+    pictures = subprocess.run([sys.executable, str(HERE / "bench_pictures.py"), str(out)], check=False)
+    print(f"written to {os.path.relpath(out)}")
+    return 0 if fine and pictures.returncode == 0 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

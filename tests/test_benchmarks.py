@@ -1,0 +1,244 @@
+"""The benchmark at tiny sizes: that it measures and reports, not how fast anything is."""
+
+import json
+import math
+
+import bench
+import bench_pictures
+import breakdown
+import numpy as np
+import pytest
+import regression
+import report
+import scaling
+import throughput
+from arms import Work
+from bootstrap import median_interval, ratio_interval
+from children import Child, ChildError
+from facts import facts
+from kernels import count_kernels
+from scipy import stats
+from work_model import limit, per_step
+
+LIMIT_S = 240.0
+MACHINE = {"matmul_flop_per_s": 1e12, "tanh_per_s": 1e10, "bytes_per_s": 1e11, "kernel_s": 1e-6}
+
+
+def test_interval_of_a_median_agrees_with_order_statistics():
+    assert median_interval([2.0] * 5) == (2.0, 2.0, 2.0)
+    # Of three draws from three numbers, at least two are the smallest one with 7/27: far more than 2.5 %.
+    assert median_interval([1.0, 2.0, 3.0]) == (2.0, 1.0, 3.0)
+    samples = np.arange(1.0, 102.0)
+    value, low, high = median_interval(samples)
+    assert value == 51.0
+    expected = stats.binom.ppf([0.025, 0.975], 101, 0.5)
+    np.testing.assert_allclose([low, high], expected + 0.5, atol=2.0)
+
+
+def test_interval_of_a_ratio():
+    assert ratio_interval([4.0] * 3, [2.0] * 4) == (2.0, 2.0, 2.0)
+    value, low, high = ratio_interval([9.0, 10.0, 11.0], [5.0, 5.0, 5.0])
+    assert (value, low, high) == (2.0, 1.8, 2.2)
+
+
+def test_model_of_the_work():
+    step = per_step(4, 2)
+    # 8,896 weights: 17,792 FLOP forward, three times that per epoch less 2 x 512 for the observations' gradient.
+    assert step.flop == 17_792 + 4 * (3 * 17_792 - 2 * 512) == 227_200
+    assert (step.tanh, step.bytes_unfused) == (1280, 45_056)
+    bound = limit(step, MACHINE, kernels_per_step=0.5)
+    assert bound.compute == pytest.approx(227.2e-9 + 128e-9)
+    assert bound.env_steps_per_s == pytest.approx(1 / 0.5e-6)  # the kernels take longest
+    assert limit(step, MACHINE).env_steps_per_s == pytest.approx(1 / bound.compute)
+
+
+def test_kernels_are_counted_as_often_as_their_loop_runs():
+    text = """HloModule m
+
+%body (p: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %p = (s32[], f32[4]) parameter(0)
+  %a = f32[4]{0} fusion(%p), kind=kLoop, calls=%inside
+  %b = f32[4]{0} custom-call(%a), custom_call_target="gemm"
+  ROOT %t = (s32[], f32[4]{0}) tuple(%p, %b)
+}
+
+ENTRY %main (x: f32[4]) -> f32[4] {
+  %x = f32[4]{0} parameter(0)
+  %w = (s32[], f32[4]{0}) while(%x), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"10"}}
+  ROOT %r = f32[4]{0} reduce(%w), to_apply=%add
+}
+"""
+    assert count_kernels(text) == 2 * 10 + 1
+    import jax
+    import jax.numpy as jnp
+
+    def loops(rounds):
+        f = jax.jit(lambda x: jax.lax.scan(lambda x, _: (x @ x, None), x, length=rounds)[0])
+        return count_kernels(f.lower(jnp.ones((16, 16))).compile().as_text())
+
+    assert loops(200) - loops(100) >= 100
+
+
+def test_both_arms_take_turns():
+    work = Work("CartPole-v1", 2, 8, num_runs=2)
+    arms = throughput.arms_for(work)
+    assert arms == ["purejaxppo", "common shape"]
+    row = throughput.measure(work, arms, updates=1, repetitions=3, seconds=0.0)
+    assert [set(times) for times in row["seconds"]] == [set(arms)] * 3
+    assert row["ratio"]["low"] <= row["ratio"]["value"] <= row["ratio"]["high"]
+    assert [len(figure["samples"]) for figure in row["figures"]] == [3, 1, 3]
+    assert len(throughput.cells(row)) == len(throughput.HEAD)
+
+
+def test_every_platform_has_its_work():
+    for where in ("cpu", "gpu"):
+        names = [work.name for work in throughput.works(where, quick=False)]
+        assert len(set(names)) == len(names)
+        assert {work.name for work in throughput.works(where, quick=True)} <= set(names)
+        assert all(2 <= throughput.updates_per_call(w, where) <= 64 for w in throughput.works(where, quick=False))
+    assert throughput.arms_for(Work("Pendulum-v1", 32, 64)) == ["purejaxppo"]
+
+
+def test_a_child_that_fails_says_why():
+    child = Child("arm_server", "nobody", json.dumps(Work("CartPole-v1", 2, 8)))
+    with pytest.raises(ChildError, match=r"arm_server.*nobody"):
+        child.receive(LIMIT_S)
+    child.close()
+
+
+def test_parts_of_an_update_add_up():
+    import parts
+
+    measured = parts.measure(2, 8, repetitions=2)
+    rows = breakdown.part_rows("2x8", measured)
+    for i in range(2):
+        seconds = {row["part"]: row["seconds"][i] for row in rows}
+        assert sum(seconds[part] for part in breakdown.PARTS) == pytest.approx(seconds["whole update"])
+    bound = breakdown.limit_row("2x8", measured, MACHINE, "gpu")
+    assert bound["chain_ns"] > 0
+    assert bound["achieved"] > 0
+    assert breakdown.limit_row("2x8", measured, MACHINE, "cpu")["chain_ns"] == 0
+
+
+def test_limits_are_positive(monkeypatch):
+    import limits
+
+    monkeypatch.setattr(limits, "SECONDS", 0.0)
+    found = limits.measure(limits.Sizes((16,), 16, 64, 256, 1e4))
+    assert all(found[name] > 0 for name in MACHINE)
+    assert len(found["matmul_rates"]) == 3
+
+
+@pytest.mark.parametrize(("sweep", "value"), [("num_envs", 2), ("total_timesteps", 2 * 64 * 8)])
+def test_a_point_of_scaling(sweep, value):
+    import scaling_point
+
+    row = scaling_point.measure(sweep, value, repetitions=2, num_steps=8)
+    assert all(math.isfinite(speed) and speed > 0 for speed in row["env_steps_per_s"])
+    assert row["program_bytes"] > 0
+    assert row["process_peak_bytes"] > 1e6
+    cells = scaling.cells({**row, "sweep": sweep, "value": value, "median_env_steps_per_s": 1.0})
+    assert len(cells) == len(scaling.HEAD)
+
+
+SECTIONS = {
+    "fine": "open(sys.argv[-1], 'w').write(json.dumps({'rows': [{'quick': '--quick' in sys.argv}]}))",
+    "empty": "open(sys.argv[-1], 'w').write(json.dumps({'rows': []}))",
+    "failing": "open(sys.argv[-1], 'w').write('{\"rows\": [{}]}'); sys.exit(3)",
+    "hanging": "time.sleep(600)",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "rows"),
+    [
+        ("fine", "done", 1),
+        ("empty", "failed", 0),
+        ("failing", "failed", 1),
+        ("hanging", "timed out", 0),
+        ("none", "missing", 0),
+    ],
+)
+def test_a_section_that_breaks_is_reported(monkeypatch, tmp_path, name, status, rows):
+    for section, code in SECTIONS.items():
+        (tmp_path / f"{section}.py").write_text(f"import json, sys, time\n{code}\n")
+    monkeypatch.setattr(bench, "HERE", tmp_path)
+    content = bench.run_section(name, quick=True, limit=0.5 if name == "hanging" else LIMIT_S, env={})
+    assert (content["status"], len(content["rows"])) == (status, rows)
+    assert bench.report({name: content}) == (status in ("done", "missing"))
+
+
+def test_facts_are_complete_and_json():
+    found = json.loads(json.dumps(facts()))
+    assert found["platform"] == "cpu"
+    assert found["precision"]["matmul"] == "default"
+    assert {"versions", "nvidia", "environment", "commit", "cpu", "cpu_cores", "device"} <= found.keys()
+
+
+def test_default_file_is_named_after_the_device():
+    assert bench.default_out("Intel(R) Xeon(R) CPU @ 2.60GHz").name == "benchmark-intel-xeon.json"
+    assert bench.default_out("NVIDIA H100 80GB HBM3").name == "benchmark-nvidia-h100-80gb-hbm3.json"
+
+
+def point(sweep, value):
+    sizes = {"program_bytes": 1e6 * value, "device_peak_bytes": None, "process_peak_bytes": 1e9}
+    return {"sweep": sweep, "value": value, "median_env_steps_per_s": 1e5 * value, **sizes}
+
+
+def example(samples, better="higher", unit="env steps/s"):
+    """A file of the benchmark with one figure."""
+    figure = report.figure("speed", unit, samples, better)
+    machine = {"device": "X", "cpu": "X", "cpu_cores": 2, "versions": {"jax": "1"}}
+    speeds = {"name": "work", "env_steps_per_s": {"purejaxppo": 2e5, "common shape": 1e5}, "ratio": {"value": 2.0}}
+    sections = {"throughput": {"rows": [{**speeds, "figures": [figure]}, {"name": "other", "error": "it broke"}]}}
+    return {"machine": machine, "sections": sections}
+
+
+def test_pictures_are_drawn(tmp_path):
+    result = example([1.0])
+    timed = "environment", "rollout", "advantage", "one epoch", "epochs", "whole update"
+    parts = {"seconds": [dict.fromkeys(timed, 1e-3)], "kernels_per_update": 10.0, "env_steps_per_update": 16}
+    rows = [*breakdown.part_rows("2x8", parts), breakdown.limit_row("2x8", parts, MACHINE, "cpu")]
+    result["sections"]["breakdown"] = {"rows": rows}
+    result["sections"]["scaling"] = {"rows": [point("num_envs", 2), point("num_envs", 2000), point("runs", 4)]}
+    drawn = bench_pictures.draw(result, tmp_path / "result.json")
+    assert [path.name for path in drawn] == [f"result-{name}.png" for name in ("throughput", "breakdown", "scaling")]
+    assert all(path.stat().st_size > 10_000 for path in drawn)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "code"),
+    [
+        (example([100, 101, 102]), example([99, 100, 101]), 0),
+        (example([100, 101, 102]), example([80, 81, 82]), 1),
+        (example([80, 81, 82]), example([100, 101, 102]), 0),
+        (example([1.0, 1.01, 1.02], "lower"), example([1.2, 1.21, 1.22], "lower"), 1),
+        (example([100, 101, 102]), example([80, 90, 110]), 0),  # the interval reaches above
+        (example([100]), example([80]), 0),  # one repetition says nothing
+        (example([100] * 3), example([80] * 3, unit="s"), 2),
+        (example([100] * 3), example([]), 2),
+        (example([100] * 3), {"sections": {}}, 2),
+        (example([100] * 3), {"sections": {"peers": {"rows": [{"name": "no figures"}]}}}, 2),
+        (example([100] * 3), [1, 2], 2),
+    ],
+)
+def test_regression(tmp_path, before, after, code):
+    paths = [tmp_path / "a.json", tmp_path / "b.json"]
+    for path, content in zip(paths, (before, after), strict=True):
+        path.write_text(json.dumps(content))
+    assert regression.main([*map(str, paths)]) == code
+
+
+def test_regression_of_unreadable_files_and_other_machines(tmp_path, capsys):
+    (tmp_path / "a.json").write_text(json.dumps(example([100] * 3)))
+    (tmp_path / "b.json").write_text("{")
+    assert regression.main([str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 2
+    assert regression.main([str(tmp_path / "a.json"), str(tmp_path / "none.json")]) == 2
+    other = example([94] * 3)
+    other["machine"] |= {"device": "Y", "versions": {"jax": "2"}}
+    (tmp_path / "b.json").write_text(json.dumps(other))
+    assert regression.main([str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 1
+    assert regression.main([str(tmp_path / "a.json"), str(tmp_path / "b.json"), "--tolerance", "10"]) == 0
+    errors = capsys.readouterr().err
+    assert "differ in device: X and Y" in errors
+    assert "differ in versions" in errors
