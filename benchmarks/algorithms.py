@@ -9,7 +9,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from throughput import Arm, machine, ours
+from facts import machine
+from throughput import Arm, ours
 
 from purejaxppo.algorithms import ALGORITHMS
 

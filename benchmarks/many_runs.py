@@ -113,7 +113,7 @@ def main() -> None:
         ratio = f", ratio {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})" if ratio else ""
         print(f"{runs} runs of {arguments.shape}: {speeds}{ratio}", flush=True)
     if arguments.out:
-        from throughput import machine
+        from facts import machine
 
         arguments.out.write_text(json.dumps({"machine": machine(), "results": results}, indent=1) + "\n")
 

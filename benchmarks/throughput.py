@@ -7,13 +7,8 @@ machine hits both. Compilation and the first call are timed apart.
 """
 
 import argparse
-import importlib.metadata
 import json
-import os
-import platform
-import re
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,11 +16,11 @@ from typing import Any
 
 import common_shape
 import jax
+from facts import machine
 
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.train import advance, trainer_from_config
 
-PACKAGES = ("purejaxppo", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy")
 SHARED: dict[str, Any] = {"env": "CartPole-v1", "num_epochs": 4, "num_minibatches": 4}
 UPDATES_IN_SCHEDULE = 1_000_000  # far more than any block reaches: the learning rate stays where it starts
 ARMS = ("purejaxppo", "common shape")
@@ -87,22 +82,6 @@ def measure(shape: str, repetitions: int, seconds: float) -> dict[str, Any]:
         "median_env_steps_per_s": {name: block / statistics.median(row[name] for row in rows) for name in ARMS},
         "ratio": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
     }  # fmt: skip
-
-
-def machine() -> dict[str, Any]:
-    """What a figure means nothing without."""
-    cpuinfo = Path("/proc/cpuinfo")
-    models = re.findall(r"model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.exists() else "")
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return {
-        "versions": {"python": platform.python_version(), **{n: importlib.metadata.version(n) for n in PACKAGES}},
-        "commit": commit.stdout.strip() or None,
-        "device": jax.devices()[0].device_kind,
-        "cpu": models[0] if models else platform.processor(),
-        "cores": os.cpu_count(),
-        "load_average": os.getloadavg(),
-        "environment": {k: os.environ[k] for k in ("XLA_FLAGS", "JAX_PLATFORMS", "NPROC") if k in os.environ},
-    }
 
 
 def main() -> None:
