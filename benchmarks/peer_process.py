@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from peer_env import ADAPTERS, PeerError, command
+from peer_env import PeerError, command
 
 # The order of the table, ours first; the rest are other people's.
 NAMES = ("ours", "common_shape", "rejax", "brax", "sbx", "sb3")
@@ -60,6 +60,8 @@ class PeerProcess:
             self.end()
             raise PeerError(f"no answer within {limit:.0f} s") from None
         if not line:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout=2)  # it is on its way out, and may have something to say
             self.end()
             raise PeerError(f"ended: {self._last_words()}")
         return json.loads(line)
@@ -94,16 +96,13 @@ def start(name: str, install: bool, install_limit: float, settings: dict[str, An
 
 def environment() -> dict[str, str]:
     """What a peer's process sees: this program's, safe from the hang of few cores, and nothing compiled before."""
-    changed = {"PYTHONPATH": str(HOME), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # several share one accelerator
+    default = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # several share one accelerator
     if (os.cpu_count() or 1) < 4:
-        changed["NPROC"] = "4"
+        default["NPROC"] = "4"
     inherited = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
-    return {**inherited, **changed}
+    return {**default, **inherited, "PYTHONPATH": str(HOME)}  # ours is that of this tree
 
 
 def choose(names: list[str]) -> list[str]:
     """Ours first, since everyone is compared with it."""
     return ["ours", *(name for name in names if name != "ours")]
-
-
-__all__ = ["ADAPTERS", "NAMES", "STEPPED_BY_PYTHON", "PeerError", "PeerProcess", "choose", "start"]

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from facts import machine
-from peer_process import NAMES, STEPPED_BY_PYTHON, PeerError, PeerProcess, choose, start
+from peer_env import PeerError
+from peer_process import NAMES, STEPPED_BY_PYTHON, PeerProcess, choose, start
 from ratios import paired_ratio
 
 WARM_UP_BLOCKS = 2  # some compile in the first block, brax in the second one too

@@ -6,7 +6,7 @@
 #   "gymnasium",
 # ]
 # ///
-"""sbx's PPO, stable-baselines3 with gradient steps in JAX, behind the protocol, on the Gymnasium twin of CartPole-v1."""
+"""sbx's PPO behind the protocol: stable-baselines3 with gradient steps in JAX, on the Gymnasium twin of CartPole-v1."""
 
 from typing import Any
 

@@ -11,7 +11,9 @@ import importlib.metadata
 import json
 import os
 import sys
+import threading
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -77,6 +79,19 @@ def serve(make: Callable[[Settings], Peer]) -> None:
     print(json.dumps(answer), file=out)
     for line in sys.stdin:
         print(json.dumps(_answer(peer, settings, json.loads(line))), file=out)
+
+
+def in_thread(work: Callable[[], None]) -> None:
+    """Starts it in a thread whose failure ends the process: whoever waits for it would wait for ever."""
+
+    def guarded() -> None:
+        try:
+            work()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+
+    threading.Thread(target=guarded, daemon=True).start()
 
 
 def _answer(peer: Peer, settings: Settings, request: dict[str, Any]) -> dict[str, Any]:
