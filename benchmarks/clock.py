@@ -82,7 +82,7 @@ def run(name: str, seed: int, args: argparse.Namespace, limit: float) -> Row:
 def all_runs(args: argparse.Namespace) -> list[Row]:
     """A seed of each peer in turn; one that cannot be run at all is not tried again."""
     began, rows = time.perf_counter(), list[Row]()
-    for seed in range(args.seeds):
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
         for name in choose(args.peers):
             if any(row["peer"] == name and "skipped" in row for row in rows):
                 continue
@@ -171,6 +171,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one seed, installs nothing")
     parser.add_argument("--peers", nargs="+", default=list(NAMES), choices=NAMES, help="beside ours")
     parser.add_argument("--seeds", type=int, help="[5; quick: 1]")
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--limit", type=float, default=120, help="seconds for a run")
     parser.add_argument("--install-limit", type=float, default=900, help="seconds to install a peer")
     parser.add_argument("--out", type=Path, help="write every run as JSON, and the picture beside it")
