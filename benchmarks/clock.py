@@ -20,7 +20,7 @@ from typing import Any
 
 from facts import machine
 from peer_env import PeerError
-from peer_process import NAMES, PeerProcess, choose, start
+from peer_process import NAMES, PeerProcess, choose, end_peers_when_terminated, start
 
 from purejaxppo.presets import TARGETS, preset
 
@@ -176,6 +176,7 @@ def main() -> None:
     parser.add_argument("--install-limit", type=float, default=900, help="seconds to install a peer")
     parser.add_argument("--out", type=Path, help="write every run as JSON, and the picture beside it")
     args = parser.parse_args()
+    end_peers_when_terminated()
     args.seeds = args.seeds or (1 if args.quick else 5)
     began = time.perf_counter()
     rows = all_runs(args)

@@ -1,6 +1,7 @@
 """Where the peers' packages are: an environment per adapter, made by uv from the adapter's own header (PEP 723).
 
-`UV_FIND_LINKS` and uv's other variables work as ever, e.g. for a CPU build of torch that lies on the disk.
+`UV_FIND_LINKS` and uv's other variables work as ever: on Linux torch is a CUDA build of some GB, unless that folder has
+a wheel of the CPU build.
 """
 
 import hashlib

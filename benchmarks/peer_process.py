@@ -6,6 +6,7 @@ import os
 import queue
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -92,6 +93,11 @@ class PeerProcess:
 def start(name: str, install: bool, install_limit: float, settings: dict[str, Any]) -> PeerProcess:
     """The peer of that name; raises PeerError if it is not installed."""
     return PeerProcess(command(name, install, install_limit), settings)
+
+
+def end_peers_when_terminated() -> None:
+    """Lets SIGTERM, too, leave through the context managers: a peer that hangs would outlive this program."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def environment() -> dict[str, str]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from facts import machine
 from peer_env import PeerError
-from peer_process import NAMES, STEPPED_BY_PYTHON, PeerProcess, choose, start
+from peer_process import NAMES, STEPPED_BY_PYTHON, PeerProcess, choose, end_peers_when_terminated, start
 from ratios import paired_ratio
 
 WARM_UP_BLOCKS = 2  # some compile in the first block, brax in the second one too
@@ -30,7 +30,7 @@ Row = dict[str, Any]
 
 def updates_per_block(name: str, batch: int) -> int:
     """About half a second for any of them on two cores."""
-    return max(1, (24_576 if name in STEPPED_BY_PYTHON else 100_000) // batch)
+    return max(1, min(10, 24_576 // batch) if name in STEPPED_BY_PYTHON else 100_000 // batch)
 
 
 class Field:
@@ -128,6 +128,7 @@ def main() -> None:
     parser.add_argument("--install-limit", type=float, default=900, help="seconds to install a peer")
     parser.add_argument("--out", type=Path, help="write every repetition as JSON")
     args = parser.parse_args()
+    end_peers_when_terminated()
     args.shapes = args.shapes or (["64x128"] if args.quick else ["64x128", "4x128"])
     args.repetitions = args.repetitions or (5 if args.quick else 15)
     began, rows, results = time.perf_counter(), [], []

@@ -16,10 +16,13 @@ import numpy as np
 import peer_env
 import peer_process
 import peers
+import protocol
 import pytest
 from peer_env import PeerError
 from peer_process import PeerProcess
 from ratios import median_interval, paired_ratio
+
+from purejaxppo.presets import preset
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 ANSWERS = """
@@ -276,8 +279,10 @@ def test_clock_draws_what_there_is(tmp_path):
 
 
 def test_clock_has_the_settings_of_the_preset():
-    assert clock.settings_of(3)["total_updates"] == 146
-    assert clock.settings_of(3)["seed"] == 3
+    settings = protocol.Settings(**clock.settings_of(3))
+    assert settings.total_updates == 146
+    assert (settings.seed, settings.learning_rate) == (3, preset("CartPole-v1")["learning_rate"])
+    assert settings.learning_rate_after(73) == pytest.approx(settings.learning_rate / 2)
 
 
 # --- the judge --------------------------------------------------------------------------------------------------------
