@@ -45,18 +45,25 @@ def ours(work: Work, seed: int = 0, **settings: Any) -> Arm:
     """purejaxppo, laid out over the devices as its own command line lays it out."""
     import purejaxppo
 
-    if work.num_runs > 1:
-        purejaxppo.use_all_cores()  # before anything else: gymnax computes when it is imported
+    purejaxppo.use_all_cores()  # before anything else: gymnax computes when it is imported
     import jax
     import jax.numpy as jnp
 
-    from purejaxppo import Hyperparams, TrainConfig, advance, advance_runs, grid, make_runs, trainer_from_config
+    from purejaxppo import (
+        Hyperparams,
+        TrainConfig,
+        advance,
+        advance_runs,
+        grid,
+        make_runs,
+        spread_trainer,
+        trainer_from_config,
+    )
 
     shape: dict[str, Any] = {"env": work.env, "num_envs": work.num_envs, "num_steps": work.num_steps}
     budget = UPDATES_IN_SCHEDULE * work.num_envs * work.num_steps
-    trainer = trainer_from_config(
-        TrainConfig(total_timesteps=budget, **{**shape, **SHARED, **dict(work.settings), **settings})
-    )
+    config = TrainConfig(total_timesteps=budget, **{**shape, **SHARED, **dict(work.settings), **settings})
+    trainer = (trainer_from_config if work.num_runs > 1 else spread_trainer)(config)
     # The hyperparameters are arguments, as in the package's own loop, not constants of the program.
     if work.num_runs > 1:
         hps, seeds = grid(Hyperparams(), range(seed, seed + work.num_runs))

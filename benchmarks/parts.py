@@ -15,15 +15,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from arms import SHARED, UPDATES_IN_SCHEDULE, Block, Work, ours
+from jax.sharding import NamedSharding, PartitionSpec
 from kernels import count_kernels
 
-from purejaxppo import Hyperparams, TrainConfig
+from purejaxppo import Hyperparams, TrainConfig, use_all_cores
 from purejaxppo.advantage import gae
-from purejaxppo.algorithms import make_algorithm
 from purejaxppo.envs import from_gymnax
 from purejaxppo.networks import make_network
 from purejaxppo.rollout import rollout
-from purejaxppo.types import Batch
+from purejaxppo.spread import devices_for, env_shardings, mesh_of, spread_algorithm
+from purejaxppo.types import Algorithm, Batch
 from purejaxppo.wrappers import training_env
 
 Step = Callable[[Any], tuple[Any, Any]]  # state -> (state, what else is computed)
@@ -67,9 +68,12 @@ def make_parts(config: TrainConfig) -> dict[str, Part]:
     hp = jax.tree.map(jnp.float32, Hyperparams())
     wrapped = training_env(config, from_gymnax(config.env, config.num_envs), hp.gamma)
     network = make_network(config, wrapped)
+    mesh = mesh_of(devices_for(config))  # laid out as the whole update is
     key = jax.random.key(0)
     env_state, obs = jax.jit(wrapped.reset)(key)
     params = jax.jit(network.init)(key, obs)
+    env_state, obs = jax.device_put((env_state, obs), env_shardings(config.num_envs, mesh, (env_state, obs)))
+    key, params = jax.device_put((key, params), NamedSharding(mesh, PartitionSpec()))
 
     def collect(state: Any) -> tuple[Any, Any]:
         key, params, env_state, obs = state
@@ -104,14 +108,13 @@ def make_parts(config: TrainConfig) -> dict[str, Part]:
         "environment": Part((key, seen.action, (env_state, first)), env_alone),
         "rollout": Part(start, collect),
         "advantage": Part((seen, zeros, zeros), estimate),
-        "one epoch": learning(replace(config, num_epochs=1), network, hp, params, seen),
-        "epochs": learning(config, network, hp, params, seen),
+        "one epoch": learning(spread_algorithm(replace(config, num_epochs=1), network.apply, mesh), hp, params, seen),
+        "epochs": learning(spread_algorithm(config, network.apply, mesh), hp, params, seen),
     }
 
 
-def learning(config: TrainConfig, network: Any, hp: Hyperparams, params: Any, seen: Any) -> Part:
+def learning(algorithm: Algorithm, hp: Hyperparams, params: Any, seen: Any) -> Part:
     """All gradient steps of an update, with the shuffles and the measures of drift, on one batch over and over."""
-    algorithm = make_algorithm(config, network.apply)
     columns = seen.obs, seen.action, seen.pi, seen.log_prob, seen.value, seen.reward, seen.reward
     batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), Batch(*columns))
 
@@ -145,6 +148,7 @@ def main() -> None:
     options.add_argument("--repetitions", type=int, default=9)
     arguments = options.parse_args()
     envs, steps = map(int, arguments.shape.split("x"))
+    use_all_cores()
     print(json.dumps(measure(envs, steps, arguments.repetitions)))
 
 

@@ -4,7 +4,7 @@ What is computed stays the same but for the order of sums: random numbers, shuff
 device.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from purejaxppo.envs import from_gymnax
 from purejaxppo.networks import make_network
 from purejaxppo.train import make_trainer, trainer_from_config
 from purejaxppo.tuning import ROWS_PER_DEVICE
-from purejaxppo.types import Algorithm, Batch, LearnerState, Metrics, Params, RunnerState, Trainer, VecEnv
+from purejaxppo.types import Algorithm, Apply, Batch, LearnerState, Metrics, Params, RunnerState, Trainer, VecEnv
 from purejaxppo.validation import validate_config
 
 _ENVS = "envs"
@@ -51,19 +51,45 @@ def spread_trainer(config: TrainConfig, env: VecEnv | None = None) -> Trainer:
         return trainer_from_config(config, env)
     env = env or from_gymnax(config.env, config.num_envs, **dict(config.env_params))
     network = make_network(config, env)
-    mesh = Mesh(np.array(devices), (_ENVS,))
-    algorithm = make_algorithm(config, network.apply, partial(_split_rows, mesh))
-    return _placed(make_trainer(config, env, network, _with_whole_batch(algorithm, mesh)), config.num_envs, mesh)
+    mesh = mesh_of(devices)
+    return _placed(make_trainer(config, env, network, spread_algorithm(config, network.apply, mesh)), config, mesh)
 
 
-def _placed(trainer: Trainer, num_envs: int, mesh: Mesh) -> Trainer:
-    """Keeps the environments shared out, and everything else on every device."""
+def mesh_of(devices: Sequence[jax.Device]) -> Mesh:
+    """Of one axis, the environments."""
+    return Mesh(np.array(devices), (_ENVS,))
+
+
+def spread_algorithm(config: TrainConfig, apply: Apply, mesh: Mesh) -> Algorithm:
+    """The update rule of `config`, each device differentiating its share of every minibatch.
+
+    Every device gets all rows, once per update: which of them a minibatch takes is then nobody else's business.
+    """
+    algorithm = make_algorithm(config, apply, partial(_split_rows, mesh))
+
+    def update(key: jax.Array, hp: Hyperparams, learner: LearnerState, batch: Batch) -> tuple[LearnerState, Metrics]:
+        batch = jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec()))
+        return algorithm.update(key, hp, learner, batch)
+
+    return algorithm._replace(update=update)
+
+
+def env_shardings(num_envs: int, mesh: Mesh, env_state: Any) -> Any:
+    """Arrays with the environments in front are shared out, others are everywhere.
+
+    Statistics that happen to have that length are shared out too, which changes nothing but where they lie.
+    """
     everywhere, shared = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(_ENVS))
+    return jax.tree.map(lambda x: shared if x.shape[:1] == (num_envs,) else everywhere, env_state)
+
+
+def _placed(trainer: Trainer, config: TrainConfig, mesh: Mesh) -> Trainer:
+    """Keeps the environments shared out, and everything else on every device."""
 
     def shardings(runner: RunnerState) -> RunnerState:
-        # Statistics that happen to have that length are shared out too, which changes nothing but where they lie.
-        of_envs = jax.tree.map(lambda x: shared if x.shape[:1] == (num_envs,) else everywhere, runner.env_state)
-        return jax.tree.map(lambda _: everywhere, runner)._replace(env_state=of_envs, obs=shared)
+        env_state, obs = env_shardings(config.num_envs, mesh, (runner.env_state, runner.obs))
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        return jax.tree.map(lambda _: everywhere, runner)._replace(env_state=env_state, obs=obs)
 
     def keep(runner: RunnerState) -> RunnerState:
         return jax.lax.with_sharding_constraint(runner, shardings(runner))
@@ -77,16 +103,6 @@ def _placed(trainer: Trainer, num_envs: int, mesh: Mesh) -> Trainer:
         update=update,
         place=lambda runner: jax.device_put(runner, shardings(runner)),
     )
-
-
-def _with_whole_batch(algorithm: Algorithm, mesh: Mesh) -> Algorithm:
-    """Gives every device all rows, once per update: which of them a minibatch takes is then nobody else's business."""
-
-    def update(key: jax.Array, hp: Hyperparams, learner: LearnerState, batch: Batch) -> tuple[LearnerState, Metrics]:
-        batch = jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec()))
-        return algorithm.update(key, hp, learner, batch)
-
-    return algorithm._replace(update=update)
 
 
 def _split_rows(mesh: Mesh, f: Callable[[Params, Batch], Any]) -> Callable[[Params, Batch], Any]:
