@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from purejaxppo import networks
 from purejaxppo.config import TrainConfig
 from purejaxppo.distributions import Categorical, DiagGaussian, TanhDiagGaussian
 from purejaxppo.errors import ConfigError, EnvError
@@ -88,6 +89,29 @@ def test_batch_axes_are_only_a_reshape(obs_shape):
         row_pi, row_value = apply(params, obs[t])
         np.testing.assert_allclose(pi.logits[t], row_pi.logits, rtol=1e-5, atol=1e-7)
         np.testing.assert_allclose(value[t], row_value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shared_torso", [False, True])
+@pytest.mark.parametrize("action_space", [Discrete(3), BOUNDED], ids=["discrete", "continuous"])
+@pytest.mark.parametrize("obs_shape", [(4,), IMAGE], ids=["vector", "image"])
+def test_columns_are_rows_turned_over(monkeypatch, obs_shape, action_space, shared_torso):
+    """Outputs and gradients, which must not depend on how many rows there are."""
+    network, params = build(obs_shape, action_space, shared_torso=shared_torso)
+    obs = random_obs(T, E, *obs_shape)
+
+    def loss(params):
+        pi, value = network.apply(params, obs)
+        return jnp.sum(pi.mode() * 1.0) + jnp.sum(pi.entropy()) + jnp.sum(value**2)
+
+    outputs, gradients = [], []
+    for columns_from in (1, T * E + 1):
+        monkeypatch.setattr(networks, "COLUMNS_FROM", columns_from)
+        outputs.append((network.init(jax.random.key(0), obs[0]), network.apply(params, obs)))
+        gradients.append(jax.grad(loss)(params))
+    for columns, rows in zip(
+        jax.tree.leaves((outputs[0], gradients[0])), jax.tree.leaves((outputs[1], gradients[1])), strict=True
+    ):
+        np.testing.assert_allclose(columns, rows, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("sizes", [(), (5,), (7, 6, 5)])

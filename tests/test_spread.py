@@ -1,0 +1,103 @@
+"""One run over two CPU devices is the run on one of them, up to the order of sums."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from purejaxppo import spread
+from purejaxppo.config import Hyperparams, TrainConfig
+from purejaxppo.spread import devices_for, spread_trainer
+from purejaxppo.train import advance, trainer_from_config
+
+SMALL = {"env": "CartPole-v1", "num_envs": 4, "num_steps": 32, "num_epochs": 2, "num_minibatches": 2}
+CONFIG = TrainConfig(total_timesteps=128 * 8, **SMALL)
+HP = Hyperparams(learning_rate=1e-3)
+
+
+@pytest.fixture(autouse=True)
+def any_size(monkeypatch):
+    monkeypatch.setattr(spread, "ROWS_PER_DEVICE", 1)
+
+
+def trained(trainer, updates=1):
+    runner = jax.jit(trainer.init)(jax.random.key(3), HP)
+    return jax.jit(lambda runner: advance(trainer, HP, runner, updates))(runner)
+
+
+def leaves(tree):
+    return [np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
+            for x in jax.tree.leaves(tree)]  # fmt: skip
+
+
+@pytest.mark.parametrize("algorithm", ["ppo_clip", "ppo_kl", "policy_gradient", "trpo"])
+def test_two_devices_do_what_one_does(algorithm):
+    config = TrainConfig(total_timesteps=128 * 8, algorithm=algorithm, **SMALL)
+    for one, two in zip(
+        leaves(trained(trainer_from_config(config))), leaves(trained(spread_trainer(config))), strict=True
+    ):
+        np.testing.assert_allclose(one, two, rtol=2e-4, atol=2e-5)
+
+
+def test_advantages_are_standardized_by_the_rows_of_all_devices():
+    """By those of its own share alone, the gradient would be another one."""
+    one, two = trained(trainer_from_config(CONFIG)), trained(spread_trainer(CONFIG))
+    np.testing.assert_allclose(one[1]["grad_norm"], two[1]["grad_norm"], rtol=1e-5)
+
+
+def test_environments_are_shared_out_and_parameters_are_not():
+    runner, _ = trained(spread_trainer(CONFIG))
+    assert runner.obs.sharding.shard_shape(runner.obs.shape) == (2, 4)
+    assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(runner.learner))
+
+
+def test_one_exchange_per_gradient_step_and_none_per_environment_step():
+    trainer = spread_trainer(CONFIG)
+    runner = jax.jit(trainer.init)(jax.random.key(0), HP)
+    jaxpr = str(jax.make_jaxpr(lambda runner: trainer.update(HP, runner))(runner))
+    assert jaxpr.count("psum") == 1
+    text = jax.jit(lambda runner: trainer.update(HP, runner)).lower(runner).compile().as_text()
+    exchanges = [line for line in text.splitlines() if " all-reduce(" in line or " all-gather(" in line]
+    in_rollout = [line for line in exchanges if "rollout" in line or "scatter" in line]
+    assert len(exchanges) > 1
+    assert not in_rollout
+
+
+def test_a_saved_state_goes_back_to_where_it_was_computed():
+    trainer = spread_trainer(CONFIG)
+    runner, _ = trained(trainer)
+    restored = trainer.place(jax.device_put(runner, jax.devices()[0]))
+    for was, is_now in zip(jax.tree.leaves(runner), jax.tree.leaves(restored), strict=True):
+        assert was.sharding.is_equivalent_to(is_now.sharding, was.ndim)
+    for was, is_now in zip(leaves(runner), leaves(restored), strict=True):
+        np.testing.assert_array_equal(was, is_now)
+
+
+def test_halves_are_the_whole_bit_for_bit():
+    trainer = spread_trainer(CONFIG)
+    runner = jax.jit(trainer.init)(jax.random.key(3), HP)
+    step = jax.jit(lambda runner: advance(trainer, HP, runner, 1)[0])
+    two = jax.jit(lambda runner: advance(trainer, HP, runner, 2)[0])(runner)
+    for a, b in zip(leaves(step(step(runner))), leaves(two), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("settings", "number"),
+    [
+        ({}, 2),
+        ({"num_envs": 3, "num_minibatches": 1}, 1),
+        ({"normalize_observation": True}, 1),
+        ({"normalize_reward": True}, 1),
+    ],
+)
+def test_devices(settings, number):
+    config = TrainConfig(total_timesteps=10**4, **{**SMALL, **settings})
+    assert len(devices_for(config)) == number
+
+
+def test_small_minibatches_stay_on_one_device(monkeypatch):
+    monkeypatch.setattr(spread, "ROWS_PER_DEVICE", 512)
+    assert len(devices_for(CONFIG)) == 1
+    large = TrainConfig(total_timesteps=10**6, env="CartPole-v1", num_envs=64, num_steps=128, num_minibatches=4)
+    assert len(devices_for(large)) == 2
