@@ -11,6 +11,7 @@ from purejaxppo.actions import ACTIONS, validate
 from purejaxppo.commands import Command, Common, Compare, Doctor, Plot, Resume, ResumeSweep, Sweep, Train, Verify
 from purejaxppo.errors import ConfigError, EnvError, OutOfMemoryError, PureJaxPPOError, is_out_of_memory
 from purejaxppo.flags import parse
+from purejaxppo.programs import keep_programs
 from purejaxppo.signals import INTERRUPTED, SIGNALS, end_process
 from purejaxppo.threads import use_all_cores
 
@@ -72,6 +73,7 @@ def _prepare(common: Common, must_work: bool = True, trains: bool = False) -> No
         _quiet_orbax()
     if common.device != "auto":
         jax.config.update("jax_platforms", common.device)
+    keep_programs()
     try:
         if trains:
             use_all_cores()

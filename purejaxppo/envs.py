@@ -1,6 +1,8 @@
-"""gymnax environments as a `VecEnv`. The only file that imports gymnax, and it does so late: that takes seconds."""
+"""gymnax environments as a `VecEnv`. The only file that imports gymnax, and it does so late: that takes a while."""
 
 import dataclasses
+import functools
+import importlib
 import inspect
 import math
 from collections.abc import Mapping
@@ -11,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purejaxppo.errors import EnvError
+from purejaxppo.late import later
 from purejaxppo.types import Box, Discrete, EnvState, EnvStep, VecEnv
 from purejaxppo.validation import suggestion
 
@@ -89,7 +92,7 @@ def env_table(allow_download: bool = False) -> list[dict[str, Any]]:
 
 def registered_envs() -> list[str]:
     """All ids that gymnax knows by now, those of plugins included."""
-    import gymnax
+    gymnax = _gymnax()
 
     return list(gymnax.registration.registered_envs)
 
@@ -99,8 +102,18 @@ def describe_actions(space: Discrete | Box) -> str:
     return f"{space.n} discrete" if isinstance(space, Discrete) else f"{math.prod(space.shape)} continuous"
 
 
+@functools.cache
+def _gymnax() -> Any:
+    """gymnax, without the drawing libraries that it imports for pictures which nobody here asks for: 3 of 3.5 s."""
+    try:
+        with later(("matplotlib", "matplotlib.colors", "matplotlib.pyplot", "seaborn")):
+            return importlib.import_module("gymnax")
+    except (ImportError, AttributeError):  # one that draws as it is imported
+        return importlib.import_module("gymnax")
+
+
 def _make(name: str, allow_download: bool, env_params: Mapping[str, float]) -> tuple[Any, Any]:
-    import gymnax
+    gymnax = _gymnax()
 
     known = gymnax.registration.registered_envs
     if name not in known:
@@ -156,7 +169,7 @@ def _checked(name: str, field: str, value: Any, default: Any) -> Any:
 
 def _truncates_by_limit_alone(env: Any) -> bool:
     """True for gymnax's own environments that keep its rule; others may cut an episode whenever they like."""
-    import gymnax
+    gymnax = _gymnax()
 
     rule = gymnax.environments.environment.Environment.is_truncated
     return type(env).__module__.startswith("gymnax.") and type(env).is_truncated is rule

@@ -13,7 +13,7 @@ NAME = PACKAGE.name
 # The table of docs/architecture.md; within a floor, .1 is built on .0. Modules need not exist yet, but must be listed.
 FLOORS = {
     0.0: {"errors"},
-    0.1: {"config", "distributions", "advantage", "losses", "minibatch", "prng", "stats", "tuning"},
+    0.1: {"config", "late", "distributions", "advantage", "losses", "minibatch", "prng", "stats", "tuning"},
     0.2: {"validation"},
     1.0: {"types"},
     1.1: {"networks", "optimizer", "diagnostics", "guard"},
@@ -21,7 +21,7 @@ FLOORS = {
     3.0: {"train", "evaluate"},
     4.0: {"sharding", "spread"},
     4.1: {"runs"},
-    5.0: {"files", "checkpoint", "presets", "lock", "threads"},
+    5.0: {"files", "checkpoint", "presets", "lock", "programs", "threads"},
     5.1: {"logger", "store"},
     5.2: {"saver"},
     6.0: {"comparison", "settings", "signals", "watch", "machine", "self_check"},
