@@ -61,7 +61,8 @@ def _policy_head(config: TrainConfig, space: Discrete | Box) -> Callable[[bool],
 
 def _columns(x: jax.Array) -> bool:
     """Whether the towers work on columns [features, N] rather than on rows [N, features]."""
-    return x.shape[0] >= COLUMNS_FROM
+    rows = x.shape[0]  # a symbol in an exported policy, which takes any number
+    return isinstance(rows, int) and rows >= COLUMNS_FROM
 
 
 class Dense(nn.Module):

@@ -18,7 +18,7 @@ def keep_programs() -> None:
     """
     import jax
 
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    if jax.config.jax_compilation_cache_dir is not None:
         return
     directory = _user_cache() / "purejaxppo" / f"programs-{_processor()}"
     with contextlib.suppress(OSError):

@@ -28,6 +28,7 @@ jax.config.update("jax_numpy_rank_promotion", os.environ["JAX_NUMPY_RANK_PROMOTI
 # What was compiled is kept on the disk, for this process alone: many a test needs the program of another one.
 _programs = tempfile.TemporaryDirectory(prefix="purejaxppo-tests-")
 jax.config.update("jax_compilation_cache_dir", _programs.name)
+os.environ["XDG_CACHE_HOME"] = _programs.name  # where the commands that a test starts keep theirs
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 

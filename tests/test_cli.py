@@ -581,21 +581,21 @@ def test_a_sweep_that_cannot_work_is_refused_before_jax_is_loaded():
 
 
 @pytest.mark.parametrize(
-    ("options", "many_runs", "variable", "devices"),
+    ("options", "trains", "variable", "devices"),
     [
         ({"device": "cpu"}, True, None, 3),
         ({}, True, "2", 2),
         ({}, False, None, 1),
     ],
 )
-def test_many_runs_have_a_device_per_core(options, many_runs, variable, devices):
+def test_training_has_a_device_per_core(options, trains, variable, devices):
     """On a machine that seems to have three; the user's variable stands above. In a process of its own."""
     script = (
         "from purejaxppo import cli, threads\nfrom purejaxppo.commands import Common\n"
         "threads.cpu_cores = lambda: 3\n"
-        f"for _ in range(2):\n    cli._prepare(Common(**{options}), many_runs={many_runs})\n"
+        f"for _ in range(2):\n    cli._prepare(Common(**{options}), trains={trains})\n"
         "import jax\nprint(len(jax.devices()))\n"
-        f"threads.cpu_cores = lambda: 5\ncli._prepare(Common(**{options}), many_runs={many_runs})\n"  # JAX has started
+        f"threads.cpu_cores = lambda: 5\ncli._prepare(Common(**{options}), trains={trains})\n"  # JAX has started
         "print(len(jax.devices()))"
     )
     env = {name: value for name, value in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"}
@@ -605,15 +605,16 @@ def test_many_runs_have_a_device_per_core(options, many_runs, variable, devices)
 
 
 @pytest.mark.parametrize(
-    ("argv", "many_runs"), [(SWEEP, True), (["compare"], True), (["train"], False), (["envs"], False)]
+    ("argv", "trains"),
+    [(SWEEP, True), (["compare"], True), (["train"], True), (["envs"], False)],
 )
-def test_which_commands_are_many_runs(monkeypatch, argv, many_runs):
+def test_which_commands_train(monkeypatch, argv, trains):
     seen = []
-    monkeypatch.setattr(cli, "_prepare", lambda common, **options: seen.append(options["many_runs"]))
+    monkeypatch.setattr(cli, "_prepare", lambda common, **options: seen.append(options["trains"]))
     for kind in list(actions.ACTIONS):
         monkeypatch.setitem(actions.ACTIONS, kind, lambda command: 0)
     assert cli.run(argv) == 0
-    assert seen == [many_runs]
+    assert seen == [trains]
 
 
 # --- going on, and looking at checkpoints -----------------------------------------------------------------------------
