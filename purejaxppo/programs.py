@@ -18,7 +18,7 @@ def keep_programs() -> None:
     """
     import jax
 
-    if jax.config.jax_compilation_cache_dir is not None:
+    if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
         return
     directory = _user_cache() / "purejaxppo" / f"programs-{_processor()}"
     with contextlib.suppress(OSError):
