@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib
 import inspect
 import math
 from collections.abc import Mapping
@@ -107,9 +106,10 @@ def _gymnax() -> Any:
     """gymnax, without the drawing libraries that it imports for pictures which nobody here asks for: 3 of 3.5 s."""
     try:
         with later(("matplotlib", "matplotlib.colors", "matplotlib.pyplot", "seaborn")):
-            return importlib.import_module("gymnax")
+            import gymnax
     except (ImportError, AttributeError):  # one that draws as it is imported
-        return importlib.import_module("gymnax")
+        import gymnax
+    return gymnax
 
 
 def _make(name: str, allow_download: bool, env_params: Mapping[str, float]) -> tuple[Any, Any]:

@@ -75,7 +75,7 @@ def _module_patch():
     """The walk in the place of gymnax's environments, and a chunk, hence a checkpoint, per update."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiment, "from_gymnax", lambda name, num_envs, **_: make_once(walk, num_envs))
-        patch.setattr(experiment, "trainer_from_config", build_once)
+        patch.setattr(experiment, "spread_trainer", build_once)
         patch.setattr(host_loop, "_compile_advance", lambda trainer, hp, runner, n: compile_once(trainer, n))
         patch.setattr(host_loop, "_CHUNK_UPDATES", 1)
         patch.setattr(host_loop, "_CHUNK_WORK", {"cpu": 0.0})
