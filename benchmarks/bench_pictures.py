@@ -1,4 +1,4 @@
-"""Draws what `bench.py` has found, next to its file: throughput, where the time goes, and scaling.
+"""Draws what `bench.py` has found, next to its file: throughput, where the time goes, scaling, learning.
 
 python benchmarks/bench_pictures.py benchmarks/results/benchmark-NAME.json
 """
@@ -14,6 +14,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 from breakdown import PARTS
+from clock import draw as clock
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from report import Row
@@ -122,6 +123,7 @@ DRAW: dict[str, Callable[[Sequence[Row], str, Path], None]] = {
     "throughput": throughput,
     "breakdown": breakdown,
     "scaling": scaling,
+    "clock": lambda rows, subtitle, path: clock([row for row in rows if "figures" not in row], path, subtitle),
 }
 
 

@@ -18,18 +18,19 @@ from peer_env import PeerError, command
 # The order of the table, ours first; the rest are other people's.
 NAMES = ("ours", "common_shape", "rejax", "brax", "sbx", "sb3")
 STEPPED_BY_PYTHON = ("sbx", "sb3")
+GIVEN_THREADS = os.environ.get("NPROC")  # before purejaxppo is imported here, which sets it
 HOME = Path(__file__).parent.parent
 
 
 class PeerProcess:
     """Starts on construction; `ready` waits for it. A context manager that leaves no process behind."""
 
-    def __init__(self, argv: list[str], settings: dict[str, Any]) -> None:
+    def __init__(self, argv: list[str], settings: dict[str, Any], env: dict[str, str] | None = None) -> None:
         self.started = time.perf_counter()
         self.stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115, closed in __exit__
         self.process = subprocess.Popen(
             [*argv, json.dumps(settings)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.stderr,
-            text=True, bufsize=1, env=environment(), start_new_session=True,
+            text=True, bufsize=1, env=env or environment(), start_new_session=True,
         )  # fmt: skip
         self.answers: queue.Queue[tuple[float, str]] = queue.Queue()
         self.answered = self.started  # when the last answer came, which may be long before it is read
@@ -92,7 +93,7 @@ class PeerProcess:
 
 def start(name: str, install: bool, install_limit: float, settings: dict[str, Any]) -> PeerProcess:
     """The peer of that name; raises PeerError if it is not installed."""
-    return PeerProcess(command(name, install, install_limit), settings)
+    return PeerProcess(command(name, install, install_limit), settings, environment(name))
 
 
 def end_peers_when_terminated() -> None:
@@ -100,12 +101,15 @@ def end_peers_when_terminated() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
-def environment() -> dict[str, str]:
-    """What a peer's process sees: this program's, safe from the hang of few cores, and nothing compiled before."""
+def environment(name: str = "") -> dict[str, str]:
+    """What a peer's process sees: this program's, safe from the hang of few cores, and nothing compiled before.
+
+    Ours chooses the number of its threads itself, as it does on the command line.
+    """
     default = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # several share one accelerator
-    if (os.cpu_count() or 1) < 4:
-        default["NPROC"] = "4"
-    inherited = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    if GIVEN_THREADS or (name != "ours" and (os.cpu_count() or 1) < 4):
+        default["NPROC"] = GIVEN_THREADS or "4"
+    inherited = {k: v for k, v in os.environ.items() if k not in ("JAX_COMPILATION_CACHE_DIR", "NPROC")}
     return {**default, **inherited, "PYTHONPATH": str(HOME)}  # ours is that of this tree
 
 

@@ -25,7 +25,7 @@ from report import figure
 WARM_UP_BLOCKS = 2  # some compile in the first block, brax in the second one too
 # Its two compilations would take a third of the time.
 NOT_QUICK = {"brax": "left out of --quick"}
-QUICK_SECONDS = 50.0  # after which no repetition begins
+QUICK_SECONDS = 30.0  # after which no repetition begins
 Row = dict[str, Any]
 
 
