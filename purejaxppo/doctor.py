@@ -178,7 +178,7 @@ def _for_cpus(cores: int) -> list[str]:
         )
     if 1 < cores < _FEW_CORES:
         advice.append(
-            "Many runs at once: one process per core, each with NPROC=1; one thread was as fast as two in a single run "
-            "(benchmarks/speed.md)."
+            "In a program of your own, purejaxppo.use_all_cores() and spread_trainer(config) train as the command line "
+            "does: a device of one thread per core (benchmarks/log.md)."
         )
     return advice
