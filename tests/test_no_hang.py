@@ -1,4 +1,4 @@
-"""Many seeds, and runs that are spread, on a machine of few cores, again and again, each in a new process: none may hang.
+"""Many seeds, and runs that are spread, on few cores, again and again, each time in a new process: none may hang.
 
 The command as a user has it: the variables that this suite sets for JAX are taken away.
 """
