@@ -117,13 +117,14 @@ def _finished_summary(directory: Path) -> dict[str, Any] | None:
     """The summary of a sweep of which nothing is missing or damaged."""
     try:
         summary = read_json(directory / "summary.json")
-    except CheckpointError:  # missing, or not to be read: it will be written again
+        results = [read_json(path)["metrics_bytes"] for path in (directory / "parts").glob("*/result.json")]
+    except (CheckpointError, KeyError):  # missing, or not to be read: it will be written again
         return None
     whole = summary.get("exit_reason") == "finished" and all(is_file(directory / name) for name in _OUTPUTS)
     if not whole or any(row["fault"] for row in survey_parts(directory)):
         return None
-    rows = max((read_json(path)["metrics_bytes"] for path in (directory / "parts").glob("*/result.json")), default=0)
-    return {**summary, "out": str(directory)} if whole_rows(directory / METRICS, 2**63) == rows else None
+    complete = whole_rows(directory / METRICS, 2**63) == max(results, default=0)
+    return {**summary, "out": str(directory)} if complete else None
 
 
 def _unless_all_diverged(summary: dict[str, Any]) -> dict[str, Any]:

@@ -311,11 +311,13 @@ def test_metrics_of_other_columns_are_not_touched(swept, tmp_path):
     assert (out / "metrics.csv").read_text() == content
 
 
-@pytest.mark.parametrize("damage", ["{", None])
-def test_a_lost_result_of_an_early_part_is_found_again(swept, tmp_path, damage):
+@pytest.mark.parametrize("finished", [False, True])
+@pytest.mark.parametrize("damage", ["{", "{}", None])
+def test_a_lost_result_of_an_early_part_is_found_again(swept, tmp_path, damage, finished):
     """By evaluating its final checkpoint; the rows of the parts after it stay."""
     out = shutil.copytree(swept[0], tmp_path / "out")
-    (out / "summary.json").unlink()
+    if not finished:
+        (out / "summary.json").unlink()
     result = out / "parts" / "rung0_program1_batch1" / "result.json"
     result.unlink() if damage is None else result.write_text(damage)
     resume_sweep(out, console=Quiet())
