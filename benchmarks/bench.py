@@ -59,9 +59,7 @@ def run_section(name: str, quick: bool, limit: float, env: dict[str, str]) -> di
         except subprocess.TimeoutExpired:
             status, note = "timed out", f"ended after {limit:.0f} s"
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            end(process)
         content: dict[str, Any] = {"rows": []}
         if out.exists():
             with contextlib.suppress(ValueError):  # ended while it was writing
@@ -69,6 +67,15 @@ def run_section(name: str, quick: bool, limit: float, env: dict[str, str]) -> di
     if status == "done" and not content["rows"]:
         status, note = "failed", "it has written no rows"
     return {"status": status, "note": note, "wall_s": round(time.perf_counter() - start, 1), **content}
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Ends a section and what it has started: with time to end those that have sessions of their own, then at once."""
+    for number, seconds in ((signal.SIGTERM, 10.0), (signal.SIGKILL, None)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
 
 
 def limit_of(section: Section, quick: bool, platform: str) -> float:

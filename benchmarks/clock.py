@@ -89,6 +89,8 @@ def all_runs(args: argparse.Namespace) -> list[Row]:
             left = QUICK_SECONDS - (time.perf_counter() - began)
             rows.append(run(name, seed, args, min(args.limit, left) if args.quick else args.limit))
             print(line(rows[-1]), flush=True)
+            if args.out:  # so that what there is survives an end by others
+                args.out.write_text(json.dumps({"rows": rows}) + "\n")
     return rows
 
 

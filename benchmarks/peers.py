@@ -142,6 +142,8 @@ def main() -> None:
         more, result = measure(shape, args)
         rows += more
         results.append(result)
+        if args.out:  # so that what there is survives an end by others
+            args.out.write_text(json.dumps({"rows": rows}) + "\n")
         print(table(result), flush=True)
     figures = [
         {"shape": result["shape"], "peer": name, "figures": entry["figures"]}

@@ -28,16 +28,17 @@ def block_of(work: Work, repetitions: int) -> dict[str, Any]:
 
 def whole_run(total_timesteps: int, num_steps: int) -> dict[str, Any]:
     """A run of `purejaxppo train`'s own loop with its file of metrics, without evaluation and pictures."""
-    import purejaxppo  # noqa: F401  before JAX starts
+    import purejaxppo
 
-    import jax  # isort: skip
+    purejaxppo.use_all_cores()
+    import jax
 
-    from purejaxppo import Hyperparams, TrainConfig, trainer_from_config
+    from purejaxppo import Hyperparams, TrainConfig, spread_trainer
     from purejaxppo.host_loop import Hooks, Rows, train_in_chunks
     from purejaxppo.logger import JsonLines
 
     config = TrainConfig(ENV, total_timesteps=total_timesteps, num_envs=MANY_ENVS, num_steps=num_steps, **SHARED)
-    trainer, hp = trainer_from_config(config), Hyperparams()
+    trainer, hp = spread_trainer(config), Hyperparams()
     program: list[int] = []
     with tempfile.TemporaryDirectory() as directory, JsonLines(Path(directory) / "metrics.jsonl") as log:
         hooks = Hooks(Rows(config, [log]), program.append)

@@ -21,6 +21,7 @@ from report import Row, figure, parser, progress, rounded, table, write
 ENV = "CartPole-v1"
 UPDATES = 2
 LIMIT = 120.0  # seconds
+GIVEN = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}  # importing purejaxppo sets NPROC
 TRAIN = "from purejaxppo.cli import main; raise SystemExit(main())"
 HELP = [sys.executable, "-c", TRAIN, "--help"]
 
@@ -36,7 +37,7 @@ def train_command(out: Path) -> list[str]:
 
 def first_update(out: Path, cache: Path) -> float:
     """Seconds until the first row of metrics; raises ChildError if there is none."""
-    env = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"} | {"XDG_CACHE_HOME": str(cache)}
+    env = GIVEN | {"XDG_CACHE_HOME": str(cache)}
     start = time.perf_counter()
     process = subprocess.Popen(
         train_command(out), env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
@@ -46,6 +47,8 @@ def first_update(out: Path, cache: Path) -> float:
         time.sleep(0.005)
         if rows.exists() and rows.stat().st_size:
             seconds = time.perf_counter() - start
+    if seconds is None:
+        process.kill()
     _, errors = process.communicate()
     if seconds is None or process.returncode:
         raise ChildError(f"train: exit code {process.returncode}: {errors.strip().splitlines()[-1:]}")
@@ -63,7 +66,7 @@ def measure(colds: int, warms: int) -> dict[str, list[float]]:
                 kind = "train, warm" if number else "train, cold"
                 seconds[kind].append(first_update(Path(directory) / f"run-{cold}-{number}", cache))
             start = time.perf_counter()
-            subprocess.run(HELP, check=True, stdout=subprocess.DEVNULL)
+            subprocess.run(HELP, check=True, env=GIVEN, stdout=subprocess.DEVNULL)
             seconds["--help"].append(time.perf_counter() - start)
     return seconds
 

@@ -65,8 +65,8 @@ def from_gymnax(name: str, num_envs: int, *, allow_download: bool = False, **env
     limit = _step_limit(params)
     gap = limit if limit and _truncates_by_limit_alone(env) else 1
     vec_env = VecEnv(reset, step, obs_space, act_space, num_envs, limit, gap)
-    _trace(name, vec_env)
-    return vec_env
+    state = _trace(name, vec_env)
+    return vec_env._replace(takes_unrolled=_is_gymnax_own(env) and not _keeps_a_key(state))
 
 
 def env_table(allow_download: bool = False) -> list[dict[str, Any]]:
@@ -107,7 +107,7 @@ def _gymnax() -> Any:
     try:
         with later(("matplotlib", "matplotlib.colors", "matplotlib.pyplot", "seaborn")):
             import gymnax
-    except (ImportError, AttributeError):  # one that draws as it is imported
+    except (ImportError, AttributeError, ValueError):  # one that draws as it is imported
         import gymnax
     return gymnax
 
@@ -172,7 +172,11 @@ def _truncates_by_limit_alone(env: Any) -> bool:
     gymnax = _gymnax()
 
     rule = gymnax.environments.environment.Environment.is_truncated
-    return type(env).__module__.startswith("gymnax.") and type(env).is_truncated is rule
+    return _is_gymnax_own(env) and type(env).is_truncated is rule
+
+
+def _is_gymnax_own(env: Any) -> bool:
+    return type(env).__module__.startswith("gymnax.")
 
 
 def _step_limit(params: Any) -> int | None:
@@ -199,8 +203,8 @@ def _action_space(name: str, space: Any) -> Discrete | Box:
     raise EnvError(f"{name} has actions {space!r}; supported are Discrete and one-dimensional Box.")
 
 
-def _trace(name: str, env: VecEnv) -> None:
-    """Runs reset and one step on shapes only, so that a broken environment fails here, by name."""
+def _trace(name: str, env: VecEnv) -> EnvState:
+    """Runs reset and one step on shapes only, so that a broken environment fails here, by name. Returns the state's."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     discrete = isinstance(env.action_space, Discrete)
     shape = (env.num_envs,) if isinstance(env.action_space, Discrete) else (env.num_envs, *env.action_space.shape)
@@ -219,6 +223,11 @@ def _trace(name: str, env: VecEnv) -> None:
         raise EnvError(f"{name} returns a reward of shape {result.reward.shape[1:]}; it has to be one number.")
     if jax.tree.map(_signature, next_state) != jax.tree.map(_signature, state):
         raise EnvError(f"{name}'s step returns a state of other shapes or types than its reset.")
+    return state
+
+
+def _keeps_a_key(state: EnvState) -> bool:
+    return any(jnp.issubdtype(x.dtype, jax.dtypes.prng_key) for x in jax.tree.leaves(state))
 
 
 def _signature(x: Any) -> tuple[Any, Any]:

@@ -18,6 +18,11 @@ def unrolled(key: jax.Array) -> jax.Array:
     return jax.random.wrap_key_data(jax.random.key_data(key), impl=_UNROLLED)
 
 
+def can_unroll(key: jax.Array) -> bool:
+    """Whether it is a typed key of JAX's default generator."""
+    return jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and str(jax.random.key_impl(key)) == "threefry2x32"
+
+
 def threefry2x32(key: Words, counter: Words) -> Words:
     """Twenty rounds of Threefry-2x32 on uint32 words; shapes as broadcast.
 

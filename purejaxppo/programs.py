@@ -20,9 +20,11 @@ def keep_programs() -> None:
 
     if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
         return
-    directory = _user_cache() / "purejaxppo" / f"programs-{_processor()}"
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, RuntimeError):  # it cannot be made, or nobody's home is known
+        directory = _user_cache() / "purejaxppo" / f"programs-{_processor()}"
         directory.mkdir(parents=True, exist_ok=True)
+        if not os.access(directory, os.W_OK):
+            return
         jax.config.update("jax_compilation_cache_dir", str(directory))
         jax.config.update("jax_compilation_cache_max_size", _LIMIT_BYTES)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

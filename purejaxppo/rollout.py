@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from purejaxppo.distributions import Distribution
-from purejaxppo.prng import unrolled
+from purejaxppo.prng import can_unroll, unrolled
 from purejaxppo.tuning import UNROLLED_PRNG_TO
 from purejaxppo.types import Apply, EnvState, Metrics, Params, Transition, VecEnv
 
@@ -55,9 +55,8 @@ def rollout(
     """
     num_places = 1 + (num_steps - 1) // env.truncation_gap
 
-    @partial(
-        jax.vmap, in_axes=(1, 0, 0), out_axes=1
-    )  # each environment in its own column, so that no device asks another
+    # Each environment in its own column, so that no device has to ask another.
+    @partial(jax.vmap, in_axes=(1, 0, 0), out_axes=1)
     def put(cut_obs: jax.Array, row: jax.Array, obs: jax.Array) -> jax.Array:
         return cut_obs.at[row].set(obs, mode="drop")
 
@@ -75,9 +74,7 @@ def rollout(
 
     cut_obs = jnp.zeros((num_places, *obs.shape), obs.dtype)
     start = (env_state, obs, cut_obs, jnp.zeros(env.num_envs, jnp.int32))
-    # The environments draw with the same kind of key, which one that keeps a key in its state would take amiss.
-    keeps_key = any(jnp.issubdtype(x.dtype, jax.dtypes.prng_key) for x in jax.tree.leaves(env_state))
-    if env.num_envs <= UNROLLED_PRNG_TO and not keeps_key:
+    if env.num_envs <= UNROLLED_PRNG_TO and env.takes_unrolled and can_unroll(key):
         key = unrolled(key)
     keys = jax.random.split(key, num_steps)
     (env_state, next_obs, cut_obs, _), seen = jax.lax.scan(step, start, keys)

@@ -18,6 +18,7 @@ from purejaxppo.memory import device_bytes, explain, program_bytes
 from purejaxppo.restore import load_runner
 from purejaxppo.run_dir import RunSettings
 from purejaxppo.signals import StopRequest
+from purejaxppo.spread import devices_for
 from purejaxppo.store import Which, fault, list_steps
 from purejaxppo.stretch import Stretch, train_stretch
 from purejaxppo.types import RunnerState, Trainer, VecEnv
@@ -168,6 +169,8 @@ def _description(run: Run, updates: int, log: JsonLines, seconds: float) -> Call
 
 def _check_memory(run: Run, program: int) -> None:
     """A system that is short of memory may kill the process without a word: better to stop before."""
+    if jax.default_backend() == "cpu":
+        program *= len(devices_for(run.settings.config))  # which share the machine's memory
     available = device_bytes(jax.devices()[0])
     if available and program > available:
         raise explain(run.settings.config, run.env, program)

@@ -54,6 +54,7 @@ class VecEnv(NamedTuple):
     num_envs: int
     step_limit: int | None = None  # steps after which an episode is truncated, if there is such a limit
     truncation_gap: int = 1  # steps from one truncation of an environment to its next, at least; 1 is always right
+    takes_unrolled: bool = False  # keys of `prng.unrolled` in `step`: it keeps no key, and draws what those can
 
 
 class Transition(NamedTuple):

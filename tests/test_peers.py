@@ -188,7 +188,7 @@ def fakes(tmp_path, monkeypatch, module, sources):
 
 def arguments(**more):
     common = {"quick": False, "peers": list(peer_process.NAMES), "limit": 5.0, "install_limit": 1.0, "repetitions": 2}
-    common["first_seed"] = 0
+    common |= {"first_seed": 0, "out": None}
     return argparse.Namespace(**{**common, **more})
 
 

@@ -10,7 +10,7 @@ from purejaxppo.config import TrainConfig
 from purejaxppo.types import Algorithm, Apply, Split, whole
 from purejaxppo.validation import validate_algorithm
 
-ALGORITHMS: dict[str, Callable[[TrainConfig, Apply, Split], Algorithm]] = {
+ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "ppo_clip": ppo_clip,
     "ppo_kl": ppo_kl,
     "trpo": trpo,
@@ -24,4 +24,4 @@ def make_algorithm(config: TrainConfig, apply: Apply, split: Split = whole) -> A
     Raises ConfigError, with a suggestion, for an unknown name.
     """
     validate_algorithm(config.algorithm, ALGORITHMS)
-    return ALGORITHMS[config.algorithm](config, apply, split)
+    return ALGORITHMS[config.algorithm](config, apply, split=split)

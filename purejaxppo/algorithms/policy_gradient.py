@@ -10,7 +10,7 @@ from purejaxppo.losses import importance_surrogate
 from purejaxppo.types import Algorithm, Apply, Batch, Distribution, Metrics, Split, whole
 
 
-def policy_gradient(config: TrainConfig, apply: Apply, split: Split = whole) -> Algorithm:
+def policy_gradient(config: TrainConfig, apply: Apply, *, split: Split = whole) -> Algorithm:
     """Gradient steps on mean r A: right in expectation, with a variance that grows as the policies drift apart.
 
     One epoch of one minibatch is the on-policy actor-critic gradient, since r = 1 there; more of either reuses data.

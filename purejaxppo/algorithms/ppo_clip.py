@@ -15,13 +15,14 @@ Objective = Callable[[jax.Array, jax.Array, float], jax.Array]
 
 
 def ppo_clip(
-    config: TrainConfig, apply: Apply, split: Split = whole, objective: Objective = clipped_surrogate
+    config: TrainConfig, apply: Apply, objective: Objective = clipped_surrogate, *, split: Split = whole
 ) -> Algorithm:
     """Clipping takes the reason away to move the ratio beyond 1 +- clip_eps; nothing forbids it.
 
     Args:
       config, apply, split: as for `surrogate_algorithm`.
-      objective: (ratio [B], advantage [B], clip_eps) -> scalar, to be maximised.
+      objective: (ratio [B], advantage [B], clip_eps) -> scalar, to be maximised; a mean over the rows, if several
+        devices are to share them.
 
     Source: Schulman et al. 2017, arXiv:1707.06347, eq. 7.
     """

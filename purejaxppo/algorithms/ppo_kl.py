@@ -17,7 +17,7 @@ class KLPenalty(NamedTuple):
     kl_coef: jax.Array  # beta, per nat
 
 
-def ppo_kl(config: TrainConfig, apply: Apply, split: Split = whole) -> Algorithm:
+def ppo_kl(config: TrainConfig, apply: Apply, *, split: Split = whole) -> Algorithm:
     """Gradient steps on  mean(r A - beta KL(old || new)),  beta being adapted once per update.
 
     The KL is the exact one of the stored distribution and the new one, in the states of the batch.

@@ -19,7 +19,7 @@ Vector = jax.Array
 _BACKTRACK = 0.5
 
 
-def trpo(config: TrainConfig, apply: Apply, split: Split = whole) -> Algorithm:
+def trpo(config: TrainConfig, apply: Apply, *, split: Split = whole) -> Algorithm:
     """One natural-gradient step of the policy per update, within the trust region; then the value function's fit.
 
     maximise  mean r A + ent_coef * entropy   subject to   mean KL(old || new) <= target_kl
@@ -77,7 +77,7 @@ def policy_step(
         entropy = jnp.mean(pi.entropy())
         surrogate = importance_surrogate(ratio, batch.advantage)
         objective = surrogate + hp.ent_coef * entropy
-        return _Measure(surrogate, objective, jnp.mean(batch.pi.kl(pi)), entropy, jnp.max(jnp.abs(ratio - 1.0)))
+        return _Measure(surrogate, objective, jnp.mean(batch.pi.kl(pi)), entropy, jnp.mean(jnp.abs(ratio - 1.0)))
 
     gradient = jax.grad(lambda flat: measure(flat).objective)(old)
     # The Hessian of KL(old || .) at the old policy is the Fisher matrix; linearised once, applied many times.
