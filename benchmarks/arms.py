@@ -43,12 +43,10 @@ class Arm(NamedTuple):
 
 def ours(work: Work, seed: int = 0, **settings: Any) -> Arm:
     """purejaxppo, laid out over the devices as its own command line lays it out."""
-    import purejaxppo
-
-    purejaxppo.use_all_cores()  # before anything else: gymnax computes when it is imported
     import jax
     import jax.numpy as jnp
 
+    import purejaxppo
     from purejaxppo import (
         Hyperparams,
         TrainConfig,
@@ -59,10 +57,14 @@ def ours(work: Work, seed: int = 0, **settings: Any) -> Arm:
         spread_trainer,
         trainer_from_config,
     )
+    from purejaxppo.threads import cpu_cores
+    from purejaxppo.tuning import one_thread_is_enough
 
     shape: dict[str, Any] = {"env": work.env, "num_envs": work.num_envs, "num_steps": work.num_steps}
     budget = UPDATES_IN_SCHEDULE * work.num_envs * work.num_steps
     config = TrainConfig(total_timesteps=budget, **{**shape, **SHARED, **dict(work.settings), **settings})
+    if work.num_runs > 1 or one_thread_is_enough(config, cpu_cores()):
+        purejaxppo.use_all_cores()  # before the environment is built: gymnax computes when it is imported
     trainer = (trainer_from_config if work.num_runs > 1 else spread_trainer)(config)
     # The hyperparameters are arguments, as in the package's own loop, not constants of the program.
     if work.num_runs > 1:
@@ -105,11 +107,11 @@ def common(work: Work, seed: int = 0) -> Arm:
 ARMS: dict[str, Callable[[Work], Arm]] = {"purejaxppo": ours, "common shape": common}
 
 
-def environment(arm: str) -> dict[str, str]:
+def environment(arm: str, many_runs: bool) -> dict[str, str]:
     """What a process of this arm is started with."""
     env = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # the arms share an accelerator's memory
-    if arm == "common shape" and (os.cpu_count() or 1) < 4:
-        # jaxlib's CPU client may wait forever in a vmapped loop on fewer threads.
+    if arm == "common shape" and many_runs and (os.cpu_count() or 1) < 4:
+        # jaxlib's CPU client may wait forever in a vmapped loop on fewer threads. A single run has JAX's own number.
         env["NPROC"] = os.environ.get("NPROC", "4")
     return env
 

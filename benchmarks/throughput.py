@@ -53,7 +53,9 @@ def updates_per_call(work: Work, where: str) -> int:
 def measure(work: Work, arms: Sequence[str], updates: int, repetitions: int, seconds: float) -> Row:
     """Every repetition of one piece of work."""
     with ExitStack() as stack:
-        children = {arm: Child("arm_server", arm, json.dumps(work), env=environment(arm)) for arm in arms}
+        children = {
+            arm: Child("arm_server", arm, json.dumps(work), env=environment(arm, work.num_runs > 1)) for arm in arms
+        }
         for child in children.values():
             stack.callback(child.close)
         settled = {arm: child.receive(LIMIT) for arm, child in children.items()}

@@ -13,7 +13,8 @@ from purejaxppo.errors import ConfigError, EnvError, OutOfMemoryError, PureJaxPP
 from purejaxppo.flags import parse
 from purejaxppo.programs import keep_programs
 from purejaxppo.signals import INTERRUPTED, SIGNALS, end_process
-from purejaxppo.threads import use_all_cores
+from purejaxppo.threads import cpu_cores, use_all_cores
+from purejaxppo.tuning import one_thread_is_enough
 
 _INTERRUPTED_MESSAGE = "interrupted; what was not saved is lost."
 
@@ -56,12 +57,18 @@ def run(argv: Sequence[str]) -> int:
 def _execute(command: Command | ResumeSweep) -> int:
     validate(command)
     if not isinstance(command, Plot | Verify):
-        trains = isinstance(command, Train | Resume | Compare | Sweep | ResumeSweep)
-        _prepare(command.common, must_work=not isinstance(command, Doctor), trains=trains)
+        _prepare(command.common, must_work=not isinstance(command, Doctor), one_thread=_one_thread_is_enough(command))
     return ACTIONS[type(command)](command)
 
 
-def _prepare(common: Common, must_work: bool = True, trains: bool = False) -> None:
+def _one_thread_is_enough(command: Command | ResumeSweep) -> bool:
+    """Whether each CPU device is to have one thread: for many runs, and for one that it suits."""
+    if isinstance(command, Train | Resume):
+        return one_thread_is_enough(command.settings, cpu_cores())
+    return isinstance(command, Compare | Sweep | ResumeSweep)
+
+
+def _prepare(common: Common, must_work: bool = True, one_thread: bool = False) -> None:
     """Chooses the devices and imports the plugins; the doctor says by itself what does not work."""
     try:
         import jax
@@ -75,7 +82,7 @@ def _prepare(common: Common, must_work: bool = True, trains: bool = False) -> No
         jax.config.update("jax_platforms", common.device)
     keep_programs()
     try:
-        if trains:
+        if one_thread:
             use_all_cores()
         if must_work:
             jax.devices()

@@ -18,7 +18,7 @@ from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.envs import from_gymnax
 from purejaxppo.networks import make_network
 from purejaxppo.train import make_trainer, trainer_from_config
-from purejaxppo.tuning import ROWS_PER_DEVICE
+from purejaxppo.tuning import shares
 from purejaxppo.types import Algorithm, Apply, Batch, LearnerState, Metrics, Params, RunnerState, Trainer, VecEnv
 from purejaxppo.validation import validate_config
 
@@ -26,18 +26,9 @@ _ENVS = "envs"
 
 
 def devices_for(config: TrainConfig) -> list[jax.Device]:
-    """Where a single run is computed: on several of JAX's CPU devices if each has enough to do, else on the first one.
-
-    Normalisers need the mean over all environments at every step, for which the devices would wait too often.
-    """
+    """Where a single run is computed: on several CPU devices if each has enough to do, else on the first device."""
     devices = jax.devices()
-    if devices[0].platform != "cpu" or config.normalize_observation or config.normalize_reward:
-        return devices[:1]
-    rows = config.batch_size // config.num_minibatches
-    for number in range(len(devices), 1, -1):
-        if config.num_envs % number == rows % number == 0 and rows // number >= ROWS_PER_DEVICE:
-            return devices[:number]
-    return devices[:1]
+    return devices[: shares(config, len(devices)) if devices[0].platform == "cpu" else 1]
 
 
 def spread_trainer(config: TrainConfig, env: VecEnv | None = None) -> Trainer:

@@ -3,6 +3,8 @@
 They change speed, and results by no more than rounding. benchmarks/log.md has every trial, those that lost included.
 """
 
+from purejaxppo.config import TrainConfig
+
 # Rows from which on the networks work on columns, [features, N], rather than on rows, [N, features]. The gradient of a
 # layer's weights is a product over N: XLA's CPU multiplied 64 x N by N x 64 at 90-104 GFLOP/s if N was the last axis of
 # both factors, and at 45 if it was the first (one AVX-512 core, N = 512 to 2,048). Acting, with few rows, is the other
@@ -17,3 +19,28 @@ ROWS_PER_DEVICE = 512
 # with 4 environments and 1.41 instead of 1.64 with 8, but 2.30 instead of 2.16 with 16 and 3.6 instead of 2.6 with 32:
 # the loop that JAX writes is then the better vectorised one.
 UNROLLED_PRNG_TO = 8
+
+# Of a minibatch: rows x the square of the widest layer, up to which one thread is faster than several. On two cores
+# 16 x 128 of CartPole (2**21) trained 1.41 times as fast with one; the MinAtar presets (2**22) 0.61 times.
+ONE_THREAD_WORK = 2**21
+
+
+def shares(config: TrainConfig, devices: int) -> int:
+    """Over how many of so many CPU devices of one thread a single run is spread.
+
+    Normalisers need the mean over all environments at every step, for which the devices would wait too often, and
+    TRPO's step of the policy is not shared out.
+    """
+    if config.normalize_observation or config.normalize_reward or config.algorithm == "trpo":
+        return 1
+    rows = config.batch_size // config.num_minibatches
+    for number in range(devices, 1, -1):
+        if config.num_envs % number == rows % number == 0 and rows // number >= ROWS_PER_DEVICE:
+            return number
+    return 1
+
+
+def one_thread_is_enough(config: TrainConfig, cores: int) -> bool:
+    """Whether a single run trains faster on CPU devices of one thread than on one device of several."""
+    work = config.batch_size // config.num_minibatches * max(config.hidden_sizes, default=1) ** 2
+    return shares(config, cores) > 1 or work <= ONE_THREAD_WORK

@@ -581,21 +581,22 @@ def test_a_sweep_that_cannot_work_is_refused_before_jax_is_loaded():
 
 
 @pytest.mark.parametrize(
-    ("options", "trains", "variable", "devices"),
+    ("options", "one_thread", "variable", "devices"),
     [
         ({"device": "cpu"}, True, None, 3),
         ({}, True, "2", 2),
         ({}, False, None, 1),
     ],
 )
-def test_training_has_a_device_per_core(options, trains, variable, devices):
+def test_training_has_a_device_per_core(options, one_thread, variable, devices):
     """On a machine that seems to have three; the user's variable stands above. In a process of its own."""
     script = (
         "from purejaxppo import cli, threads\nfrom purejaxppo.commands import Common\n"
         "threads.cpu_cores = lambda: 3\n"
-        f"for _ in range(2):\n    cli._prepare(Common(**{options}), trains={trains})\n"
+        f"for _ in range(2):\n    cli._prepare(Common(**{options}), one_thread={one_thread})\n"
         "import jax\nprint(len(jax.devices()))\n"
-        f"threads.cpu_cores = lambda: 5\ncli._prepare(Common(**{options}), trains={trains})\n"  # JAX has started
+        # JAX has started by now
+        f"threads.cpu_cores = lambda: 5\ncli._prepare(Common(**{options}), one_thread={one_thread})\n"
         "print(len(jax.devices()))"
     )
     env = {name: value for name, value in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"}
@@ -605,16 +606,22 @@ def test_training_has_a_device_per_core(options, trains, variable, devices):
 
 
 @pytest.mark.parametrize(
-    ("argv", "trains"),
-    [(SWEEP, True), (["compare"], True), (["train"], True), (["envs"], False)],
+    ("argv", "one_thread"),
+    [
+        (SWEEP, True),
+        (["compare"], True),
+        (["train"], True),
+        (["train", "--env", "Breakout-MinAtar"], False),
+        (["envs"], False),
+    ],
 )
-def test_which_commands_train(monkeypatch, argv, trains):
+def test_which_commands_have_devices_of_one_thread(monkeypatch, argv, one_thread):
     seen = []
-    monkeypatch.setattr(cli, "_prepare", lambda common, **options: seen.append(options["trains"]))
+    monkeypatch.setattr(cli, "_prepare", lambda common, **options: seen.append(options["one_thread"]))
     for kind in list(actions.ACTIONS):
         monkeypatch.setitem(actions.ACTIONS, kind, lambda command: 0)
     assert cli.run(argv) == 0
-    assert seen == [trains]
+    assert seen == [one_thread]
 
 
 # --- going on, and looking at checkpoints -----------------------------------------------------------------------------

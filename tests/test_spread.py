@@ -1,14 +1,18 @@
 """One run over two CPU devices is the run on one of them, up to the order of sums."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from purejaxppo import spread
+from purejaxppo import tuning
 from purejaxppo.config import Hyperparams, TrainConfig
+from purejaxppo.presets import preset
 from purejaxppo.spread import devices_for, spread_trainer
 from purejaxppo.train import advance, trainer_from_config
+from purejaxppo.tuning import one_thread_is_enough
 
 SMALL = {"env": "CartPole-v1", "num_envs": 4, "num_steps": 32, "num_epochs": 2, "num_minibatches": 2}
 CONFIG = TrainConfig(total_timesteps=128 * 8, **SMALL)
@@ -17,7 +21,7 @@ HP = Hyperparams(learning_rate=1e-3)
 
 @pytest.fixture(autouse=True)
 def any_size(monkeypatch):
-    monkeypatch.setattr(spread, "ROWS_PER_DEVICE", 1)
+    monkeypatch.setattr(tuning, "ROWS_PER_DEVICE", 1)
 
 
 def trained(trainer, updates=1):
@@ -30,7 +34,7 @@ def leaves(tree):
             for x in jax.tree.leaves(tree)]  # fmt: skip
 
 
-@pytest.mark.parametrize("algorithm", ["ppo_clip", "ppo_kl", "policy_gradient", "trpo"])
+@pytest.mark.parametrize("algorithm", ["ppo_clip", "ppo_kl", "policy_gradient"])
 def test_two_devices_do_what_one_does(algorithm):
     config = TrainConfig(total_timesteps=128 * 8, algorithm=algorithm, **SMALL)
     for one, two in zip(
@@ -89,6 +93,7 @@ def test_halves_are_the_whole_bit_for_bit():
         ({"num_envs": 3, "num_minibatches": 1}, 1),
         ({"normalize_observation": True}, 1),
         ({"normalize_reward": True}, 1),
+        ({"algorithm": "trpo"}, 1),
     ],
 )
 def test_devices(settings, number):
@@ -97,7 +102,24 @@ def test_devices(settings, number):
 
 
 def test_small_minibatches_stay_on_one_device(monkeypatch):
-    monkeypatch.setattr(spread, "ROWS_PER_DEVICE", 512)
+    monkeypatch.setattr(tuning, "ROWS_PER_DEVICE", 512)
     assert len(devices_for(CONFIG)) == 1
     large = TrainConfig(total_timesteps=10**6, env="CartPole-v1", num_envs=64, num_steps=128, num_minibatches=4)
     assert len(devices_for(large)) == 2
+
+
+@pytest.mark.parametrize(
+    ("env", "settings", "enough"),
+    [
+        ("CartPole-v1", {}, True),
+        ("CartPole-v1", {"num_envs": 64, "num_steps": 128, "num_minibatches": 4}, True),  # is spread
+        ("CartPole-v1", {"num_envs": 64, "num_steps": 128, "num_minibatches": 1, "algorithm": "trpo"}, False),
+        ("Breakout-MinAtar", {}, False),
+        ("Pendulum-v1", {}, True),
+    ],
+)
+def test_threads_of_presets(monkeypatch, env, settings, enough):
+    monkeypatch.setattr(tuning, "ROWS_PER_DEVICE", 512)
+    names = {field.name for field in dataclasses.fields(TrainConfig)}
+    chosen = {name: value for name, value in preset(env).items() if name in names}
+    assert one_thread_is_enough(TrainConfig(env=env, **{**chosen, **settings}), 2) == enough
