@@ -20,10 +20,11 @@ from kernels import count_kernels
 
 from purejaxppo import Hyperparams, TrainConfig, use_all_cores
 from purejaxppo.advantage import gae
+from purejaxppo.algorithms import make_algorithm
 from purejaxppo.envs import from_gymnax
 from purejaxppo.networks import make_network
 from purejaxppo.rollout import rollout
-from purejaxppo.spread import devices_for, env_shardings, mesh_of, spread_algorithm
+from purejaxppo.spread import devices_for, env_shardings, mesh_of, split_rows
 from purejaxppo.types import Algorithm, Batch
 from purejaxppo.wrappers import training_env
 
@@ -69,6 +70,7 @@ def make_parts(config: TrainConfig) -> dict[str, Part]:
     wrapped = training_env(config, from_gymnax(config.env, config.num_envs), hp.gamma)
     network = make_network(config, wrapped)
     mesh = mesh_of(devices_for(config))  # laid out as the whole update is
+    split = split_rows(mesh)
     key = jax.random.key(0)
     env_state, obs = jax.jit(wrapped.reset)(key)
     params = jax.jit(network.init)(key, obs)
@@ -108,8 +110,8 @@ def make_parts(config: TrainConfig) -> dict[str, Part]:
         "environment": Part((key, seen.action, (env_state, first)), env_alone),
         "rollout": Part(start, collect),
         "advantage": Part((seen, zeros, zeros), estimate),
-        "one epoch": learning(spread_algorithm(replace(config, num_epochs=1), network.apply, mesh), hp, params, seen),
-        "epochs": learning(spread_algorithm(config, network.apply, mesh), hp, params, seen),
+        "one epoch": learning(make_algorithm(replace(config, num_epochs=1), network.apply, split), hp, params, seen),
+        "epochs": learning(make_algorithm(config, network.apply, split), hp, params, seen),
     }
 
 

@@ -3,15 +3,15 @@
 import jax
 import jax.numpy as jnp
 
-from purejaxppo.types import Apply, Batch, Metrics, Params
+from purejaxppo.types import Apply, Batch, Metrics, Params, Split, whole
 
 
-def drift(apply: Apply, params: Params, batch: Batch) -> Metrics:
+def drift(apply: Apply, params: Params, batch: Batch, split: Split = whole) -> Metrics:
     """How far the policy of `params` has moved from the one that acted, over a whole batch.
 
     `kl`, the exact mean KL(old || new) in nats, and what `importance_weights` gives.
     """
-    pi, _ = apply(params, batch.obs)
+    pi = split.each(lambda params, rows: apply(params, rows.obs)[0])(params, batch)
     log_ratio = pi.log_prob(batch.action) - batch.log_prob
     return {"kl": jnp.mean(batch.pi.kl(pi)), **importance_weights(log_ratio)}
 

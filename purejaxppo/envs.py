@@ -65,8 +65,8 @@ def from_gymnax(name: str, num_envs: int, *, allow_download: bool = False, **env
     limit = _step_limit(params)
     gap = limit if limit and _truncates_by_limit_alone(env) else 1
     vec_env = VecEnv(reset, step, obs_space, act_space, num_envs, limit, gap)
-    state = _trace(name, vec_env)
-    return vec_env._replace(takes_unrolled=_is_gymnax_own(env) and not _keeps_a_key(state))
+    _trace(name, vec_env)
+    return vec_env
 
 
 def env_table(allow_download: bool = False) -> list[dict[str, Any]]:
@@ -203,8 +203,8 @@ def _action_space(name: str, space: Any) -> Discrete | Box:
     raise EnvError(f"{name} has actions {space!r}; supported are Discrete and one-dimensional Box.")
 
 
-def _trace(name: str, env: VecEnv) -> EnvState:
-    """Runs reset and one step on shapes only, so that a broken environment fails here, by name. Returns the state's."""
+def _trace(name: str, env: VecEnv) -> None:
+    """Runs reset and one step on shapes only, so that a broken environment fails here, by name."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     discrete = isinstance(env.action_space, Discrete)
     shape = (env.num_envs,) if isinstance(env.action_space, Discrete) else (env.num_envs, *env.action_space.shape)
@@ -223,11 +223,6 @@ def _trace(name: str, env: VecEnv) -> EnvState:
         raise EnvError(f"{name} returns a reward of shape {result.reward.shape[1:]}; it has to be one number.")
     if jax.tree.map(_signature, next_state) != jax.tree.map(_signature, state):
         raise EnvError(f"{name}'s step returns a state of other shapes or types than its reset.")
-    return state
-
-
-def _keeps_a_key(state: EnvState) -> bool:
-    return any(jnp.issubdtype(x.dtype, jax.dtypes.prng_key) for x in jax.tree.leaves(state))
 
 
 def _signature(x: Any) -> tuple[Any, Any]:

@@ -6,6 +6,8 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 
+from purejaxppo.ahead import scan_ahead
+
 Carry = TypeVar("Carry")
 Data = TypeVar("Data")
 Info = TypeVar("Info")
@@ -70,7 +72,7 @@ def fold_minibatches(
         rows = shuffled_indices(key, size).reshape(num_minibatches, -1)
         return jax.lax.scan(minibatch, carry, rows)
 
-    return jax.lax.scan(epoch, carry, jax.random.split(key, num_epochs))
+    return scan_ahead(epoch, carry, jax.random.split(key, num_epochs))
 
 
 def until(

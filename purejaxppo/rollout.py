@@ -6,9 +6,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from purejaxppo.ahead import scan_ahead
 from purejaxppo.distributions import Distribution
-from purejaxppo.prng import can_unroll, unrolled
-from purejaxppo.tuning import UNROLLED_PRNG_TO
 from purejaxppo.types import Apply, EnvState, Metrics, Params, Transition, VecEnv
 
 _Carry = tuple[EnvState, jax.Array, jax.Array, jax.Array]
@@ -74,13 +73,11 @@ def rollout(
 
     cut_obs = jnp.zeros((num_places, *obs.shape), obs.dtype)
     start = (env_state, obs, cut_obs, jnp.zeros(env.num_envs, jnp.int32))
-    if env.num_envs <= UNROLLED_PRNG_TO and env.takes_unrolled and can_unroll(key):
-        key = unrolled(key)
     keys = jax.random.split(key, num_steps)
-    (env_state, next_obs, cut_obs, _), seen = jax.lax.scan(step, start, keys)
+    (env_state, next_obs, cut_obs, _), seen = scan_ahead(step, start, keys)
 
-    _, value = apply(params, seen.obs)
-    _, edge_value = apply(params, jnp.concatenate([next_obs[None], cut_obs]))
+    value = _values(apply, params, seen.obs)
+    edge_value = _values(apply, params, jnp.concatenate([next_obs[None], cut_obs]))
     transition = Transition(
         obs=seen.obs,
         action=seen.action,
@@ -93,6 +90,12 @@ def rollout(
         truncated=seen.truncated,
     )
     return env_state, next_obs, transition, jax.tree.map(lambda x: x.sum(), seen.info)
+
+
+def _values(apply: Apply, params: Params, obs: jax.Array) -> jax.Array:
+    """Of observations [T, E, ...], environment by environment, so that no device sees another's."""
+    _, value = apply(params, obs.swapaxes(0, 1))
+    return value.T
 
 
 def _next_value(

@@ -5,10 +5,10 @@ device.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -18,8 +18,8 @@ from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.envs import from_gymnax
 from purejaxppo.networks import make_network
 from purejaxppo.train import make_trainer, trainer_from_config
-from purejaxppo.tuning import shares
-from purejaxppo.types import Algorithm, Apply, Batch, LearnerState, Metrics, Params, RunnerState, Trainer, VecEnv
+from purejaxppo.tuning import blocks, shares
+from purejaxppo.types import Batch, Metrics, OfRows, Params, RunnerState, Split, Trainer, VecEnv
 from purejaxppo.validation import validate_config
 
 _ENVS = "envs"
@@ -43,26 +43,13 @@ def spread_trainer(config: TrainConfig, env: VecEnv | None = None) -> Trainer:
     env = env or from_gymnax(config.env, config.num_envs, **dict(config.env_params))
     network = make_network(config, env)
     mesh = mesh_of(devices)
-    return _placed(make_trainer(config, env, network, spread_algorithm(config, network.apply, mesh)), config, mesh)
+    algorithm = make_algorithm(config, network.apply, split_rows(mesh))
+    return _placed(make_trainer(config, env, network, algorithm, gather_rows(mesh)), config, mesh)
 
 
 def mesh_of(devices: Sequence[jax.Device]) -> Mesh:
     """Of one axis, the environments."""
     return Mesh(np.array(devices), (_ENVS,))
-
-
-def spread_algorithm(config: TrainConfig, apply: Apply, mesh: Mesh) -> Algorithm:
-    """The update rule of `config`, each device differentiating its share of every minibatch.
-
-    Every device gets all rows, once per update: which of them a minibatch takes is then nobody else's business.
-    """
-    algorithm = make_algorithm(config, apply, partial(_split_rows, mesh))
-
-    def update(key: jax.Array, hp: Hyperparams, learner: LearnerState, batch: Batch) -> tuple[LearnerState, Metrics]:
-        batch = jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec()))
-        return algorithm.update(key, hp, learner, batch)
-
-    return algorithm._replace(update=update)
 
 
 def env_shardings(num_envs: int, mesh: Mesh, env_state: Any) -> Any:
@@ -96,14 +83,61 @@ def _placed(trainer: Trainer, config: TrainConfig, mesh: Mesh) -> Trainer:
     )
 
 
-def _split_rows(mesh: Mesh, f: Callable[[Params, Batch], Any]) -> Callable[[Params, Batch], Any]:
-    """f over each device's share of the rows, averaged in one exchange; the shares being equal, that is f of all."""
+def split_rows(mesh: Mesh) -> Split:
+    """Each device computes its share of the rows, of which it has all."""
 
-    def of_share(params: Params, rows: Batch) -> Any:
-        share = jax.lax.axis_index(_ENVS)
-        size = rows.advantage.shape[0] // mesh.size
-        rows = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, share * size, size), rows)
-        flat, unravel = ravel_pytree(f(params, rows))
-        return unravel(jax.lax.pmean(flat, _ENVS))
+    def shared(f: OfRows, combine: Callable[[Any], Any]) -> OfRows:
+        def of_share(params: Params, rows: Batch) -> Any:
+            size = _count(rows) // mesh.size
+            start = jax.lax.axis_index(_ENVS) * size
+            return combine(f(params, jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size), rows)))
 
-    return jax.shard_map(of_share, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec(), check_vma=False)
+        return jax.shard_map(of_share, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec(), check_vma=False)
+
+    # The shares being equal, the mean of their means is that of all.
+    return Split(mean=lambda f: shared(_by_blocks(f), _mean), each=lambda f: shared(f, _concatenate))
+
+
+def gather_rows(mesh: Mesh) -> Callable[[Batch], Batch]:
+    """Each device's block of rows to every device: which of them a minibatch takes is then nobody else's business."""
+    rows = PartitionSpec(_ENVS)
+    return jax.shard_map(_concatenate, mesh=mesh, in_specs=(rows,), out_specs=PartitionSpec(), check_vma=False)
+
+
+def _by_blocks(f: OfRows) -> OfRows:
+    """f, which returns means over rows, as the mean over blocks of rows that fit a core's cache."""
+
+    def mean_of_blocks(params: Params, rows: Batch) -> Any:
+        number = blocks(_count(rows))
+        if number == 1:
+            return f(params, rows)
+        shares = jax.tree.map(lambda x: x.reshape(number, -1, *x.shape[1:]), rows)
+        shape = jax.eval_shape(f, params, jax.tree.map(lambda x: x[0], shares))
+
+        def add(total: Any, block: Batch) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, f(params, block)), None
+
+        total, _ = jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape), shares)
+        return jax.tree.map(lambda x: x / number, total)
+
+    return mean_of_blocks
+
+
+def _count(rows: Batch) -> int:
+    return rows.advantage.shape[0]
+
+
+def _mean(tree: Any) -> Any:
+    """The mean over the devices, in one exchange, as waiting for each other is what an exchange costs."""
+    flat, unravel = ravel_pytree(tree)
+    return unravel(jax.lax.pmean(flat, _ENVS))
+
+
+def _concatenate(tree: Any) -> Any:
+    """Leaves [n, ...] of all devices behind one another, [devices * n, ...], in one exchange of their bits."""
+    bits = jax.tree.map(lambda x: jax.lax.bitcast_convert_type(x, jnp.uint32), tree)
+    flat, unravel = ravel_pytree(bits)
+    gathered = jax.vmap(unravel)(jax.lax.all_gather(flat, _ENVS))
+    return jax.tree.map(
+        lambda x, like: jax.lax.bitcast_convert_type(x.reshape(-1, *x.shape[2:]), like.dtype), gathered, tree
+    )

@@ -1,5 +1,7 @@
 """The trainer: rollout, advantage, batch, update, metrics. Start reading here."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -19,7 +21,13 @@ from purejaxppo.validation import validate_config
 from purejaxppo.wrappers import running_stats, training_env
 
 
-def make_trainer(config: TrainConfig, env: VecEnv, network: Network, algorithm: Algorithm) -> Trainer:
+def make_trainer(
+    config: TrainConfig,
+    env: VecEnv,
+    network: Network,
+    algorithm: Algorithm,
+    gather: Callable[[Batch], Batch] = lambda batch: batch,
+) -> Trainer:
     """A training run as a pair of pure functions, both to be jitted or vmapped over key and hyperparameters.
 
     Args:
@@ -27,6 +35,7 @@ def make_trainer(config: TrainConfig, env: VecEnv, network: Network, algorithm: 
       env: environments, e.g. from `from_gymnax`.
       network: `init(key, obs)` and `apply(params, obs) -> (pi, value)`.
       algorithm: e.g. `ppo_clip(config, network.apply)`.
+      gather: brings a batch's rows, [E * T, ...] in the order of the environments, to where they are learnt from.
 
     Raises:
       ConfigError: settings that cannot train.
@@ -63,7 +72,7 @@ def make_trainer(config: TrainConfig, env: VecEnv, network: Network, algorithm: 
             hp.gamma,
             hp.gae_lambda,
         )
-        batch = _flatten(transition, advantage, target)
+        batch = gather(_flatten(transition, advantage, target))
         learner, metrics = algorithm.update(key_update, hp, runner.learner, batch)
         metrics = {**_episode_metrics(sums), **_batch_metrics(hp, batch), **metrics}
         watched = {"observation": (batch.obs, obs), "reward": transition.reward, "normalizer": running_stats(env_state)}
@@ -101,11 +110,11 @@ def train(config: TrainConfig, hp: Hyperparams, key: jax.Array) -> tuple[RunnerS
 
 
 def _flatten(transition: Transition, advantage: jax.Array, target: jax.Array) -> Batch:
-    """[T, E, ...] -> [T * E, ...]."""
+    """[T, E, ...] -> [E * T, ...], environment by environment: those of one device are a block of rows."""
     batch = Batch(
         transition.obs, transition.action, transition.pi, transition.log_prob, transition.value, advantage, target
     )
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), batch)
 
 
 def _episode_metrics(sums: Metrics) -> Metrics:

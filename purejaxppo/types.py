@@ -54,7 +54,6 @@ class VecEnv(NamedTuple):
     num_envs: int
     step_limit: int | None = None  # steps after which an episode is truncated, if there is such a limit
     truncation_gap: int = 1  # steps from one truncation of an environment to its next, at least; 1 is always right
-    takes_unrolled: bool = False  # keys of `prng.unrolled` in `step`: it keeps no key, and draws what those can
 
 
 class Transition(NamedTuple):
@@ -111,13 +110,17 @@ class Network(Protocol):
 Apply = Callable[[Params, jax.Array], tuple[Distribution, jax.Array]]  # params, obs [..., O] -> (pi, value [...])
 
 
-# f(params, rows) -> means over the rows, and the same computed share by share
-Split = Callable[[Callable[[Params, Batch], Any]], Callable[[Params, Batch], Any]]
+OfRows = Callable[[Params, Batch], Any]
 
 
-def whole(f: Callable[[Params, Batch], Any]) -> Callable[[Params, Batch], Any]:
-    """The `Split` that leaves all rows where they are."""
-    return f
+class Split(NamedTuple):
+    """How functions of a batch's rows are computed share by share, by default not at all."""
+
+    mean: Callable[[OfRows], OfRows] = lambda f: f  # of f(params, rows) -> means over the rows
+    each: Callable[[OfRows], OfRows] = lambda f: f  # of f(params, rows) -> values of each row
+
+
+whole = Split()
 
 
 class Algorithm(NamedTuple):

@@ -123,3 +123,42 @@ def test_threads_of_presets(monkeypatch, env, settings, enough):
     names = {field.name for field in dataclasses.fields(TrainConfig)}
     chosen = {name: value for name, value in preset(env).items() if name in names}
     assert one_thread_is_enough(TrainConfig(env=env, **{**chosen, **settings}), 2) == enough
+
+
+@pytest.mark.parametrize(
+    ("settings", "hyperparams"),
+    [
+        ({}, {"target_kl": 1e-4}),  # stops within the first epoch
+        ({"learning_rate_schedule": "kl_adaptive"}, {}),
+        ({"on_nonfinite": "skip"}, {"learning_rate": float("nan")}),
+        ({"env": "Pendulum-v1"}, {}),
+        ({"normalize_advantage": "batch"}, {"vf_clip_eps": 0.2}),
+    ],
+    ids=["target_kl", "kl_adaptive", "skip", "continuous", "batch"],
+)
+def test_options(settings, hyperparams):
+    config = TrainConfig(total_timesteps=128 * 8, **{**SMALL, **settings})
+    hp = dataclasses.replace(HP, **hyperparams)
+    found = []
+    for trainer in (trainer_from_config(config), spread_trainer(config)):
+        runner = jax.jit(trainer.init)(jax.random.key(3), hp)
+        found.append(leaves(jax.jit(lambda runner, trainer=trainer: advance(trainer, hp, runner, 2))(runner)))
+    for one, two in zip(*found, strict=True):
+        np.testing.assert_allclose(one, two, rtol=5e-4, atol=5e-5)
+
+
+def test_blocks_of_rows_change_nothing(monkeypatch):
+    whole = trained(spread_trainer(CONFIG))
+    monkeypatch.setattr(tuning, "ROWS_PER_BLOCK", 8)
+    text = str(jax.make_jaxpr(lambda: trained(spread_trainer(CONFIG)))())
+    assert "f32[4,8,4]" in text  # of the 32 rows that a device has of a minibatch, four blocks of eight observations
+    for one, two in zip(leaves(whole), leaves(trained(spread_trainer(CONFIG))), strict=True):
+        np.testing.assert_allclose(one, two, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("rows", "number"), [(1, 1), (512, 1), (513, 1), (640, 2), (1024, 2), (8192, 16), (1021, 1), (1025, 1), (1500, 3)]
+)
+def test_blocks(rows, number):
+    """As few as fit; one, if rows cannot be divided."""
+    assert tuning.blocks(rows) == number

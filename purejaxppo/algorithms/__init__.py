@@ -19,7 +19,7 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
 
 
 def make_algorithm(config: TrainConfig, apply: Apply, split: Split = whole) -> Algorithm:
-    """The update rule named by `config.algorithm`, minibatches shared out by `split`.
+    """The update rule named by `config.algorithm`, rows shared out by `split`.
 
     Raises ConfigError, with a suggestion, for an unknown name.
     """

@@ -34,7 +34,7 @@ def surrogate_algorithm(config: TrainConfig, apply: Apply, policy_loss: PolicyLo
       config: counts and the place of advantage normalisation.
       apply: (params, obs) -> (pi, value).
       policy_loss: what distinguishes one member of the family from the next.
-      split: how the rows of a minibatch are shared out, by default not at all.
+      split: how rows are shared out, by default not at all.
 
     Source: Schulman et al. 2017, arXiv:1707.06347, eq. 9 and algorithm 1. Deviations, all common practice: Adam with
     eps 1e-5 and a global-norm clip, advantages standardised, optional value clipping, optional stop at a target KL.
@@ -64,14 +64,14 @@ def surrogate_algorithm(config: TrainConfig, apply: Apply, policy_loss: PolicyLo
         def gradient(params: Params, minibatch: Batch) -> tuple[Params, Metrics]:
             # By the statistics of all rows, before each device takes its share.
             minibatch = minibatch._replace(advantage=per_minibatch(minibatch.advantage))
-            return split(jax.grad(loss, has_aux=True))(params, minibatch)
+            return split.mean(jax.grad(loss, has_aux=True))(params, minibatch)
 
         batch = batch._replace(advantage=per_batch(batch.advantage))
         learner, steps = gradient_steps(key, config, hp, learner, batch, gradient)
         del steps["minibatch_kl"]
         deviation = steps.pop("ratio_deviation")[0, 0]
         metrics = {**jax.tree.map(jnp.mean, steps), "ratio/first_minibatch_deviation": deviation}
-        return learner, {**metrics, **drift(apply, learner.params, batch)}
+        return learner, {**metrics, **drift(apply, learner.params, batch, split)}
 
     return Algorithm(init, update)
 

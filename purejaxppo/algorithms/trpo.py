@@ -46,10 +46,10 @@ def trpo(config: TrainConfig, apply: Apply, *, split: Split = whole) -> Algorith
             return loss, {"loss/value": loss}
 
         learner = learner._replace(params=params)
-        gradient = split(jax.grad(value_loss, has_aux=True))
+        gradient = split.mean(jax.grad(value_loss, has_aux=True))
         learner, steps = gradient_steps(key, config, dataclasses.replace(hp, target_kl=None), learner, batch, gradient)
         metrics = {"loss/value": jnp.mean(steps["loss/value"]), **policy_metrics}
-        return learner, {**metrics, **drift(apply, learner.params, batch)}
+        return learner, {**metrics, **drift(apply, learner.params, batch, split)}
 
     return Algorithm(init, update)
 

@@ -243,9 +243,9 @@ def test_key_discipline(rule):
     assert same_bits(update(rule), update(rule))
     assert distance(update(rule), update(rule, key=8)) > 1e-6
     hp = hp_of(rule)
-    learner = built(rule).init(hp, policy_of()[1])
+    learner, batch = built(rule).init(hp, policy_of()[1]), batch_of()
     with jax.debug_key_reuse(True):
-        jax.make_jaxpr(lambda key: built(rule).update(key, hp, learner, batch_of()))(jax.random.key(0))
+        jax.make_jaxpr(lambda key: built(rule).update(key, hp, learner, batch))(jax.random.key(0))
 
 
 # --- every flag is alive, in its own rule alone -----------------------------------------------------------------------
