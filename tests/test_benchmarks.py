@@ -2,6 +2,12 @@
 
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import bench
 import bench_pictures
@@ -166,6 +172,62 @@ def test_a_section_that_breaks_is_reported(monkeypatch, tmp_path, name, status, 
     content = bench.run_section(name, quick=True, limit=0.5 if name == "hanging" else LIMIT_S, env={})
     assert (content["status"], len(content["rows"])) == (status, rows)
     assert bench.report({name: content}) == (status in ("done", "missing"))
+
+
+@pytest.mark.parametrize("out", ["", "directory", "file/result.json", "file/new/result.json"])
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(monkeypatch, tmp_path, capsys, out):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bench, "call", lambda _: pytest.fail("something was begun"))
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "file").touch()
+    assert bench.main(["--out", out]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("bench: --out")
+    assert error.count("\n") == 1
+
+
+def test_the_check_of_a_file_leaves_nothing_and_changes_nothing(tmp_path):
+    bench.check_out(tmp_path / "new" / "result.json")
+    assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "result.json").write_text("kept")
+    bench.check_out(tmp_path / "result.json")
+    assert (tmp_path / "result.json").read_text() == "kept"
+
+
+INTERRUPTED = """
+import sys
+from pathlib import Path
+import bench
+bench.HERE = Path(sys.argv[1])
+bench.call = lambda _: {"device": "X", "cpu_cores": 1, "versions": {"jax": "1"}, "commit": "x", "platform": "cpu"}
+sys.exit(bench.main(["--out", str(bench.HERE / "result.json"), "--sections", *sys.argv[2:]]))
+"""
+SAYS_ITS_PID = "open(sys.argv[0] + '.pid', 'w').write(str(os.getpid()) + '.'); time.sleep(600)"
+
+
+@pytest.mark.parametrize(
+    ("sections", "says"),
+    [(["clock"], "nothing was measured yet"), (["startup", "clock"], "startup in ")],
+)
+def test_an_interrupted_benchmark_says_what_there_is_and_leaves_no_process(tmp_path, sections, says):
+    for name, code in (("startup", SECTIONS["fine"]), ("clock", SAYS_ITS_PID)):
+        (tmp_path / f"{name}.py").write_text(f"import json, os, sys, time\n{code}\n")
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, str(tmp_path), *sections],
+        env={**os.environ, "PYTHONPATH": str(Path(bench.__file__).parent)}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    pid = tmp_path / "clock.py.pid"
+    while not (pid.exists() and pid.read_text().endswith(".")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 130
+    assert errors.startswith("bench: interrupted")
+    assert says in errors
+    assert errors.count("\n") == 1
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()[:-1]), 0)
 
 
 def test_facts_are_complete_and_json():
