@@ -304,3 +304,39 @@ def test_regression_of_unreadable_files_and_other_machines(tmp_path, capsys):
     errors = capsys.readouterr().err
     assert "differ in device: X and Y" in errors
     assert "differ in versions" in errors
+
+
+@pytest.mark.parametrize("tolerance", ["nan", "inf", "-1", "100"])
+def test_regression_refuses_a_tolerance_that_hides_everything(tmp_path, capsys, tolerance):
+    (tmp_path / "a.json").write_text(json.dumps(example([100] * 3)))
+    assert regression.main([*[str(tmp_path / "a.json")] * 2, "--tolerance", tolerance]) == 2
+    errors = capsys.readouterr().err
+    assert "--tolerance" in errors
+    assert errors.count("\n") == 1
+
+
+BROKEN = {"name": "work", "error": "it broke", "figures": [report.figure("speed", "env steps/s", [100] * 3)]}
+OTHER = {"name": "other", "figures": [report.figure("other", "s", [1.0] * 3)]}
+
+
+@pytest.mark.parametrize(
+    ("sections", "quick", "code"),
+    [
+        ({"throughput": {"rows": [OTHER]}}, False, 1),
+        ({"throughput": {"rows": [OTHER, BROKEN]}}, False, 1),
+        ({"throughput": {"status": "timed out", "rows": []}}, False, 1),
+        ({"throughput": {"rows": [OTHER]}}, True, 0),  # fewer cases
+        ({"peers": {"rows": [OTHER]}}, False, 0),  # the section was not asked for
+    ],
+)
+def test_what_vanished_is_no_pass(tmp_path, capsys, sections, quick, code):
+    before = example([100] * 3)
+    before["sections"]["throughput"]["rows"].append(OTHER)
+    before["sections"]["peers"] = {"rows": [OTHER]}
+    for name, content in (("a", before), ("b", {**before, "sections": sections, "quick": quick})):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    assert regression.main([str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == code
+    out, errors = capsys.readouterr()
+    assert ("vanished: " in out) == (code == 1)
+    assert ("throughput: speed" in out) == (code == 1)
+    assert "only the first file has" in errors  # the section that was left out
