@@ -88,7 +88,7 @@ def _prepare(common: Common, must_work: bool = True, one_thread: bool = False) -
             jax.devices()
     except Exception as error:  # not only RuntimeError: an unknown platform is an AssertionError without a word
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"--device {common.device} is not available here ({reason}); use --device auto.") from error
+        raise ConfigError(_not_available(common.device, reason)) from error
     if common.plugin:
         sys.path.append(os.getcwd())  # last, so that nothing there hides an installed module
     for module in common.plugin:
@@ -96,6 +96,14 @@ def _prepare(common: Common, must_work: bool = True, one_thread: bool = False) -
             importlib.import_module(module)
         except Exception as error:
             raise EnvError(f"plugin {module!r} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def _not_available(device: str, reason: str) -> str:
+    """What to do about devices that are not there, which are the variable's unless the flag names others."""
+    platforms = os.environ.get("JAX_PLATFORMS")
+    if device == "auto" and platforms:
+        return f"JAX_PLATFORMS={platforms} is not available here ({reason}); unset it, or set it to cpu."
+    return f"--device {device} is not available here ({reason}); use --device {'cpu' if device == 'auto' else 'auto'}."
 
 
 def _quiet_orbax() -> None:

@@ -342,6 +342,17 @@ def test_devices_that_are_not_there():
     assert not os.path.exists("out")
 
 
+def test_devices_that_the_variable_asks_for_in_vain():
+    """The flag was not given, so it is not to blame."""
+    script = "import sys; from purejaxppo.cli import run; sys.exit(run(['train', '--out', 'out']))"
+    env = {**os.environ, "JAX_PLATFORMS": "abacus"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env)
+    assert done.returncode == 2
+    assert "JAX_PLATFORMS=abacus is not available" in done.stderr
+    assert "unset it, or set it to cpu" in done.stderr
+    assert "--device" not in done.stderr
+
+
 # --- directories ------------------------------------------------------------------------------------------------------
 
 
