@@ -11,6 +11,7 @@ from purejaxppo.actions import ACTIONS, validate
 from purejaxppo.commands import Command, Common, Compare, Doctor, Plot, Resume, ResumeSweep, Sweep, Train, Verify
 from purejaxppo.errors import ConfigError, EnvError, OutOfMemoryError, PureJaxPPOError, is_out_of_memory
 from purejaxppo.flags import parse
+from purejaxppo.presets import PRESETS
 from purejaxppo.programs import keep_programs
 from purejaxppo.signals import INTERRUPTED, SIGNALS, end_process
 from purejaxppo.threads import cpu_cores, use_all_cores
@@ -55,10 +56,28 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _execute(command: Command | ResumeSweep) -> int:
-    validate(command)
+    try:
+        validate(command)
+    except ConfigError:
+        _refuse_unknown_env(command)
+        raise
     if not isinstance(command, Plot | Verify):
         _prepare(command.common, must_work=not isinstance(command, Doctor), one_thread=_one_thread_is_enough(command))
     return ACTIONS[type(command)](command)
+
+
+def _refuse_unknown_env(command: Command | ResumeSweep) -> None:
+    """Raises EnvError for a wrong name, which explains settings that do not suit: the right one's preset has others.
+
+    Only what has no preset is looked up, since that takes JAX, gymnax and the plugins.
+    """
+    if not isinstance(command, Train | Compare) or command.settings.env in PRESETS:
+        return
+    _prepare(command.common)
+    from purejaxppo.envs import from_gymnax, registered_envs
+
+    if command.settings.env not in registered_envs():
+        from_gymnax(command.settings.env, num_envs=1)  # which says so
 
 
 def _one_thread_is_enough(command: Command | ResumeSweep) -> bool:

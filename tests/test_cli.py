@@ -245,6 +245,12 @@ def test_no_configuration_file(fails, path):
 # --- environments, plugins, devices -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_an_unknown_environment_comes_before_what_follows_from_it(fails, command):
+    assert "unknown environment 'Nope'" in fails(5, command, "--env", "Nope", "--total-timesteps", "1")
+    assert "below one update" in fails(2, command, "--env", "Catch-bsuite", "--total-timesteps", "1")
+
+
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
