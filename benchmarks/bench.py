@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from children import HERE, PLATFORM_VARIABLE, ChildError, call
+from filelock import FileLock, Timeout
 from report import parser
 
 
@@ -129,6 +130,17 @@ def check_out(out: Path) -> None:
         raise RefusedError(f"--out {out} cannot be written ({error.strerror}); give a file that can.") from error
 
 
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Holds this user's lock, which ends with the process. Raises RefusedError if another benchmark has it."""
+    path = Path(tempfile.gettempdir()) / f"purejaxppo-benchmark-{os.getuid()}.lock"
+    try:
+        with FileLock(path, blocking=False):
+            yield
+    except Timeout as error:
+        raise RefusedError("another benchmark is running, and both would be slow; wait until it has ended.") from error
+
+
 def measure(arguments: argparse.Namespace, machine: dict[str, Any], sections: dict[str, Any]) -> int:
     """The exit code. Each of the sections is added as soon as it is in the file."""
     out = arguments.out
@@ -158,11 +170,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if arguments.out:
             check_out(arguments.out)
-        machine = call("facts")
-        if not arguments.out:
-            arguments.out = default_out(machine["device"])
-            check_out(arguments.out)
-        return measure(arguments, machine, sections)
+        with alone():
+            machine = call("facts")
+            if not arguments.out:
+                arguments.out = default_out(machine["device"])
+                check_out(arguments.out)
+            return measure(arguments, machine, sections)
     except RefusedError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2

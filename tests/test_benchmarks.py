@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -194,6 +195,18 @@ def test_the_check_of_a_file_leaves_nothing_and_changes_nothing(tmp_path):
     assert (tmp_path / "result.json").read_text() == "kept"
 
 
+def test_a_second_benchmark_at_the_same_time_is_refused(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(bench, "call", lambda _: pytest.fail("something was begun"))
+    with bench.alone():
+        assert bench.main(["--out", str(tmp_path / "result.json")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("bench: another benchmark is running")
+    assert error.count("\n") == 1
+    with bench.alone():  # free again
+        pass
+
+
 INTERRUPTED = """
 import sys
 from pathlib import Path
@@ -212,10 +225,9 @@ SAYS_ITS_PID = "open(sys.argv[0] + '.pid', 'w').write(str(os.getpid()) + '.'); t
 def test_an_interrupted_benchmark_says_what_there_is_and_leaves_no_process(tmp_path, sections, says):
     for name, code in (("startup", SECTIONS["fine"]), ("clock", SAYS_ITS_PID)):
         (tmp_path / f"{name}.py").write_text(f"import json, os, sys, time\n{code}\n")
-    process = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED, str(tmp_path), *sections],
-        env={**os.environ, "PYTHONPATH": str(Path(bench.__file__).parent)}, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    env = {**os.environ, "PYTHONPATH": str(Path(bench.__file__).parent), "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-c", INTERRUPTED, str(tmp_path), *sections]
+    process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
     pid = tmp_path / "clock.py.pid"
     while not (pid.exists() and pid.read_text().endswith(".")):
         assert process.poll() is None
