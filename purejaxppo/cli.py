@@ -1,6 +1,7 @@
 """The command line as a process: signals, exit codes, and JAX made ready. Nothing slow is imported before that."""
 
 import importlib
+import logging
 import os
 import signal
 import sys
@@ -38,6 +39,10 @@ def _interrupt(number: int, _: object) -> None:
 def run(argv: Sequence[str]) -> int:
     """Runs one command and returns its exit code. An error becomes one line on standard error."""
     debug = "--debug" in argv
+    if (
+        not debug
+    ):  # two long lines about a cache directory that cannot be written, where a picture comes out all the same
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
         return _execute(parse(list(argv)))
     except PureJaxPPOError as error:

@@ -362,6 +362,19 @@ def test_devices_that_the_variable_asks_for_in_vain():
 # --- directories ------------------------------------------------------------------------------------------------------
 
 
+def test_a_picture_without_a_cache_directory_needs_no_words(tmp_path):
+    """matplotlib makes a temporary one, and would tell at length."""
+    (tmp_path / "config.json").write_text(json.dumps({"env": "X", "algorithm": "Y"}))
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"update": 1, "env_steps": 1, "episode/return": 1.0}) + "\n")
+    nowhere = dict.fromkeys(("XDG_CACHE_HOME", "XDG_CONFIG_HOME"), str(tmp_path / "config.json" / "directory"))
+    env = {name: value for name, value in os.environ.items() if name != "MPLCONFIGDIR"} | nowhere
+    program = "from purejaxppo.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "plot", "."], env=env, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 NEEDING_A_RUN = [["evaluate"], ["plot"], ["resume"], ["verify"], ["export", "--out", "policy"]]
 
 
