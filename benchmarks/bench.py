@@ -4,9 +4,10 @@
 
 A section is a program of this directory, `SECTION.py [--quick] --out FILE`, in a process of its own with a time limit.
 One that fails or hangs is reported as such, with what it had written until then, and the others go on. Exit code 1 if
-any did.
+any did, 2 if nothing could be begun, 130 if it was interrupted.
 """
 
+import argparse
 import contextlib
 import json
 import os
@@ -16,10 +17,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from children import HERE, PLATFORM_VARIABLE, ChildError, call
+from filelock import FileLock, Timeout
 from report import parser
 
 
@@ -40,6 +43,10 @@ SECTIONS = {
     "clock": Section("learning against the clock", 180, 240, 600),
     "peers": Section("other trainers", 240, 300, 600),
 }
+
+
+class RefusedError(Exception):
+    """Nothing is measured; one line that says why, and what to do."""
 
 
 def run_section(name: str, quick: bool, limit: float, env: dict[str, str]) -> dict[str, Any]:
@@ -71,11 +78,22 @@ def run_section(name: str, quick: bool, limit: float, env: dict[str, str]) -> di
 
 def end(process: subprocess.Popen[bytes]) -> None:
     """Ends a section and what it has started: with time to end those that have sessions of their own, then at once."""
-    for number, seconds in ((signal.SIGTERM, 10.0), (signal.SIGKILL, None)):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(seconds)
+    with uninterrupted():
+        for number, seconds in ((signal.SIGTERM, 10.0), (signal.SIGKILL, None)):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(seconds)
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Signals wait until the end: a second Ctrl-C would leave behind what the first one was about to end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def limit_of(section: Section, quick: bool, platform: str) -> float:
@@ -100,18 +118,32 @@ def report(sections: dict[str, dict[str, Any]]) -> bool:
     return not broken and all(content["status"] in ("done", "missing") for content in sections.values())
 
 
-def main() -> int:
-    """The exit code."""
-    options = parser(__doc__)
-    options.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="by default all")
-    arguments = options.parse_args()
+def check_out(out: Path) -> None:
+    """Raises RefusedError if the file cannot be written, which is better known now than after ten minutes."""
     try:
-        machine = call("facts")
-    except ChildError as error:
-        print(f"bench: JAX does not start here: {error}\nbench: purejaxppo doctor tells more", file=sys.stderr)
-        return 1
-    out = arguments.out or default_out(machine["device"])
-    out.parent.mkdir(parents=True, exist_ok=True)
+        new = not out.exists()
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.open("a").close()
+        if new:
+            out.unlink()
+    except OSError as error:
+        raise RefusedError(f"--out {out} cannot be written ({error.strerror}); give a file that can.") from error
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Holds this user's lock, which ends with the process. Raises RefusedError if another benchmark has it."""
+    path = Path(tempfile.gettempdir()) / f"purejaxppo-benchmark-{os.getuid()}.lock"
+    try:
+        with FileLock(path, blocking=False):
+            yield
+    except Timeout as error:
+        raise RefusedError("another benchmark is running, and both would be slow; wait until it has ended.") from error
+
+
+def measure(arguments: argparse.Namespace, machine: dict[str, Any], sections: dict[str, Any]) -> int:
+    """The exit code. Each of the sections is added as soon as it is in the file."""
+    out = arguments.out
     print(f"{machine['device']}, {machine['cpu_cores']} cores, jax {machine['versions']['jax']}, {machine['commit']}")
     result: dict[str, Any] = {"machine": machine, "quick": arguments.quick, "started": time.time(), "sections": {}}
     for i, name in enumerate(arguments.sections):
@@ -121,12 +153,41 @@ def main() -> int:
         content = run_section(name, arguments.quick, limit, {PLATFORM_VARIABLE: machine["platform"]})
         result["sections"][name] = content
         out.write_text(json.dumps(result, indent=1) + "\n")  # after each, so that what there is survives
+        sections[name] = content
         print(" ".join(filter(None, [f"{name}: {content['status']}", content["note"]])), flush=True)
-    fine = report(result["sections"])
+    fine = report(sections)
     pictures = subprocess.run([sys.executable, str(HERE / "bench_pictures.py"), str(out)], check=False)
     print(f"written to {os.path.relpath(out)}")
     return 0 if fine and pictures.returncode == 0 else 1
 
 
+def main(argv: list[str] | None = None) -> int:
+    """The exit code."""
+    options = parser(__doc__)
+    options.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="by default all")
+    arguments = options.parse_args(argv)
+    sections: dict[str, Any] = {}
+    try:
+        if arguments.out:
+            check_out(arguments.out)
+        with alone():
+            machine = call("facts")
+            if not arguments.out:
+                arguments.out = default_out(machine["device"])
+                check_out(arguments.out)
+            return measure(arguments, machine, sections)
+    except RefusedError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
+    except ChildError as error:
+        print(f"bench: JAX does not start here: {error}\nbench: purejaxppo doctor tells more", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        done = f"{', '.join(sections)} in {os.path.relpath(arguments.out)}" if sections else "nothing was measured yet"
+        print(f"bench: interrupted; {done}", file=sys.stderr)
+        return 130
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the section would outlive this program
     sys.exit(main())

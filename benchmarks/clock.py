@@ -12,12 +12,13 @@ its budget of steps or seconds is kept, and counts as slower than any that does.
 import argparse
 import json
 import math
+import os
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
-from children import call
+from children import PLATFORM_VARIABLE, call
 from peer_env import PeerError
 from peer_process import NAMES, PeerProcess, choose, end_peers_when_terminated, start
 from report import figure
@@ -27,7 +28,7 @@ from purejaxppo.presets import TARGETS, preset
 ENV, EPISODES, UPDATES_PER_BLOCK = "CartPole-v1", 64, 2
 QUICK_SECONDS, LEAST_SECONDS = 24.0, 4.0  # for all; and without as much left, a peer is not begun
 NOT_QUICK = {"brax": "left out of --quick", "sbx": "left out of --quick"}
-TICKS = (3, 4, 5, 6, 8, 10, 12, 15, 20, 30, 40, 60, 80, 100, 150, 200, 300)
+TICKS = (1, 1.5, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 30, 40, 60, 80, 100, 150, 200, 300)
 Row = dict[str, Any]
 
 
@@ -166,8 +167,9 @@ def draw(rows: list[Row], path: Path, subtitle: str = "") -> None:
             drawn.add(name)
     axes.axhline(TARGETS[ENV], color="0.6", linewidth=0.8, linestyle="--")
     axes.set_xscale("log")
-    axes.set_xlim(left=TICKS[0])
-    axes.set_xticks([tick for tick in TICKS if tick <= axes.get_xlim()[1]], minor=False)
+    axes.set_xlim(left=0.8 * min((row["curve"][0][0] for row in rows if row["curve"]), default=TICKS[0]))
+    left, right = axes.get_xlim()
+    axes.set_xticks([tick for tick in TICKS if left <= tick <= right], minor=False)
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
     axes.minorticks_off()
     axes.set_xlabel("seconds since the process was started, evaluations left out")
@@ -197,12 +199,13 @@ def main() -> None:
     summary = summarize(rows)
     print(table(summary))
     if args.out:
-        picture = args.out.with_suffix(".png")
-        draw(rows, picture)
         record = {"machine": call("facts"), "quick": args.quick, "seconds": time.perf_counter() - began}
         record |= {"settings": settings_of(0), "target": TARGETS[ENV], "episodes": EPISODES, "greedy": True}
         args.out.write_text(json.dumps({**record, "summary": summary, "rows": rows + figures(rows)}, indent=1) + "\n")
-        print(f"picture: {picture}")
+        if PLATFORM_VARIABLE not in os.environ:  # bench.py draws it beside its own file
+            picture = args.out.with_suffix(".png")
+            draw(rows, picture)
+            print(f"picture: {picture}")
 
 
 if __name__ == "__main__":

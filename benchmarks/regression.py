@@ -5,9 +5,10 @@
 The ratio is that of the medians, turned so that above 1 is better, with a bootstrap interval over the repetitions. A
 figure has regressed if its whole interval lies beyond the tolerance, in percent. One process differs from the next by
 several percent, which no interval over the repetitions within one shows: for speeds, compare what `against the common
-shape` says, or more than two files.
+shape` says, or more than two files. A figure has vanished if the second file has its section, but not the figure: what
+broke must not pass for what is as fast as before.
 
-Exit codes: 0 nothing has regressed, 1 something has, 2 the files cannot be compared.
+Exit codes: 0 nothing has regressed, 1 something has, or has vanished, 2 the files cannot be compared.
 """
 
 import argparse
@@ -52,17 +53,24 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def figures(result: dict[str, Any]) -> dict[tuple[str, str], Row]:
-    """Every figure of a file, by its section and name."""
+    """Every figure of a file, by its section and name; those of a row that broke do not count."""
     found: dict[tuple[str, str], Row] = {}
     for section, content in result["sections"].items():
         for row in content.get("rows", []):
-            if isinstance(row, dict):
+            if isinstance(row, dict) and not row.get("error"):
                 found |= {(section, figure["name"]): figure for figure in row.get("figures", [])}
     return found
 
 
+def vanished(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, str]]:
+    """Figures of the first file that the second one should have: it has their section, and was not quick alone."""
+    if after.get("quick") and not before.get("quick"):
+        return []
+    return sorted(place for place in figures(before).keys() - figures(after).keys() if place[0] in after["sections"])
+
+
 def compare(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
-    """The change of every figure that both files have. Raises IncomparableError if there is none."""
+    """The change of every figure that both files have. Raises IncomparableError if they have nothing in common."""
     changes = []
     old, new = figures(before), figures(after)
     for place in old.keys() & new.keys():
@@ -75,7 +83,7 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
         ratio = ratio_interval(*(figure["samples"] for figure in pair))
         judged = min(len(a["samples"]), len(b["samples"])) >= FEWEST
         changes.append(Change(f"{place[0]}: {place[1]}", a["unit"], ratio, judged))
-    if not changes:
+    if not changes and not vanished(before, after):
         raise IncomparableError("the files have no figure in common.")
     return sorted(changes)
 
@@ -89,7 +97,7 @@ def warnings(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
         if machines[0].get(key) != machines[1].get(key)
     ]
     old, new = figures(before), figures(after)
-    alone = {"first": old.keys() - new.keys(), "second": new.keys() - old.keys()}
+    alone = {"first": old.keys() - new.keys() - set(vanished(before, after)), "second": new.keys() - old.keys()}
     for which, places in alone.items():
         if places:
             names = ", ".join(name for _, name in sorted(places))
@@ -104,9 +112,12 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument("after", type=Path)
     options.add_argument("--tolerance", type=float, default=5.0, help="percent")
     arguments = options.parse_args(argv)
+    if not 0 <= arguments.tolerance < 100:
+        print(f"regression: --tolerance {arguments.tolerance:g}; it takes 0 to less than 100 percent", file=sys.stderr)
+        return 2
     try:
         before, after = read(arguments.before), read(arguments.after)
-        changes = compare(before, after)
+        changes, gone = compare(before, after), vanished(before, after)
     except (IncomparableError, KeyError, TypeError, AttributeError) as error:
         reason = error if isinstance(error, IncomparableError) else f"a row is not as it should be: {error!r}"
         print(f"regression: {reason}", file=sys.stderr)
@@ -123,7 +134,9 @@ def main(argv: list[str] | None = None) -> int:
     ]  # fmt: skip
     print(table(["figure", "unit", "ratio (above 1 is better)", "95 % interval", ""], cells))
     print(f"{len(bad)} of {len(changes)} figures are worse by more than {arguments.tolerance:g} %")
-    return 1 if bad else 0
+    if gone:
+        print(f"{len(gone)} figures have vanished: {', '.join(f'{section}: {name}' for section, name in gone)}")
+    return 1 if bad or gone else 0
 
 
 if __name__ == "__main__":

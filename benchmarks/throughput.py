@@ -50,6 +50,11 @@ def updates_per_call(work: Work, where: str) -> int:
     return max(2, min(64, env_steps // work.env_steps))
 
 
+def turns(arms: Sequence[str], number: int) -> Sequence[str]:
+    """The order in a repetition: each arm is first as often as last, since a machine warms up and slows down."""
+    return arms[::-1] if number % 2 else arms
+
+
 def measure(work: Work, arms: Sequence[str], updates: int, repetitions: int, seconds: float) -> Row:
     """Every repetition of one piece of work."""
     with ExitStack() as stack:
@@ -64,8 +69,8 @@ def measure(work: Work, arms: Sequence[str], updates: int, repetitions: int, sec
         once = max(child.ask({"calls": 1}, LIMIT)["seconds"] for child in children.values())
         calls = max(1, round(seconds / once))
         times = [
-            {arm: child.ask({"calls": calls}, LIMIT)["seconds"] for arm, child in children.items()}
-            for _ in range(repetitions)
+            {arm: children[arm].ask({"calls": calls}, LIMIT)["seconds"] for arm in turns(arms, number)}
+            for number in range(repetitions)
         ]
     block = work.env_steps * updates * calls
     row: Row = {

@@ -1,6 +1,7 @@
 """The command line as a process: signals, exit codes, and JAX made ready. Nothing slow is imported before that."""
 
 import importlib
+import logging
 import os
 import signal
 import sys
@@ -11,6 +12,7 @@ from purejaxppo.actions import ACTIONS, validate
 from purejaxppo.commands import Command, Common, Compare, Doctor, Plot, Resume, ResumeSweep, Sweep, Train, Verify
 from purejaxppo.errors import ConfigError, EnvError, OutOfMemoryError, PureJaxPPOError, is_out_of_memory
 from purejaxppo.flags import parse
+from purejaxppo.presets import PRESETS
 from purejaxppo.programs import keep_programs
 from purejaxppo.signals import INTERRUPTED, SIGNALS, end_process
 from purejaxppo.threads import cpu_cores, use_all_cores
@@ -37,6 +39,10 @@ def _interrupt(number: int, _: object) -> None:
 def run(argv: Sequence[str]) -> int:
     """Runs one command and returns its exit code. An error becomes one line on standard error."""
     debug = "--debug" in argv
+    if (
+        not debug
+    ):  # two long lines about a cache directory that cannot be written, where a picture comes out all the same
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
         return _execute(parse(list(argv)))
     except PureJaxPPOError as error:
@@ -55,10 +61,28 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _execute(command: Command | ResumeSweep) -> int:
-    validate(command)
+    try:
+        validate(command)
+    except ConfigError:
+        _refuse_unknown_env(command)
+        raise
     if not isinstance(command, Plot | Verify):
         _prepare(command.common, must_work=not isinstance(command, Doctor), one_thread=_one_thread_is_enough(command))
     return ACTIONS[type(command)](command)
+
+
+def _refuse_unknown_env(command: Command | ResumeSweep) -> None:
+    """Raises EnvError for a wrong name, which explains settings that do not suit: the right one's preset has others.
+
+    Only what has no preset is looked up, since that takes JAX, gymnax and the plugins.
+    """
+    if not isinstance(command, Train | Compare) or command.settings.env in PRESETS:
+        return
+    _prepare(command.common)
+    from purejaxppo.envs import from_gymnax, registered_envs
+
+    if command.settings.env not in registered_envs():
+        from_gymnax(command.settings.env, num_envs=1)  # which says so
 
 
 def _one_thread_is_enough(command: Command | ResumeSweep) -> bool:
@@ -88,7 +112,7 @@ def _prepare(common: Common, must_work: bool = True, one_thread: bool = False) -
             jax.devices()
     except Exception as error:  # not only RuntimeError: an unknown platform is an AssertionError without a word
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"--device {common.device} is not available here ({reason}); use --device auto.") from error
+        raise ConfigError(_not_available(common.device, reason)) from error
     if common.plugin:
         sys.path.append(os.getcwd())  # last, so that nothing there hides an installed module
     for module in common.plugin:
@@ -96,6 +120,14 @@ def _prepare(common: Common, must_work: bool = True, one_thread: bool = False) -
             importlib.import_module(module)
         except Exception as error:
             raise EnvError(f"plugin {module!r} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def _not_available(device: str, reason: str) -> str:
+    """What to do about devices that are not there, which are the variable's unless the flag names others."""
+    platforms = os.environ.get("JAX_PLATFORMS")
+    if device == "auto" and platforms:
+        return f"JAX_PLATFORMS={platforms} is not available here ({reason}); unset it, or set it to cpu."
+    return f"--device {device} is not available here ({reason}); use --device {'cpu' if device == 'auto' else 'auto'}."
 
 
 def _quiet_orbax() -> None:

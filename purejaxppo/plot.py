@@ -8,7 +8,7 @@ import numpy as np
 
 from purejaxppo.errors import CheckpointError
 from purejaxppo.files import read_json
-from purejaxppo.logger import read_metrics
+from purejaxppo.logger import Terminal, read_metrics, say
 from purejaxppo.run_dir import refuse_sweep
 from purejaxppo.stats import bootstrap_interval, interquartile_mean
 
@@ -18,32 +18,31 @@ COLOURS = ("#3b6fb6", "#d1782b", "#3f9b57", "#a34fa5", "#b0413e", "#6b7280")
 Curve = tuple[np.ndarray, np.ndarray]
 
 
+class NoEpisodeError(CheckpointError):
+    """A run in which no episode has finished, so that there is nothing to draw."""
+
+
 def plot_runs(run_dirs: Sequence[Path], out: Path) -> Path:
     """Draws return against env steps: one run with its evaluation, or the mean and range per group of runs.
 
-    Runs of one environment and algorithm form a group.
+    Runs of one environment and algorithm form a group. A run without a single finished episode is left out, with a
+    line on standard error.
 
     Raises:
-      CheckpointError: a run directory without metrics or without a single finished episode, or an output that cannot
-        be written.
+      CheckpointError: a run directory without metrics, no run with a finished episode, or an output that cannot be
+        written.
     """
     from matplotlib.figure import Figure
 
-    groups: dict[str, list[Path]] = {}
-    for run_dir in run_dirs:
-        refuse_sweep(run_dir)
-        config = read_json(run_dir / "config.json")
-        if not {"env", "algorithm"} <= config.keys():
-            raise CheckpointError(f"{run_dir / 'config.json'} is not a run's configuration.")
-        groups.setdefault(f"{config['env']}  {config['algorithm']}", []).append(run_dir)
+    groups = _groups(run_dirs)
     out = out if out.suffix else out.with_suffix(".png")
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
-    for colour, (label, dirs) in zip(COLOURS * len(groups), groups.items(), strict=False):
-        curves = [learning_curve(run_dir) for run_dir in dirs]
+    for colour, (label, runs) in zip(COLOURS * len(groups), groups.items(), strict=False):
+        curves = [curve for _, curve in runs]
         if len(curves) == 1:
-            _draw_run(axes, curves[0], dirs[0], colour, label)
+            _draw_run(axes, curves[0], runs[0][0], colour, label)
         else:
             _draw_group(axes, curves, colour, f"{label}  mean and range of {len(curves)} runs")
     axes.set_xlabel("environment steps")
@@ -53,6 +52,28 @@ def plot_runs(run_dirs: Sequence[Path], out: Path) -> Path:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="best")
     return save_figure(figure, out)
+
+
+def _groups(run_dirs: Sequence[Path]) -> dict[str, list[tuple[Path, Curve]]]:
+    """The runs that have a curve, by environment and algorithm. Raises CheckpointError if none has."""
+    groups: dict[str, list[tuple[Path, Curve]]] = {}
+    curveless: list[NoEpisodeError] = []
+    for run_dir in run_dirs:
+        refuse_sweep(run_dir)
+        config = read_json(run_dir / "config.json")
+        if not {"env", "algorithm"} <= config.keys():
+            raise CheckpointError(f"{run_dir / 'config.json'} is not a run's configuration.")
+        try:
+            curve = learning_curve(run_dir)
+        except NoEpisodeError as error:
+            curveless.append(error)
+        else:
+            groups.setdefault(f"{config['env']}  {config['algorithm']}", []).append((run_dir, curve))
+    if curveless and not groups:
+        raise curveless[0]
+    for missing in curveless:
+        say(Terminal(), f"left out: {missing}")
+    return groups
 
 
 def format_steps(x: float, _: object) -> str:
@@ -73,11 +94,14 @@ def save_figure(figure: Any, out: Path) -> Path:
 def learning_curve(run_dir: Path) -> Curve:
     """env_steps [n] and episode/return [n] of the updates in which an episode finished.
 
-    Raises CheckpointError if there is none.
+    Raises NoEpisodeError if there is none.
     """
     rows = [row for row in read_metrics(run_dir / "metrics.jsonl") if row.get("episode/return") is not None]
     if not rows:
-        raise CheckpointError(f"{run_dir} has no finished episode to plot; train it for longer.")
+        raise NoEpisodeError(
+            f"{run_dir} has no finished episode to plot; train it for longer, unless it has diverged, as the losses in "
+            f"its metrics.jsonl tell."
+        )
     return np.array([r["env_steps"] for r in rows], float), np.array([r["episode/return"] for r in rows], float)
 
 

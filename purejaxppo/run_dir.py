@@ -76,8 +76,13 @@ def create_dir(out: Path | None, name: str) -> Path:
     except CheckpointError:
         raise
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot create the directory {str(out)!r}: {error}") from error
+        raise _no_directory(out, error) from error
     return out
+
+
+def _no_directory(path: Path, error: Exception) -> CheckpointError:
+    """That it cannot be made, and why."""
+    return CheckpointError(f"cannot create the directory {str(path)!r} ({error}); choose another with --out.")
 
 
 def _create_named(name: str) -> Path:
@@ -92,7 +97,7 @@ def _create_named(name: str) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            raise CheckpointError(f"cannot create the directory {str(path)!r}: {error}") from error
+            raise _no_directory(path, error) from error
     raise CheckpointError(f"{base} and 998 more like it exist already; choose an --out.")
 
 

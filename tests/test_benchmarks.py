@@ -2,6 +2,13 @@
 
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
 
 import bench
 import bench_pictures
@@ -84,7 +91,7 @@ def test_both_arms_take_turns():
     arms = throughput.arms_for(work)
     assert arms == ["purejaxppo", "common shape"]
     row = throughput.measure(work, arms, updates=1, repetitions=3, seconds=0.0)
-    assert [set(times) for times in row["seconds"]] == [set(arms)] * 3
+    assert [list(times) for times in row["seconds"]] == [arms, arms[::-1], arms]
     assert row["ratio"]["low"] <= row["ratio"]["value"] <= row["ratio"]["high"]
     assert [len(figure["samples"]) for figure in row["figures"]] == [3, 1, 3]
     assert len(throughput.cells(row)) == len(throughput.HEAD)
@@ -168,6 +175,73 @@ def test_a_section_that_breaks_is_reported(monkeypatch, tmp_path, name, status, 
     assert bench.report({name: content}) == (status in ("done", "missing"))
 
 
+@pytest.mark.parametrize("out", ["", "directory", "file/result.json", "file/new/result.json"])
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(monkeypatch, tmp_path, capsys, out):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bench, "call", lambda _: pytest.fail("something was begun"))
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "file").touch()
+    assert bench.main(["--out", out]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("bench: --out")
+    assert error.count("\n") == 1
+
+
+def test_the_check_of_a_file_leaves_nothing_and_changes_nothing(tmp_path):
+    bench.check_out(tmp_path / "new" / "result.json")
+    assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "result.json").write_text("kept")
+    bench.check_out(tmp_path / "result.json")
+    assert (tmp_path / "result.json").read_text() == "kept"
+
+
+def test_a_second_benchmark_at_the_same_time_is_refused(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(bench, "call", lambda _: pytest.fail("something was begun"))
+    with bench.alone():
+        assert bench.main(["--out", str(tmp_path / "result.json")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("bench: another benchmark is running")
+    assert error.count("\n") == 1
+    with bench.alone():  # free again
+        pass
+
+
+INTERRUPTED = """
+import sys
+from pathlib import Path
+import bench
+bench.HERE = Path(sys.argv[1])
+bench.call = lambda _: {"device": "X", "cpu_cores": 1, "versions": {"jax": "1"}, "commit": "x", "platform": "cpu"}
+sys.exit(bench.main(["--out", str(bench.HERE / "result.json"), "--sections", *sys.argv[2:]]))
+"""
+SAYS_ITS_PID = "open(sys.argv[0] + '.pid', 'w').write(str(os.getpid()) + '.'); time.sleep(600)"
+
+
+@pytest.mark.parametrize(
+    ("sections", "says"),
+    [(["clock"], "nothing was measured yet"), (["startup", "clock"], "startup in ")],
+)
+def test_an_interrupted_benchmark_says_what_there_is_and_leaves_no_process(tmp_path, sections, says):
+    for name, code in (("startup", SECTIONS["fine"]), ("clock", SAYS_ITS_PID)):
+        (tmp_path / f"{name}.py").write_text(f"import json, os, sys, time\n{code}\n")
+    env = {**os.environ, "PYTHONPATH": str(Path(bench.__file__).parent), "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-c", INTERRUPTED, str(tmp_path), *sections]
+    process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+    pid = tmp_path / "clock.py.pid"
+    while not (pid.exists() and pid.read_text().endswith(".")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 130
+    assert errors.startswith("bench: interrupted")
+    assert says in errors
+    assert errors.count("\n") == 1
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()[:-1]), 0)
+
+
 def test_facts_are_complete_and_json():
     found = json.loads(json.dumps(facts()))
     assert found["platform"] == "cpu"
@@ -242,3 +316,39 @@ def test_regression_of_unreadable_files_and_other_machines(tmp_path, capsys):
     errors = capsys.readouterr().err
     assert "differ in device: X and Y" in errors
     assert "differ in versions" in errors
+
+
+@pytest.mark.parametrize("tolerance", ["nan", "inf", "-1", "100"])
+def test_regression_refuses_a_tolerance_that_hides_everything(tmp_path, capsys, tolerance):
+    (tmp_path / "a.json").write_text(json.dumps(example([100] * 3)))
+    assert regression.main([*[str(tmp_path / "a.json")] * 2, "--tolerance", tolerance]) == 2
+    errors = capsys.readouterr().err
+    assert "--tolerance" in errors
+    assert errors.count("\n") == 1
+
+
+BROKEN = {"name": "work", "error": "it broke", "figures": [report.figure("speed", "env steps/s", [100] * 3)]}
+OTHER = {"name": "other", "figures": [report.figure("other", "s", [1.0] * 3)]}
+
+
+@pytest.mark.parametrize(
+    ("sections", "quick", "code"),
+    [
+        ({"throughput": {"rows": [OTHER]}}, False, 1),
+        ({"throughput": {"rows": [OTHER, BROKEN]}}, False, 1),
+        ({"throughput": {"status": "timed out", "rows": []}}, False, 1),
+        ({"throughput": {"rows": [OTHER]}}, True, 0),  # fewer cases
+        ({"peers": {"rows": [OTHER]}}, False, 0),  # the section was not asked for
+    ],
+)
+def test_what_vanished_is_no_pass(tmp_path, capsys, sections, quick, code):
+    before = example([100] * 3)
+    before["sections"]["throughput"]["rows"].append(OTHER)
+    before["sections"]["peers"] = {"rows": [OTHER]}
+    for name, content in (("a", before), ("b", {**before, "sections": sections, "quick": quick})):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    assert regression.main([str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == code
+    out, errors = capsys.readouterr()
+    assert ("vanished: " in out) == (code == 1)
+    assert ("throughput: speed" in out) == (code == 1)
+    assert "only the first file has" in errors  # the section that was left out

@@ -245,6 +245,12 @@ def test_no_configuration_file(fails, path):
 # --- environments, plugins, devices -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_an_unknown_environment_comes_before_what_follows_from_it(fails, command):
+    assert "unknown environment 'Nope'" in fails(5, command, "--env", "Nope", "--total-timesteps", "1")
+    assert "below one update" in fails(2, command, "--env", "Catch-bsuite", "--total-timesteps", "1")
+
+
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
@@ -342,7 +348,31 @@ def test_devices_that_are_not_there():
     assert not os.path.exists("out")
 
 
+def test_devices_that_the_variable_asks_for_in_vain():
+    """The flag was not given, so it is not to blame."""
+    script = "import sys; from purejaxppo.cli import run; sys.exit(run(['train', '--out', 'out']))"
+    env = {**os.environ, "JAX_PLATFORMS": "abacus"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env)
+    assert done.returncode == 2
+    assert "JAX_PLATFORMS=abacus is not available" in done.stderr
+    assert "unset it, or set it to cpu" in done.stderr
+    assert "--device" not in done.stderr
+
+
 # --- directories ------------------------------------------------------------------------------------------------------
+
+
+def test_a_picture_without_a_cache_directory_needs_no_words(tmp_path):
+    """matplotlib makes a temporary one, and would tell at length."""
+    (tmp_path / "config.json").write_text(json.dumps({"env": "X", "algorithm": "Y"}))
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"update": 1, "env_steps": 1, "episode/return": 1.0}) + "\n")
+    nowhere = dict.fromkeys(("XDG_CACHE_HOME", "XDG_CONFIG_HOME"), str(tmp_path / "config.json" / "directory"))
+    env = {name: value for name, value in os.environ.items() if name != "MPLCONFIGDIR"} | nowhere
+    program = "from purejaxppo.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "plot", "."], env=env, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 NEEDING_A_RUN = [["evaluate"], ["plot"], ["resume"], ["verify"], ["export", "--out", "policy"]]

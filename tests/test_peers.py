@@ -267,6 +267,36 @@ def test_clock_draws_what_there_is(tmp_path):
     assert (tmp_path / "clock.png").stat().st_size > 1000
 
 
+def test_the_picture_of_clock_begins_near_its_first_point(tmp_path, monkeypatch):
+    from matplotlib import pyplot as plt
+
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    for first in (2.0, 20.0):
+        curves = [[[first, 100, 20.0], [3 * first, 200, 480.0]], [[1.5 * first, 100, 480.0]], []]
+        clock.draw([{"peer": "ours", "curve": curve} for curve in curves], tmp_path / "clock.png")
+        (axes,) = plt.gcf().axes
+        assert axes.get_xlim()[0] == pytest.approx(0.8 * first)
+        assert first in axes.get_xticks()
+    monkeypatch.undo()
+    plt.close("all")
+
+
+@pytest.mark.parametrize("by_bench", [True, False])
+def test_clock_draws_by_itself_unless_the_benchmark_does(tmp_path, monkeypatch, capsys, by_bench):
+    rows = [{"peer": "ours", "seed": 0, "reached_s": 5.0, "ready_s": 1.0, "curve": [[5.0, 100, 480.0]]}]
+    monkeypatch.setattr(clock, "all_runs", lambda args: rows)
+    monkeypatch.setattr(clock, "call", lambda _: {})
+    monkeypatch.setattr(clock, "end_peers_when_terminated", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["clock.py", "--out", str(tmp_path / "clock.json")])
+    monkeypatch.delenv(clock.PLATFORM_VARIABLE, raising=False)
+    if by_bench:
+        monkeypatch.setenv(clock.PLATFORM_VARIABLE, "cpu")
+    clock.main()
+    assert (tmp_path / "clock.json").exists()
+    assert (tmp_path / "clock.png").exists() != by_bench
+    assert ("picture: " in capsys.readouterr().out) != by_bench
+
+
 def test_clock_has_the_settings_of_the_preset():
     settings = protocol.Settings(**clock.settings_of(3))
     assert settings.total_updates == 146

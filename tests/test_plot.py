@@ -109,6 +109,22 @@ def test_no_finished_episode_is_a_clear_error(make_run, tmp_path, returns):
     assert not (tmp_path / "curve.png").exists()
 
 
+def test_a_run_without_a_finished_episode_is_left_out(make_run, tmp_path, capsys):
+    a, b, c = make_run("a", [1.0, 2.0]), make_run("b", [None]), make_run("c", [2.0, 3.0])
+    plot_runs([a, b, c], tmp_path / "with.png")
+    errors = capsys.readouterr().err
+    assert errors.startswith(f"left out: {b}")
+    assert "diverged" in errors
+    assert errors.count("\n") == 1
+    plot_runs([a, c], tmp_path / "without.png")
+    assert (tmp_path / "with.png").read_bytes() == (tmp_path / "without.png").read_bytes()
+
+
+def test_no_picture_if_no_run_is_left(make_run, tmp_path):
+    with pytest.raises(CheckpointError, match="no finished episode"):
+        plot_runs([make_run("a", [None]), make_run("b", [])], tmp_path / "curves.png")
+
+
 def test_a_directory_that_is_no_run(tmp_path):
     with pytest.raises(CheckpointError, match=r"config\.json"):
         plot_runs([tmp_path], tmp_path / "curve.png")

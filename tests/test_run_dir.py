@@ -51,6 +51,15 @@ def refused(out, **options):
 # --- making it --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("out", [None, "runs/new"])
+def test_a_directory_that_cannot_be_made_has_a_way_out(tmp_path, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").touch()
+    message = refused(out and tmp_path / out)
+    assert "cannot create the directory" in message
+    assert "--out" in message
+
+
 def test_names_of_run_directories(tmp_path, monkeypatch):
     """Under runs/, of safe characters, and never the same twice."""
     monkeypatch.chdir(tmp_path)
