@@ -139,6 +139,10 @@ def alone() -> Iterator[None]:
             yield
     except Timeout as error:
         raise RefusedError("another benchmark is running, and both would be slow; wait until it has ended.") from error
+    except OSError as error:
+        raise RefusedError(
+            f"{path} cannot be locked ({error.strerror}); set TMPDIR to a directory of your own."
+        ) from error
 
 
 def measure(arguments: argparse.Namespace, machine: dict[str, Any], sections: dict[str, Any]) -> int:

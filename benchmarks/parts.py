@@ -25,7 +25,7 @@ from purejaxppo.envs import from_gymnax
 from purejaxppo.networks import make_network
 from purejaxppo.rollout import rollout
 from purejaxppo.spread import devices_for, env_shardings, mesh_of, split_rows
-from purejaxppo.types import Algorithm, Batch
+from purejaxppo.types import Algorithm, Batch, whole
 from purejaxppo.wrappers import training_env
 
 Step = Callable[[Any], tuple[Any, Any]]  # state -> (state, what else is computed)
@@ -70,7 +70,7 @@ def make_parts(config: TrainConfig) -> dict[str, Part]:
     wrapped = training_env(config, from_gymnax(config.env, config.num_envs), hp.gamma)
     network = make_network(config, wrapped)
     mesh = mesh_of(devices_for(config))  # laid out as the whole update is
-    split = split_rows(mesh)
+    split = split_rows(mesh) if mesh.size > 1 else whole
     key = jax.random.key(0)
     env_state, obs = jax.jit(wrapped.reset)(key)
     params = jax.jit(network.init)(key, obs)
@@ -106,19 +106,23 @@ def make_parts(config: TrainConfig) -> dict[str, Part]:
 
     first = zeros_like(jax.eval_shape(wrapped.step, key, env_state, seen.action[0])[1])
     zeros = jnp.zeros_like(seen.reward)
+    columns = Batch(seen.obs, seen.action, seen.pi, seen.log_prob, seen.value, seen.reward, seen.reward)
+    batch = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), columns)
+    batch = jax.device_put(batch, NamedSharding(mesh, PartitionSpec()))
     return {
         "environment": Part((key, seen.action, (env_state, first)), env_alone),
         "rollout": Part(start, collect),
         "advantage": Part((seen, zeros, zeros), estimate),
-        "one epoch": learning(make_algorithm(replace(config, num_epochs=1), network.apply, split), hp, params, seen),
-        "epochs": learning(make_algorithm(config, network.apply, split), hp, params, seen),
+        "one epoch": learning(make_algorithm(replace(config, num_epochs=1), network.apply, split), hp, params, batch),
+        "epochs": learning(make_algorithm(config, network.apply, split), hp, params, batch),
     }
 
 
-def learning(algorithm: Algorithm, hp: Hyperparams, params: Any, seen: Any) -> Part:
-    """All gradient steps of an update, with the shuffles and the measures of drift, on one batch over and over."""
-    columns = seen.obs, seen.action, seen.pi, seen.log_prob, seen.value, seen.reward, seen.reward
-    batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), Batch(*columns))
+def learning(algorithm: Algorithm, hp: Hyperparams, params: Any, batch: Batch) -> Part:
+    """All gradient steps of an update, with the shuffles and the measures of drift, on one batch over and over.
+
+    The batch is where it is learnt from: what brings it there, once per update, is in "everything else".
+    """
 
     def step(state: Any) -> tuple[Any, Any]:
         key, hp, learner, batch = state

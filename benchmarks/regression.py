@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from bootstrap import Interval, ratio_interval
 from report import Row, table
 
+OTHERS = ("clock", "peers")  # sections with other people's trainers
 FEWEST = 3  # repetitions, below which a figure is shown, not judged
 MUST_AGREE = {"device": "device", "cpu": "CPU", "versions": "versions", "environment": "environment variables"}
 
@@ -63,10 +64,14 @@ def figures(result: dict[str, Any]) -> dict[tuple[str, str], Row]:
 
 
 def vanished(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, str]]:
-    """Figures of the first file that the second one should have: it has their section, and was not quick alone."""
+    """Figures of the first file that the second one should have: it has their section, and was not quick alone.
+
+    Those of other trainers are not ours to answer for: one may not be installed, or may not have got there.
+    """
     if after.get("quick") and not before.get("quick"):
         return []
-    return sorted(place for place in figures(before).keys() - figures(after).keys() if place[0] in after["sections"])
+    missing = figures(before).keys() - figures(after).keys()
+    return sorted(place for place in missing if place[0] in after["sections"] and place[0] not in OTHERS)
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:

@@ -51,7 +51,7 @@ def updates_per_call(work: Work, where: str) -> int:
 
 
 def turns(arms: Sequence[str], number: int) -> Sequence[str]:
-    """The order in a repetition: each arm is first as often as last, since a machine warms up and slows down."""
+    """The order in a repetition: each arm is first every other time, since a machine warms up and slows down."""
     return arms[::-1] if number % 2 else arms
 
 

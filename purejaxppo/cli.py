@@ -39,9 +39,8 @@ def _interrupt(number: int, _: object) -> None:
 def run(argv: Sequence[str]) -> int:
     """Runs one command and returns its exit code. An error becomes one line on standard error."""
     debug = "--debug" in argv
-    if (
-        not debug
-    ):  # two long lines about a cache directory that cannot be written, where a picture comes out all the same
+    if not debug:
+        # It says in two long lines that its cache directory cannot be written; the picture comes out all the same.
         logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
         return _execute(parse(list(argv)))
@@ -82,7 +81,7 @@ def _refuse_unknown_env(command: Command | ResumeSweep) -> None:
     from purejaxppo.envs import from_gymnax, registered_envs
 
     if command.settings.env not in registered_envs():
-        from_gymnax(command.settings.env, num_envs=1)  # which says so
+        from_gymnax(command.settings.env, num_envs=1)  # raises, with a suggestion
 
 
 def _one_thread_is_enough(command: Command | ResumeSweep) -> bool:

@@ -9,7 +9,8 @@ from purejaxppo.types import Apply, Batch, Metrics, Params, Split, whole
 def drift(apply: Apply, params: Params, batch: Batch, split: Split = whole) -> Metrics:
     """How far the policy of `params` has moved from the one that acted, over a whole batch.
 
-    `kl`, the exact mean KL(old || new) in nats, and what `importance_weights` gives.
+    `kl`, the exact mean KL(old || new) in nats, and what `importance_weights` gives. The policy of the rows is computed
+    as `split` shares them out, by default at once.
     """
     pi = split.each(lambda params, rows: apply(params, rows.obs)[0])(params, batch)
     log_ratio = pi.log_prob(batch.action) - batch.log_prob

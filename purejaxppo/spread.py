@@ -23,6 +23,7 @@ from purejaxppo.types import Batch, Metrics, OfRows, Params, RunnerState, Split,
 from purejaxppo.validation import validate_config
 
 _ENVS = "envs"
+_WORD_BYTES = 4
 
 
 def devices_for(config: TrainConfig) -> list[jax.Device]:
@@ -84,11 +85,13 @@ def _placed(trainer: Trainer, config: TrainConfig, mesh: Mesh) -> Trainer:
 
 
 def split_rows(mesh: Mesh) -> Split:
-    """Each device computes its share of the rows, of which it has all."""
+    """Each device computes its share of the rows [N, ...], all of which it has; N is a multiple of their number."""
 
     def shared(f: OfRows, combine: Callable[[Any], Any]) -> OfRows:
         def of_share(params: Params, rows: Batch) -> Any:
-            size = _count(rows) // mesh.size
+            size, rest = divmod(_count(rows), mesh.size)
+            if rest:
+                raise ValueError(f"{_count(rows)} rows cannot be shared out equally over {mesh.size} devices.")
             start = jax.lax.axis_index(_ENVS) * size
             return combine(f(params, jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size), rows)))
 
@@ -99,7 +102,10 @@ def split_rows(mesh: Mesh) -> Split:
 
 
 def gather_rows(mesh: Mesh) -> Callable[[Batch], Batch]:
-    """Each device's block of rows to every device: which of them a minibatch takes is then nobody else's business."""
+    """Each device's block of rows, [N / devices, ...], to every device, [N, ...].
+
+    Which of them a minibatch takes is then nobody else's business.
+    """
     rows = PartitionSpec(_ENVS)
     return jax.shard_map(_concatenate, mesh=mesh, in_specs=(rows,), out_specs=PartitionSpec(), check_vma=False)
 
@@ -111,13 +117,13 @@ def _by_blocks(f: OfRows) -> OfRows:
         number = blocks(_count(rows))
         if number == 1:
             return f(params, rows)
-        shares = jax.tree.map(lambda x: x.reshape(number, -1, *x.shape[1:]), rows)
-        shape = jax.eval_shape(f, params, jax.tree.map(lambda x: x[0], shares))
+        pieces = jax.tree.map(lambda x: x.reshape(number, -1, *x.shape[1:]), rows)
+        shape = jax.eval_shape(f, params, jax.tree.map(lambda x: x[0], pieces))
 
         def add(total: Any, block: Batch) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, total, f(params, block)), None
 
-        total, _ = jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape), shares)
+        total, _ = jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape), pieces)
         return jax.tree.map(lambda x: x / number, total)
 
     return mean_of_blocks
@@ -134,10 +140,17 @@ def _mean(tree: Any) -> Any:
 
 
 def _concatenate(tree: Any) -> Any:
-    """Leaves [n, ...] of all devices behind one another, [devices * n, ...], in one exchange of their bits."""
-    bits = jax.tree.map(lambda x: jax.lax.bitcast_convert_type(x, jnp.uint32), tree)
-    flat, unravel = ravel_pytree(bits)
+    """Leaves [n, ...] of all devices behind one another, [devices * n, ...]; those of 32 bits in one exchange."""
+    leaves, structure = jax.tree.flatten(tree)
+    words = {
+        i: jax.lax.bitcast_convert_type(x, jnp.uint32) for i, x in enumerate(leaves) if x.dtype.itemsize == _WORD_BYTES
+    }
+    flat, unravel = ravel_pytree(words)
     gathered = jax.vmap(unravel)(jax.lax.all_gather(flat, _ENVS))
-    return jax.tree.map(
-        lambda x, like: jax.lax.bitcast_convert_type(x.reshape(-1, *x.shape[2:]), like.dtype), gathered, tree
-    )
+
+    def of_all(i: int, x: jax.Array) -> jax.Array:
+        if i not in gathered:
+            return jax.lax.all_gather(x, _ENVS, tiled=True)
+        return jax.lax.bitcast_convert_type(gathered[i].reshape(-1, *x.shape[1:]), x.dtype)
+
+    return structure.unflatten([of_all(i, x) for i, x in enumerate(leaves)])

@@ -41,7 +41,7 @@ def shares(config: TrainConfig, devices: int) -> int:
 
 
 def blocks(rows: int) -> int:
-    """Equal blocks of ROWS_PER_BLOCK or somewhat fewer rows in so many, or 1 if there are none."""
+    """The number of equal blocks, of half of ROWS_PER_BLOCK to all of it, in so many rows; 1 if none divides them."""
     numbers = range(-(-rows // ROWS_PER_BLOCK), 2 * rows // ROWS_PER_BLOCK + 1)
     return next((number for number in numbers if rows % number == 0), 1)
 

@@ -71,7 +71,7 @@ class Transition(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What an algorithm learns from: a rollout's rows with their advantages."""
+    """What an algorithm learns from: a rollout's rows, environment by environment, with their advantages."""
 
     obs: jax.Array  # [N, ...]
     action: jax.Array  # [N, ...]
@@ -110,6 +110,7 @@ class Network(Protocol):
 Apply = Callable[[Params, jax.Array], tuple[Distribution, jax.Array]]  # params, obs [..., O] -> (pi, value [...])
 
 
+# params, rows -> means over the rows, or values of each
 OfRows = Callable[[Params, Batch], Any]
 
 

@@ -19,6 +19,13 @@ def walk(carry, key):
     return carry, {"noise": noise, "choice": choice, "sum": carry.sum(), "one": jnp.ones(2)}
 
 
+def custom(carry, key):
+    """A derivative rule of one's own, a literal among the results, and one that nobody reads."""
+    noise = jax.nn.relu(jax.random.normal(key, (2,)))
+    jax.random.permutation(key, 3)
+    return jax.nn.relu(carry - noise), (1.0, jax.nn.silu(noise))
+
+
 def branch(carry, key):
     high = jax.random.uniform(key) > 0.5
     carry = jax.lax.cond(high, lambda x: x + 1.0, lambda x: x * 2.0, carry)
@@ -48,12 +55,13 @@ def same(found, expected):
     ("step", "carry"),
     [
         (walk, jnp.zeros(4)),
+        (custom, jnp.ones(2)),
         (branch, jnp.array(1.0)),
         (env_step, from_gymnax("CartPole-v1", 3).reset(jax.random.key(0))[0]),
         (lambda carry, key: (key, jax.random.uniform(carry)), jax.random.key(1)),  # hands its input on
         (lambda carry, key: (carry, ()), jnp.zeros(2)),  # reads nothing
     ],
-    ids=["walk", "branch", "environment", "handed on", "nothing"],
+    ids=["walk", "custom", "branch", "environment", "handed on", "nothing"],
 )
 def test_it_is_scan(step, carry):
     found = jax.jit(lambda carry: scan_ahead(step, carry, KEYS))(carry)
