@@ -153,4 +153,4 @@ def _concatenate(tree: Any) -> Any:
             return jax.lax.all_gather(x, _ENVS, tiled=True)
         return jax.lax.bitcast_convert_type(gathered[i].reshape(-1, *x.shape[1:]), x.dtype)
 
-    return structure.unflatten([of_all(i, x) for i, x in enumerate(leaves)])
+    return jax.tree.unflatten(structure, [of_all(i, x) for i, x in enumerate(leaves)])
