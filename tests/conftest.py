@@ -5,6 +5,7 @@ Environment variables rather than `jax.config`, so that programs which a test st
 
 import os
 import tempfile
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
@@ -25,6 +26,8 @@ from fault_runs import Undisturbed
 jax.config.update("jax_num_cpu_devices", int(os.environ["JAX_NUM_CPU_DEVICES"]))
 jax.config.update("jax_numpy_rank_promotion", os.environ["JAX_NUMPY_RANK_PROMOTION"])
 
+_MOST_MAPPINGS = 30_000
+
 # What was compiled is kept on the disk, for this process alone: many a test needs the program of another one.
 _programs = tempfile.TemporaryDirectory(prefix="purejaxppo-tests-")
 jax.config.update("jax_compilation_cache_dir", _programs.name)
@@ -34,6 +37,14 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 hypothesis.settings.register_profile("reproducible", deadline=None, derandomize=True, database=None, max_examples=50)
 hypothesis.settings.load_profile("reproducible")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_programs():
+    """A process may have 65,530 mappings on Linux, and each compiled program takes some: past that XLA crashes."""
+    maps = Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_text().splitlines()) > _MOST_MAPPINGS:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

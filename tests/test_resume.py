@@ -475,9 +475,11 @@ def test_settings_are_checked_before_anything_is_touched(half):
 def test_evaluating_another_than_the_newest(half, monkeypatch):
     """By its number; while a run goes on the directory is not locked for readers."""
     monkeypatch.setattr(restore, "from_gymnax", lambda name, num_envs, **_: walk(num_envs))
-    newest, oldest = (evaluate_saved(restore.restore(half, Which(steps)), episodes=4) for steps in (96, 32))
+    saved = [restore.restore(half, Which(steps)) for steps in (96, 32)]
+    assert [int(run.runner.updates) * run.config.batch_size for run in saved] == [96, 32]
+    newest, oldest = (evaluate_saved(run, episodes=4) for run in saved)
     assert newest == evaluate_saved(restore.restore(half), episodes=4)
-    assert newest["return_mean"] != oldest["return_mean"]
+    assert newest["env_steps"] != oldest["env_steps"]
     with pytest.raises(CheckpointError, match="no checkpoint of 33 env steps"):
         restore.restore(half, Which(33))
     (list_steps(half)[0].path / "COMMIT").unlink()
