@@ -26,7 +26,7 @@ from fault_runs import Undisturbed
 jax.config.update("jax_num_cpu_devices", int(os.environ["JAX_NUM_CPU_DEVICES"]))
 jax.config.update("jax_numpy_rank_promotion", os.environ["JAX_NUMPY_RANK_PROMOTION"])
 
-_MOST_MAPPINGS = 30_000
+_MOST_MAPPINGS = 15_000
 
 # What was compiled is kept on the disk, for this process alone: many a test needs the program of another one.
 _programs = tempfile.TemporaryDirectory(prefix="purejaxppo-tests-")
