@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -46,6 +47,11 @@ def find_machine() -> dict[str, Any]:
 def installed_versions() -> dict[str, str | None]:
     """Of Python, of this package and of what it computes with; None for what is not installed as a package."""
     return {"python": sys.version.split()[0], **{name: _version(name) for name in _PACKAGES}}
+
+
+def pip_install(*what: str) -> str:
+    """Returns the command line that installs something for this very Python, whichever `pip` a shell would find."""
+    return shlex.join([sys.executable, "-m", "pip", "install", *what])
 
 
 def code_revision(package: Path = Path(__file__).parent) -> dict[str, Any]:
