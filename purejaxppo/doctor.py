@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from purejaxppo.config import TrainConfig
-from purejaxppo.machine import cuda_extra, find_machine, out_of_range
+from purejaxppo.machine import cuda_extra, find_machine, out_of_range, pip_install
 from purejaxppo.presets import PRESETS
 from purejaxppo.self_check import SELF_CHECKS, Status, Verdict
 
@@ -79,7 +79,8 @@ def _check_versions(facts: Facts) -> Verdict:
     if not facts["requirements"]:
         return (
             "warning",
-            "purejaxppo is not installed as a package, so what it requires is unknown; pip install '.' first.",
+            "purejaxppo is not installed as a package, so what it requires is unknown; in the clone, "
+            f"`{pip_install('.')}` installs it.",
         )
     wrong = out_of_range(facts["versions"], facts["requirements"])
     if wrong:
@@ -113,7 +114,8 @@ def _check_devices(facts: Facts) -> Verdict:
         return "warning", f"{there}: the driver is too old; the extra cuda13 needs 580, cuda12 needs 525."
     return (
         "warning",
-        f"{there}: in the clone, PUREJAXPPO_EXTRA={extra} bash scripts/setup.sh or pip install '.[{extra}]'.",
+        f"{there}: in the clone, `PUREJAXPPO_EXTRA={extra} bash scripts/setup.sh` makes .venv anew, or "
+        f"`{pip_install(f'.[{extra}]')}` adds what is missing.",
     )
 
 

@@ -124,7 +124,7 @@ def resume_experiment(
         start = from_checkpoint(run, strict)
         _check_budget(run, start)
         for change in changed_versions(run_dir):
-            run.note(f"{change} since the run began; the last bits of its results may differ.")
+            run.note(f"{change} since the run began; its results may differ, if only by rounding.")
         write_settings(run_dir, settings)
         (run_dir / "summary.json").unlink(missing_ok=True)  # of what is to be more than that now
         add_command(run_dir)

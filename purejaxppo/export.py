@@ -15,7 +15,7 @@ import numpy as np
 
 from purejaxppo.errors import ConfigError
 from purejaxppo.files import write_bytes, write_json, write_text
-from purejaxppo.machine import installed_versions
+from purejaxppo.machine import installed_versions, pip_install
 from purejaxppo.networks import make_network
 from purejaxppo.restore import SavedRun
 from purejaxppo.run_dir import create_dir
@@ -90,9 +90,8 @@ def _safetensors_save() -> Callable[[dict[str, np.ndarray]], bytes]:
         import flatbuffers  # noqa: F401  jax.export writes with it
         from safetensors.numpy import save
     except ImportError as error:
-        raise ConfigError(
-            f"exporting needs {error.name}, which is not installed; pip install 'purejaxppo[export]'."
-        ) from error
+        remedy = pip_install("safetensors", "flatbuffers")
+        raise ConfigError(f"exporting needs {error.name}, which is not installed; `{remedy}` installs it.") from error
     return save
 
 

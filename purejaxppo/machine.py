@@ -4,10 +4,13 @@ import contextlib
 import importlib.metadata
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,8 @@ _VARIABLES = (
     "CUDA_VISIBLE_DEVICES",
 )
 _NVIDIA_SECONDS = 5.0
+_GIT_SECONDS = 1.0
+_GIT_HOOKS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")  # set by git in its hooks: they name another repository
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -42,6 +47,42 @@ def find_machine() -> dict[str, Any]:
 def installed_versions() -> dict[str, str | None]:
     """Of Python, of this package and of what it computes with; None for what is not installed as a package."""
     return {"python": sys.version.split()[0], **{name: _version(name) for name in _PACKAGES}}
+
+
+def pip_install(*what: str) -> str:
+    """Returns the command line that installs something for this very Python, whichever `pip` a shell would find."""
+    return shlex.join([sys.executable, "-m", "pip", "install", *what])
+
+
+def code_revision(package: Path = Path(__file__).parent) -> dict[str, Any]:
+    """Returns what git says of a package's code, within about a second; whatever goes wrong there is no error.
+
+    Args:
+      package: the directory of the package, this one by default.
+
+    Returns:
+      commit: the one that is checked out, in full. None if git is missing, too slow or refuses, and if the package is
+        not part of that commit, as when it is installed into an environment that lies in some other repository.
+      dirty: whether files of the package were changed, added or removed since the commit; None if that is unknown.
+    """
+    until = time.monotonic() + _GIT_SECONDS
+    commit, dirty = None, None
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        answer = _ask_git(package, until, "rev-parse", "HEAD", "HEAD:./__init__.py")
+        commit = answer and answer.split()[0]
+        if commit is not None:
+            no_caches = ":(exclude,glob)**/__pycache__/**"
+            answer = _ask_git(package, until, "status", "--porcelain", "--untracked-files=normal", "--", ".", no_caches)
+            dirty = None if answer is None else bool(answer)
+    return {"commit": commit, "dirty": dirty}
+
+
+def _ask_git(directory: Path, until: float, *command: str) -> str | None:
+    """Returns what a git command prints in a directory, or None if it fails. Raises TimeoutExpired, OSError."""
+    environment = {name: value for name, value in os.environ.items() if name not in _GIT_HOOKS}
+    git = ["git", "--no-optional-locks", "-C", str(directory), *command]
+    code, text = _ask(git, max(0.0, until - time.monotonic()), environment)
+    return text if code == 0 else None
 
 
 def describe_machine(facts: dict[str, Any]) -> list[list[str]]:
@@ -144,10 +185,15 @@ def _nvidia() -> dict[str, Any]:
     return {"driver": rows[0][0], "gpus": [name for _, name in rows], "problem": None}
 
 
-def _ask(command: list[str], seconds: float) -> tuple[int, str]:
+def _ask(command: list[str], seconds: float, environment: Mapping[str, str] | None = None) -> tuple[int, str]:
     """Exit code and standard output of a command. Raises TimeoutExpired, even where the process cannot be killed."""
     process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, errors="replace"
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        errors="replace",
+        env=environment,
     )
     try:
         text, _ = process.communicate(timeout=seconds)

@@ -15,13 +15,14 @@ from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.errors import CheckpointError
 from purejaxppo.files import is_file, is_temporary, read_json, write_json, write_text
 from purejaxppo.lock import LOCK, check_free
-from purejaxppo.machine import installed_versions
+from purejaxppo.machine import code_revision, installed_versions
 from purejaxppo.settings import differences, settings_record
 from purejaxppo.validation import validate_config, validate_hyperparams, validate_options, validate_seed
 
 FORMAT_VERSION = 1
 _LONGEST_PATH = 4096 - 256  # bytes: Linux's limit, less what is created further down
 _FROM = ("jax", "jaxlib", "device", "platform")  # of versions.json: what decides the last bit of a result
+_CODE = ("commit", "dirty")  # and what may decide more than that, where git knows it
 
 
 class RunSettings(NamedTuple):
@@ -135,13 +136,14 @@ def add_command(run_dir: Path) -> None:
 
 
 def changed_versions(run_dir: Path) -> list[str]:
-    """What of JAX and the device is another than when the run began, as `name old -> new`."""
+    """What of JAX, the device and the package's code is another than when the run began, as `name old -> new`."""
     try:
         then = read_json(run_dir / "versions.json")
     except CheckpointError:  # it is there for people; a run goes on without it
         return [f"{run_dir / 'versions.json'} cannot be read; JAX or the device may have changed"]
     now = _versions()
-    changed = differences({name: then.get(name) for name in _FROM}, {name: now[name] for name in _FROM})
+    names = [*_FROM, *(name for name in _CODE if then.get(name) is not None and now[name] is not None)]
+    changed = differences({name: then.get(name) for name in names}, {name: now[name] for name in names})
     return list(changed.values())
 
 
@@ -149,12 +151,13 @@ def _command() -> str:
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) + "\n"
 
 
-def _versions() -> dict[str, str | None]:
+def _versions() -> dict[str, Any]:
     import jax  # late: reading a run's settings must not wait for it
 
     device = jax.devices()[0]
     return {
         **installed_versions(),
+        **code_revision(),
         "device": device.device_kind,
         "platform": device.client.platform_version.split("\n")[0],
         "xla_flags": os.environ.get("XLA_FLAGS"),

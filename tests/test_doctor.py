@@ -229,8 +229,8 @@ def test_a_gpu_in_use(monkeypatch):
 @pytest.mark.parametrize(
     ("driver", "remedy"),
     [
-        ("580.95.05", "pip install '.[cuda13]'"),
-        ("550.54", "pip install '.[cuda12]'"),
+        ("580.95.05", "-m pip install '.[cuda13]'"),
+        ("550.54", "-m pip install '.[cuda12]'"),
         ("470.1", "too old"),
         ("[N/A]", "too old"),
     ],
@@ -241,6 +241,7 @@ def test_a_gpu_that_jax_does_not_see(monkeypatch, driver, remedy):
     result = check("devices", nvidia={**H200, "driver": driver})
     assert result.status == "warning"
     assert remedy in result.detail
+    assert "pip" not in remedy or f"{sys.executable} {remedy}" in result.detail
 
 
 def test_a_gpu_that_is_hidden_on_purpose(monkeypatch):

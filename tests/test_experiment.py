@@ -134,6 +134,7 @@ def test_files_of_a_run(cartpole):
     versions = json.loads((out / "versions.json").read_text())
     assert versions["jax"] == jax.__version__
     assert versions["device"]
+    assert {"commit", "dirty"} < versions.keys()
     assert (out / "command.txt").read_text().strip()
 
 

@@ -4,6 +4,7 @@ import ast
 import hashlib
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -283,9 +284,10 @@ def test_what_cannot_be_read_or_written_is_one_clear_line(saved, tmp_path, monke
 
 @pytest.mark.parametrize("missing", ["flatbuffers", "safetensors.numpy"])
 def test_a_missing_package_is_named_with_its_remedy(missing, tmp_path, monkeypatch):
-    """Before anything else: the run need not even be one."""
+    """Before anything else: the run need not even be one. The remedy is for this Python, not for that of the shell."""
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(ConfigError, match=rf"{missing}.*pip install 'purejaxppo\[export\]'"):
+    remedy = re.escape(f"{sys.executable} -m pip install safetensors flatbuffers")
+    with pytest.raises(ConfigError, match=f"{missing}.*{remedy}"):
         export_saved(None, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -1,5 +1,6 @@
 """Compiled programs on the disk."""
 
+import json
 import os
 import subprocess
 import sys
@@ -17,9 +18,9 @@ jax.jit(lambda x: jax.lax.scan(lambda c, _: (jnp.tanh(c @ c) + jnp.sin(c), None)
 """
 
 
-def run(**variables):
+def run(script=SCRIPT, **variables):
     env = {k: v for k, v in os.environ.items() if k not in ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME")}
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=env | variables)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env | variables)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip(), done.stderr
 
@@ -53,3 +54,68 @@ def test_another_processor_has_another_place(monkeypatch, tmp_path, line):
         monkeypatch.setattr(programs, "_CPU_INFO", info)
         names.add(programs._processor())
     assert len(names) == 2
+
+
+MENDING = """
+import json, shutil, sys, warnings
+from pathlib import Path
+import jax, jax.numpy as jnp
+from purejaxppo.programs import keep_programs
+
+keep_programs()
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+cache, x, hits = Path(jax.config.jax_compilation_cache_dir), jnp.ones(3), []
+jax.monitoring.register_event_listener(lambda event, **_: hits.append(event) if event.endswith("/cache_hits") else None)
+
+def times(factor):
+    jax.clear_caches()
+    jax.jit(lambda x: factor * x)(x)
+
+times(1)  # a neighbour of the same name
+neighbour = next(cache.glob("jit__lambda-*-cache"))
+times(2)
+entry = next(path for path in cache.glob("jit__lambda-*-cache") if path != neighbour)
+stamp, content = entry.with_name(entry.name.replace("-cache", "-atime")), entry.read_bytes()
+
+def replaced_by_a_directory(path):
+    path.unlink()
+    path.mkdir()
+    (path / "file").touch()
+
+damages = {
+    "truncated": lambda: entry.write_bytes(content[:-40]),
+    "empty": lambda: entry.write_bytes(b""),
+    "garbage": lambda: entry.write_bytes(b"garbage"),
+    "flipped bit": lambda: entry.write_bytes(content[:900] + bytes([content[900] ^ 1]) + content[901:]),
+    "unreadable": lambda: entry.chmod(0),
+    "a directory": lambda: replaced_by_a_directory(entry),
+    "a directory for a stamp": lambda: replaced_by_a_directory(stamp),
+    "killed before the stamp": lambda: stamp.unlink(),
+    "killed while writing": lambda: (stamp.unlink(), entry.write_bytes(content[:90])),
+}
+works = {}
+for number, (name, damage) in enumerate(damages.items()):
+    damage()
+    times(2)
+    times(-1 - number)  # another one, for which JAX looks at all that there are
+    times(-1 - number)
+    hits.clear()
+    times(2)
+    times(-1 - number)
+    works[name] = len(hits) == 2 and neighbour.exists()
+(cache / ".lockfile").unlink(missing_ok=True)
+(cache / ".lockfile").mkdir()  # nothing can be read or written any more
+times(2)
+works["no lock"] = entry.exists() and neighbour.exists()
+warnings.warn("another warning")
+print(json.dumps(works))
+"""
+
+
+def test_damaged_entries_are_replaced_without_a_word(tmp_path):
+    out, errors = run(MENDING, XDG_CACHE_HOME=str(tmp_path))
+    works = json.loads(out)
+    assert len(works) == 10
+    assert [damage for damage, mended in works.items() if not mended] == []
+    assert "another warning" in errors
+    assert "persistent compilation cache" not in errors

@@ -317,6 +317,23 @@ def test_versions_that_changed(run_dir):
     ]
 
 
+def test_code_that_changed(run_dir, monkeypatch):
+    """It is told if git knew the commit then and knows it now."""
+    monkeypatch.setattr(module, "code_revision", lambda: {"commit": "b", "dirty": True})
+    for then, changes in (
+        ({"commit": "b", "dirty": True}, []),
+        ({"commit": "a", "dirty": False}, ["commit a -> b", "dirty False -> True"]),
+        ({"commit": None, "dirty": None}, []),
+    ):
+        edit(run_dir, "versions.json", **then)
+        assert changed_versions(run_dir) == changes
+    edit(run_dir, "versions.json", without=("commit", "dirty"))
+    assert changed_versions(run_dir) == []
+    edit(run_dir, "versions.json", commit="a", dirty=True)
+    monkeypatch.setattr(module, "code_revision", lambda: {"commit": None, "dirty": None})
+    assert changed_versions(run_dir) == []
+
+
 def test_differences():
     old, new = {"a": 1, "b": [2], "c": None, "gone": 4}, {"b": [3], "a": 1, "c": None, "come": False}
     assert differences(old, new) == {

@@ -106,7 +106,7 @@ def resume_sweep(
         _check_columns(directory, plan)
         (directory / "summary.json").unlink(missing_ok=True)  # of the stop before
         for change in changed_versions(directory):
-            say(console, f"purejaxppo: {change} since the sweep began; the last bits of its results may differ.")
+            say(console, f"purejaxppo: {change} since the sweep began; its results may differ, if only by rounding.")
         write_sweep(directory, sweep, sizes)
         add_command(directory)
         say(console, f"{sweep.env}  {sweep.num_runs:,} runs  {directory}  resumed")

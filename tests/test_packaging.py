@@ -1,0 +1,26 @@
+"""What is installed: the package's files and what it depends on, as pyproject.toml has them."""
+
+import re
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+
+PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
+
+
+def test_the_types_are_found_by_those_who_install_the_package():
+    """PEP 561: without the marker, mypy takes every name of an installed package for Any."""
+    assert (files("purejaxppo") / "py.typed").is_file()
+    assert PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"] == {"packages": ["purejaxppo"]}  # nothing is left out
+
+
+def test_every_dependency_has_a_lower_bound():
+    """An accelerator's build of jax has that of jax."""
+    extras = PROJECT["project"]["optional-dependencies"].values()
+    lines = [*PROJECT["project"]["dependencies"], *(line for extra in extras for line in extra)]
+    assert [line for line in lines if not re.match(r"[\w-]+>=\d|jax\[", line)] == []
+
+
+def test_the_environment_of_the_scripts_has_a_pip():
+    """Without one, `pip` in the activated environment is another Python's."""
+    assert "pip" in PROJECT["dependency-groups"]["dev"]
