@@ -151,7 +151,15 @@ def changed_versions(run_dir: Path) -> list[str]:
 
 
 def _command() -> str:
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) + "\n"
+    return f"{program_name()} {shlex.join(sys.argv[1:])}".rstrip() + "\n"
+
+
+def program_name() -> str:
+    """What was typed before the arguments of this process: a script's name, or `python -m` and a module's."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is None or spec.origin != sys.argv[0]:
+        return shlex.quote(Path(sys.argv[0]).name)
+    return f"{shlex.quote(Path(sys.executable).name)} -m {spec.name.removesuffix('.__main__')}"
 
 
 def _versions() -> dict[str, str | None]:

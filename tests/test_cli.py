@@ -402,6 +402,23 @@ def test_devices_that_are_not_there():
     assert not os.path.exists("out")
 
 
+def test_the_older_variable_is_named_too_and_the_flag_beats_it(fails, monkeypatch):
+    """JAX_PLATFORM_NAME, for which JAX has no other message than that there is no such backend."""
+    monkeypatch.setenv("JAX_PLATFORM_NAME", "abacus")
+    before = jax.config.jax_platforms
+    jax.config.update("jax_platform_name", "abacus")
+    try:
+        monkeypatch.delenv("JAX_PLATFORMS")
+        assert "JAX_PLATFORM_NAME=abacus is not available" in fails(2, "envs")
+        monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+        assert "JAX_PLATFORMS=cpu JAX_PLATFORM_NAME=abacus is not available" in fails(2, "envs")
+        monkeypatch.setattr("purejaxppo.envs.env_table", lambda allow_download: [])
+        assert cli.run(["envs", "--device", "cpu"]) == 0
+    finally:
+        jax.config.update("jax_platform_name", "")
+        jax.config.update("jax_platforms", before)
+
+
 def test_devices_that_the_variable_asks_for_in_vain():
     """The flag was not given, so it is not to blame."""
     script = "import sys; from purejaxppo.cli import run; sys.exit(run(['train', '--out', 'out']))"
@@ -717,6 +734,17 @@ def unfinished(trained, tmp_path):
     shutil.copytree(trained, tmp_path / "unfinished")
     (tmp_path / "unfinished" / "summary.json").unlink()
     return "unfinished"
+
+
+def test_a_run_whose_result_cannot_be_printed_is_finished(unfinished, monkeypatch, capfd):
+    """Training and evaluation are on the disk by then, so that resuming has nothing to do."""
+    with open("/dev/full", "w") as full, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", full)
+        assert cli.run(["resume", unfinished]) == 4
+    assert json.loads(Path(unfinished, "summary.json").read_text())["exit_reason"] == "finished"
+    assert "cannot write to standard output: No space left on device" in capfd.readouterr().err.splitlines()[-1]
+    assert cli.run(["resume", unfinished]) == 0
+    assert "finished already" in capfd.readouterr().err
 
 
 def test_resume(unfinished, trained, capfd):
