@@ -3,6 +3,8 @@
 Orbax writes the files; what makes them trustworthy is in `store.py`.
 """
 
+import contextlib
+import functools
 import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -12,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 State = TypeVar("State")
+_WIDE = {"float64": "float32", "int64": "int32", "uint64": "uint32", "complex128": "complex64"}
+_KEYS = ("threefry2x32", "threefry4x32", "rbg", "unsafe_rbg", "philox2x32", "philox4x32")  # of some version of JAX
 
 
 class Snapshot(NamedTuple):
@@ -38,6 +42,42 @@ def tree_spec(state: Any) -> dict[str, str]:
     """Path -> dtype[shape] of every leaf, of arrays or of `jax.ShapeDtypeStruct`."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
+
+
+def jax_settings(saved: dict[str, str], expected: dict[str, str]) -> set[str]:
+    """Which of JAX's variables, as NAME=value, a state was made under that is expected to be another one.
+
+    Args:
+      saved, expected: of `tree_spec`.
+
+    Returns:
+      Nothing if that does not explain every difference.
+    """
+    differing = [name for name in saved | expected if saved.get(name) != expected.get(name)]
+    settings = {_jax_setting(saved.get(name, ""), expected.get(name, "")) for name in differing}
+    return set() if None in settings else {setting for setting in settings if setting}
+
+
+def _jax_setting(saved: str, expected: str) -> str | None:
+    """That which makes a leaf of the one type and shape what would else be of the other."""
+    (dtype, _, shape), (other, _, other_shape) = saved.partition("["), expected.partition("[")
+    if shape != other_shape:
+        return None
+    if dtype in _key_names() and other.startswith("key<"):
+        return f"JAX_DEFAULT_PRNG_IMPL={_key_names()[dtype]}"
+    if _WIDE.get(dtype) == other:
+        return "JAX_ENABLE_X64=1"
+    return "JAX_ENABLE_X64=0" if _WIDE.get(other) == dtype else None
+
+
+@functools.cache
+def _key_names() -> dict[str, str]:
+    """A random key's dtype -> the name of its implementation."""
+    names = {}
+    for name in _KEYS:
+        with contextlib.suppress(ValueError):  # which another version of JAX has
+            names[str(jax.eval_shape(functools.partial(jax.random.key, 0, impl=name)).dtype)] = name
+    return names
 
 
 def write_state(directory: Path, tree: Any) -> None:

@@ -1,5 +1,6 @@
 """The command line as a process: signals, exit codes, and JAX made ready. Nothing slow is imported before that."""
 
+import contextlib
 import importlib
 import logging
 import os
@@ -12,7 +13,9 @@ from purejaxppo.actions import ACTIONS, validate
 from purejaxppo.commands import Command, Common, Compare, Doctor, Plot, Resume, ResumeSweep, Sweep, Train, Verify
 from purejaxppo.errors import ConfigError, EnvError, OutOfMemoryError, PureJaxPPOError, is_out_of_memory
 from purejaxppo.flags import parse
+from purejaxppo.machine import PLATFORM_VARIABLES
 from purejaxppo.presets import PRESETS
+from purejaxppo.printing import drop_unwritten, fill_closed_streams, note, written_through
 from purejaxppo.programs import keep_programs
 from purejaxppo.signals import INTERRUPTED, SIGNALS, end_process
 from purejaxppo.threads import cpu_cores, use_all_cores
@@ -23,6 +26,7 @@ _INTERRUPTED_MESSAGE = "interrupted; what was not saved is lost."
 
 def main() -> None:
     """Entry point; exits with the code of the error, or 0."""
+    fill_closed_streams()
     for number in SIGNALS:
         signal.signal(number, _interrupt)
     sys.exit(run(sys.argv[1:]))
@@ -43,20 +47,22 @@ def run(argv: Sequence[str]) -> int:
         # It says in two long lines that its cache directory cannot be written; the picture comes out all the same.
         logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
-        return _execute(parse(list(argv)))
+        with written_through():  # the help
+            command = parse(list(argv))
+        return _execute(command)
     except PureJaxPPOError as error:
         return _fail(str(error), error.exit_code, debug)
     except KeyboardInterrupt:
         return _fail(_INTERRUPTED_MESSAGE, INTERRUPTED, debug)
-    except BrokenPipeError:
-        # The reader has gone; nothing more can be said to it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader has gone; nothing more can be said to it
         return 0
     except Exception as error:
         if is_out_of_memory(error):
             message = "out of memory on the device; lower num_envs, num_steps or the number of evaluation episodes."
             return _fail(message, OutOfMemoryError.exit_code, debug)
         return _fail(f"internal error, {type(error).__name__}: {error}; --debug shows where.", 1, debug)
+    finally:
+        drop_unwritten()
 
 
 def _execute(command: Command | ResumeSweep) -> int:
@@ -103,6 +109,7 @@ def _prepare(common: Common, must_work: bool = True, one_thread: bool = False) -
         _quiet_orbax()
     if common.device != "auto":
         jax.config.update("jax_platforms", common.device)
+        jax.config.update("jax_platform_name", "")  # JAX_PLATFORM_NAME's, which would beat it
     keep_programs()
     try:
         if one_thread:
@@ -123,9 +130,10 @@ def _prepare(common: Common, must_work: bool = True, one_thread: bool = False) -
 
 def _not_available(device: str, reason: str) -> str:
     """What to do about devices that are not there, which are the variable's unless the flag names others."""
-    platforms = os.environ.get("JAX_PLATFORMS")
-    if device == "auto" and platforms:
-        return f"JAX_PLATFORMS={platforms} is not available here ({reason}); unset it, or set it to cpu."
+    asked = [f"{name}={os.environ[name]}" for name in PLATFORM_VARIABLES if os.environ.get(name)]
+    if device == "auto" and asked:
+        it = "it" if len(asked) == 1 else "both"
+        return f"{' '.join(asked)} is not available here ({reason}); unset {it}, or set {it} to cpu."
     return f"--device {device} is not available here ({reason}); use --device {'cpu' if device == 'auto' else 'auto'}."
 
 
@@ -144,6 +152,11 @@ def _quiet_orbax() -> None:
 
 def _fail(message: str, code: int, debug: bool) -> int:
     if debug:
-        traceback.print_exc()
-    print(f"purejaxppo: error: {' '.join(message.split())}", file=sys.stderr)
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
+    note(f"error: {' '.join(message.split())}")
     return code
+
+
+if __name__ == "__main__":  # as `python -m purejaxppo.cli`
+    main()

@@ -21,7 +21,7 @@ from purejaxppo.comparison import (
 )
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.errors import ConfigError, DivergedError
-from purejaxppo.files import whole_file, write_json, write_text
+from purejaxppo.files import AnyPath, whole_file, write_json, write_text
 from purejaxppo.host_loop import Chunk, Hooks, Loop, advance_in_chunks
 from purejaxppo.logger import ProgressDisplay, Terminal, say
 from purejaxppo.plot_comparison import plot_comparison
@@ -39,7 +39,7 @@ def compare(
     runs: Sequence[tuple[TrainConfig, Hyperparams]],
     seeds: Sequence[int],
     *,
-    out: Path | None = None,
+    out: AnyPath | None = None,
     eval_episodes: int = 128,
     target: float | None = None,
     allow_download: bool = False,
@@ -62,8 +62,9 @@ def compare(
       PureJaxPPOError: of the kind that says what went wrong; the results of finished algorithms stay.
     """
     console = console or Terminal()
-    sweep = _as_sweep(runs, seeds, eval_episodes, target)
+    sweep = _as_sweep(runs, seeds, eval_episodes, target).plain()
     sweep.validate()
+    runs, seeds, target = sweep.settings, sweep.seeds, sweep.target
     plan = Plan(sweep, allow_download)
     out = create_dir(out, f"{sweep.env}__compare")
     write_origin(out)

@@ -5,7 +5,9 @@ No JAX in here, so that `purejaxppo --help` can read the dataclasses without wai
 `Hyperparams` as a pytree). The docstring under each field is its help text on the command line.
 """
 
+import contextlib
 import dataclasses
+import numbers
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -19,6 +21,35 @@ LearningRateSchedule = Literal["linear", "constant", "kl_adaptive"]
 ValueTarget = Literal["gae", "rewards_to_go"]
 OnNonfinite = Literal["stop", "skip", "rollback"]
 EnvParams = tuple[tuple[str, Any], ...]
+_MAX_WHOLE = 2.0**63  # beyond every count; a larger float stays one, and is refused as such
+
+
+def plain(value: Any) -> Any:
+    """Python's own value of a scalar or of an array without axes, from NumPy or JAX; anything else as it is."""
+    if getattr(value, "ndim", None) == 0:
+        with contextlib.suppress(AttributeError, TypeError):  # a shape alone, or a tracer of JAX
+            value = value.item()
+    if isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, numbers.Real):  # a long double, or a fraction
+        return int(value) if isinstance(value, numbers.Integral) else float(value)
+    return value
+
+
+def whole(value: Any) -> Any:
+    """`plain`, with a float that is a whole number as an int: 1e6 is what people write."""
+    value = plain(value)
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < _MAX_WHOLE else value
+
+
+def _settle(record: Any) -> None:
+    """Replaces the values of a frozen dataclass by Python's own, whole numbers where a field is an int.
+
+    A value of the wrong kind stays, to be refused by `validation.py` in the words that it was written in.
+    """
+    for field in dataclasses.fields(record):
+        settled = (whole if field.type is int else plain)(getattr(record, field.name))
+        object.__setattr__(record, field.name, settled)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,11 +104,12 @@ class TrainConfig:
     tries again with other random numbers; or rollback to the newest checkpoint, from there with others."""
 
     def __post_init__(self) -> None:
+        _settle(self)
         # JSON and Python users write lists and dicts; a hashable record holds tuples.
         pairs = self.env_params.items() if isinstance(self.env_params, Mapping) else self.env_params
         try:
-            object.__setattr__(self, "env_params", tuple(sorted((str(k), v) for k, v in pairs)))
-            object.__setattr__(self, "hidden_sizes", tuple(self.hidden_sizes))
+            object.__setattr__(self, "env_params", tuple(sorted((str(k), plain(v)) for k, v in pairs)))
+            object.__setattr__(self, "hidden_sizes", tuple(whole(width) for width in self.hidden_sizes))
         except (TypeError, ValueError) as error:
             raise ConfigError(
                 f"hidden_sizes = {self.hidden_sizes!r} must be a list of widths, and env_params = {self.env_params!r} "
@@ -139,6 +171,17 @@ class Hyperparams:
     cg_damping: float = 0.1
     """trpo: added to the Fisher matrix's diagonal."""
 
+    def __post_init__(self) -> None:
+        # JAX builds this record anew for whatever it puts into the fields, arrays and tracers of its own above all.
+        # Those stay; `plain` below is for them.
+        for name, value in vars(self).items():
+            if isinstance(value, numbers.Real) or type(value).__module__ == "numpy":
+                object.__setattr__(self, name, plain(value))
+
+    def plain(self) -> "Hyperparams":
+        """Those of one run with Python's own numbers, whatever they were; on the host, never under `jit` or `vmap`."""
+        return Hyperparams(**{name: plain(value) for name, value in vars(self).items()})
+
 
 @dataclasses.dataclass(frozen=True)
 class RunOptions:
@@ -153,8 +196,12 @@ class RunOptions:
     keep_best: int = 1
     """... and those with the best training returns."""
 
+    def __post_init__(self) -> None:
+        _settle(self)
 
-# Options that only some update rules have; every other one belongs to all of them.
+
+# Options that only some update rules have; every other one belongs to all of them. A rule that is named nowhere in here
+# has them all, as nothing says which of them it reads.
 ALGORITHMS_WITH: dict[str, tuple[str, ...]] = {
     "clip_eps": ("ppo_clip",),
     "clip_eps_schedule": ("ppo_clip",),
@@ -167,6 +214,5 @@ ALGORITHMS_WITH: dict[str, tuple[str, ...]] = {
     "cg_damping": ("trpo",),
     "line_search_steps": ("trpo",),
 }
-ALGORITHM_NAMES = tuple(dict.fromkeys(name for having in ALGORITHMS_WITH.values() for name in having))
 DEFAULT_TARGET_KL = 0.01  # nats, where a target is needed and none is given
 KL_COEF_BOUNDS = (1e-3, 1e3)  # the adaptive penalty stays within: about ten updates from 1 to either end

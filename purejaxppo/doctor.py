@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from purejaxppo.config import TrainConfig
-from purejaxppo.machine import cuda_extra, find_machine, out_of_range, pip_install
+from purejaxppo.files import AnyPath
+from purejaxppo.machine import PLATFORM_VARIABLES, cuda_extra, find_machine, out_of_range, pip_install
 from purejaxppo.presets import PRESETS
 from purejaxppo.self_check import SELF_CHECKS, Status, Verdict
 
 _FREE_BYTES = 1e9  # below it, warn
 _FEW_CORES = 4  # purejaxppo/__init__.py sets NPROC below it
 
+_ASKING = f"{', '.join(PLATFORM_VARIABLES)} or --device"
 Facts = dict[str, Any]
 
 
@@ -32,7 +34,7 @@ class Check(NamedTuple):
     seconds: float
 
 
-def examine(directory: Path) -> Facts:
+def examine(directory: AnyPath) -> Facts:
     """Looks at the machine and tries what training needs; takes less than ten seconds beside the imports.
 
     Args:
@@ -92,12 +94,12 @@ def _check_devices(facts: Facts) -> Verdict:
     """Whether JAX sees the GPU that is there."""
     import jax
 
-    asked = getattr(jax.config, "jax_platforms", None) or ""
+    asked = getattr(jax.config, "jax_platforms", None) or facts["environment"].get("JAX_PLATFORM_NAME", "")
     try:
         platforms = [device.platform for device in jax.devices()]
     except Exception as error:
         if asked:
-            return "failed", f"JAX cannot start on {asked}, as JAX_PLATFORMS or --device asks ({_reason(error)})."
+            return "failed", f"JAX cannot start on {asked}, as {_ASKING} asks ({_reason(error)})."
         raise
     found, nvidia = ", ".join(sorted(set(platforms))), facts["nvidia"]
     if nvidia["problem"]:
@@ -106,7 +108,7 @@ def _check_devices(facts: Facts) -> Verdict:
         return "ok", f"JAX uses {len(platforms)} x {found}"
     there = f"{nvidia['gpus'][0]} is there (driver {nvidia['driver']}), but JAX sees only the CPU"
     if asked and not {"cuda", "gpu"} & set(asked.split(",")):
-        return "warning", f"{there}: it was told to use {asked} by JAX_PLATFORMS or --device."
+        return "warning", f"{there}: it was told to use {asked} by {_ASKING}."
     if facts["environment"].get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return "warning", f"{there}: CUDA_VISIBLE_DEVICES hides it; unset it."
     extra = cuda_extra(nvidia["driver"])

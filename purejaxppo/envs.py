@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from purejaxppo.config import plain, whole
 from purejaxppo.errors import EnvError
 from purejaxppo.late import later
 from purejaxppo.types import Box, Discrete, EnvState, EnvStep, VecEnv
@@ -35,7 +36,8 @@ def from_gymnax(name: str, num_envs: int, *, allow_download: bool = False, **env
       EnvError: unknown id or parameter, a value that cannot work, an unsupported space, or an environment that does
         not trace.
     """
-    env, params = _make(name, allow_download, env_params)
+    num_envs = whole(num_envs)
+    env, params = _make(name, allow_download, {field: plain(value) for field, value in env_params.items()})
     try:
         observation_space, action_space = env.observation_space(params), env.action_space(params)
     except Exception as error:
@@ -215,7 +217,9 @@ def _trace(name: str, env: VecEnv) -> None:
     except EnvError:
         raise
     except Exception as error:
-        raise EnvError(f"{name} raises when it is traced: {_describe(error)}.") from error
+        wide = getattr(jax.config, "jax_enable_x64", False)
+        advice = " JAX_ENABLE_X64 is on, which not every environment can bear; unset it." if wide else ""
+        raise EnvError(f"{name} raises when it is traced: {_describe(error)}.{advice}") from error
     declared = (env.num_envs, *env.observation_space.shape)
     if not obs.shape == result.obs.shape == declared:
         raise EnvError(f"{name} returns observations of shape {obs.shape[1:]}, but declares {declared[1:]}.")

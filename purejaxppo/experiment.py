@@ -9,11 +9,11 @@ import jax
 from rich.console import Console
 
 from purejaxppo.checkpoint import state_sha256
-from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
+from purejaxppo.config import Hyperparams, RunOptions, TrainConfig, whole
 from purejaxppo.envs import from_gymnax
 from purejaxppo.errors import CheckpointError, ConfigError, OutOfMemoryError, is_out_of_memory
 from purejaxppo.evaluate import evaluate_runner, evaluation_key, summarize
-from purejaxppo.files import read_json, write_json
+from purejaxppo.files import AnyPath, read_json, write_json
 from purejaxppo.host_loop import Timing
 from purejaxppo.lock import locked
 from purejaxppo.logger import Sink, Terminal, mean_return, read_metrics, say
@@ -47,7 +47,7 @@ def run_experiment(
     seed: int,
     *,
     options: RunOptions = _OPTIONS,
-    out: Path | None = None,
+    out: AnyPath | None = None,
     allow_download: bool = False,
     console: Console | None = None,
     sinks: Sequence[Sink] = (),
@@ -68,7 +68,7 @@ def run_experiment(
       PureJaxPPOError: of the kind that says what went wrong; what had been written stays.
     """
     console = console or Terminal()
-    settings = RunSettings(config, hp, seed, options)
+    settings = RunSettings(config, hp, seed, options).plain()
     settings.validate()
     with listening(stop) as stop:
         with stop.ending_at_once("no run had begun."):
@@ -83,7 +83,7 @@ def run_experiment(
 
 
 def resume_experiment(
-    run_dir: Path,
+    run_dir: AnyPath,
     *,
     settings: RunSettings | None = None,
     strict: bool = False,
@@ -106,8 +106,9 @@ def resume_experiment(
       PureJaxPPOError: of the kind that says what went wrong.
     """
     console = console or Terminal()
+    run_dir = Path(run_dir)
     own = read_run_settings(run_dir)
-    settings = settings or own
+    settings = settings.plain() if settings else own
     settings.validate()
     refuse_changes(own.record(), settings.record(), f"leave them as they are in {run_dir / 'config.json'}.")
     config = settings.config
@@ -236,6 +237,7 @@ def evaluate_saved(
     Raises:
       PureJaxPPOError: of the kind that says what went wrong.
     """
+    episodes, seed = whole(episodes), whole(seed)
     validate_evaluation(episodes, seed)
     summary = _evaluate(saved.config, saved.env, saved.runner, episodes, seed, greedy, allow_download)
     return {"env_steps": saved.meta["env_steps"], **summary}

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purejaxppo.errors import ConfigError
-from purejaxppo.files import write_bytes, write_json, write_text
+from purejaxppo.files import AnyPath, write_bytes, write_json, write_text
 from purejaxppo.machine import installed_versions, pip_install
 from purejaxppo.networks import make_network
 from purejaxppo.restore import SavedRun
@@ -25,7 +25,7 @@ from purejaxppo.wrappers import NORMALIZER_CLIP, NORMALIZER_EPSILON, action_boun
 _PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def export_saved(run: SavedRun, out: Path) -> dict[str, Any]:
+def export_saved(run: SavedRun, out: AnyPath) -> dict[str, Any]:
     """Writes the greedy policy of a saved run into a directory that can be used without this package.
 
     - `policy.stablehlo`: for `jax.export.deserialize`; what `greedy_policy` returns, its parameters baked in, for a
@@ -46,6 +46,7 @@ def export_saved(run: SavedRun, out: Path) -> dict[str, Any]:
       CheckpointError: a directory that is not empty or cannot be written.
       ConfigError: the packages of the extra `export` are missing.
     """
+    out = Path(out)
     save_weights = _safetensors_save()
     weights = _weights(run)
     packed = save_weights(weights)

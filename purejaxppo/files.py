@@ -10,6 +10,7 @@ from typing import Any, TextIO
 
 from purejaxppo.errors import CheckpointError
 
+AnyPath = str | os.PathLike[str]  # what the functions take that a program calls; within, paths are `pathlib.Path`
 _TEMPORARY = re.compile(r"\.tmp-\d+$")
 
 
@@ -50,10 +51,10 @@ def whole_file(path: Path) -> Iterator[TextIO]:
         raise CheckpointError(f"cannot write {path}: {error}") from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: AnyPath) -> dict[str, Any]:
     """Raises CheckpointError for a file that is missing, unreadable or not a JSON object."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
     if not isinstance(content, dict):

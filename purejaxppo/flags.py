@@ -15,7 +15,7 @@ from purejaxppo.commands import COMMANDS, Command, Compare, Resume, ResumeSweep,
 from purejaxppo.config import EnvParams, RunOptions, TrainConfig
 from purejaxppo.errors import ConfigError
 from purejaxppo.files import is_file
-from purejaxppo.run_dir import read_run_settings
+from purejaxppo.run_dir import program_name, read_run_settings
 from purejaxppo.settings import (
     FIELDS,
     OPTION_FIELDS,
@@ -38,7 +38,8 @@ def parse(argv: list[str]) -> Command | ResumeSweep:
     """The command that the arguments spell out. Raises ConfigError; leaves the process only for --help."""
     if not argv or argv[0] in ("-h", "--help"):
         everything: Any = Command
-        return _tyro(everything, ["--help"], prog="purejaxppo", description=_USAGE)
+        begin = f"PPO in JAX. Begin with: {_program()} train --env CartPole-v1"
+        return _tyro(everything, ["--help"], prog=_program(), description=begin)
     name = argv[0]
     if name not in COMMANDS:
         raise ConfigError(f"unknown command {name!r}.{suggestion(name, COMMANDS)} It is one of {', '.join(COMMANDS)}.")
@@ -53,10 +54,10 @@ def parse(argv: list[str]) -> Command | ResumeSweep:
                 f"one member, which `resume` goes on with as far as you say."
             )
         saved = ResumeSweep(directory, read_sweep(directory)[0].options)
-        return _tyro(ResumeSweep, args, prog="purejaxppo resume", default=saved)
+        return _tyro(ResumeSweep, args, prog=f"{_program()} resume", default=saved)
     default = {Train: _train_default, Resume: _resume_default, Compare: _compare_default}.get(COMMANDS[name])
     options = {"default": default(args)} if default else {}
-    command = _tyro(COMMANDS[name], args, prog=f"purejaxppo {name}", **options)
+    command = _tyro(COMMANDS[name], args, prog=f"{_program()} {name}", **options)
     if isinstance(command, Train):
         refuse_foreign(_given(args), [command.settings.algorithm])
     if isinstance(command, Resume):
@@ -64,7 +65,10 @@ def parse(argv: list[str]) -> Command | ResumeSweep:
     return _resolve_all(command, args) if isinstance(command, Compare) else command
 
 
-_USAGE = "PPO in JAX. Begin with: purejaxppo train --env CartPole-v1"
+def _program() -> str:
+    """The command, or how else it was started: it need not be installed."""
+    name = program_name()
+    return name if " -m purejaxppo" in name else "purejaxppo"
 
 
 def _tyro(kind: Any, args: list[str], **options: Any) -> Any:
@@ -146,7 +150,7 @@ def _parse_sweep(args: list[str]) -> Sweep:
     if len(words.get("algorithm", ())) == 1:
         algorithm = words["algorithm"][0]
     default = Sweep(*resolve(env, for_algorithm(env, settings, algorithm)), RunOptions(**others))
-    command = _tyro(Sweep, rest, prog="purejaxppo sweep", default=default)
+    command = _tyro(Sweep, rest, prog=f"{_program()} sweep", default=default)
     return dataclasses.replace(command, resolved=sweep_settings(command, words, settings))
 
 

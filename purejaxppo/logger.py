@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from purejaxppo.errors import CheckpointError, PureJaxPPOError
+from purejaxppo.files import AnyPath
 
 Row = Mapping[str, Any]  # numbers, None, and now and then a word
 Sink = Callable[[int, Row], None]
@@ -129,13 +130,13 @@ def whole_rows(path: Path, limit: int) -> int:
         raise CheckpointError(f"cannot read {path}: {error}") from error
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: AnyPath) -> list[dict[str, Any]]:
     """The rows of a metrics file; a torn last line, as a crash leaves it, is left out.
 
     Raises CheckpointError for a file that is missing or broken elsewhere.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
     rows = []

@@ -17,9 +17,12 @@ from typing import Any
 from purejaxppo.threads import cpu_cores
 
 _PACKAGES = ("purejaxppo", "jax", "jaxlib", "flax", "optax", "gymnax", "orbax-checkpoint", "numpy")
+PLATFORM_VARIABLES = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")  # where JAX is to start
 _VARIABLES = (
     "XLA_FLAGS",
-    "JAX_PLATFORMS",
+    *PLATFORM_VARIABLES,
+    "JAX_ENABLE_X64",
+    "JAX_DEFAULT_PRNG_IMPL",
     "NPROC",
     "XLA_PYTHON_CLIENT_PREALLOCATE",
     "XLA_PYTHON_CLIENT_MEM_FRACTION",

@@ -1,5 +1,6 @@
 """Learning curves from run directories."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from purejaxppo.errors import CheckpointError
-from purejaxppo.files import read_json
+from purejaxppo.files import AnyPath, read_json
 from purejaxppo.logger import Terminal, read_metrics, say
 from purejaxppo.run_dir import refuse_sweep
 from purejaxppo.stats import bootstrap_interval, interquartile_mean
@@ -22,7 +23,7 @@ class NoEpisodeError(CheckpointError):
     """A run in which no episode has finished, so that there is nothing to draw."""
 
 
-def plot_runs(run_dirs: Sequence[Path], out: Path) -> Path:
+def plot_runs(run_dirs: AnyPath | Sequence[AnyPath], out: AnyPath) -> Path:
     """Draws return against env steps: one run with its evaluation, or the mean and range per group of runs.
 
     Runs of one environment and algorithm form a group. A run without a single finished episode is left out, with a
@@ -34,7 +35,10 @@ def plot_runs(run_dirs: Sequence[Path], out: Path) -> Path:
     """
     from matplotlib.figure import Figure
 
-    groups = _groups(run_dirs)
+    if isinstance(run_dirs, str | os.PathLike):
+        run_dirs = [run_dirs]
+    groups = _groups([Path(run_dir) for run_dir in run_dirs])
+    out = Path(out)
     out = out if out.suffix else out.with_suffix(".png")
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")
@@ -91,12 +95,12 @@ def save_figure(figure: Any, out: Path) -> Path:
     return out
 
 
-def learning_curve(run_dir: Path) -> Curve:
+def learning_curve(run_dir: AnyPath) -> Curve:
     """env_steps [n] and episode/return [n] of the updates in which an episode finished.
 
     Raises NoEpisodeError if there is none.
     """
-    rows = [row for row in read_metrics(run_dir / "metrics.jsonl") if row.get("episode/return") is not None]
+    rows = [row for row in read_metrics(Path(run_dir) / "metrics.jsonl") if row.get("episode/return") is not None]
     if not rows:
         raise NoEpisodeError(
             f"{run_dir} has no finished episode to plot; train it for longer, unless it has diverged, as the losses in "

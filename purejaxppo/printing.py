@@ -1,24 +1,75 @@
 """What a command says on standard output: JSON where it is asked for, and words, mostly tables, otherwise."""
 
+import contextlib
 import json
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from purejaxppo.commands import Common
+from purejaxppo.errors import CheckpointError, PureJaxPPOError
 
 
 def show(common: Common, content: Any, words: Callable[[], None]) -> None:
-    """Prints the content as JSON if --json was given, and otherwise lets `words` print."""
-    if common.json:
-        print(json.dumps(content, indent=2, allow_nan=False))
-    else:
-        words()
+    """Prints the content as JSON if --json was given, and otherwise lets `words` print.
+
+    Raises CheckpointError if it cannot be written.
+    """
+    with written_through():
+        if common.json:
+            print(json.dumps(content, indent=2, allow_nan=False))
+        else:
+            words()
+
+
+@contextlib.contextmanager
+def written_through() -> Iterator[None]:
+    """Standard output is written by the end of it, and not when the process ends, which would be too late to say so.
+
+    Raises CheckpointError if it cannot be written, but BrokenPipeError if nobody reads it any more.
+    """
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except (PureJaxPPOError, BrokenPipeError):
+        raise
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write to standard output: {error.strerror}; what was done before that stands, only the result is "
+            f"not printed."
+        ) from error
 
 
 def note(text: str) -> None:
-    """A line on standard error, beside the result."""
-    print(f"purejaxppo: {text}", file=sys.stderr)
+    """A line on standard error, beside the result; lost if it cannot be written."""
+    with contextlib.suppress(OSError):
+        print(f"purejaxppo: {text}", file=sys.stderr)
+
+
+def fill_closed_streams() -> None:
+    """Gives the process its three standard streams, where it was started without one.
+
+    The next file that is opened would get the number of a closed one, and with it what C code writes there. What is
+    written to a closed output fails as before, and what is written to a closed standard error is lost.
+    """
+    for name, mode, flags in [("stdin", "r", os.O_RDONLY), ("stdout", "w", os.O_RDONLY), ("stderr", "w", os.O_WRONLY)]:
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, flags)  # the lowest number that is free, which is that of the closed one
+            setattr(sys, name, open(descriptor, mode, encoding="utf-8", errors="backslashreplace"))  # noqa: SIM115
+
+
+def drop_unwritten() -> None:
+    """Lets go of what could not be written, which Python would try once more when the process ends, and complain."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())
+            os.close(null)
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
@@ -32,7 +83,10 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
     table = Table(Column(name, no_wrap=True, overflow="fold"), *others, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for row in rows[1:]:
         table.add_row(*map(Text, row))  # not a string, which may look like markup
-    Console(width=None if sys.stdout.isatty() else 1000).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 1000)
+    with console.capture() as text:  # rich would end the process where nobody reads
+        console.print(table)
+    print(text.get(), end="")
 
 
 def describe_run(summary: dict[str, Any]) -> str:

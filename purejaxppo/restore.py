@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from purejaxppo.config import TrainConfig
 from purejaxppo.envs import from_gymnax
 from purejaxppo.errors import CheckpointError, ConfigError
+from purejaxppo.files import AnyPath
 from purejaxppo.run_dir import RunSettings, read_run_settings
 from purejaxppo.settings import refuse_changes
 from purejaxppo.store import NEWEST, Which, load_newest
@@ -25,7 +26,7 @@ class SavedRun(NamedTuple):
     meta: dict[str, Any]  # the checkpoint's meta.json
 
 
-def restore(run_dir: Path, which: Which = NEWEST, *, allow_download: bool = False) -> SavedRun:
+def restore(run_dir: AnyPath, which: Which = NEWEST, *, allow_download: bool = False) -> SavedRun:
     """A checkpoint of a run, with everything that is needed to use it.
 
     Args:
@@ -37,6 +38,7 @@ def restore(run_dir: Path, which: Which = NEWEST, *, allow_download: bool = Fals
       CheckpointError: there is no checkpoint that can be used.
       EnvError: the environment cannot be built.
     """
+    run_dir = Path(run_dir)
     settings = read_run_settings(run_dir)
     config = settings.config
     env = from_gymnax(config.env, config.num_envs, allow_download=allow_download, **dict(config.env_params))

@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
+from purejaxppo.config import Hyperparams, RunOptions, TrainConfig, whole
 from purejaxppo.errors import CheckpointError
-from purejaxppo.files import is_file, is_temporary, read_json, write_json, write_text
+from purejaxppo.files import AnyPath, is_file, is_temporary, read_json, write_json, write_text
 from purejaxppo.lock import LOCK, check_free
 from purejaxppo.machine import code_revision, installed_versions
 from purejaxppo.settings import differences, settings_record
@@ -37,6 +37,10 @@ class RunSettings(NamedTuple):
         """What decides the result, as JSON has it."""
         return {"seed": self.seed, **settings_record(self.config, self.hp)}
 
+    def plain(self) -> "RunSettings":
+        """The same with Python's own numbers; `TrainConfig` and `RunOptions` have no others."""
+        return self._replace(hp=self.hp.plain(), seed=whole(self.seed))
+
     def validate(self) -> None:
         """Raises ConfigError for what cannot work."""
         validate_config(self.config)
@@ -50,13 +54,13 @@ def _check_free(run_dir: Path) -> None:
         check_free(run_dir)
 
 
-def create_run_dir(settings: RunSettings, out: Path | None) -> Path:
+def create_run_dir(settings: RunSettings, out: AnyPath | None) -> Path:
     """Makes a new directory for a run, by default runs/<env>__<algorithm>__s<seed>__<UTC time>."""
     config = settings.config
     return create_dir(out, f"{config.env}__{config.algorithm}__s{settings.seed}")
 
 
-def create_dir(out: Path | None, name: str) -> Path:
+def create_dir(out: AnyPath | None, name: str) -> Path:
     """Makes a new directory: `out`, or runs/<name>__<UTC time>. One that holds anything is never touched.
 
     Raises:
@@ -65,6 +69,7 @@ def create_dir(out: Path | None, name: str) -> Path:
     """
     if out is None:
         return _create_named(name)
+    out = Path(out)
     try:
         check_free(out)
         if out.exists() and (not out.is_dir() or _holds_anything(out)):
@@ -148,7 +153,15 @@ def changed_versions(run_dir: Path) -> list[str]:
 
 
 def _command() -> str:
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) + "\n"
+    return f"{program_name()} {shlex.join(sys.argv[1:])}".rstrip() + "\n"
+
+
+def program_name() -> str:
+    """What was typed before the arguments of this process: a script's name, or `python -m` and a module's."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is None or spec.origin != sys.argv[0]:
+        return shlex.quote(Path(sys.argv[0]).name)
+    return f"{shlex.quote(Path(sys.executable).name)} -m {spec.name.removesuffix('.__main__')}"
 
 
 def _versions() -> dict[str, Any]:
@@ -173,11 +186,12 @@ def refuse_sweep(directory: Path) -> None:
         )
 
 
-def read_run_settings(run_dir: Path) -> RunSettings:
+def read_run_settings(run_dir: AnyPath) -> RunSettings:
     """The settings that a run was started with. Raises CheckpointError if the directory is not a run's.
 
     What a run of an older version does not name has its default, which is what there was then.
     """
+    run_dir = Path(run_dir)
     path = run_dir / "config.json"
     refuse_sweep(run_dir)
     if not is_file(path):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purejaxppo.config import Hyperparams
+from purejaxppo.config import Hyperparams, plain, whole
 from purejaxppo.errors import ConfigError
 from purejaxppo.sharding import Layout, layout_for
 from purejaxppo.types import LearnerState, Metrics, RunnerState, Trainer
@@ -47,6 +47,8 @@ def grid(hp: Hyperparams, seeds: Sequence[int], **axes: Sequence[float]) -> tupl
       ConfigError: a value or a seed out of range, a combination that contradicts itself, an axis that is empty or
         mixes None with numbers.
     """
+    hp, seeds = hp.plain(), [whole(seed) for seed in seeds]
+    axes = {name: [plain(value) for value in values] for name, values in axes.items()}
     for name, values in {**axes, "seeds": seeds}.items():
         if len(values) == 0:
             raise ConfigError(f"{name} has no value; give at least one.")

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from purejaxppo.config import ALGORITHM_NAMES, ALGORITHMS_WITH, Hyperparams, RunOptions, TrainConfig
+from purejaxppo.config import ALGORITHMS_WITH, Hyperparams, RunOptions, TrainConfig
 from purejaxppo.errors import ConfigError
+from purejaxppo.files import AnyPath
 from purejaxppo.presets import preset
 from purejaxppo.validation import suggestion
 
@@ -51,7 +52,13 @@ def for_algorithm(env: str | None, settings: Mapping[str, Any], algorithm: str) 
 
 def without_foreign(algorithm: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the settings that an algorithm has."""
-    return {name: value for name, value in settings.items() if algorithm in ALGORITHMS_WITH.get(name, (algorithm,))}
+    return {name: value for name, value in settings.items() if has_option(algorithm, name)}
+
+
+def has_option(algorithm: str, name: str) -> bool:
+    """Whether an update rule has a setting. The names of the rules themselves are not known before JAX is loaded."""
+    having = ALGORITHMS_WITH.get(name, (algorithm,))
+    return algorithm in having or not any(algorithm in names for names in ALGORITHMS_WITH.values())
 
 
 def refuse_foreign_in_file(settings: Mapping[str, Any], algorithms: Sequence[str]) -> None:
@@ -68,11 +75,10 @@ def _record(pair: tuple[TrainConfig, Hyperparams]) -> dict[str, Any]:
 def refuse_foreign(names: Iterable[str], algorithms: Sequence[str]) -> None:
     """Raises ConfigError for an option that none of the algorithms has, naming those that have it."""
     for name in names:
-        having = ALGORITHMS_WITH.get(name)
-        if having and set(ALGORITHM_NAMES).issuperset(algorithms) and not set(having) & set(algorithms):
+        if not any(has_option(algorithm, name) for algorithm in algorithms):
             raise ConfigError(
-                f"{name} is an option of {', '.join(having)}, not of {', '.join(algorithms)}; leave it out, or "
-                f"choose that algorithm."
+                f"{name} is an option of {', '.join(ALGORITHMS_WITH[name])}, not of {', '.join(algorithms)}; leave it "
+                f"out, or choose that algorithm."
             )
 
 
@@ -118,7 +124,7 @@ def whole_number(text: str) -> int:
     raise ValueError(f"{text!r} is not a whole number")
 
 
-def read_settings(path: Path) -> dict[str, Any]:
+def read_settings(path: AnyPath) -> dict[str, Any]:
     """Field -> value from a JSON or TOML file, names spelled with - or _.
 
     The seed and the run options may be among them; `format_version` is dropped: a run's config.json is such a file.
@@ -127,6 +133,7 @@ def read_settings(path: Path) -> dict[str, Any]:
       ConfigError: a file that cannot be read, is over 1 MB, is not valid (with line and column), or has an unknown
         key or a value of the wrong type.
     """
+    path = Path(path)
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise ConfigError(f"{path} is over 1 MB, which no configuration is; is it the right file?")

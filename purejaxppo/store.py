@@ -22,9 +22,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from purejaxppo.checkpoint import Snapshot, is_finite, read_state, tree_spec, write_state
+from purejaxppo.checkpoint import Snapshot, is_finite, jax_settings, read_state, tree_spec, write_state
 from purejaxppo.errors import CheckpointError
-from purejaxppo.files import is_temporary, read_json, sync, write_json, write_text
+from purejaxppo.files import AnyPath, is_temporary, read_json, sync, write_json, write_text
 
 State = TypeVar("State")
 
@@ -35,6 +35,14 @@ _NO_SPACE = re.compile(r"No space left|os_error_code='28'")  # as Python and as 
 _MAX_MANIFEST = 2**24  # bytes; far above any real one
 
 
+class JaxSettingError(CheckpointError):
+    """A checkpoint that is sound, but was made under other variables of JAX's; `settings` are those, as NAME=value."""
+
+    def __init__(self, message: str, settings: str) -> None:
+        super().__init__(message)
+        self.settings = settings
+
+
 class Step(NamedTuple):
     """A checkpoint's place."""
 
@@ -42,17 +50,18 @@ class Step(NamedTuple):
     path: Path
 
 
-def list_steps(run_dir: Path) -> list[Step]:
+def list_steps(run_dir: AnyPath) -> list[Step]:
     """What is named like a checkpoint, newest first; nothing is said yet of what it holds.
 
     Raises CheckpointError if the directory is there and cannot be read: that is not the same as there being none.
     """
+    directory = Path(run_dir) / "checkpoints"
     try:
-        found = list((run_dir / "checkpoints").iterdir())
+        found = list(directory.iterdir())
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise CheckpointError(f"cannot read {run_dir / 'checkpoints'}: {error}") from error
+        raise CheckpointError(f"cannot read {directory}: {error}") from error
     steps = [Step(int(match[1]), path) for path in found if (match := _STEP.fullmatch(path.name))]
     return sorted(steps, reverse=True)
 
@@ -180,7 +189,7 @@ def load_step(step: Step, expected: State) -> tuple[State, dict[str, Any]]:
     if version != FORMAT_VERSION:
         raise CheckpointError(f"format version {version}, where this version reads {FORMAT_VERSION}")
     if tree != spec:
-        raise CheckpointError(f"holds another state than config.json describes: {_first_difference(tree, spec)}")
+        raise _other_state(tree, spec)
     try:
         state = read_state(step.path / "state", expected)
     except MemoryError:  # no fault of the checkpoint's
@@ -203,7 +212,7 @@ class Which(NamedTuple):
 NEWEST = Which()
 
 
-def load_newest(run_dir: Path, expected: State, which: Which = NEWEST) -> tuple[State, dict[str, Any]]:
+def load_newest(run_dir: AnyPath, expected: State, which: Which = NEWEST) -> tuple[State, dict[str, Any]]:
     """The newest checkpoint that passes verification, or another one if `which` says so.
 
     Args:
@@ -218,20 +227,21 @@ def load_newest(run_dir: Path, expected: State, which: Which = NEWEST) -> tuple[
     if not steps:
         none = "no checkpoint" if which.env_steps is None else f"no checkpoint of {which.env_steps} env steps"
         raise CheckpointError(f"{run_dir} holds {none} that could be used; `purejaxppo verify` lists those of a run.")
-    reasons = []
+    reasons, settings = [], ""
     for step in steps[:1] if which.strict else steps:
         try:
             state, meta = load_step(step, expected)
         except CheckpointError as error:
             reasons.append(f"{step.path.name}: {error}")
+            settings = settings or getattr(error, "settings", "")
             continue
         for reason in reasons:
             which.note(f"{reason}; passed over for {step.path.name}")
         return state, meta
     if list_steps(run_dir) != found:  # the run goes on, and has replaced what was being read
         return load_newest(run_dir, expected, which)
-    advice = "train it anew"
-    if len(found) > 1 and (which.strict or which.env_steps is not None):
+    advice = f"set {settings} to read what was made so" if settings else "train it anew"
+    if not settings and len(found) > 1 and (which.strict or which.env_steps is not None):
         advice = "leave --strict and --step out to take another one"
     raise CheckpointError(f"no checkpoint of {run_dir} can be used ({'; '.join(reasons)}); {advice}.")
 
@@ -254,7 +264,7 @@ def _train_return(step: Step) -> float:
     return value if isinstance(value, int | float) and math.isfinite(value) else -math.inf
 
 
-def survey(run_dir: Path) -> list[dict[str, Any]]:
+def survey(run_dir: AnyPath) -> list[dict[str, Any]]:
     """What `verify` tells of every checkpoint, newest first: checkpoint, env_steps, train_return, bytes, fault."""
     rows = [_survey(step) for step in list_steps(run_dir)]
     there = {step.path.name for step in list_steps(run_dir)}  # training may have removed some meanwhile
@@ -295,6 +305,14 @@ def _remove(step_dir: Path) -> None:
     doomed = step_dir.with_name(f"{step_dir.name}.tmp-{os.getpid()}0")
     step_dir.replace(doomed)
     shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _other_state(saved: dict[str, str], expected: dict[str, str]) -> CheckpointError:
+    """Why a state cannot be read as the one that is expected."""
+    settings, difference = " ".join(sorted(jax_settings(saved, expected))), _first_difference(saved, expected)
+    if settings:
+        return JaxSettingError(f"was made under {settings}: {difference}", settings)
+    return CheckpointError(f"holds another state than config.json describes: {difference}")
 
 
 def _first_difference(saved: dict[str, str], expected: dict[str, str]) -> str:

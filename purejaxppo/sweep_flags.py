@@ -4,13 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from purejaxppo.commands import Sweep
-from purejaxppo.config import ALGORITHM_NAMES, TrainConfig
+from purejaxppo.config import TrainConfig
 from purejaxppo.errors import ConfigError
 from purejaxppo.presets import target_of
 from purejaxppo.settings import FIELDS, for_algorithm, refuse_foreign, refuse_foreign_in_file, resolve, without_foreign
 from purejaxppo.sweeps.settings import MAX_RUNS, SweepSettings
 from purejaxppo.sweeps.space import Axis, Span, flag_of, grid, parse_axis, parse_seeds, sample
-from purejaxppo.validation import validate_algorithm
 
 # A sweep compares returns, which are of one environment, and freezes what diverges.
 _ONE_VALUE = ("env", "env_params", "on_nonfinite")
@@ -137,12 +136,12 @@ def _axes_and_flags(command: Sweep, words: Mapping[str, Sequence[str]]) -> tuple
 
 
 def _algorithms(axes: Sequence[Axis], flags: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[str, ...]:
-    """The algorithms of the sweep: swept, or one of a flag, of the file, or the default."""
+    """The algorithms of the sweep: swept, or one of a flag, of the file, or the default.
+
+    Whether there are such ones is the registry's to say, which takes JAX and the plugins.
+    """
     swept = next((axis.values for axis in axes if axis.name == "algorithm"), None)
-    algorithms = swept or (flags.get("algorithm", settings.get("algorithm", TrainConfig.algorithm)),)
-    for name in algorithms:
-        validate_algorithm(name, ALGORITHM_NAMES)
-    return algorithms
+    return swept or (flags.get("algorithm", settings.get("algorithm", TrainConfig.algorithm)),)
 
 
 def _without_foreign(points: Sequence[dict[str, Any]], algorithm: str) -> tuple[dict[str, Any], ...]:

@@ -17,6 +17,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from purejaxppo import actions, cli
+from purejaxppo.algorithms import ALGORITHMS
 from purejaxppo.commands import Envs
 from purejaxppo.config import ALGORITHMS_WITH, Hyperparams, TrainConfig
 from purejaxppo.machine import find_machine
@@ -312,6 +313,59 @@ def test_plugin_whose_step_raises_is_named_with_its_line(fails, plugin):
     assert "plugin_broken.py:5" in message
 
 
+@pytest.mark.parametrize("argv", [[], ["ppo_clip"]])
+def test_an_unknown_algorithm_of_a_sweep(fails, argv):
+    """The registry says which there are, plugins included, so JAX is loaded first; nothing is left behind."""
+    message = fails(2, "sweep", "--algorithm", *argv, "ppo_clop", "--out", "out", *BUDGET, *TINY)
+    assert "choose from ppo_clip, ppo_kl, trpo, policy_gradient." in message
+    assert "Did you mean 'ppo_clip'?" in message
+
+
+@pytest.fixture
+def own_rule(tmp_path):
+    """The flags for a plugin that adds an update rule to the registry, as the README says."""
+    (tmp_path / "plugin_rule.py").write_text(
+        "from purejaxppo.algorithms import ALGORITHMS, policy_gradient\n"
+        "ALGORITHMS['mine'] = lambda config, apply, *, split: policy_gradient(config, apply, split=split)\n"
+    )
+    yield ["--plugin", "plugin_rule"]
+    ALGORITHMS.pop("mine", None)
+
+
+def test_a_rule_of_ones_own_can_be_swept(own_rule, capfd):
+    """With the options that it reads: nothing says that it has fewer than there are."""
+    flags = ["--vf-coef", "0.5", "1", "--clip-eps", "0.1", "0.2", "--seeds", "1", *BUDGET, *TINY]
+    assert cli.run(["sweep", *own_rule, "--algorithm", "mine", "trpo", *flags, "--plan", "--json"]) == 0
+    plan = json.loads(capfd.readouterr().out)
+    assert plan["settings"] == 5  # four of its own, and the one of trpo, which has neither option
+    assert [program["values"]["algorithm"] for program in plan["programs"]] == ["mine", "trpo"]
+
+
+@pytest.mark.slow
+def test_a_rule_of_ones_own_goes_through_every_command(own_rule, capfd):
+    """Trained, gone on with, evaluated, exported, compared, and a sweep of it resumed and taken apart."""
+    flags = [*own_rule, "--json"]
+    mine = [*flags, *BUDGET, *TINY]
+    few = ["--eval-episodes", "2"]
+    for argv in (
+        ["train", "--algorithm", "mine", "--out", "run", *few, *mine],
+        ["resume", "run", "--total-timesteps", "128", *flags],
+        ["evaluate", "run", "--episodes", "2", *flags],
+        ["export", "run", "--out", "policy", *flags],
+        ["compare", "--algorithms", "mine", "ppo_clip", "--seeds", "1", "--out", "both", *few, *mine],
+        ["sweep", "--algorithm", "mine", "trpo", "--seeds", "1", "--out", "swept", *few, *mine],
+        ["resume", "swept", *flags],
+        ["extract", "swept", "--member", "0", "--out", "member", *flags],
+    ):
+        assert cli.run(argv) == 0, capfd.readouterr().err
+    capfd.readouterr()
+    assert cli.run(["evaluate", "run", "--json"]) == 0  # once imported, it is there
+    del ALGORITHMS["mine"]
+    assert cli.run(["evaluate", "run"]) == 2
+    assert "'mine' is unknown" in (message := capfd.readouterr().err)
+    assert "--plugin" in message
+
+
 def test_plugin_whose_reward_becomes_nan_ends_with_3(plugin, capfd, tmp_path):
     """Trained until it happened: the directory stays, without a checkpoint."""
     body = [
@@ -346,6 +400,23 @@ def test_devices_that_are_not_there():
         assert "--device auto" in line
     assert "Traceback" not in done.stderr
     assert not os.path.exists("out")
+
+
+def test_the_older_variable_is_named_too_and_the_flag_beats_it(fails, monkeypatch):
+    """JAX_PLATFORM_NAME, for which JAX has no other message than that there is no such backend."""
+    monkeypatch.setenv("JAX_PLATFORM_NAME", "abacus")
+    before = jax.config.jax_platforms
+    jax.config.update("jax_platform_name", "abacus")
+    try:
+        monkeypatch.delenv("JAX_PLATFORMS")
+        assert "JAX_PLATFORM_NAME=abacus is not available" in fails(2, "envs")
+        monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+        assert "JAX_PLATFORMS=cpu JAX_PLATFORM_NAME=abacus is not available" in fails(2, "envs")
+        monkeypatch.setattr("purejaxppo.envs.env_table", lambda allow_download: [])
+        assert cli.run(["envs", "--device", "cpu"]) == 0
+    finally:
+        jax.config.update("jax_platform_name", "")
+        jax.config.update("jax_platforms", before)
 
 
 def test_devices_that_the_variable_asks_for_in_vain():
@@ -663,6 +734,17 @@ def unfinished(trained, tmp_path):
     shutil.copytree(trained, tmp_path / "unfinished")
     (tmp_path / "unfinished" / "summary.json").unlink()
     return "unfinished"
+
+
+def test_a_run_whose_result_cannot_be_printed_is_finished(unfinished, monkeypatch, capfd):
+    """Training and evaluation are on the disk by then, so that resuming has nothing to do."""
+    with open("/dev/full", "w") as full, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", full)
+        assert cli.run(["resume", unfinished]) == 4
+    assert json.loads(Path(unfinished, "summary.json").read_text())["exit_reason"] == "finished"
+    assert "cannot write to standard output: No space left on device" in capfd.readouterr().err.splitlines()[-1]
+    assert cli.run(["resume", unfinished]) == 0
+    assert "finished already" in capfd.readouterr().err
 
 
 def test_resume(unfinished, trained, capfd):

@@ -268,6 +268,9 @@ def test_jax_cannot_start(monkeypatch):
     assert result.status == "failed"
     assert "cannot start on cuda" in result.detail
     assert "Unable to initialize backend" in result.detail
+    monkeypatch.setattr(jax, "config", SimpleNamespace(jax_platforms=""))
+    result = check("devices", environment={"JAX_PLATFORM_NAME": "gpu"})
+    assert "cannot start on gpu, as JAX_PLATFORMS, JAX_PLATFORM_NAME or --device asks" in result.detail
     monkeypatch.setattr(jax, "config", SimpleNamespace(jax_platforms=None))
     assert check("devices")[1:3] == ("failed", "RuntimeError: Unable to initialize backend")
 

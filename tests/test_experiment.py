@@ -1,11 +1,14 @@
 """A whole run on the host: chunks, the run directory, determinism, signals and divergence."""
 
+import dataclasses
 import io
 import json
 import math
 import signal
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +19,7 @@ from rich.console import Console
 from purejaxppo import experiment, host_loop
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.errors import CheckpointError, ConfigError, DivergedError
-from purejaxppo.experiment import evaluate_saved, run_experiment
+from purejaxppo.experiment import evaluate_saved, resume_experiment, run_experiment
 from purejaxppo.logger import mean_return
 from purejaxppo.restore import restore
 from purejaxppo.run_dir import read_run_settings
@@ -230,6 +233,29 @@ def test_same_seed_same_run(cartpole, tmp_path):
     assert again["train_return"] == summary["train_return"]
     both = ([without_time(row) for row in rows_of(path)] for path in (out, tmp_path / "again"))
     assert next(both) == next(both)
+
+
+def test_whatever_numbers_and_paths_a_program_has_in_hand(cartpole, tmp_path):
+    """NumPy's and JAX's numbers, whole floats and paths as text, at every door: the same run, and JSON all through."""
+    out, summary, _ = cartpole
+    numbers = {name: np.int64(value) for name, value in SMALL.items() if name != "hidden_sizes"}
+    params = {"max_steps_in_episode": np.float64(6)}
+    config = dataclasses.replace(
+        CONFIG, env_params=params, hidden_sizes=np.array([4]), total_timesteps=float(CONFIG.total_timesteps), **numbers
+    )
+    hp = jax.tree.map(jnp.float32, Hyperparams(learning_rate=np.float32(1e-3)))
+    options, quiet = RunOptions(eval_episodes=np.int64(5)), Console(file=io.StringIO())
+    there = str(tmp_path / "again")
+    again = run_experiment(config, hp, np.float64(3.0), options=options, out=there, console=quiet)
+    json.dumps(again)
+    assert again["env_steps"] == summary["env_steps"]
+    assert len(rows_of(tmp_path / "again")) == UPDATES
+    settings = read_run_settings(there)
+    assert (settings.config, settings.seed) == (CONFIG, 3)
+    resumed = resume_experiment(there, settings=settings._replace(seed=np.int64(3)), console=quiet)
+    assert json.dumps(resumed) == json.dumps({**again, "run_dir": there})
+    result = evaluate_saved(restore(str(out)), episodes=np.int64(5), seed=np.int64(3))
+    assert result == {"env_steps": 192, **summary["evaluation"]}
 
 
 def test_saved_policy_evaluates_as_it_did(cartpole):

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from purejaxppo import cli, flags
-from purejaxppo.config import ALGORITHM_NAMES, ALGORITHMS_WITH, Hyperparams, RunOptions, TrainConfig
+from purejaxppo.algorithms import ALGORITHMS
+from purejaxppo.config import ALGORITHMS_WITH, Hyperparams, RunOptions, TrainConfig
 from purejaxppo.presets import ALGORITHM_PRESETS, PRESETS
 from purejaxppo.settings import FIELDS, resolve
 from purejaxppo.sweep_flags import split_settings
@@ -152,13 +153,13 @@ def test_each_algorithm_has_its_own_preset_and_its_own_settings():
     assert first_hp.ent_coef == trpo_hp.ent_coef == 0.25
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHM_NAMES)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_setting_is_the_one_that_train_would_have(tmp_path, algorithm):
     """With an environment's and an algorithm's preset, a file and a flag below it."""
     path = tmp_path / "c.json"
     path.write_text(json.dumps({"env": "Pendulum-v1", "gamma": 0.5, "num_envs": 3, "num-epochs": 2}))
     shared = f"--config {path} --num-envs 16 --num-steps 64"
-    asked = sweep(f"{shared} --learning-rate 0.1 0.2 --algorithm {' '.join(ALGORITHM_NAMES)}")
+    asked = sweep(f"{shared} --learning-rate 0.1 0.2 --algorithm {' '.join(ALGORITHMS)}")
     assert len(asked.settings) == 8
     for rate in (0.1, 0.2):
         train = flags.parse(["train", *f"{shared} --learning-rate {rate} --algorithm {algorithm}".split()])

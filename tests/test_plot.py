@@ -39,6 +39,16 @@ def test_one_run_with_its_evaluation(make_run, tmp_path):
     assert is_picture(out)
 
 
+@pytest.mark.parametrize("as_given", [str, lambda path: [str(path)], lambda path: (path,)])
+def test_runs_and_picture_by_whatever_names_them(make_run, tmp_path, as_given):
+    """Text or paths, and a single run without a list around it."""
+    run_dir = make_run("a", [1.0, 2.0])
+    out = plot_runs(as_given(run_dir), str(tmp_path / "curve"))
+    assert out == tmp_path / "curve.png"
+    assert is_picture(out)
+    assert learning_curve(str(run_dir))[1].tolist() == [1.0, 2.0]
+
+
 @pytest.mark.parametrize("content", [None, '{"evaluation": null}'])
 def test_one_run_without_an_evaluation(make_run, tmp_path, content):
     """As a stopped run, or one that is not over yet, leaves it."""

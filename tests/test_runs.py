@@ -62,6 +62,14 @@ def test_optional_hyperparameters_are_axes_too():
     assert hps.vf_clip_eps.tolist() == [np.float32(0.2)] * 2
 
 
+def test_grid_takes_the_values_and_seeds_of_arrays():
+    """Of NumPy and of JAX, and seeds that are whole floats."""
+    hps, seeds = grid(Hyperparams(vf_coef=jnp.float32(0.5)), jnp.arange(2), learning_rate=np.float32([1e-3, 2e-3]))
+    same, same_seeds = grid(Hyperparams(), [0.0, np.int64(1)], learning_rate=[float(np.float32(1e-3)), 2e-3])
+    assert seeds.tolist() == same_seeds.tolist() == [0, 1, 0, 1]
+    assert [x.tobytes() for x in jax.tree.leaves(hps)] == [x.tobytes() for x in jax.tree.leaves(same)]
+
+
 def test_values_are_judged_together():
     """Two axes beyond the default of one another, and one that is None everywhere; what is not swept is judged too."""
     hps, _ = grid(Hyperparams(), [0], kl_min=[0.1], kl_max=[0.2, 0.3], target_kl=[None])

@@ -332,7 +332,6 @@ CHANGES = {
     "dtype": lambda state: state._replace(env_state=jnp.zeros(2, jnp.int32)),
     "one leaf more": lambda state: state._replace(env_state=(state.env_state, jnp.zeros(()))),
     "no key": lambda state: state._replace(key=jax.random.key_data(state.key)),
-    "other key": lambda state: state._replace(key=jax.random.key(0, impl="rbg")),
     "other name": lambda state: state._replace(learner={"other": state.learner["kernel"]}),
 }
 
@@ -343,6 +342,42 @@ def test_another_tree_than_expected_is_refused(saved, monkeypatch, change):
     monkeypatch.setattr(store, "read_state", None)
     with pytest.raises(CheckpointError, match=r"another state .*\.(env_state|key|learner)"):
         load_newest(saved, abstract(CHANGES[change](make_state())))
+
+
+def test_a_directory_by_its_name(saved):
+    """As text, for whoever reads a run from a program of their own."""
+    assert [step.env_steps for step in list_steps(str(saved))] == [200, 100]
+    assert [row["env_steps"] for row in survey(str(saved))] == [200, 100]
+    assert load(str(saved))[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "setting"),
+    [
+        (lambda state: state._replace(key=jax.random.key(0, impl="rbg")), "JAX_DEFAULT_PRNG_IMPL=threefry2x32"),
+        (lambda state: state._replace(env_state=np.zeros(2)), "JAX_ENABLE_X64=0"),
+        (
+            lambda state: state._replace(key=jax.random.key(0, impl="unsafe_rbg"), env_state=np.zeros(2)),
+            "JAX_DEFAULT_PRNG_IMPL=threefry2x32 JAX_ENABLE_X64=0",
+        ),
+    ],
+)
+def test_a_sound_state_of_another_setting_of_jax_names_the_setting(saved, change, setting):
+    """Which makes it readable: nobody has to train anew."""
+    with pytest.raises(CheckpointError, match=f"was made under {setting}: .*; set {setting} to read") as caught:
+        load_newest(saved, abstract(change(make_state())))
+    assert "anew" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_state_of_wider_numbers_names_the_setting_too(tmp_path):
+    """Saved under JAX_ENABLE_X64 and looked for without it; a damaged newer one does not change the advice."""
+    wide = make_state()._replace(env_state=np.array([1.0, 2.0]), key=jax.random.key(0, impl="rbg"))
+    save_step(tmp_path, 100, snapshot(wide), {"train_return": None})
+    save(tmp_path, 200)
+    (step_dir(tmp_path, 200) / "COMMIT").unlink()
+    with pytest.raises(CheckpointError, match="set JAX_DEFAULT_PRNG_IMPL=rbg JAX_ENABLE_X64=1 to read"):
+        load_newest(tmp_path, abstract(make_state()))
 
 
 def test_a_checkpoint_that_is_replaced_while_it_is_read(run_dir, monkeypatch):

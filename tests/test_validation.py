@@ -49,7 +49,7 @@ def test_defaults_are_valid():
 
 
 @pytest.mark.parametrize("name", COUNTS)
-@pytest.mark.parametrize("value", [0, -1, -(2**40), 2**63, 1.0, 64.5, True, "64", None])
+@pytest.mark.parametrize("value", [0, -1, -(2**40), 2**63, 64.5, 2.0**63, math.nan, math.inf, True, "64", None])
 def test_count_must_be_a_whole_number_from_1(name, value):
     """Zero, negative, too large, fractional, boolean and textual counts are refused with name, value and range."""
     message = refusal(validate_config, TrainConfig(**{name: value}))
@@ -235,6 +235,21 @@ def test_every_hyperparameter_is_validated():
         refusal(validate_hyperparams, Hyperparams(**{field.name: math.nan}))
 
 
+def test_a_hyperparameter_without_a_range_is_told_what_is_missing():
+    """The line that whoever adds a field has to write, and where."""
+    more = dataclasses.make_dataclass("More", [("novel", float, 0.1)], bases=(Hyperparams,), frozen=True)
+    message = refusal(validate_hyperparams, more())
+    assert message == "novel has no range yet; give it a line in _RANGES of purejaxppo/validation.py."
+
+
+@pytest.mark.parametrize("value", [1.5, np.float64(1.5), np.float32("nan"), np.array(2.5), np.bool_(True)])
+def test_what_is_not_whole_is_refused_as_a_count_by_its_value(value):
+    """Also where it came from NumPy, and in the words that a number of Python's own has."""
+    message = refusal(validate_config, TrainConfig(num_envs=value))
+    own = value.item() if hasattr(value, "item") else value
+    assert message == f"num_envs = {own!r} is not a whole number from 1 to 2**63 - 1."
+
+
 @given(st.integers(1, 5000), st.integers(1, 6000))
 def test_nearest_divisors(number, target):
     """Divisors only, up to three, without repeats, nearest first, and none that was left out is nearer."""
@@ -259,9 +274,9 @@ OPTION_COUNTS = {"eval_episodes": 1, "keep_newest": 2, "keep_best": 0}  # and th
 @pytest.mark.parametrize(("name", "low"), OPTION_COUNTS.items())
 def test_counts_of_options(name, low):
     """From their least to 2^31 - 1, of Python or NumPy."""
-    for value in (low, 2**31 - 1, np.int64(7)):
+    for value in (low, 2**31 - 1, np.int64(7), 8.0):
         validate_options(RunOptions(**{name: value}))
-    for value in (low - 1, -5, 2**31, 1.0, 2.5, True, "3", None, math.nan):
+    for value in (low - 1, -5, 2**31, 2.5, True, "3", None, math.nan):
         message = refusal(validate_options, RunOptions(**{name: value}))
         assert message.startswith(f"{name} = {value!r} is not a whole number from {low} to")
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.errors import CheckpointError, ConfigError
-from purejaxppo.files import is_file, read_json, write_json
+from purejaxppo.files import AnyPath, is_file, read_json, write_json
 from purejaxppo.run_dir import fields_of
 from purejaxppo.settings import settings_record
 from purejaxppo.sweeps.settings import SweepSettings
@@ -29,9 +29,9 @@ class Sizes(NamedTuple):
     devices: int
 
 
-def is_sweep(directory: Path) -> bool:
+def is_sweep(directory: AnyPath) -> bool:
     """Whether a directory is a sweep's."""
-    return is_file(directory / "sweep.json")
+    return is_file(Path(directory) / "sweep.json")
 
 
 def sweep_record(sweep: SweepSettings) -> dict[str, Any]:
@@ -64,8 +64,9 @@ def write_sweep(directory: Path, sweep: SweepSettings, sizes: Sizes) -> None:
     write_json(directory / "sweep.json", content)
 
 
-def read_sweep(directory: Path) -> tuple[SweepSettings, Sizes]:
+def read_sweep(directory: AnyPath) -> tuple[SweepSettings, Sizes]:
     """What a sweep was asked for, and its plan's sizes. Raises CheckpointError if the directory is not a sweep's."""
+    directory = Path(directory)
     path = directory / "sweep.json"
     if not is_file(path):
         kind = "a run's directory, not a sweep's" if is_file(directory / "config.json") else "not a sweep's directory"

@@ -12,7 +12,7 @@ import numpy as np
 from purejaxppo.checkpoint import snapshot
 from purejaxppo.config import RunOptions
 from purejaxppo.errors import CheckpointError, ConfigError
-from purejaxppo.files import read_json
+from purejaxppo.files import AnyPath, read_json
 from purejaxppo.lock import locked
 from purejaxppo.logger import JsonLines, recent_return
 from purejaxppo.restore import SavedRun
@@ -37,7 +37,9 @@ class _Member(NamedTuple):
     diverged_at: int  # update, 0 for never
 
 
-def restore_member(directory: Path, member: str, which: Which = NEWEST, *, allow_download: bool = False) -> SavedRun:
+def restore_member(
+    directory: AnyPath, member: str | int, which: Which = NEWEST, *, allow_download: bool = False
+) -> SavedRun:
     """What `restore` gives for a run's directory, of one run of a sweep.
 
     Args:
@@ -50,11 +52,11 @@ def restore_member(directory: Path, member: str, which: Which = NEWEST, *, allow
       ConfigError: no such member.
       CheckpointError: there is no checkpoint that can be used, or no best member yet.
     """
-    return _find(directory, member, which, allow_download).saved
+    return _find(Path(directory), str(member), which, allow_download).saved
 
 
 def extract_member(
-    directory: Path, member: str, out: Path | None, which: Which = NEWEST, *, allow_download: bool = False
+    directory: AnyPath, member: str | int, out: AnyPath | None, which: Which = NEWEST, *, allow_download: bool = False
 ) -> dict[str, Any]:
     """Makes a run's directory of one run of a sweep: settings, metrics and checkpoint; `resume` goes on with it.
 
@@ -68,7 +70,8 @@ def extract_member(
     Raises:
       PureJaxPPOError: of the kind that says what went wrong.
     """
-    found = _find(directory, member, which, allow_download)
+    directory = Path(directory)
+    found = _find(directory, str(member), which, allow_download)
     config, _, seed, _ = found.settings
     env_steps = found.saved.meta["env_steps"]
     out = create_dir(out, f"{config.env}__{config.algorithm}__s{seed}")

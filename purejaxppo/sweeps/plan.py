@@ -115,7 +115,7 @@ class Rung(NamedTuple):
 
 def make_plan(sweep: SweepSettings, *, allow_download: bool = False) -> Plan:
     """The plan of a sweep, with its programs compiled. Raises PureJaxPPOError."""
-    plan = Plan(sweep, allow_download)
+    plan = Plan(sweep.plain(), allow_download)
     plan.fit()
     return plan
 

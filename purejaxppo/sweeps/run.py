@@ -12,7 +12,7 @@ from rich.console import Console
 
 from purejaxppo.config import RunOptions
 from purejaxppo.errors import CheckpointError, ConfigError, DivergedError
-from purejaxppo.files import is_file, read_json, whole_file, write_json, write_text
+from purejaxppo.files import AnyPath, is_file, read_json, whole_file, write_json, write_text
 from purejaxppo.lock import locked
 from purejaxppo.logger import ProgressDisplay, Terminal, say, whole_rows
 from purejaxppo.run_dir import add_command, changed_versions, create_dir, write_origin
@@ -37,7 +37,7 @@ _OUTPUTS = (METRICS, "results.csv", "table.md", "plots/learning_curves.png")
 def run_sweep(
     sweep: SweepSettings,
     *,
-    out: Path | None = None,
+    out: AnyPath | None = None,
     allow_download: bool = False,
     console: Console | None = None,
     stop: StopRequest | None = None,
@@ -55,6 +55,7 @@ def run_sweep(
       PureJaxPPOError: of the kind that says what went wrong; what had been written stays.
     """
     console = console or Terminal()
+    sweep = sweep.plain()
     sweep.validate()
     with listening(stop) as stop:
         with stop.ending_at_once("no run had begun."):
@@ -73,7 +74,7 @@ def run_sweep(
 
 
 def resume_sweep(
-    directory: Path,
+    directory: AnyPath,
     *,
     options: RunOptions | None = None,
     strict: bool = False,
@@ -93,6 +94,7 @@ def resume_sweep(
       PureJaxPPOError: of the kind that says what went wrong.
     """
     console = console or Terminal()
+    directory = Path(directory)
     sweep, sizes = read_sweep(directory)
     sweep = sweep._replace(options=_other_options(sweep, options or sweep.options))
     with listening(stop) as stop, locked(directory):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from purejaxppo.errors import CheckpointError
-from purejaxppo.files import read_json
+from purejaxppo.files import AnyPath, read_json
 from purejaxppo.stats import interquartile_mean
 from purejaxppo.store import list_steps, survey
 from purejaxppo.sweeps.plan import Plan
@@ -108,10 +108,10 @@ def begun_parts(directory: Path, plan: Plan) -> Iterable[Part]:
             finished.append((part, result))
 
 
-def survey_parts(directory: Path) -> list[dict[str, Any]]:
+def survey_parts(directory: AnyPath) -> list[dict[str, Any]]:
     """`store.survey` of a sweep's parts, as far as they have begun, each checkpoint named with its part."""
     return [
         {**row, "checkpoint": f"{part.name}/{row['checkpoint']}"}
-        for part in sorted(path for path in (directory / "parts").glob("*") if path.is_dir())
+        for part in sorted(path for path in (Path(directory) / "parts").glob("*") if path.is_dir())
         for row in survey(part)
     ]

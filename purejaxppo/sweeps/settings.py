@@ -1,11 +1,12 @@
 """What a sweep was asked for."""
 
+import dataclasses
 import math
 from collections import Counter
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
-from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
+from purejaxppo.config import Hyperparams, RunOptions, TrainConfig, plain, whole
 from purejaxppo.errors import ConfigError
 from purejaxppo.validation import validate_config, validate_hyperparams, validate_options, validate_seed
 
@@ -33,6 +34,21 @@ class SweepSettings(NamedTuple):
     def num_runs(self) -> int:
         """Settings x seeds."""
         return len(self.settings) * len(self.seeds)
+
+    def plain(self) -> "SweepSettings":
+        """The same with Python's own numbers, and the points' values as the fields have them."""
+        settings = tuple((config, hp.plain()) for config, hp in self.settings)
+        points = tuple(self.points)
+        if len(points) == len(settings):  # or else `validate` says so
+            points = tuple(_as_fields(*pair) for pair in zip(points, settings, strict=True))
+        return self._replace(
+            points=points,
+            settings=settings,
+            seeds=tuple(whole(seed) for seed in self.seeds),
+            halving=whole(self.halving),
+            exact=plain(self.exact),
+            target=plain(self.target),
+        )
 
     def validate(self) -> None:
         """Raises ConfigError for what cannot work."""
@@ -93,6 +109,15 @@ class SweepSettings(NamedTuple):
             absent = tuple(name for name, value in vars(hp).items() if value is None)
             groups.setdefault((config, absent), []).append(i)
         return list(groups.values())
+
+
+def _as_fields(point: dict[str, Any], pair: tuple[TrainConfig, Hyperparams]) -> dict[str, Any]:
+    """A point with each value as the record has it of which it is a field."""
+    owner = {name: record for record in pair for name in vars(record)}
+    return {
+        name: getattr(dataclasses.replace(owner[name], **{name: value}), name) if name in owner else value
+        for name, value in point.items()
+    }
 
 
 def _is(value: Any, kind: type) -> bool:

@@ -9,11 +9,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from purejaxppo.config import ALGORITHM_NAMES, Hyperparams
+from purejaxppo.config import Hyperparams
 from purejaxppo.errors import ConfigError
 from purejaxppo.settings import FIELDS, whole_number
 from purejaxppo.sweeps.settings import MAX_RUNS
-from purejaxppo.validation import validate_algorithm, validate_seed, validate_value
+from purejaxppo.validation import validate_seed, validate_value
 
 MAX_POINTS = 1_000_000
 _HYPERPARAMS = tuple(field.name for field in dataclasses.fields(Hyperparams))
@@ -83,8 +83,6 @@ def _value(name: str, word: str) -> Any:
             float | None: "neither a number nor none",
         }
         raise ConfigError(f"{name} = {word!r} is {what.get(kind, 'not a number')}.") from None
-    if name == "algorithm":
-        validate_algorithm(value, ALGORITHM_NAMES)
     validate_value(name, value)
     return value
 

@@ -70,7 +70,6 @@ def test_words_become_values_of_the_fields_type(name, words, values):
         ("num_envs", "64 1.5", "num_envs = '1.5' is not a whole number"),
         ("normalize_reward", "true yes", "normalize_reward = 'yes' is neither true nor false"),
         ("activation", "tahn relu", "Did you mean 'tanh'?"),
-        ("algorithm", "ppo_clip trop", "Did you mean 'trpo'?"),
         ("hidden_sizes", "64,x 32", "hidden_sizes = '64,x' is not a list of whole numbers"),
         ("hidden_sizes", "64,0 32", "width 0"),
         ("hidden_sizes", ",", "','"),

@@ -1,14 +1,18 @@
 """What a sweep may be asked for, and what it refuses: in one line, with the number or the value that is wrong."""
 
 import dataclasses
+import json
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from test_results import sweep_of
 
-from purejaxppo.config import RunOptions
+from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.errors import ConfigError
 from purejaxppo.sweeps import settings as module
-from purejaxppo.sweeps.settings import MAX_RUNS
+from purejaxppo.sweeps.directory import sweep_record
+from purejaxppo.sweeps.settings import MAX_RUNS, SweepSettings
 
 CLIPS = [{"clip_eps": 0.1}, {"clip_eps": 0.2}, {"clip_eps": 0.3}]
 
@@ -69,6 +73,20 @@ def test_settings_of_their_own_sizes_are_allowed():
 @pytest.mark.parametrize("changes", [{"settings": (), "points": ()}, {"seeds": ()}])
 def test_nothing_to_train(changes):
     assert refused(sweep(**changes)) == "a sweep takes at least one setting and one seed."
+
+
+def test_plain_settings_are_what_json_knows():
+    """Whatever numbers a program had in hand; the points' values are those of their settings."""
+    points = [{"clip_eps": np.float64(0.1)}, {"num_envs": 16.0}, {"hidden_sizes": np.array([8])}]
+    pairs = [(TrainConfig(), Hyperparams(clip_eps=np.float64(0.1))), (TrainConfig(num_envs=np.int8(16)), Hyperparams())]
+    pairs.append((TrainConfig(hidden_sizes=np.array([8])), Hyperparams(gamma=jnp.float32(0.5))))
+    axes = ("clip_eps", "num_envs", "hidden_sizes")
+    given = SweepSettings(axes, points, pairs, np.arange(2), RunOptions(), np.int64(2), np.bool_(False), np.float32(4))
+    plain = given.plain()
+    plain.validate()
+    assert json.loads(json.dumps(sweep_record(plain)))["seeds"] == [0, 1]
+    assert plain.points == ({"clip_eps": 0.1}, {"num_envs": 16}, {"hidden_sizes": (8,)})
+    assert (plain.halving, plain.exact, plain.target) == (2, False, 4.0)
 
 
 def test_too_many_runs():

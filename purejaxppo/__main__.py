@@ -1,0 +1,5 @@
+"""`python -m purejaxppo` is the command line."""
+
+from purejaxppo.cli import main
+
+main()

@@ -1,0 +1,113 @@
+"""Results go out or the command says that they did not: on outputs that are full, closed, or read by nobody."""
+
+import json
+import os
+import runpy
+import shlex
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from purejaxppo import cli
+from purejaxppo.checkpoint import snapshot
+from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
+from purejaxppo.run_dir import RunSettings, write_settings
+from purejaxppo.store import save_step
+
+
+@pytest.fixture(autouse=True)
+def run_dir(tmp_path, monkeypatch):
+    """The working directory is empty but for `run`, with one checkpoint of next to nothing."""
+    monkeypatch.chdir(tmp_path)
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    write_settings(run_dir, RunSettings(TrainConfig(), Hyperparams(), 0, RunOptions()))
+    rows = [{"env_steps": i, "episode/return": 1.0} for i in range(2)]
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    save_step(run_dir, 100, snapshot(np.zeros(1)), {"train_return": None})
+    return run_dir
+
+
+def unwritable(kind):
+    """A stream that is full, as on a device, or takes nothing, as where the output was closed."""
+    path, flags = ("/dev/full", os.O_WRONLY) if kind == "full" else (os.devnull, os.O_RDONLY)
+    return open(os.open(path, flags), "w", buffering=1)
+
+
+VERIFY = ["verify", "run"]
+COMMANDS = [VERIFY, [*VERIFY, "--json"], ["plot", "run"], ["plot", "run", "--json"], ["--help"], ["train", "--help"]]
+
+
+@pytest.mark.parametrize("kind", ["full", "closed"])
+@pytest.mark.parametrize("argv", COMMANDS, ids=" ".join)
+def test_a_result_that_cannot_be_printed_ends_with_4(monkeypatch, capfd, argv, kind):
+    """One line says so, and Python has nothing left to complain of at its end."""
+    with unwritable(kind) as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert cli.run(argv) == 4
+        stream.flush()
+    err = capfd.readouterr().err
+    assert err.startswith("purejaxppo: error: cannot write to standard output: ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("argv", COMMANDS, ids=" ".join)
+def test_nobody_reads(monkeypatch, capfd, argv):
+    """As in `purejaxppo verify run | true`: no failure of ours, and nothing to say."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert cli.run(argv) == 0
+        stream.flush()
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("kind", ["full", "closed"])
+@pytest.mark.parametrize("argv", [["verify", "nowhere"], ["verify", "nowhere", "--debug"], ["trian"]], ids=" ".join)
+def test_an_error_that_cannot_be_told_keeps_its_code(monkeypatch, capfd, argv, kind):
+    """And is not told on standard output instead."""
+    with unwritable(kind) as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert cli.run(argv) == (2 if argv == ["trian"] else 4)
+        stream.flush()
+    assert capfd.readouterr().out == ""
+
+
+def started(arguments, redirections):
+    """`python -m purejaxppo arguments` from a shell, with its redirections: (exit code, output, errors)."""
+    line = f"exec {shlex.quote(sys.executable)} -m purejaxppo {arguments} {redirections}"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=100, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_shell_that_closes_the_streams():
+    """A file that is opened does not take the place of one: what C code prints would go into it."""
+    code, out, err = started("verify run", "<&- >&-")
+    assert (code, out) == (4, "")
+    assert err.startswith("purejaxppo: error: cannot write to standard output: Bad file descriptor")
+    assert err.count("\n") == 1
+    assert started("verify nowhere", "2>&-") == (4, "", "")
+
+
+@pytest.mark.filterwarnings("ignore:'purejaxppo.cli' found in sys.modules:RuntimeWarning")
+@pytest.mark.parametrize("module", ["purejaxppo", "purejaxppo.cli"])
+def test_both_modules_are_the_command(monkeypatch, capfd, module):
+    """With `python -m`; the usage names what was started, as there need not be a command of that name."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+
+    def run(*argv):
+        monkeypatch.setattr(sys, "argv", ["-m", *argv])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        return stop.value.code, *capfd.readouterr()
+
+    code, out, _ = run("verify", "--help")
+    assert not code
+    assert f"{os.path.basename(sys.executable)} -m {module} verify" in " ".join(out.split())
+    code, _, err = run("verify", "nowhere")
+    assert code == 4
+    assert "nowhere is not a run directory" in err
