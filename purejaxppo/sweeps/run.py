@@ -175,7 +175,7 @@ def _train(directory: Path, plan: Plan, console: Console, stop: StopRequest, str
                     result = train_part(session, part, partial(_begin, directory, plan, part, before), position)
                 else:
                     steps = plan.groups[part.group].config.batch_size * (part.until - part.since) * len(part.runs)
-                    progress.advance(steps, {"episode/return": None})
+                    progress.skip(steps)
                 if result is None:
                     return _stopped(directory, plan, stop)
                 position = result.metrics_bytes
