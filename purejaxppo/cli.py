@@ -14,11 +14,9 @@ from purejaxppo.errors import ConfigError, EnvError, OutOfMemoryError, PureJaxPP
 from purejaxppo.flags import parse
 from purejaxppo.presets import PRESETS
 from purejaxppo.programs import keep_programs
-from purejaxppo.signals import INTERRUPTED, SIGNALS, end_process
+from purejaxppo.signals import INTERRUPTED, SIGNALS, end_process, interrupted, when_interrupted
 from purejaxppo.threads import cpu_cores, use_all_cores
 from purejaxppo.tuning import one_thread_is_enough
-
-_INTERRUPTED_MESSAGE = "interrupted; what was not saved is lost."
 
 
 def main() -> None:
@@ -33,12 +31,13 @@ def _interrupt(number: int, _: object) -> None:
 
     No exception: one that is raised while an extension module is being loaded ends in a segmentation fault.
     """
-    end_process(f"error: {_INTERRUPTED_MESSAGE}", INTERRUPTED)
+    end_process(f"error: {interrupted()}", INTERRUPTED)
 
 
 def run(argv: Sequence[str]) -> int:
     """Runs one command and returns its exit code. An error becomes one line on standard error."""
     debug = "--debug" in argv
+    when_interrupted()
     if not debug:
         # It says in two long lines that its cache directory cannot be written; the picture comes out all the same.
         logging.getLogger("matplotlib").setLevel(logging.ERROR)
@@ -47,7 +46,7 @@ def run(argv: Sequence[str]) -> int:
     except PureJaxPPOError as error:
         return _fail(str(error), error.exit_code, debug)
     except KeyboardInterrupt:
-        return _fail(_INTERRUPTED_MESSAGE, INTERRUPTED, debug)
+        return _fail(interrupted(), INTERRUPTED, debug)
     except BrokenPipeError:
         # The reader has gone; nothing more can be said to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -31,7 +31,7 @@ from purejaxppo.run_dir import (
 )
 from purejaxppo.session import Run, Start, from_checkpoint, from_the_beginning, train_session
 from purejaxppo.settings import refuse_changes
-from purejaxppo.signals import StopRequest, listening
+from purejaxppo.signals import StopRequest, listening, when_interrupted
 from purejaxppo.spread import devices_for, spread_trainer
 from purejaxppo.store import clean, fault, list_steps
 from purejaxppo.types import RunnerState, VecEnv
@@ -77,6 +77,7 @@ def run_experiment(
             run_dir = create_run_dir(settings, out)
         with locked(run_dir):
             write_inputs(run_dir, settings)
+            when_interrupted(f"`purejaxppo resume {run_dir}` goes on from what was saved.")
             run = Run(run_dir, settings, env, trainer, console, stop, sinks)
             say(console, _headline(settings, run_dir))
             return _finish(run, from_the_beginning(run))
@@ -112,6 +113,7 @@ def resume_experiment(
     refuse_changes(own.record(), settings.record(), f"leave them as they are in {run_dir / 'config.json'}.")
     config = settings.config
     with listening(stop) as stop, locked(run_dir):
+        when_interrupted(f"`purejaxppo resume {run_dir}` goes on from what was saved.")
         summary = _finished_summary(run_dir, config)
         if summary:
             after = f"after {summary['env_steps']:,} env steps; --total-timesteps goes on beyond."

@@ -9,7 +9,7 @@ import numpy as np
 from purejaxppo.errors import CheckpointError
 from purejaxppo.files import read_json
 from purejaxppo.logger import Terminal, read_metrics, say
-from purejaxppo.run_dir import refuse_sweep
+from purejaxppo.run_dir import refuse_others
 from purejaxppo.stats import bootstrap_interval, interquartile_mean
 
 _POINTS = 200
@@ -59,7 +59,7 @@ def _groups(run_dirs: Sequence[Path]) -> dict[str, list[tuple[Path, Curve]]]:
     groups: dict[str, list[tuple[Path, Curve]]] = {}
     curveless: list[NoEpisodeError] = []
     for run_dir in run_dirs:
-        refuse_sweep(run_dir)
+        refuse_others(run_dir)
         config = read_json(run_dir / "config.json")
         if not {"env", "algorithm"} <= config.keys():
             raise CheckpointError(f"{run_dir / 'config.json'} is not a run's configuration.")

@@ -395,6 +395,18 @@ def test_a_config_that_is_no_runs(fails, tmp_path, command, content):
     assert "config.json" in fails(4, *command, ".")
 
 
+OF_A_SWEEP = [["evaluate", "--member", "0"], ["export", "--out", "policy", "--member", "0"], ["extract", "--member", "0"]]
+
+
+@pytest.mark.parametrize("command", NEEDING_A_RUN + OF_A_SWEEP, ids=" ".join)
+def test_a_comparisons_directory_is_called_what_it_is(fails, tmp_path, command):
+    """It has no checkpoints: whatever needs one says so, and what else there is."""
+    (tmp_path / "comparison.json").write_text('{"format_version": 1, "seeds": [0], "runs": []}')
+    message = fails(4, *command, ".")
+    assert "a comparison's directory" in message
+    assert "purejaxppo sweep --algorithm" in message
+
+
 @pytest.mark.parametrize("flag", ["--episodes", "--seed"])
 def test_evaluate_checks_its_numbers(fails, flag):
     assert flag.strip("-") in fails(2, "evaluate", ".", flag, "-1")
@@ -880,5 +892,5 @@ def test_a_signal_outside_training_ends_the_process_at_once(name):
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50, check=False)
     assert ended.returncode == 130
-    assert ended.stderr == "purejaxppo: error: interrupted; what was not saved is lost.\n"
+    assert ended.stderr == "purejaxppo: error: interrupted; nothing had been written yet, so nothing is lost.\n"
     assert ended.stdout == ""

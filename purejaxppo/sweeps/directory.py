@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.errors import CheckpointError, ConfigError
 from purejaxppo.files import is_file, read_json, write_json
-from purejaxppo.run_dir import fields_of
+from purejaxppo.run_dir import fields_of, refuse_comparison
 from purejaxppo.settings import settings_record
 from purejaxppo.sweeps.settings import SweepSettings
 
@@ -68,6 +68,7 @@ def read_sweep(directory: Path) -> tuple[SweepSettings, Sizes]:
     """What a sweep was asked for, and its plan's sizes. Raises CheckpointError if the directory is not a sweep's."""
     path = directory / "sweep.json"
     if not is_file(path):
+        refuse_comparison(directory)
         kind = "a run's directory, not a sweep's" if is_file(directory / "config.json") else "not a sweep's directory"
         raise CheckpointError(f"{directory} is {kind}: it has no sweep.json; `purejaxppo sweep` makes one.")
     content = read_json(path)

@@ -17,7 +17,7 @@ from purejaxppo.lock import locked
 from purejaxppo.logger import ProgressDisplay, Terminal, say, whole_rows
 from purejaxppo.run_dir import add_command, changed_versions, create_dir, write_origin
 from purejaxppo.runs import Runs
-from purejaxppo.signals import StopRequest, listening
+from purejaxppo.signals import StopRequest, listening, when_interrupted
 from purejaxppo.store import clean
 from purejaxppo.sweeps.directory import METRICS, read_sweep, write_sweep
 from purejaxppo.sweeps.metrics import metrics_head
@@ -67,6 +67,7 @@ def run_sweep(
                 with Watch(lambda text: say(console, f"purejaxppo: {text}")):
                     plan.fit()
             write_sweep(directory, sweep, plan.sizes)
+            when_interrupted(f"`purejaxppo resume {directory}` goes on from what was saved.")
             say(console, "\n".join(f"{name:<20} {text}" for name, text in describe_plan(plan_record(plan))))
             say(console, f"{sweep.env}  {directory}")
             return _train(directory, plan, console, stop)
@@ -96,6 +97,7 @@ def resume_sweep(
     sweep, sizes = read_sweep(directory)
     sweep = sweep._replace(options=_other_options(sweep, options or sweep.options))
     with listening(stop) as stop, locked(directory):
+        when_interrupted(f"`purejaxppo resume {directory}` goes on from what was saved.")
         summary = _finished_summary(directory)
         if summary:
             say(console, f"{directory} is finished already.")
