@@ -59,7 +59,7 @@ def _settings(command: Train | Resume) -> RunSettings:
 def _validate_compare(command: Compare) -> None:
     """`compare` sees to the rest."""
     if not 1 <= command.seeds <= _MAX_RUNS:
-        raise ConfigError(f"--seeds {command.seeds}; it takes 1 to {_MAX_RUNS}.")
+        raise ConfigError(f"--seeds {command.seeds} is no number of runs; give one from 1 to {_MAX_RUNS}.")
     validate_seed(command.seed)
     if command.seed + command.seeds > 2**32:
         raise ConfigError(f"--seed {command.seed} --seeds {command.seeds} goes beyond 2**32 - 1; start lower.")

@@ -1,6 +1,5 @@
 """The command line as a process: signals, exit codes, and JAX made ready. Nothing slow is imported before that."""
 
-import importlib
 import logging
 import os
 import signal
@@ -10,8 +9,9 @@ from collections.abc import Sequence
 
 from purejaxppo.actions import ACTIONS, validate
 from purejaxppo.commands import Command, Common, Compare, Doctor, Plot, Resume, ResumeSweep, Sweep, Train, Verify
-from purejaxppo.errors import ConfigError, EnvError, OutOfMemoryError, PureJaxPPOError, is_out_of_memory
+from purejaxppo.errors import ConfigError, OutOfMemoryError, PureJaxPPOError, is_out_of_memory
 from purejaxppo.flags import parse
+from purejaxppo.plugins import import_plugins
 from purejaxppo.presets import PRESETS
 from purejaxppo.programs import keep_programs
 from purejaxppo.signals import INTERRUPTED, SIGNALS, end_process, interrupted, when_interrupted
@@ -111,13 +111,7 @@ def _prepare(common: Common, must_work: bool = True, one_thread: bool = False) -
     except Exception as error:  # not only RuntimeError: an unknown platform is an AssertionError without a word
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ConfigError(_not_available(common.device, reason)) from error
-    if common.plugin:
-        sys.path.append(os.getcwd())  # last, so that nothing there hides an installed module
-    for module in common.plugin:
-        try:
-            importlib.import_module(module)
-        except Exception as error:
-            raise EnvError(f"plugin {module!r} cannot be imported: {type(error).__name__}: {error}") from error
+    import_plugins(common.plugin)
 
 
 def _not_available(device: str, reason: str) -> str:

@@ -91,7 +91,7 @@ def fails(capfd, tmp_path):
         (["train", "--seed"], "--seed"),
         (["train", "--config"], "--config"),
         (["train", "--shared-torso", "yes"], "yes"),
-        (["evaluate"], "PATH"),
+        (["evaluate"], "RUN_DIR"),
         (["plot"], "run directory"),
     ],
 )
@@ -291,9 +291,10 @@ def plugin(tmp_path, monkeypatch):
     return write
 
 
-def test_plugin_that_raises(fails, plugin):
+@pytest.mark.parametrize("name", ["plugin_raises", "./plugin_raises.py"])
+def test_plugin_that_raises(fails, plugin, name):
     plugin("plugin_raises", ["1 / 0"])
-    message = fails(5, "train", "--plugin", "plugin_raises", "--env", "Mine-v0", *BUDGET, *TINY)
+    message = fails(5, "train", "--plugin", name, "--env", "Mine-v0", *BUDGET, *TINY)
     assert "plugin_raises" in message
     assert "ZeroDivisionError" in message
 
@@ -395,7 +396,11 @@ def test_a_config_that_is_no_runs(fails, tmp_path, command, content):
     assert "config.json" in fails(4, *command, ".")
 
 
-OF_A_SWEEP = [["evaluate", "--member", "0"], ["export", "--out", "policy", "--member", "0"], ["extract", "--member", "0"]]
+OF_A_SWEEP = [
+    ["evaluate", "--member", "0"],
+    ["export", "--out", "policy", "--member", "0"],
+    ["extract", "--member", "0"],
+]
 
 
 @pytest.mark.parametrize("command", NEEDING_A_RUN + OF_A_SWEEP, ids=" ".join)

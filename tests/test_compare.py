@@ -212,7 +212,9 @@ def test_an_interruption_names_the_results_that_stay(tmp_path, monkeypatch, capf
     assert f"interrupted; {tmp_path / 'out'} has the results of the algorithms" in capfd.readouterr().err
     monkeypatch.setattr(compare, "Plan", interrupt)
     assert cli.run(argv) == 130
-    assert capfd.readouterr().err == "purejaxppo: error: interrupted; nothing had been written yet, so nothing is lost.\n"
+    assert (
+        capfd.readouterr().err == "purejaxppo: error: interrupted; nothing had been written yet, so nothing is lost.\n"
+    )
 
 
 def test_every_run_diverged(scripted, tmp_path):
@@ -315,7 +317,10 @@ def test_picture_of_no_kl_at_all(tmp_path):
     """A logarithmic axis has no place for it, and says so by a warning."""
     metrics = {name: np.zeros((4, 2)) for name in ("episode/return", "kl", "ratio/effective_sample_size")}
     plot_comparison(
-        [Result("trpo", [0, 1], np.arange(4.0), metrics, np.ones(2), np.zeros(2), 1.0)], "X-v0", None, tmp_path / "a.png"
+        [Result("trpo", [0, 1], np.arange(4.0), metrics, np.ones(2), np.zeros(2), 1.0)],
+        "X-v0",
+        None,
+        tmp_path / "a.png",
     )
 
 
