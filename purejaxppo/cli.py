@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from purejaxppo.actions import ACTIONS, validate
+from purejaxppo.actions import ACTIONS, report_finished, validate
 from purejaxppo.commands import Command, Common, Compare, Doctor, Plot, Resume, ResumeSweep, Sweep, Train, Verify
 from purejaxppo.errors import ConfigError, OutOfMemoryError, PureJaxPPOError, is_out_of_memory
 from purejaxppo.flags import parse
@@ -64,6 +64,8 @@ def _execute(command: Command | ResumeSweep) -> int:
     except ConfigError:
         _refuse_unknown_env(command)
         raise
+    if (code := report_finished(command)) is not None:
+        return code
     if not isinstance(command, Plot | Verify):
         _prepare(command.common, must_work=not isinstance(command, Doctor), one_thread=_one_thread_is_enough(command))
     return ACTIONS[type(command)](command)

@@ -26,7 +26,7 @@ FLOORS = {
     5.2: {"saver"},
     6.0: {"comparison", "settings", "signals", "watch", "machine", "self_check"},
     6.1: {"run_dir", "memory", "words"},
-    6.2: {"host_loop", "plot", "restore"},
+    6.2: {"finished", "host_loop", "plot", "restore"},
     6.3: {"plot_comparison", "stretch"},
     6.4: {"session"},
     7.0: {"experiment", "numpy_policy", "export", "doctor", "sweeps"},
@@ -42,7 +42,7 @@ FLOOR = {module: floor for floor, modules in FLOORS.items() for module in module
 SWEEPS = {
     0: {"settings"},
     1: {"directory", "space", "results", "plan_text", "group"},
-    2: {"metrics", "pictures", "plan"},
+    2: {"finished", "metrics", "pictures", "plan"},
     3: {"schedule"},
     4: {"parts"},
     5: {"run", "members"},

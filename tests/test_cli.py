@@ -682,7 +682,7 @@ def unfinished(trained, tmp_path):
     return "unfinished"
 
 
-def test_resume(unfinished, trained, capfd):
+def test_resume(unfinished, trained, capfd, monkeypatch):
     argv = ["resume", unfinished, "--json"]
     assert cli.run(argv) == 0
     out, err = capfd.readouterr()
@@ -690,6 +690,7 @@ def test_resume(unfinished, trained, capfd):
     for name in ("state_sha256", "evaluation", "train_return", "seed"):
         assert summary[name] == before[name]
     assert "resumed at 96 env steps" in err.splitlines()[0]
+    monkeypatch.setattr(cli, "_prepare", lambda *_, **__: pytest.fail("a finished run needs no JAX"))
     assert cli.run(argv) == 0
     out, err = capfd.readouterr()
     assert json.loads(out) == summary
