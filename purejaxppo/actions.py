@@ -21,6 +21,8 @@ from purejaxppo.commands import (
     Verify,
 )
 from purejaxppo.errors import CheckpointError, ConfigError
+from purejaxppo.files import is_file
+from purejaxppo.lock import locked
 from purejaxppo.presets import PRESETS, target_of
 from purejaxppo.printing import (
     describe_checkpoints,
@@ -33,6 +35,7 @@ from purejaxppo.printing import (
 )
 from purejaxppo.run_dir import RunSettings
 from purejaxppo.signals import STOPPED, stop_process_on_signal
+from purejaxppo.sweeps.directory import read_sweep
 from purejaxppo.sweeps.settings import SweepSettings
 from purejaxppo.validation import validate_config, validate_evaluation, validate_hyperparams, validate_seed
 
@@ -52,6 +55,42 @@ def validate(command: Command | ResumeSweep) -> None:
         _validate_compare(command)
 
 
+def report_finished(command: Command | ResumeSweep) -> int | None:
+    """Reports on what `resume` finds finished, before JAX is loaded; returns the exit code.
+
+    None if there may be something to do, or something else to say than that all went well.
+    """
+    if isinstance(command, Resume):
+        return _report_finished_run(command)
+    return _report_finished_sweep(command) if isinstance(command, ResumeSweep) else None
+
+
+def _report_finished_run(command: Resume) -> int | None:
+    from purejaxppo.finished import already_finished, finished_run
+    from purejaxppo.logger import Terminal, say
+
+    with locked(command.run_dir):
+        summary = finished_run(command.run_dir, command.settings)
+    if summary is None or not is_file(command.run_dir / "plots" / "learning_curve.png"):
+        return None
+    say(Terminal(), already_finished(summary))
+    return _report(summary, command.common)
+
+
+def _report_finished_sweep(command: ResumeSweep) -> int | None:
+    from purejaxppo.logger import Terminal, say
+    from purejaxppo.sweeps.finished import already_finished, finished_sweep
+
+    sweep, _ = read_sweep(command.run_dir)
+    with locked(command.run_dir):
+        summary = finished_sweep(command.run_dir)
+    changed = command.options.eval_episodes != sweep.options.eval_episodes
+    if summary is None or changed or summary["diverged"] == summary["runs"]:
+        return None
+    say(Terminal(), already_finished(summary))
+    return _report_sweep(summary, sweep, command.common)
+
+
 def _settings(command: Train | Resume) -> RunSettings:
     return RunSettings(command.settings, command.hp, command.seed, command.options)
 
@@ -59,7 +98,7 @@ def _settings(command: Train | Resume) -> RunSettings:
 def _validate_compare(command: Compare) -> None:
     """`compare` sees to the rest."""
     if not 1 <= command.seeds <= _MAX_RUNS:
-        raise ConfigError(f"--seeds {command.seeds}; it takes 1 to {_MAX_RUNS}.")
+        raise ConfigError(f"--seeds {command.seeds} is no number of runs; give one from 1 to {_MAX_RUNS}.")
     validate_seed(command.seed)
     if command.seed + command.seeds > 2**32:
         raise ConfigError(f"--seed {command.seed} --seeds {command.seeds} goes beyond 2**32 - 1; start lower.")
@@ -151,7 +190,6 @@ def _sweep(command: Sweep) -> int:
 
 
 def _resume_sweep(command: ResumeSweep) -> int:
-    from purejaxppo.sweeps.directory import read_sweep
     from purejaxppo.sweeps.run import resume_sweep
 
     with stop_process_on_signal() as stop:
@@ -239,7 +277,7 @@ def _extract(command: Extract) -> int:
 def _verify(command: Verify) -> int:
     from purejaxppo.run_dir import read_run_settings
     from purejaxppo.store import survey
-    from purejaxppo.sweeps.directory import is_sweep, read_sweep
+    from purejaxppo.sweeps.directory import is_sweep
     from purejaxppo.sweeps.schedule import survey_parts
 
     if is_sweep(command.run_dir):

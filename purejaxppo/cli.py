@@ -1,7 +1,6 @@
 """The command line as a process: signals, exit codes, and JAX made ready. Nothing slow is imported before that."""
 
 import contextlib
-import importlib
 import logging
 import os
 import signal
@@ -9,19 +8,18 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from purejaxppo.actions import ACTIONS, validate
+from purejaxppo.actions import ACTIONS, report_finished, validate
 from purejaxppo.commands import Command, Common, Compare, Doctor, Plot, Resume, ResumeSweep, Sweep, Train, Verify
-from purejaxppo.errors import ConfigError, EnvError, OutOfMemoryError, PureJaxPPOError, is_out_of_memory
+from purejaxppo.errors import ConfigError, OutOfMemoryError, PureJaxPPOError, is_out_of_memory
 from purejaxppo.flags import parse
 from purejaxppo.machine import PLATFORM_VARIABLES
+from purejaxppo.plugins import import_plugins
 from purejaxppo.presets import PRESETS
 from purejaxppo.printing import drop_unwritten, fill_closed_streams, note, written_through
 from purejaxppo.programs import keep_programs
-from purejaxppo.signals import INTERRUPTED, SIGNALS, end_process
+from purejaxppo.signals import INTERRUPTED, SIGNALS, end_process, interrupted, when_interrupted
 from purejaxppo.threads import cpu_cores, use_all_cores
 from purejaxppo.tuning import one_thread_is_enough
-
-_INTERRUPTED_MESSAGE = "interrupted; what was not saved is lost."
 
 
 def main() -> None:
@@ -37,12 +35,13 @@ def _interrupt(number: int, _: object) -> None:
 
     No exception: one that is raised while an extension module is being loaded ends in a segmentation fault.
     """
-    end_process(f"error: {_INTERRUPTED_MESSAGE}", INTERRUPTED)
+    end_process(f"error: {interrupted()}", INTERRUPTED)
 
 
 def run(argv: Sequence[str]) -> int:
     """Runs one command and returns its exit code. An error becomes one line on standard error."""
     debug = "--debug" in argv
+    when_interrupted()
     if not debug:
         # It says in two long lines that its cache directory cannot be written; the picture comes out all the same.
         logging.getLogger("matplotlib").setLevel(logging.ERROR)
@@ -53,7 +52,7 @@ def run(argv: Sequence[str]) -> int:
     except PureJaxPPOError as error:
         return _fail(str(error), error.exit_code, debug)
     except KeyboardInterrupt:
-        return _fail(_INTERRUPTED_MESSAGE, INTERRUPTED, debug)
+        return _fail(interrupted(), INTERRUPTED, debug)
     except BrokenPipeError:  # the reader has gone; nothing more can be said to it
         return 0
     except Exception as error:
@@ -71,6 +70,8 @@ def _execute(command: Command | ResumeSweep) -> int:
     except ConfigError:
         _refuse_unknown_env(command)
         raise
+    if (code := report_finished(command)) is not None:
+        return code
     if not isinstance(command, Plot | Verify):
         _prepare(command.common, must_work=not isinstance(command, Doctor), one_thread=_one_thread_is_enough(command))
     return ACTIONS[type(command)](command)
@@ -119,13 +120,7 @@ def _prepare(common: Common, must_work: bool = True, one_thread: bool = False) -
     except Exception as error:  # not only RuntimeError: an unknown platform is an AssertionError without a word
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ConfigError(_not_available(common.device, reason)) from error
-    if common.plugin:
-        sys.path.append(os.getcwd())  # last, so that nothing there hides an installed module
-    for module in common.plugin:
-        try:
-            importlib.import_module(module)
-        except Exception as error:
-            raise EnvError(f"plugin {module!r} cannot be imported: {type(error).__name__}: {error}") from error
+    import_plugins(common.plugin)
 
 
 def _not_available(device: str, reason: str) -> str:

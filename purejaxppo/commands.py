@@ -19,8 +19,8 @@ class Common:
     device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
     """Where to run; auto takes an accelerator if JAX sees one."""
     plugin: tuple[str, ...] = ()
-    """Python modules to import first, which register environments with gymnax.register, or update rules in
-    purejaxppo.algorithms.ALGORITHMS."""
+    """Python modules to import first, by name or as a path/to/file.py, which register environments with
+    gymnax.register, or update rules in purejaxppo.algorithms.ALGORITHMS."""
     allow_download: bool = False
     """Let an environment fetch its data set from the network."""
     json: bool = False

@@ -27,6 +27,7 @@ from purejaxppo.logger import ProgressDisplay, Terminal, say
 from purejaxppo.plot_comparison import plot_comparison
 from purejaxppo.run_dir import create_dir, write_origin
 from purejaxppo.settings import settings_record
+from purejaxppo.signals import when_interrupted
 from purejaxppo.sweeps.group import Group
 from purejaxppo.sweeps.parts import first_state, mean_ended
 from purejaxppo.sweeps.plan import Plan
@@ -70,6 +71,7 @@ def compare(
     write_origin(out)
     record = [settings_record(config, hp) for config, hp in runs]
     write_json(out / "comparison.json", {"format_version": 1, "seeds": list(seeds), "runs": record})
+    when_interrupted(f"{out} has the results of the algorithms that had finished; compare anew with another --out.")
     say(console, _headline(runs, seeds, out))
 
     results: list[Result] = []
@@ -121,7 +123,9 @@ def _train_all(plan: Plan, group: Group, console: Console) -> Result:
         runs, timing = advance_in_chunks(loop, lambda: first_state(plan, part), hooks)
     returns = group.evaluate(all_seeds, runs)[: len(seeds)]  # NaN where a run diverged
     env_steps = np.arange(1, config.num_updates + 1) * config.batch_size
-    return Result(config.algorithm, seeds, env_steps, curves.collected(), returns, timing.env_steps_per_second)
+    diverged_at = np.asarray(runs.diverged)[: len(seeds)]
+    speed = timing.env_steps_per_second
+    return Result(config.algorithm, seeds, env_steps, curves.collected(), returns, diverged_at, speed)
 
 
 class _Curves:

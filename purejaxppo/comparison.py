@@ -12,7 +12,7 @@ _WINDOW = 0.02  # of a run's updates, but at least
 _UPDATES = 5
 _EPISODES = 5  # that have to have ended in it
 _BLOCK = 1000  # rows whose intervals are found together
-RESULT_COLUMNS = ("algorithm", "seed", "evaluation_return", "diverged", "steps_to_target")
+RESULT_COLUMNS = ("algorithm", "seed", "evaluation_return", "diverged_at", "steps_to_target")
 
 
 class Result(NamedTuple):
@@ -23,6 +23,7 @@ class Result(NamedTuple):
     env_steps: np.ndarray  # [U]
     metrics: dict[str, np.ndarray]  # each [U, R]
     returns: np.ndarray  # [R], of the final evaluation; NaN where the run diverged
+    diverged_at: np.ndarray  # [R], update, from 1, in which a number became non-finite; 0 for never
     env_steps_per_second: float  # all runs together, without compilation and the first of several chunks
 
 
@@ -183,6 +184,6 @@ def result_rows(result: Result, target: float | None) -> Iterator[dict[str, Any]
             "algorithm": result.algorithm,
             "seed": seed,
             "evaluation_return": None if math.isnan(value) else value,
-            "diverged": math.isnan(value),
+            "diverged_at": int(result.diverged_at[r]),
             "steps_to_target": None if steps is None or math.isinf(steps[r]) else int(steps[r]),
         }

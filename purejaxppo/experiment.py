@@ -11,9 +11,10 @@ from rich.console import Console
 from purejaxppo.checkpoint import state_sha256
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig, whole
 from purejaxppo.envs import from_gymnax
-from purejaxppo.errors import CheckpointError, ConfigError, OutOfMemoryError, is_out_of_memory
+from purejaxppo.errors import ConfigError, OutOfMemoryError, is_out_of_memory
 from purejaxppo.evaluate import evaluate_runner, evaluation_key, summarize
-from purejaxppo.files import AnyPath, read_json, write_json
+from purejaxppo.files import AnyPath, write_json
+from purejaxppo.finished import already_finished, finished_run
 from purejaxppo.host_loop import Timing
 from purejaxppo.lock import locked
 from purejaxppo.logger import Sink, Terminal, mean_return, read_metrics, say
@@ -31,9 +32,9 @@ from purejaxppo.run_dir import (
 )
 from purejaxppo.session import Run, Start, from_checkpoint, from_the_beginning, train_session
 from purejaxppo.settings import refuse_changes
-from purejaxppo.signals import StopRequest, listening
+from purejaxppo.signals import StopRequest, listening, when_interrupted
 from purejaxppo.spread import devices_for, spread_trainer
-from purejaxppo.store import clean, fault, list_steps
+from purejaxppo.store import clean
 from purejaxppo.types import RunnerState, VecEnv
 from purejaxppo.validation import validate_evaluation
 
@@ -77,6 +78,7 @@ def run_experiment(
             run_dir = create_run_dir(settings, out)
         with locked(run_dir):
             write_inputs(run_dir, settings)
+            when_interrupted(f"`purejaxppo resume {run_dir}` goes on from what was saved.")
             run = Run(run_dir, settings, env, trainer, console, stop, sinks)
             say(console, _headline(settings, run_dir))
             return _finish(run, from_the_beginning(run))
@@ -113,10 +115,10 @@ def resume_experiment(
     refuse_changes(own.record(), settings.record(), f"leave them as they are in {run_dir / 'config.json'}.")
     config = settings.config
     with listening(stop) as stop, locked(run_dir):
-        summary = _finished_summary(run_dir, config)
+        when_interrupted(f"`purejaxppo resume {run_dir}` goes on from what was saved.")
+        summary = finished_run(run_dir, config)
         if summary:
-            after = f"after {summary['env_steps']:,} env steps; --total-timesteps goes on beyond."
-            say(console, f"{run_dir} is finished already, {after}")
+            say(console, already_finished(summary))
             _draw(run_dir)
             return summary
         clean(run_dir)
@@ -131,17 +133,6 @@ def resume_experiment(
         add_command(run_dir)
         say(console, f"{_headline(settings, run_dir)}  resumed at {start.updates * config.batch_size:,} env steps")
         return _finish(run, start)
-
-
-def _finished_summary(run_dir: Path, config: TrainConfig) -> dict[str, Any] | None:
-    """The summary of a run that has done what `config` asks for, and whose final state is there and sound."""
-    try:
-        summary = read_json(run_dir / "summary.json")
-    except CheckpointError:  # missing, or not to be read: it will be written again
-        return None
-    done = summary.get("exit_reason") == "finished" and summary.get("env_steps") == config.env_steps
-    done = done and any(step.env_steps == config.env_steps and fault(step.path) is None for step in list_steps(run_dir))
-    return {**summary, "run_dir": str(run_dir)} if done else None
 
 
 def _check_budget(run: Run, start: Start) -> None:

@@ -19,6 +19,7 @@ from purejaxppo.machine import installed_versions, pip_install
 from purejaxppo.networks import make_network
 from purejaxppo.restore import SavedRun
 from purejaxppo.run_dir import create_dir
+from purejaxppo.signals import when_interrupted
 from purejaxppo.types import Box, Discrete
 from purejaxppo.wrappers import NORMALIZER_CLIP, NORMALIZER_EPSILON, action_bound, observation_stats, standardize_by
 
@@ -54,6 +55,7 @@ def export_saved(run: SavedRun, out: AnyPath) -> dict[str, Any]:
     program = _serialize(greedy_policy(run), run.env.observation_space.shape)
 
     create_dir(out, out.name)
+    when_interrupted(f"{out} is whole if it has a policy.json.")
     write_bytes(out / "policy.stablehlo", program)
     write_bytes(out / "weights.safetensors", packed)
     write_text(out / "numpy_policy.py", Path(__file__).with_name("numpy_policy.py").read_text(encoding="utf-8"))

@@ -4,15 +4,13 @@ import argparse
 import contextlib
 import dataclasses
 import io
-import re
 from pathlib import Path
 from typing import Any
 
 import tyro
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from purejaxppo.commands import COMMANDS, Command, Compare, Resume, ResumeSweep, Sweep, Train
-from purejaxppo.config import EnvParams, RunOptions, TrainConfig
+from purejaxppo.config import RunOptions, TrainConfig
 from purejaxppo.errors import ConfigError
 from purejaxppo.files import is_file
 from purejaxppo.run_dir import program_name, read_run_settings
@@ -26,12 +24,13 @@ from purejaxppo.settings import (
     refuse_foreign_in_file,
     resolve,
     settings_record,
-    whole_number,
     without_foreign,
 )
 from purejaxppo.sweep_flags import split_settings, sweep_settings
 from purejaxppo.sweeps.directory import is_sweep, read_sweep
+from purejaxppo.usage import refused_arguments, unknown_arguments
 from purejaxppo.validation import suggestion
+from purejaxppo.words import value_rules
 
 
 def parse(argv: list[str]) -> Command | ResumeSweep:
@@ -71,19 +70,21 @@ def _program() -> str:
     return name if " -m purejaxppo" in name else "purejaxppo"
 
 
-def _tyro(kind: Any, args: list[str], **options: Any) -> Any:
-    """tyro's result, with its boxed error messages flattened to one line."""
+def _tyro(kind: Any, args: list[str], *, prog: str, **options: Any) -> Any:
+    """tyro's result; what it refuses, or does not know, is a ConfigError of one sentence."""
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
-            return tyro.cli(kind, args=args, registry=_registry(), **options)
+            command, unknown = tyro.cli(
+                kind, args=args, prog=prog, registry=value_rules(), return_unknown_args=True, **options
+            )
     except SystemExit as stop:
         if not stop.code:
             raise
-        lines = re.sub(r"\x1b\[[0-9;]*m", "", errors.getvalue()).splitlines()
-        text = " ".join(line.strip("│─╰╯ ") for line in lines if not line.startswith("╭"))
-        text = re.sub(r"Argument helptext:.*For full helptext", "For full helptext", text)
-        raise ConfigError(" ".join(text.split())) from stop
+        raise ConfigError(refused_arguments(prog, kind, stop, errors.getvalue())) from stop
+    if unknown:
+        raise ConfigError(unknown_arguments(prog, kind, args, unknown))
+    return command
 
 
 def _train_default(args: list[str]) -> Train:
@@ -100,7 +101,7 @@ def _resume_default(args: list[str]) -> Resume:
     """The run's own settings, once its directory is found among the arguments."""
     run_dir = next((path for path in map(Path, args) if is_file(path / "config.json")), None)
     if run_dir is None:
-        return Resume(Path(), *resolve(None, {}))
+        return Resume(tyro.MISSING, *resolve(None, {}))
     config, hp, seed, options = read_run_settings(run_dir)
     return Resume(run_dir, config, hp, options, seed=seed)
 
@@ -181,46 +182,3 @@ def _given(args: list[str]) -> list[str]:
     """The settings that stand as flags among the arguments, --no-x counting as x."""
     words = [arg[2:].split("=")[0].replace("-", "_") for arg in args if arg.startswith("--")]
     return [name for name in (word if word in FIELDS else word.removeprefix("no_") for word in words) if name in FIELDS]
-
-
-def _registry() -> ConstructorRegistry:
-    """Whole numbers may be written 1e6, and environment parameters name=value."""
-    registry = ConstructorRegistry()
-
-    @registry.primitive_rule
-    def whole(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
-        if info.type is not int:
-            return None
-        return PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="INT",
-            instance_from_str=lambda args: whole_number(args[0]),
-            is_instance=lambda x: isinstance(x, int) and not isinstance(x, bool),
-            str_from_instance=lambda x: [str(x)],
-        )
-
-    @registry.primitive_rule
-    def pairs(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
-        if info.type != EnvParams:
-            return None
-        return PrimitiveConstructorSpec(
-            nargs="*",
-            metavar="[NAME=VALUE ...]",
-            instance_from_str=lambda args: tuple(_pair(arg) for arg in args),
-            is_instance=lambda x: isinstance(x, tuple),
-            str_from_instance=lambda x: [f"{name}={value}" for name, value in x],
-        )
-
-    return registry
-
-
-def _pair(text: str) -> tuple[str, float]:
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise ValueError(f"{text!r} is not of the form name=value")
-    words = {"true": True, "false": False}
-    if value.lower() in words:
-        return name, words[value.lower()]
-    with contextlib.suppress(ValueError):
-        return name, int(value)
-    return name, float(value)

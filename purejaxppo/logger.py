@@ -204,7 +204,7 @@ class ProgressDisplay:
         self._total = total_env_steps
         self._start = self._shown = time.monotonic()
         self._return = math.nan
-        self._steps = done_env_steps
+        self._steps = self._last_shown = done_env_steps
         self._bar: Progress | None = None
         if console.is_terminal:
             self._bar = Progress(
@@ -227,18 +227,26 @@ class ProgressDisplay:
             self._show(now)
 
     def advance(self, env_steps: int, row: Row) -> None:
-        """So many more than before."""
+        """Takes the row of an update that made so many env steps more."""
         self(self._steps + env_steps, row)
 
+    def skip(self, env_steps: int) -> None:
+        """Counts env steps that an earlier process made: they are done, and say nothing of the speed."""
+        self._steps += env_steps
+        self._before += env_steps
+
     def _show(self, now: float) -> None:
+        """Shows where training is, unless nothing has been trained since it was shown, or at all."""
+        if self._steps <= self._before or self._steps == self._last_shown:
+            return
+        self._last_shown = self._steps
         speed = (self._steps - self._before) / max(now - self._start, 1e-9)
         known = "no finished episode" if math.isnan(self._return) else f"return {self._return:.4g}"
         text = f"{self._steps:,} / {self._total:,} env steps  {speed:,.0f} steps/s  {known}"
         if self._bar:
             self._bar.update(self._task, completed=self._steps, description=text)
         else:
-            remaining = (self._total - self._steps) / speed if speed else math.nan
-            say(self._console, f"{text}  ETA {remaining:.0f} s")
+            say(self._console, f"{text}  ETA {(self._total - self._steps) / speed:.0f} s")
 
     def start_clock(self) -> None:
         """Training starts now, or goes on; what came before was compilation."""
@@ -253,7 +261,6 @@ class ProgressDisplay:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._steps > self._before:
-            self._show(time.monotonic())
+        self._show(time.monotonic())
         if self._bar:
             self._bar.stop()

@@ -10,7 +10,7 @@ import numpy as np
 from purejaxppo.errors import CheckpointError
 from purejaxppo.files import AnyPath, read_json
 from purejaxppo.logger import Terminal, read_metrics, say
-from purejaxppo.run_dir import refuse_sweep
+from purejaxppo.run_dir import refuse_others
 from purejaxppo.stats import bootstrap_interval, interquartile_mean
 
 _POINTS = 200
@@ -63,7 +63,7 @@ def _groups(run_dirs: Sequence[Path]) -> dict[str, list[tuple[Path, Curve]]]:
     groups: dict[str, list[tuple[Path, Curve]]] = {}
     curveless: list[NoEpisodeError] = []
     for run_dir in run_dirs:
-        refuse_sweep(run_dir)
+        refuse_others(run_dir)
         config = read_json(run_dir / "config.json")
         if not {"env", "algorithm"} <= config.keys():
             raise CheckpointError(f"{run_dir / 'config.json'} is not a run's configuration.")
@@ -138,9 +138,21 @@ def draw_runs(axes: Any, env_steps: np.ndarray, values: np.ndarray, colour: str,
         return
     grid, curves = brought
     if len(curves) > 1:
-        low, high = bootstrap_interval(curves.T, draws=_DRAWS)
-        axes.fill_between(grid, low, high, color=colour, alpha=0.2, linewidth=0)
-    axes.plot(grid, interquartile_mean(curves.T), color=colour, label=label)
+        draw_band(axes, grid, *bootstrap_interval(curves.T, draws=_DRAWS), colour)
+    draw_curve(axes, grid, interquartile_mean(curves.T), color=colour, label=label)
+
+
+def draw_curve(axes: Any, x: np.ndarray, y: np.ndarray, **style: Any) -> None:
+    """Draws a line through points [n]; a single point, of which no line would be seen, becomes a dot."""
+    axes.plot(x, y, marker="o" if len(x) == 1 else None, **style)
+
+
+def draw_band(axes: Any, x: np.ndarray, low: np.ndarray, high: np.ndarray, colour: str) -> None:
+    """Shades what lies between two curves [n]; at a single point it becomes a vertical line."""
+    if len(x) == 1:
+        axes.vlines(x, low, high, color=colour, alpha=0.4, linewidth=3)
+    else:
+        axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
 
 
 def bring_together(env_steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
@@ -160,7 +172,7 @@ def bring_together(env_steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarra
 def _draw_run(axes: Any, curve: Curve, run_dir: Path, colour: str, label: str) -> None:
     steps, returns = curve
     axes.plot(steps, returns, color=colour, alpha=0.3, linewidth=0.8)
-    axes.plot(steps, smooth(returns), color=colour, label=label)
+    draw_curve(axes, steps, smooth(returns), color=colour, label=label)
     summary = run_dir / "summary.json"
     result = read_json(summary) if summary.is_file() else {}
     evaluation = result.get("evaluation")
@@ -178,5 +190,5 @@ def _draw_run(axes: Any, curve: Curve, run_dir: Path, colour: str, label: str) -
 
 def _draw_group(axes: Any, curves: Sequence[Curve], colour: str, label: str) -> None:
     grid, returns = group_curves(curves)
-    axes.fill_between(grid, returns.min(axis=0), returns.max(axis=0), color=colour, alpha=0.2, linewidth=0)
-    axes.plot(grid, returns.mean(axis=0), color=colour, label=label)
+    draw_band(axes, grid, returns.min(axis=0), returns.max(axis=0), colour)
+    draw_curve(axes, grid, returns.mean(axis=0), color=colour, label=label)

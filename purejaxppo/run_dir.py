@@ -177,12 +177,23 @@ def _versions() -> dict[str, Any]:
     }
 
 
-def refuse_sweep(directory: Path) -> None:
-    """Raises CheckpointError for a sweep's directory, where a run's is expected."""
+def refuse_others(directory: Path) -> None:
+    """Raises CheckpointError for a sweep's or a comparison's directory, where a run's is expected."""
+    refuse_comparison(directory)
     if is_file(directory / "sweep.json"):
         raise CheckpointError(
             f"{directory} is a sweep's directory, not a run's: `purejaxppo extract {directory} --member best "
             f"--out NEW` makes a run of one member; evaluate and export take --member."
+        )
+
+
+def refuse_comparison(directory: Path) -> None:
+    """Raises CheckpointError for a directory that `purejaxppo compare` made, which holds results only."""
+    if is_file(directory / "comparison.json"):
+        raise CheckpointError(
+            f"{directory} is a comparison's directory: it holds tables and curves, and no checkpoint to go on from or "
+            f"to look at. `purejaxppo compare` again with another --out, or `purejaxppo sweep --algorithm A B`, which "
+            f"keeps checkpoints."
         )
 
 
@@ -193,7 +204,7 @@ def read_run_settings(run_dir: AnyPath) -> RunSettings:
     """
     run_dir = Path(run_dir)
     path = run_dir / "config.json"
-    refuse_sweep(run_dir)
+    refuse_others(run_dir)
     if not is_file(path):
         _check_free(run_dir)  # one that has begun in this moment
         raise CheckpointError(f"{run_dir} is not a run directory: it has no config.json.")

@@ -12,6 +12,19 @@ STOPPED = 75
 INTERRUPTED = 130
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
+_NOTHING = "nothing had been written yet, so nothing is lost."
+_what_stays = [_NOTHING]
+
+
+def when_interrupted(what_stays: str = _NOTHING) -> None:
+    """Sets what `interrupted` says from now on, in half a sentence: what stays on the disk, and what to do with it."""
+    _what_stays[:] = [what_stays]
+
+
+def interrupted(again: bool = False) -> str:
+    """Returns what the command line says when a signal ends it at once, at any moment from its start to its end."""
+    return f"interrupted{' again' * again}; {_what_stays[0]}"
+
 
 class StopRequest:
     """Names the signal that asked to stop, if one did. Ctrl-C after that aborts at once, with KeyboardInterrupt."""
@@ -56,7 +69,7 @@ class _ProcessStopRequest(StopRequest):
     """
 
     def _abort(self) -> NoReturn:
-        end_process("interrupted again; what was not saved is lost.", INTERRUPTED)
+        end_process(interrupted(again=True), INTERRUPTED)
 
     def _end(self, farewell: str) -> NoReturn:
         end_process(f"stopped by {self.name}: {farewell}", STOPPED)

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import math
 import numbers
+import re
 from collections.abc import Iterable
 from typing import Any, Literal, get_args, get_origin
 
@@ -14,6 +15,7 @@ from purejaxppo.config import (
     TrainConfig,
 )
 from purejaxppo.errors import ConfigError
+from purejaxppo.synonyms import note_on, our_name
 
 _MAX_WIDTH = 65_536
 _FLOAT32_MAX = 3.4e38
@@ -43,10 +45,31 @@ _MAY_BE_NONE = tuple(name for name, kind in _KINDS.items() if kind == float | No
 _CHOICES = {name: get_args(kind) for name, kind in _KINDS.items() if get_origin(kind) is Literal}
 
 
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """Returns the known word that is meant: what we call it if it is another trainer's, or else the most similar."""
+    by_folded = {name.casefold(): name for name in reversed(list(known))}
+    ours = our_name(word)
+    if ours in by_folded:
+        return by_folded[ours]
+    similar = difflib.get_close_matches(word.casefold(), by_folded, n=1, cutoff=0.5)
+    return by_folded[similar[0]] if similar else None
+
+
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """`did you mean ...?` for the closest of the known words, or the empty string."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    """Returns ` Did you mean ...?` for the known word that is meant, or the empty string."""
+    known = list(known)
+    if "," in word and set(apart(word).split()) <= set(known):
+        return f" Write them apart: {apart(word)}."
+    close = closest(word, known)
+    if close is None:
+        return ""
+    note = f" ({note_on(word)})" if note_on(word) else ""
+    return f" Did you mean {close!r}{note}?"
+
+
+def apart(words: str) -> str:
+    """Returns words with commas between them, maybe in brackets, as the command line takes them: with blanks."""
+    return " ".join(re.findall(r"[^\s,\[\](){}]+", words))
 
 
 def validate_algorithm(name: str, known: Iterable[str]) -> None:

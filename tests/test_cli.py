@@ -92,7 +92,7 @@ def fails(capfd, tmp_path):
         (["train", "--seed"], "--seed"),
         (["train", "--config"], "--config"),
         (["train", "--shared-torso", "yes"], "yes"),
-        (["evaluate"], "PATH"),
+        (["evaluate"], "RUN_DIR"),
         (["plot"], "run directory"),
     ],
 )
@@ -292,9 +292,10 @@ def plugin(tmp_path, monkeypatch):
     return write
 
 
-def test_plugin_that_raises(fails, plugin):
+@pytest.mark.parametrize("name", ["plugin_raises", "./plugin_raises.py"])
+def test_plugin_that_raises(fails, plugin, name):
     plugin("plugin_raises", ["1 / 0"])
-    message = fails(5, "train", "--plugin", "plugin_raises", "--env", "Mine-v0", *BUDGET, *TINY)
+    message = fails(5, "train", "--plugin", name, "--env", "Mine-v0", *BUDGET, *TINY)
     assert "plugin_raises" in message
     assert "ZeroDivisionError" in message
 
@@ -464,6 +465,22 @@ def test_a_config_that_is_no_runs(fails, tmp_path, command, content):
     (tmp_path / "config.json").write_text(content)
     (tmp_path / "metrics.jsonl").write_text('{"update": 1, "env_steps": 1, "episode/return": 1.0}\n')
     assert "config.json" in fails(4, *command, ".")
+
+
+OF_A_SWEEP = [
+    ["evaluate", "--member", "0"],
+    ["export", "--out", "policy", "--member", "0"],
+    ["extract", "--member", "0"],
+]
+
+
+@pytest.mark.parametrize("command", NEEDING_A_RUN + OF_A_SWEEP, ids=" ".join)
+def test_a_comparisons_directory_is_called_what_it_is(fails, tmp_path, command):
+    """It has no checkpoints: whatever needs one says so, and what else there is."""
+    (tmp_path / "comparison.json").write_text('{"format_version": 1, "seeds": [0], "runs": []}')
+    message = fails(4, *command, ".")
+    assert "a comparison's directory" in message
+    assert "purejaxppo sweep --algorithm" in message
 
 
 @pytest.mark.parametrize("flag", ["--episodes", "--seed"])
@@ -747,7 +764,7 @@ def test_a_run_whose_result_cannot_be_printed_is_finished(unfinished, monkeypatc
     assert "finished already" in capfd.readouterr().err
 
 
-def test_resume(unfinished, trained, capfd):
+def test_resume(unfinished, trained, capfd, monkeypatch):
     argv = ["resume", unfinished, "--json"]
     assert cli.run(argv) == 0
     out, err = capfd.readouterr()
@@ -755,6 +772,7 @@ def test_resume(unfinished, trained, capfd):
     for name in ("state_sha256", "evaluation", "train_return", "seed"):
         assert summary[name] == before[name]
     assert "resumed at 96 env steps" in err.splitlines()[0]
+    monkeypatch.setattr(cli, "_prepare", lambda *_, **__: pytest.fail("a finished run needs no JAX"))
     assert cli.run(argv) == 0
     out, err = capfd.readouterr()
     assert json.loads(out) == summary
@@ -962,5 +980,5 @@ def test_a_signal_outside_training_ends_the_process_at_once(name):
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50, check=False)
     assert ended.returncode == 130
-    assert ended.stderr == "purejaxppo: error: interrupted; what was not saved is lost.\n"
+    assert ended.stderr == "purejaxppo: error: interrupted; nothing had been written yet, so nothing is lost.\n"
     assert ended.stdout == ""

@@ -120,7 +120,7 @@ def test_seeds_are_different_runs(compared):
 def test_summary_is_that_of_the_results(compared):
     out, summary, _ = compared
     results = rows_of(out / "results.csv")
-    assert {row["diverged"] for row in results} == {"False"}
+    assert {row["diverged_at"] for row in results} == {"0"}
     for row in summary["algorithms"]:
         returns = [float(result["evaluation_return"]) for result in results if result["algorithm"] == row["algorithm"]]
         assert (row["runs"], row["diverged"]) == (2, 0)
@@ -138,7 +138,7 @@ def test_diverged_runs_are_counted_and_left_out(tmp_path):
     assert (row["runs"], row["diverged"]) == (2, 2)
     assert row["return_iqm"] is row["return_low"] is row["return_high"] is None
     results = rows_of(tmp_path / "out" / "results.csv")
-    assert [(row["diverged"], row["evaluation_return"]) for row in results] == 2 * [("True", "")]
+    assert [(row["diverged_at"], row["evaluation_return"]) for row in results] == 2 * [("1", "")]
     assert "2 (2 diverged) | - | -" in (tmp_path / "out" / "table.md").read_text()
 
 
@@ -151,7 +151,8 @@ def result_of(config, seeds, returns):
     curves = updates[:, None] * np.arange(1.0, len(seeds) + 1)
     metrics = dict.fromkeys(("episode/return", "kl", "ratio/effective_sample_size", "loss/policy"), curves)
     metrics["episode/count"] = np.ones_like(curves)
-    return Result(config.algorithm, seeds, 32 * updates.astype(int), metrics, np.array(returns), 1234.56)
+    diverged_at = np.isnan(returns) * 7
+    return Result(config.algorithm, seeds, 32 * updates.astype(int), metrics, np.array(returns), diverged_at, 1234.56)
 
 
 @pytest.fixture
@@ -193,9 +194,27 @@ def test_a_diverged_run_among_others(scripted, tmp_path):
     # The mean of five updates reaches 20 at update 22 of x (never), 9 of 3 x and 7 of 4 x; 2 x diverged.
     assert (row["steps_to_target"], row["runs_at_target"]) == (9 * 32, 2)
     assert [r["steps_to_target"] for r in rows_of(tmp_path / "a" / "results.csv")] == ["", "", "288", "224"]
+    assert [r["diverged_at"] for r in rows_of(tmp_path / "a" / "results.csv")] == ["0", "7", "0", "0"]
     scripted(math.nan, 3.0)
     row = run([settings("ppo_clip")], [0, 1], tmp_path / "b")["algorithms"][0]
     assert (row["diverged"], row["return_iqm"], row["return_low"]) == (1, None, None)
+
+
+def test_an_interruption_names_the_results_that_stay(tmp_path, monkeypatch, capfd):
+    """Before there is a directory nothing is lost; afterwards it is told which one has them."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    argv = ["compare", "--num-envs", "4", "--num-steps", "8", "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(compare, "_train_all", interrupt)
+    assert cli.run(argv) == 130
+    assert f"interrupted; {tmp_path / 'out'} has the results of the algorithms" in capfd.readouterr().err
+    monkeypatch.setattr(compare, "Plan", interrupt)
+    assert cli.run(argv) == 130
+    assert (
+        capfd.readouterr().err == "purejaxppo: error: interrupted; nothing had been written yet, so nothing is lost.\n"
+    )
 
 
 def test_every_run_diverged(scripted, tmp_path):
@@ -288,8 +307,8 @@ def test_picture_of_runs_in_which_nothing_ended(tmp_path):
     some = {"episode/return": np.ones((4, 2)), "kl": np.ones((4, 2)), "ratio/effective_sample_size": np.ones((4, 2))}
     none = {**some, "episode/return": nothing, "kl": nothing}
     own = {"episode/return": np.ones((4, 2))}  # an update rule of one's own may report nothing else
-    results = [Result(str(i), [0, 1], steps, m, np.ones(2), 1.0) for i, m in enumerate((none, some, own))]
-    results.append(Result("diverged", [0, 1], steps, some, np.full(2, math.nan), 1.0))
+    results = [Result(str(i), [0, 1], steps, m, np.ones(2), np.zeros(2), 1.0) for i, m in enumerate((none, some, own))]
+    results.append(Result("diverged", [0, 1], steps, some, np.full(2, math.nan), np.ones(2), 1.0))
     out = plot_comparison(results, "X-v0", 1.0, tmp_path / "a.png")
     assert out.read_bytes()[:4] == b"\x89PNG"
 
@@ -298,7 +317,10 @@ def test_picture_of_no_kl_at_all(tmp_path):
     """A logarithmic axis has no place for it, and says so by a warning."""
     metrics = {name: np.zeros((4, 2)) for name in ("episode/return", "kl", "ratio/effective_sample_size")}
     plot_comparison(
-        [Result("trpo", [0, 1], np.arange(4.0), metrics, np.ones(2), 1.0)], "X-v0", None, tmp_path / "a.png"
+        [Result("trpo", [0, 1], np.arange(4.0), metrics, np.ones(2), np.zeros(2), 1.0)],
+        "X-v0",
+        None,
+        tmp_path / "a.png",
     )
 
 

@@ -237,8 +237,35 @@ def test_plain_lines_elsewhere_than_on_a_terminal(clock):
         "compiling",
         "250,000 / 1,000,000 env steps  50,000 steps/s  return 12.5  ETA 15 s",
         "500,000 / 1,000,000 env steps  50,000 steps/s  return 12.5  ETA 10 s",
-        "500,000 / 1,000,000 env steps  50,000 steps/s  return 12.5  ETA 10 s",
     ]
+
+
+def test_the_last_line_is_there_once(clock):
+    """Whether or not it had just been shown when training ended."""
+    for seconds in (2, 7):
+        out = console(False)
+        with ProgressDisplay(out, 100) as progress:
+            progress.start_clock()
+            clock.now += seconds
+            progress(100, {"episode/return": 1.0})
+            clock.now += 60  # the evaluation
+        assert [line[:9] for line in out.file.getvalue().splitlines()] == ["compiling", "100 / 100"]
+
+
+def test_nothing_is_said_of_a_speed_before_there_is_one(clock):
+    """A sweep that goes on: what an earlier process trained is counted, after a long compilation."""
+    out = console(False)
+    with ProgressDisplay(out, 1000) as progress:
+        clock.now += 60
+        progress.skip(0)
+        progress.skip(600)
+        progress.advance(0, {"episode/return": None})
+        progress.start_clock()
+        clock.now += 10
+        progress.advance(0, {"episode/return": None})
+        progress.advance(100, {"episode/return": None})
+    lines = out.file.getvalue().splitlines()
+    assert lines == ["compiling", "700 / 1,000 env steps  10 steps/s  no finished episode  ETA 30 s"]
 
 
 @pytest.mark.parametrize("missing", [math.nan, None])

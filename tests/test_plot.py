@@ -4,9 +4,13 @@ import json
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 
+from purejaxppo import plot
 from purejaxppo.errors import CheckpointError
-from purejaxppo.plot import group_curves, learning_curve, plot_runs
+from purejaxppo.plot import COLOURS, draw_runs, group_curves, learning_curve, plot_runs
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -85,6 +89,33 @@ def test_curve_is_where_episodes_finished(make_run):
     steps, returns = learning_curve(make_run("a", [None, 1.0, None, 3.0]))
     np.testing.assert_array_equal(steps, [64, 128])
     np.testing.assert_array_equal(returns, [1, 3])
+
+
+def ink(axes, colour):
+    """How many pixels of the plot, without its legend, have about this colour."""
+    if axes.get_legend():
+        axes.get_legend().remove()
+    canvas = FigureCanvasAgg(axes.figure)
+    canvas.draw()
+    box = axes.get_window_extent()
+    pixels = np.asarray(canvas.buffer_rgba())[::-1, :, :3][int(box.y0) : int(box.y1), int(box.x0) : int(box.x1)]
+    return int((np.abs(pixels / 255 - to_rgb(colour)).max(axis=-1) < 0.1).sum())
+
+
+@pytest.mark.parametrize("runs", [[[3.0]], [[None, 3.0, None]], [[3.0], [5.0]]], ids=["one", "one-of-three", "group"])
+def test_a_single_point_is_seen(make_run, tmp_path, monkeypatch, runs):
+    """Although there is no line through it: of one run without an evaluation, and of several."""
+    saved = []
+    monkeypatch.setattr(plot, "save_figure", lambda figure, out: saved.append(figure))
+    plot_runs([make_run(f"r{i}", returns, evaluation=False) for i, returns in enumerate(runs)], tmp_path / "a.png")
+    assert ink(saved[0].axes[0], COLOURS[0]) > 15
+
+
+@pytest.mark.parametrize("values", [[[4.0]], [[4.0, 6.0, 5.0]]], ids=["one-run", "three-runs"])
+def test_a_single_update_is_seen_in_a_comparison(values):
+    axes = Figure().subplots()
+    draw_runs(axes, np.array([32.0]), np.array(values), COLOURS[1], "trpo")
+    assert ink(axes, COLOURS[1]) > 15
 
 
 def test_group_is_interpolated_where_all_runs_exist():

@@ -215,7 +215,7 @@ def test_process_the_second_aborts(names):
     """
     code, stdout, stderr, seconds = signalled(code, *names)
     assert (code, stdout) == (130, "")
-    assert stderr == "purejaxppo: interrupted again; what was not saved is lost.\n"
+    assert stderr == "purejaxppo: interrupted again; nothing had been written yet, so nothing is lost.\n"
     assert seconds < 20
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.errors import CheckpointError, ConfigError
 from purejaxppo.files import AnyPath, is_file, read_json, write_json
-from purejaxppo.run_dir import fields_of
+from purejaxppo.run_dir import fields_of, refuse_comparison
 from purejaxppo.settings import settings_record
 from purejaxppo.sweeps.settings import SweepSettings
 
@@ -69,6 +69,7 @@ def read_sweep(directory: AnyPath) -> tuple[SweepSettings, Sizes]:
     directory = Path(directory)
     path = directory / "sweep.json"
     if not is_file(path):
+        refuse_comparison(directory)
         kind = "a run's directory, not a sweep's" if is_file(directory / "config.json") else "not a sweep's directory"
         raise CheckpointError(f"{directory} is {kind}: it has no sweep.json; `purejaxppo sweep` makes one.")
     content = read_json(path)

@@ -18,6 +18,7 @@ from purejaxppo.logger import JsonLines, recent_return
 from purejaxppo.restore import SavedRun
 from purejaxppo.run_dir import RunSettings, create_dir, write_inputs
 from purejaxppo.session import RECENT
+from purejaxppo.signals import when_interrupted
 from purejaxppo.store import NEWEST, Which, list_steps, save_step
 from purejaxppo.sweeps.directory import METRICS, read_sweep
 from purejaxppo.sweeps.group import Group
@@ -75,6 +76,7 @@ def extract_member(
     config, _, seed, _ = found.settings
     env_steps = found.saved.meta["env_steps"]
     out = create_dir(out, f"{config.env}__{config.algorithm}__s{seed}")
+    when_interrupted(f"{out} is whole if `purejaxppo verify {out}` lists a checkpoint.")
     with locked(out):
         write_inputs(out, found.settings)
         with JsonLines(out / "metrics.jsonl", 0) as log:

@@ -57,7 +57,7 @@ def train_part(session: Session, part: Part, begin: Callable[[], Runs], metrics_
     group = session.plan.groups[part.group]
     start, done, seconds, metrics_bytes = _start(session, part, begin, metrics_bytes)
     hps, seeds = group.arguments(part.runs, part.size)
-    session.progress.advance(group.config.batch_size * len(part.runs) * (done - part.since), {"episode/return": None})
+    session.progress.skip(group.config.batch_size * len(part.runs) * (done - part.since))
     chunk = session.plan.chunk(group, part.size)
     loop = Loop(
         compile=lambda _, updates: group.advance(part.size, updates, hps),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from purejaxppo.comparison import worst_if_diverged
-from purejaxppo.plot import COLOURS, bring_together, draw_runs, format_steps, save_figure
+from purejaxppo.plot import COLOURS, bring_together, draw_curve, draw_runs, format_steps, save_figure
 from purejaxppo.stats import interquartile_mean, stratified_interval
 from purejaxppo.sweeps.results import Curve, Outcome
 from purejaxppo.sweeps.settings import SweepSettings, value_text
@@ -66,7 +66,7 @@ def _plot_curves(
     for row in shown:
         brought = bring_together(*_means(curves[row["setting"]], alive[row["setting"]]))
         if brought is not None:
-            axes.plot(brought[0], interquartile_mean(brought[1].T), color=_GREY, linewidth=0.7, zorder=1)
+            draw_curve(axes, brought[0], interquartile_mean(brought[1].T), color=_GREY, linewidth=0.7, zorder=1)
     if shown:
         how_many = "the" if len(shown) == len(others) else f"{len(shown)} of the"
         axes.plot([], [], color=_GREY, linewidth=0.7, label=f"{how_many} {len(others)} others")

@@ -12,26 +12,25 @@ from rich.console import Console
 
 from purejaxppo.config import RunOptions
 from purejaxppo.errors import CheckpointError, ConfigError, DivergedError
-from purejaxppo.files import AnyPath, is_file, read_json, whole_file, write_json, write_text
+from purejaxppo.files import AnyPath, is_file, whole_file, write_json, write_text
 from purejaxppo.lock import locked
 from purejaxppo.logger import ProgressDisplay, Terminal, say, whole_rows
 from purejaxppo.run_dir import add_command, changed_versions, create_dir, write_origin
 from purejaxppo.runs import Runs
-from purejaxppo.signals import StopRequest, listening
+from purejaxppo.signals import StopRequest, listening, when_interrupted
 from purejaxppo.store import clean
 from purejaxppo.sweeps.directory import METRICS, read_sweep, write_sweep
+from purejaxppo.sweeps.finished import already_finished, finished_sweep
 from purejaxppo.sweeps.metrics import metrics_head
 from purejaxppo.sweeps.parts import Session, chosen_state, finished_result, first_state, train_part
 from purejaxppo.sweeps.pictures import plot_sweep
 from purejaxppo.sweeps.plan import Plan, plan_record
 from purejaxppo.sweeps.plan_text import describe_plan
 from purejaxppo.sweeps.results import Outcome, markdown_table, read_curves, run_columns, run_rows, setting_rows
-from purejaxppo.sweeps.schedule import Finished, Part, parts_of_rung, survey_parts, survivors
+from purejaxppo.sweeps.schedule import Finished, Part, parts_of_rung, survivors
 from purejaxppo.sweeps.settings import SweepSettings
 from purejaxppo.validation import validate_options
 from purejaxppo.watch import Watch
-
-_OUTPUTS = (METRICS, "results.csv", "table.md", "plots/learning_curves.png")
 
 
 def run_sweep(
@@ -68,6 +67,7 @@ def run_sweep(
                 with Watch(lambda text: say(console, f"purejaxppo: {text}")):
                     plan.fit()
             write_sweep(directory, sweep, plan.sizes)
+            when_interrupted(f"`purejaxppo resume {directory}` goes on from what was saved.")
             say(console, "\n".join(f"{name:<20} {text}" for name, text in describe_plan(plan_record(plan))))
             say(console, f"{sweep.env}  {directory}")
             return _train(directory, plan, console, stop)
@@ -98,9 +98,10 @@ def resume_sweep(
     sweep, sizes = read_sweep(directory)
     sweep = sweep._replace(options=_other_options(sweep, options or sweep.options))
     with listening(stop) as stop, locked(directory):
-        summary = _finished_summary(directory)
+        when_interrupted(f"`purejaxppo resume {directory}` goes on from what was saved.")
+        summary = finished_sweep(directory)
         if summary:
-            say(console, f"{directory} is finished already.")
+            say(console, already_finished(summary))
             return _unless_all_diverged(summary)
         clean(directory)
         with stop.ending_at_once("nothing was done yet."):
@@ -113,20 +114,6 @@ def resume_sweep(
         add_command(directory)
         say(console, f"{sweep.env}  {sweep.num_runs:,} runs  {directory}  resumed")
         return _train(directory, plan, console, stop, strict)
-
-
-def _finished_summary(directory: Path) -> dict[str, Any] | None:
-    """The summary of a sweep of which nothing is missing or damaged."""
-    try:
-        summary = read_json(directory / "summary.json")
-        results = [read_json(path)["metrics_bytes"] for path in (directory / "parts").glob("*/result.json")]
-    except (CheckpointError, KeyError):  # missing, or not to be read: it will be written again
-        return None
-    whole = summary.get("exit_reason") == "finished" and all(is_file(directory / name) for name in _OUTPUTS)
-    if not whole or any(row["fault"] for row in survey_parts(directory)):
-        return None
-    complete = whole_rows(directory / METRICS, 2**63) == max(results, default=0)
-    return {**summary, "out": str(directory)} if complete else None
 
 
 def _unless_all_diverged(summary: dict[str, Any]) -> dict[str, Any]:
@@ -177,7 +164,7 @@ def _train(directory: Path, plan: Plan, console: Console, stop: StopRequest, str
                     result = train_part(session, part, partial(_begin, directory, plan, part, before), position)
                 else:
                     steps = plan.groups[part.group].config.batch_size * (part.until - part.since) * len(part.runs)
-                    progress.advance(steps, {"episode/return": None})
+                    progress.skip(steps)
                 if result is None:
                     return _stopped(directory, plan, stop)
                 position = result.metrics_bytes

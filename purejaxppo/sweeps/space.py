@@ -13,7 +13,8 @@ from purejaxppo.config import Hyperparams
 from purejaxppo.errors import ConfigError
 from purejaxppo.settings import FIELDS, whole_number
 from purejaxppo.sweeps.settings import MAX_RUNS
-from purejaxppo.validation import validate_seed, validate_value
+from purejaxppo.validation import apart, validate_seed, validate_value
+from purejaxppo.words import parse_word
 
 MAX_POINTS = 1_000_000
 _HYPERPARAMS = tuple(field.name for field in dataclasses.fields(Hyperparams))
@@ -72,34 +73,13 @@ def parse_axis(name: str, words: Sequence[str]) -> Axis:
 
 def _value(name: str, word: str) -> Any:
     """A word as the type of its field has it. Raises ConfigError, naming it."""
-    kind: Any = FIELDS[name].type
     try:
-        value = _typed(kind, word)
-    except ValueError:
-        what: dict[Any, str] = {
-            bool: "neither true nor false",
-            int: "not a whole number",
-            tuple[int, ...]: "not a list of whole numbers, such as 64,64",
-            float | None: "neither a number nor none",
-        }
-        raise ConfigError(f"{name} = {word!r} is {what.get(kind, 'not a number')}.") from None
+        value = parse_word(FIELDS[name].type, word)
+    except ValueError as error:
+        several = f"; write them apart: {apart(word)}" if "," in word and name != "hidden_sizes" else ""
+        raise ConfigError(f"{name} = {error}{several}.") from None
     validate_value(name, value)
     return value
-
-
-def _typed(kind: Any, word: str) -> Any:
-    """A word as a type of a field; raises ValueError. Text stays as it is."""
-    if kind is bool:
-        if word.lower() not in ("true", "false"):
-            raise ValueError
-        return word.lower() == "true"
-    if kind == tuple[int, ...]:
-        return tuple(whole_number(width) for width in word.removesuffix(",").split(","))
-    if kind == float | None:
-        return None if word.lower() == "none" else float(word)
-    if kind is int:
-        return whole_number(word)
-    return float(word) if kind is float else word
 
 
 def _span(name: str, word: str) -> Span:
@@ -243,7 +223,8 @@ def parse_seeds(words: Sequence[str], first: int) -> tuple[int, ...]:
     try:
         numbers = [whole_number(word) for word in words]
     except ValueError as error:
-        raise ConfigError(f"--seeds: {error}.") from None
+        several = f"; write them apart: {apart(' '.join(words))}" if "," in "".join(words) else ""
+        raise ConfigError(f"--seeds: {error}{several}.") from None
     if len(numbers) == 1:
         return _count_seeds(numbers[0], first)
     if first:
@@ -261,7 +242,8 @@ def parse_seeds(words: Sequence[str], first: int) -> tuple[int, ...]:
 def _count_seeds(count: int, first: int) -> tuple[int, ...]:
     if not 1 <= count <= MAX_RUNS:
         raise ConfigError(
-            f"--seeds {count}: one number is a count, from 1 to {MAX_RUNS}; for one certain seed take --seeds 1 --seed."
+            f"--seeds {count} is no number of runs: one number alone is a count, from 1 to {MAX_RUNS}; a certain "
+            f"seed N is --seeds 1 --seed N."
         )
     validate_seed(first)
     if first + count > 2**32:

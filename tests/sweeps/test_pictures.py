@@ -10,7 +10,7 @@ from purejaxppo.errors import CheckpointError
 from purejaxppo.stats import stratified_interval
 from purejaxppo.sweeps import pictures
 from purejaxppo.sweeps.pictures import plot_sweep
-from purejaxppo.sweeps.results import setting_rows
+from purejaxppo.sweeps.results import Curve, setting_rows
 
 GRID = [{"learning_rate": a, "clip_eps": b} for a in (1e-4, 1e-3, 1e-2) for b in (0.1, 0.3)]
 
@@ -96,6 +96,16 @@ def test_six_settings_in_colour_best_first(tmp_path, figures):
     assert "clip_eps 0.9" not in by_label
     heights = {y for line in figures["learning_curves"].axes[0].lines for y in line.get_ydata()}
     assert heights == {*map(float, range(8)), 3.5}
+
+
+@pytest.mark.parametrize("seeds", [(5,), (5, 6)])
+def test_a_single_update_is_seen_of_every_setting(tmp_path, figures, seeds):
+    """Eight settings, of which two are grey: through one point there is no line."""
+    sweep = sweep_of([{"clip_eps": s / 10} for s in range(1, 9)], seeds=seeds)
+    outcome = outcome_of(np.arange(8 * len(seeds)))
+    curves = [Curve(c.env_steps[:1], c.total[:, :1], c.count[:, :1]) for c in curves_of(sweep, 3.0)]
+    plot_sweep(sweep, outcome, setting_rows(sweep, outcome, curves), curves, tmp_path)
+    assert points_of(figures["learning_curves"].axes[0]) == [(float(curves[0].env_steps[0]), 3.0)] * 8
 
 
 def test_diverged_runs_are_counted_in_the_legend(tmp_path, figures):

@@ -499,7 +499,7 @@ def test_every_run_diverged(tmp_path):
 # --- on the command line ----------------------------------------------------------------------------------------------
 
 
-def test_commands_take_a_sweep(swept, tmp_path, capfd):
+def test_commands_take_a_sweep(swept, tmp_path, capfd, monkeypatch):
     out, _, summary, _ = swept
     argv = ["evaluate", str(out), "--member", "best", "--episodes", "4", "--json"]
     assert cli.run(argv) == 0
@@ -511,6 +511,7 @@ def test_commands_take_a_sweep(swept, tmp_path, capfd):
     assert made == {"run_dir": str(tmp_path / "run"), "member": 5, "seed": 7, "env_steps": 256, "diverged_at": None}
     assert cli.run(["verify", str(out)]) == 0
     assert "rung0_program2_batch1/step_000000000256" in capfd.readouterr().out
+    monkeypatch.setattr(cli, "_prepare", lambda *_, **__: pytest.fail("a finished sweep needs no JAX"))
     assert cli.run(["resume", str(out)]) == 0
     said = capfd.readouterr()
     assert "finished already" in said.err

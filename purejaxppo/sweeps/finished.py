@@ -1,0 +1,43 @@
+"""Sweeps that are finished already, which their files tell. No JAX in here, as in `purejaxppo.finished`."""
+
+from pathlib import Path
+from typing import Any
+
+from purejaxppo.errors import CheckpointError
+from purejaxppo.files import is_file, read_json
+from purejaxppo.logger import whole_rows
+from purejaxppo.store import fault, list_steps
+from purejaxppo.sweeps.directory import METRICS
+
+_OUTPUTS = (METRICS, "results.csv", "table.md", "plots/learning_curves.png")
+_OF_SUMMARY = {"exit_reason", "runs", "diverged", "settings", "best_run"}
+
+
+def finished_sweep(directory: Path) -> dict[str, Any] | None:
+    """Returns the summary of a sweep of which nothing is missing or damaged."""
+    try:
+        summary = read_json(directory / "summary.json")
+        results = [read_json(path) for path in (directory / "parts").glob("*/result.json")]
+    except CheckpointError:  # missing, or not to be read: it will be written again
+        return None
+    if not summary.keys() >= _OF_SUMMARY or summary["exit_reason"] != "finished":
+        return None
+    if not all(map(_is_sound, results)) or not all(is_file(directory / name) for name in _OUTPUTS):
+        return None
+    parts = [path for path in (directory / "parts").glob("*") if path.is_dir()]
+    if any(fault(step.path) for part in parts for step in list_steps(part)):
+        return None
+    complete = whole_rows(directory / METRICS, 2**63) == max((result["metrics_bytes"] for result in results), default=0)
+    return {**summary, "out": str(directory)} if complete else None
+
+
+def already_finished(summary: dict[str, Any]) -> str:
+    """Returns what `resume` says of the finished sweep that a summary is of."""
+    return f"{summary['out']} is finished already."
+
+
+def _is_sound(result: dict[str, Any]) -> bool:
+    """Whether a part's result.json is one, as far as can be told without the sweep's plan."""
+    lists = [result.get(name) for name in ("updates", "diverged_at", "returns")]
+    sizes = {len(values) if isinstance(values, list) else None for values in lists}
+    return len(sizes) == 1 and None not in sizes and type(result.get("metrics_bytes")) is int

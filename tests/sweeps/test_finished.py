@@ -1,0 +1,82 @@
+"""What is finished is told by its files, without JAX, and only if nothing of them is missing or damaged."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from purejaxppo.sweeps.finished import finished_sweep
+
+RESULT = {"updates": [2, 2], "diverged_at": [0, 0], "returns": [1.0, None], "metrics_bytes": 9, "seconds": 0.5}
+SUMMARY = {"exit_reason": "finished", "runs": 2, "diverged": 0, "settings": [], "best_run": 0}
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """A finished sweep's directory, without checkpoints."""
+    for name, text in {
+        "summary.json": json.dumps(SUMMARY),
+        "metrics.csv": "head\nrow\n",
+        "results.csv": "",
+        "table.md": "",
+        "plots/learning_curves.png": "",
+        "parts/rung0_program1_batch1/result.json": json.dumps(RESULT),
+        "parts/.DS_Store": "",
+    }.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path
+
+
+def test_a_finished_sweep(sweep):
+    assert finished_sweep(sweep) == {**SUMMARY, "out": str(sweep)}
+
+
+@pytest.mark.parametrize(
+    "name", ["summary.json", "metrics.csv", "results.csv", "table.md", "plots/learning_curves.png"]
+)
+def test_what_is_missing(sweep, name):
+    (sweep / name).unlink()
+    assert finished_sweep(sweep) is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "null", "[]", "{}", *({**RESULT, **wrong} for wrong in (
+        {"metrics_bytes": "9"},
+        {"metrics_bytes": None},
+        {"metrics_bytes": [9]},
+        {"metrics_bytes": True},
+        {"metrics_bytes": 8},
+        {"returns": [1.0]},
+        {"returns": None},
+        {"updates": {"0": 2, "1": 2}},
+        {"diverged_at": 0},
+    ))],
+)  # fmt: skip
+def test_a_damaged_result_is_trained_again_and_is_no_error(sweep, content):
+    text = content if isinstance(content, str) else json.dumps(content)
+    (sweep / "parts" / "rung0_program1_batch1" / "result.json").write_text(text)
+    assert finished_sweep(sweep) is None
+
+
+@pytest.mark.parametrize("gone", sorted(SUMMARY))
+def test_a_damaged_summary_is_written_again(sweep, gone):
+    (sweep / "summary.json").write_text(json.dumps({name: x for name, x in SUMMARY.items() if name != gone}))
+    assert finished_sweep(sweep) is None
+
+
+def test_a_damaged_checkpoint(sweep):
+    (sweep / "parts" / "rung0_program1_batch1" / "checkpoints" / "step_000000000064").mkdir(parents=True)
+    assert finished_sweep(sweep) is None
+
+
+def test_looking_takes_no_jax():
+    """Which is most of what `resume` would take otherwise."""
+    program = (
+        "import sys, purejaxppo.finished, purejaxppo.sweeps.finished, purejaxppo.store; print('jax' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "False\n"
