@@ -3,7 +3,6 @@
 import importlib
 import logging
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from purejaxppo.errors import ConfigError, EnvError, OutOfMemoryError, PureJaxPP
 from purejaxppo.flags import parse
 from purejaxppo.presets import PRESETS
 from purejaxppo.programs import keep_programs
-from purejaxppo.signals import INTERRUPTED, SIGNALS, end_process
+from purejaxppo.signals import INTERRUPTED, end_process_on_signal
 from purejaxppo.threads import cpu_cores, use_all_cores
 from purejaxppo.tuning import one_thread_is_enough
 
@@ -23,17 +22,8 @@ _INTERRUPTED_MESSAGE = "interrupted; what was not saved is lost."
 
 def main() -> None:
     """Entry point; exits with the code of the error, or 0."""
-    for number in SIGNALS:
-        signal.signal(number, _interrupt)
+    end_process_on_signal(f"error: {_INTERRUPTED_MESSAGE}", INTERRUPTED)  # training saves the state before it ends
     sys.exit(run(sys.argv[1:]))
-
-
-def _interrupt(number: int, _: object) -> None:
-    """Ends the process at once; training has handlers of its own, which save the state first.
-
-    No exception: one that is raised while an extension module is being loaded ends in a segmentation fault.
-    """
-    end_process(f"error: {_INTERRUPTED_MESSAGE}", INTERRUPTED)
 
 
 def run(argv: Sequence[str]) -> int:
