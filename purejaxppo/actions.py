@@ -23,21 +23,25 @@ from purejaxppo.commands import (
 from purejaxppo.errors import CheckpointError, ConfigError
 from purejaxppo.files import is_file
 from purejaxppo.lock import locked
+from purejaxppo.phases import Phases, process_age
 from purejaxppo.presets import PRESETS, target_of
 from purejaxppo.printing import (
     describe_checkpoints,
     describe_envs,
     describe_evaluation,
     describe_run,
+    describe_seconds,
     note,
     print_table,
     show,
 )
 from purejaxppo.run_dir import RunSettings
+from purejaxppo.settings import describe_settings
 from purejaxppo.signals import STOPPED, stop_process_on_signal
 from purejaxppo.sweeps.directory import read_sweep
 from purejaxppo.sweeps.settings import SweepSettings
 from purejaxppo.validation import validate_config, validate_evaluation, validate_hyperparams, validate_seed
+from purejaxppo.watch import announced
 
 if TYPE_CHECKING:
     from purejaxppo.restore import SavedRun
@@ -107,6 +111,13 @@ def _validate_compare(command: Compare) -> None:
         validate_hyperparams(hp)
 
 
+def _loaded() -> Phases:
+    """The seconds of a command, of which everything up to here was spent on loading it."""
+    phases = Phases(process_age())
+    phases.end("start")
+    return phases
+
+
 def _train(command: Train) -> int:
     from purejaxppo.experiment import run_experiment
 
@@ -119,6 +130,7 @@ def _train(command: Train) -> int:
             out=command.out,
             allow_download=command.common.allow_download,
             stop=stop,
+            phases=_loaded(),
         )
     return _report(summary, command.common)
 
@@ -133,6 +145,7 @@ def _resume(command: Resume) -> int:
             strict=command.strict,
             allow_download=command.common.allow_download,
             stop=stop,
+            phases=_loaded(),
         )
     return _report(summary, command.common)
 
@@ -163,10 +176,12 @@ def _compare(command: Compare) -> int:
         eval_episodes=command.eval_episodes,
         target=target,
         allow_download=command.common.allow_download,
+        phases=_loaded(),
     )
 
     def words() -> None:
         print_table(table_cells(summary["algorithms"], target))
+        _print_end(summary, sum(row.get("unfinished", 0) for row in summary["algorithms"]))
         print(f"results in {summary['out']}: comparison.png, table.md, results.csv, curves.csv")
 
     show(command.common, summary, words)
@@ -182,10 +197,11 @@ def _sweep(command: Sweep) -> int:
     assert sweep is not None  # parse has seen to it
     if command.plan:
         record = plan_record(make_plan(sweep, allow_download=allow_download))
+        note(describe_settings(sweep.settings))
         show(command.common, record, lambda: print_table([["plan", ""], *describe_plan(record)]))
         return 0
     with stop_process_on_signal() as stop:
-        summary = run_sweep(sweep, out=command.out, allow_download=allow_download, stop=stop)
+        summary = run_sweep(sweep, out=command.out, allow_download=allow_download, stop=stop, phases=_loaded())
     return _report_sweep(summary, sweep, command.common)
 
 
@@ -199,6 +215,7 @@ def _resume_sweep(command: ResumeSweep) -> int:
             strict=command.strict,
             allow_download=command.common.allow_download,
             stop=stop,
+            phases=_loaded(),
         )
     return _report_sweep(summary, read_sweep(command.run_dir)[0], command.common)
 
@@ -210,10 +227,19 @@ def _report_sweep(summary: dict[str, Any], sweep: SweepSettings, common: Common)
     def words() -> None:
         if summary["settings"]:
             print_table(table_cells(summary["settings"], sweep))
+            _print_end(summary, summary.get("unfinished", 0))
             print(f"results in {summary['out']}: table.md, results.csv, metrics.csv, plots/")
 
     show(common, summary, words)
     return _exit_code(summary["exit_reason"], summary["out"])
+
+
+def _print_end(summary: dict[str, Any], unfinished: int) -> None:
+    """What a table of evaluations does not say."""
+    if unfinished:
+        print(f"{unfinished:,} episodes of the evaluation were broken off unfinished; their returns count so far")
+    if "seconds" in summary:
+        print(describe_seconds(summary["seconds"]))
 
 
 def _saved(command: Evaluate | Export) -> "SavedRun":
@@ -223,9 +249,10 @@ def _saved(command: Evaluate | Export) -> "SavedRun":
     from purejaxppo.sweeps.members import restore_member
 
     which, allow_download = Which(command.step, command.strict, note), command.common.allow_download
-    if command.member is None:
-        return restore(command.run_dir, which, allow_download=allow_download)
-    return restore_member(command.run_dir, command.member, which, allow_download=allow_download)
+    with announced(note, f"checking and loading a checkpoint of {command.run_dir}"):
+        if command.member is None:
+            return restore(command.run_dir, which, allow_download=allow_download)
+        return restore_member(command.run_dir, command.member, which, allow_download=allow_download)
 
 
 def _evaluate(command: Evaluate) -> int:
@@ -237,6 +264,7 @@ def _evaluate(command: Evaluate) -> int:
         greedy=not command.sampled,
         seed=command.seed,
         allow_download=command.common.allow_download,
+        note=note,
     )
     show(
         command.common,
@@ -249,7 +277,9 @@ def _evaluate(command: Evaluate) -> int:
 def _export(command: Export) -> int:
     from purejaxppo.export import export_saved
 
-    written = export_saved(_saved(command), command.out)
+    saved = _saved(command)
+    with announced(note, "writing the policy"):
+        written = export_saved(saved, command.out)
     text = f"policy of {written['env_steps']:,} env steps written to {command.out}: {', '.join(written['files'])}"
     show(command.common, written, lambda: print(text))
     return 0
@@ -259,13 +289,9 @@ def _extract(command: Extract) -> int:
     from purejaxppo.store import Which
     from purejaxppo.sweeps.members import extract_member
 
-    made = extract_member(
-        command.run_dir,
-        command.member,
-        command.out,
-        Which(command.step, command.strict, note),
-        allow_download=command.common.allow_download,
-    )
+    which, allow_download = Which(command.step, command.strict, note), command.common.allow_download
+    with announced(note, f"taking a run out of {command.run_dir}"):
+        made = extract_member(command.run_dir, command.member, command.out, which, allow_download=allow_download)
     text = (
         f"run {made['member']} (seed {made['seed']}) of {made['env_steps']:,} env steps is now {made['run_dir']}; "
         f"`purejaxppo resume {made['run_dir']}` goes on with it, --total-timesteps as far as you say"
@@ -280,12 +306,10 @@ def _verify(command: Verify) -> int:
     from purejaxppo.sweeps.directory import is_sweep
     from purejaxppo.sweeps.schedule import survey_parts
 
-    if is_sweep(command.run_dir):
-        read_sweep(command.run_dir)
-        rows = survey_parts(command.run_dir)
-    else:
-        read_run_settings(command.run_dir)
-        rows = survey(command.run_dir)
+    check, look = (read_sweep, survey_parts) if is_sweep(command.run_dir) else (read_run_settings, survey)
+    check(command.run_dir)  # that it is what it seems to be
+    with announced(note, f"checking every checkpoint of {command.run_dir}"):
+        rows = look(command.run_dir)
     if not rows:
         raise CheckpointError(
             f"{command.run_dir} holds no checkpoint; `purejaxppo resume` starts it from the beginning."
@@ -304,7 +328,8 @@ def _doctor(command: Doctor) -> int:
     from purejaxppo.doctor import describe_checks, examine
     from purejaxppo.machine import describe_machine
 
-    report = examine(command.directory)
+    with announced(note, "looking at this machine"):
+        report = examine(command.directory)
 
     def words() -> None:
         print_table(describe_machine(report))
@@ -322,7 +347,8 @@ def _plot(command: Plot) -> int:
         raise ConfigError("plot needs at least one run directory, such as runs/CartPole-v1__*.")
     single = command.run_dirs[0] / "plots" / "learning_curve.png"
     out = command.out or (single if len(command.run_dirs) == 1 else Path("learning_curves.png"))
-    plot_runs(command.run_dirs, out)
+    with announced(note, f"drawing {out}"):
+        plot_runs(command.run_dirs, out)
     show(command.common, {"picture": str(out)}, lambda: print(out))
     return 0
 
@@ -330,7 +356,8 @@ def _plot(command: Plot) -> int:
 def _envs(command: Envs) -> int:
     from purejaxppo.envs import env_table
 
-    rows = [{**row, "preset": row["env"] in PRESETS} for row in env_table(command.common.allow_download)]
+    with announced(note, "building every environment"):
+        rows = [{**row, "preset": row["env"] in PRESETS} for row in env_table(command.common.allow_download)]
     show(command.common, rows, lambda: print_table(describe_envs(rows)))
     return 0
 

@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from purejaxppo.plugins import import_plugins
 from purejaxppo.presets import PRESETS
 from purejaxppo.printing import drop_unwritten, fill_closed_streams, note, written_through
 from purejaxppo.programs import keep_programs
-from purejaxppo.signals import INTERRUPTED, SIGNALS, end_process, interrupted, when_interrupted
+from purejaxppo.signals import INTERRUPTED, end_process_on_signal, interrupted, when_interrupted
 from purejaxppo.threads import cpu_cores, use_all_cores
 from purejaxppo.tuning import one_thread_is_enough
 
@@ -25,17 +24,8 @@ from purejaxppo.tuning import one_thread_is_enough
 def main() -> None:
     """Entry point; exits with the code of the error, or 0."""
     fill_closed_streams()
-    for number in SIGNALS:
-        signal.signal(number, _interrupt)
+    end_process_on_signal()  # training saves the state before it ends
     sys.exit(run(sys.argv[1:]))
-
-
-def _interrupt(number: int, _: object) -> None:
-    """Ends the process at once; training has handlers of its own, which save the state first.
-
-    No exception: one that is raised while an extension module is being loaded ends in a segmentation fault.
-    """
-    end_process(f"error: {interrupted()}", INTERRUPTED)
 
 
 def run(argv: Sequence[str]) -> int:

@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ from purejaxppo.errors import ConfigError, DivergedError
 from purejaxppo.files import AnyPath, whole_file, write_json, write_text
 from purejaxppo.host_loop import Chunk, Hooks, Loop, advance_in_chunks
 from purejaxppo.logger import ProgressDisplay, Terminal, say
+from purejaxppo.phases import Phases
 from purejaxppo.plot_comparison import plot_comparison
 from purejaxppo.run_dir import create_dir, write_origin
-from purejaxppo.settings import settings_record
+from purejaxppo.settings import describe_settings, settings_record
 from purejaxppo.signals import when_interrupted
 from purejaxppo.sweeps.group import Group
 from purejaxppo.sweeps.parts import first_state, mean_ended
@@ -34,6 +36,7 @@ from purejaxppo.sweeps.plan import Plan
 from purejaxppo.sweeps.schedule import Part
 from purejaxppo.sweeps.settings import SweepSettings
 from purejaxppo.validation import validate_algorithm
+from purejaxppo.watch import announced
 
 
 def compare(
@@ -45,6 +48,7 @@ def compare(
     target: float | None = None,
     allow_download: bool = False,
     console: Console | None = None,
+    phases: Phases | None = None,
 ) -> dict[str, Any]:
     """Trains every pair of settings with every seed; leaves tables and a picture in `out`, returns the summary.
 
@@ -57,12 +61,15 @@ def compare(
       out: new directory; by default runs/<env>__compare__<UTC time>.
       eval_episodes: greedy episodes per run at the end.
       target: return that `steps to target` asks for.
+      allow_download: let an environment fetch its data set.
+      console: for progress; by default standard error.
+      phases: takes the seconds that the summary reports; by default they begin here.
 
     Raises:
       DivergedError: every single run diverged.
       PureJaxPPOError: of the kind that says what went wrong; the results of finished algorithms stay.
     """
-    console = console or Terminal()
+    console, phases = console or Terminal(), phases or Phases()
     sweep = _as_sweep(runs, seeds, eval_episodes, target).plain()
     sweep.validate()
     runs, seeds, target = sweep.settings, sweep.seeds, sweep.target
@@ -73,17 +80,21 @@ def compare(
     write_json(out / "comparison.json", {"format_version": 1, "seeds": list(seeds), "runs": record})
     when_interrupted(f"{out} has the results of the algorithms that had finished; compare anew with another --out.")
     say(console, _headline(runs, seeds, out))
+    say(console, describe_settings(runs))
+    phases.end("setup")
 
     results: list[Result] = []
+    summary: dict[str, Any] = {"env": sweep.env, "seeds": list(seeds), "target": target}
     for group in plan.groups:
-        results.append(_train_all(plan, group, console))
-        rows = [table_row(result, target) for result in results]
-        summary = {"env": sweep.env, "seeds": list(seeds), "target": target, "algorithms": rows, "out": str(out)}
-        _write_csv(out / "curves.csv", curve_columns(results), (row for x in results for row in curve_rows(x)))
-        _write_csv(out / "results.csv", RESULT_COLUMNS, (row for x in results for row in result_rows(x, target)))
-        write_text(out / "table.md", markdown_table(rows, target))
-        write_json(out / "summary.json", summary)
-    plot_comparison(results, sweep.env, target, out / "comparison.png")
+        results.append(_train_all(plan, group, console, phases))
+        summary |= {"algorithms": _write_tables(out, results, target), "out": str(out)}
+        phases.end("tables")
+        write_json(out / "summary.json", summary | {"seconds": phases.seconds()})
+    with announced(partial(say, console), "drawing the picture"):
+        plot_comparison(results, sweep.env, target, out / "comparison.png")
+    phases.end("picture")
+    summary["seconds"] = phases.seconds()
+    write_json(out / "summary.json", summary)
     if all(np.isnan(result.returns).all() for result in results):
         raise DivergedError(f"every run diverged; the results are in {out}. Try a lower learning_rate.")
     return summary
@@ -103,7 +114,7 @@ def _as_sweep(
     return SweepSettings(("algorithm",), points, tuple(runs), tuple(seeds), options, target=target)
 
 
-def _train_all(plan: Plan, group: Group, console: Console) -> Result:
+def _train_all(plan: Plan, group: Group, console: Console, phases: Phases) -> Result:
     """All seeds of one algorithm in one compiled program."""
     config, seeds = group.config, plan.sweep.seeds
     number, size = plan.groups.index(group), plan.balanced(len(seeds), len(seeds) + plan.sizes.devices)
@@ -119,13 +130,30 @@ def _train_all(plan: Plan, group: Group, console: Console) -> Result:
     say(console, config.algorithm)
     with ProgressDisplay(console, config.env_steps * len(seeds)) as progress:
         curves = _Curves(config, len(seeds), progress)
-        hooks = Hooks(report=curves, on_start=lambda _: progress.start_clock())
+
+        def begin(_: int) -> None:
+            phases.end("compilation")
+            progress.start_clock()
+
+        hooks = Hooks(report=curves, on_start=begin)
         runs, timing = advance_in_chunks(loop, lambda: first_state(plan, part), hooks)
-    returns = group.evaluate(all_seeds, runs)[: len(seeds)]  # NaN where a run diverged
+    phases.end("training")
+    with announced(partial(say, console), f"evaluating {len(seeds):,} runs"):
+        returns, unfinished = (x[: len(seeds)] for x in group.evaluate(all_seeds, runs))
+    phases.end("evaluation")
     env_steps = np.arange(1, config.num_updates + 1) * config.batch_size
     diverged_at = np.asarray(runs.diverged)[: len(seeds)]
-    speed = timing.env_steps_per_second
-    return Result(config.algorithm, seeds, env_steps, curves.collected(), returns, diverged_at, speed)
+    metrics, speed = curves.collected(), timing.env_steps_per_second
+    return Result(config.algorithm, seeds, env_steps, metrics, returns, diverged_at, speed, int(unfinished.sum()))
+
+
+def _write_tables(out: Path, results: Sequence[Result], target: float | None) -> list[dict[str, Any]]:
+    """What there is so far; returns the rows of the table."""
+    rows = [table_row(result, target) for result in results]
+    _write_csv(out / "curves.csv", curve_columns(results), (row for x in results for row in curve_rows(x)))
+    _write_csv(out / "results.csv", RESULT_COLUMNS, (row for x in results for row in result_rows(x, target)))
+    write_text(out / "table.md", markdown_table(rows, target))
+    return rows
 
 
 class _Curves:

@@ -25,6 +25,7 @@ class Result(NamedTuple):
     returns: np.ndarray  # [R], of the final evaluation; NaN where the run diverged
     diverged_at: np.ndarray  # [R], update, from 1, in which a number became non-finite; 0 for never
     env_steps_per_second: float  # all runs together, without compilation and the first of several chunks
+    unfinished: int = 0  # episodes of the evaluation that were broken off, of all runs together
 
 
 def steps_to_target(env_steps: np.ndarray, total: np.ndarray, count: np.ndarray, target: float) -> np.ndarray:
@@ -53,6 +54,7 @@ def table_row(result: Result, target: float | None) -> dict[str, Any]:
         "algorithm": result.algorithm,
         **score_rows(result.returns[None])[0],
         "env_steps_per_second": round(result.env_steps_per_second, 1),
+        **({"unfinished": result.unfinished} if result.unfinished else {}),
     }
     return row if target is None else row | target_row(steps_per_run(result, target))
 

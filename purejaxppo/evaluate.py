@@ -8,10 +8,11 @@ import numpy as np
 
 from purejaxppo.config import TrainConfig
 from purejaxppo.stats import interquartile_mean
-from purejaxppo.types import Apply, Params, RunnerState, VecEnv
+from purejaxppo.types import Apply, EnvState, Params, RunnerState, VecEnv
 from purejaxppo.wrappers import evaluation_env, observation_stats
 
-_ENDLESS = 10_000  # steps after which an episode of an environment without a limit is broken off
+LONGEST_EPISODE = 100_000  # steps after which an episode is broken off, whatever limit its environment has
+_ENDLESS = 10_000  # the same for an environment without a limit
 
 
 class Episodes(NamedTuple):
@@ -20,6 +21,16 @@ class Episodes(NamedTuple):
     episode_return: jax.Array  # [E] sum of raw rewards
     episode_length: jax.Array  # [E] int32, steps
     finished: jax.Array  # [E] bool; False where it was broken off
+
+
+class Play(NamedTuple):
+    """Episodes under way, one in each of the E environments."""
+
+    steps: jax.Array  # int32, played so far
+    key: jax.Array
+    env_state: EnvState
+    obs: jax.Array  # [E, *shape]
+    episodes: Episodes  # as far as they have come
 
 
 def evaluate(
@@ -35,15 +46,39 @@ def evaluate(
       env: from `evaluation_env`, so that it normalises observations as in training, but frozen.
       apply, params: the network.
       greedy: take the distribution's mode instead of a sample.
-      max_steps: static; by default the environment's own limit, or 10,000 steps where it has none.
+      max_steps: static; by default `most_steps`.
     """
-    limit = max_steps or env.step_limit or _ENDLESS
+    return play(begin_play(key, env), max_steps or most_steps(env), env, apply, params, greedy).episodes
 
-    def unfinished(carry: tuple[Any, ...]) -> jax.Array:
-        step, *_, episodes = carry
-        return (step < limit) & ~jnp.all(episodes.finished)
 
-    def step(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+def most_steps(env: VecEnv) -> int:
+    """Steps after which an evaluation breaks an episode off.
+
+    They are the environment's own limit, 10,000 where it has none, and `LONGEST_EPISODE` where its limit is beyond
+    that: an evaluation has to end.
+    """
+    return min(env.step_limit or _ENDLESS, LONGEST_EPISODE)
+
+
+def begin_play(key: jax.Array, env: VecEnv) -> Play:
+    """The first moment of one episode in each of the E environments."""
+    key, key_reset = jax.random.split(key)
+    state, obs = env.reset(key_reset)
+    state = jax.tree.map(_with_its_type, state)
+    nothing = Episodes(jnp.zeros(env.num_envs), jnp.zeros(env.num_envs, jnp.int32), jnp.zeros(env.num_envs, jnp.bool_))
+    return Play(jnp.zeros((), jnp.int32), key, state, obs, nothing)
+
+
+def play(start: Play, until: int | jax.Array, env: VecEnv, apply: Apply, params: Params, greedy: bool = True) -> Play:
+    """Goes on until so many steps are played, counted from the beginning, or every episode has finished.
+
+    Pieces of any length come to the same episodes as all steps at once. The other arguments are those of `evaluate`.
+    """
+
+    def unfinished(carry: Play) -> jax.Array:
+        return (carry.steps < until) & ~jnp.all(carry.episodes.finished)
+
+    def step(carry: Play) -> Play:
         step, key, state, obs, episodes = carry
         key, key_action, key_env = jax.random.split(key, 3)
         pi, _ = apply(params, obs)
@@ -55,13 +90,18 @@ def evaluate(
             episodes.episode_length + running,
             episodes.finished | result.terminated | result.truncated,
         )
-        return step + 1, key, state, result.obs, episodes
+        return Play(step + 1, key, state, result.obs, episodes)
 
-    key, key_reset = jax.random.split(key)
-    state, obs = env.reset(key_reset)
-    nothing = Episodes(jnp.zeros(env.num_envs), jnp.zeros(env.num_envs, jnp.int32), jnp.zeros(env.num_envs, jnp.bool_))
-    start = (jnp.zeros((), jnp.int32), key, state, obs, nothing)
-    return jax.lax.while_loop(unfinished, step, start)[-1]
+    return jax.lax.while_loop(unfinished, step, start)
+
+
+def _with_its_type(x: Any) -> jax.Array:
+    """The same numbers, no longer weakly typed as those of a Python scalar are: each step has the types of the next.
+
+    `play` would otherwise be compiled twice, for the first piece and for those after it.
+    """
+    x = jnp.asarray(x)
+    return jax.lax.convert_element_type(x, x.dtype)
 
 
 def evaluate_runner(

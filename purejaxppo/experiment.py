@@ -1,7 +1,8 @@
 """One run on the host: train it, save it, evaluate it, draw it; and go on with one that was stopped."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ from purejaxppo.checkpoint import state_sha256
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig, whole
 from purejaxppo.envs import from_gymnax
 from purejaxppo.errors import ConfigError, OutOfMemoryError, is_out_of_memory
-from purejaxppo.evaluate import evaluate_runner, evaluation_key, summarize
+from purejaxppo.evaluate import evaluation_key, summarize
 from purejaxppo.files import AnyPath, write_json
 from purejaxppo.finished import already_finished, finished_run
 from purejaxppo.host_loop import Timing
 from purejaxppo.lock import locked
 from purejaxppo.logger import Sink, Terminal, mean_return, read_metrics, say
 from purejaxppo.networks import make_network
+from purejaxppo.phases import Phases
+from purejaxppo.playing import play_in_pieces
 from purejaxppo.plot import plot_runs
 from purejaxppo.restore import SavedRun
 from purejaxppo.run_dir import (
@@ -31,12 +34,13 @@ from purejaxppo.run_dir import (
     write_settings,
 )
 from purejaxppo.session import Run, Start, from_checkpoint, from_the_beginning, train_session
-from purejaxppo.settings import refuse_changes
+from purejaxppo.settings import describe_settings, refuse_changes
 from purejaxppo.signals import StopRequest, listening, when_interrupted
 from purejaxppo.spread import devices_for, spread_trainer
 from purejaxppo.store import clean
 from purejaxppo.types import RunnerState, VecEnv
 from purejaxppo.validation import validate_evaluation
+from purejaxppo.watch import announced
 
 _OPTIONS = RunOptions()
 _PICTURE = Path("plots") / "learning_curve.png"
@@ -53,6 +57,7 @@ def run_experiment(
     console: Console | None = None,
     sinks: Sequence[Sink] = (),
     stop: StopRequest | None = None,
+    phases: Phases | None = None,
 ) -> dict[str, Any]:
     """Trains, saves, evaluates and draws; leaves a run directory and returns its summary (`summary.json`).
 
@@ -64,11 +69,12 @@ def run_experiment(
       console: for progress; by default standard error.
       sinks: further receivers of metrics, each called as sink(env_steps, metrics) once per update.
       stop: asks the run to stop; by default SIGINT, SIGTERM and SIGUSR1 do.
+      phases: takes the seconds that the summary reports; by default they begin here.
 
     Raises:
       PureJaxPPOError: of the kind that says what went wrong; what had been written stays.
     """
-    console = console or Terminal()
+    console, phases = console or Terminal(), phases or Phases()
     settings = RunSettings(config, hp, seed, options).plain()
     settings.validate()
     with listening(stop) as stop:
@@ -79,8 +85,10 @@ def run_experiment(
         with locked(run_dir):
             write_inputs(run_dir, settings)
             when_interrupted(f"`purejaxppo resume {run_dir}` goes on from what was saved.")
-            run = Run(run_dir, settings, env, trainer, console, stop, sinks)
+            run = Run(run_dir, settings, env, trainer, console, stop, phases, sinks)
             say(console, _headline(settings, run_dir))
+            say(console, describe_settings([(config, hp)]))
+            phases.end("setup")
             return _finish(run, from_the_beginning(run))
 
 
@@ -93,6 +101,7 @@ def resume_experiment(
     console: Console | None = None,
     sinks: Sequence[Sink] = (),
     stop: StopRequest | None = None,
+    phases: Phases | None = None,
 ) -> dict[str, Any]:
     """Goes on with a run that was stopped, from its newest sound checkpoint, to the same end bit for bit.
 
@@ -102,12 +111,12 @@ def resume_experiment(
       run_dir: of the run.
       settings: by default the run's own; `total_timesteps`, `on_nonfinite` and the options may be others.
       strict: refuse to fall back to an older checkpoint than the newest.
-      allow_download, console, sinks, stop: as in `run_experiment`.
+      allow_download, console, sinks, stop, phases: as in `run_experiment`.
 
     Raises:
       PureJaxPPOError: of the kind that says what went wrong.
     """
-    console = console or Terminal()
+    console, phases = console or Terminal(), phases or Phases()
     run_dir = Path(run_dir)
     own = read_run_settings(run_dir)
     settings = settings.plain() if settings else own
@@ -119,12 +128,13 @@ def resume_experiment(
         summary = finished_run(run_dir, config)
         if summary:
             say(console, already_finished(summary))
-            _draw(run_dir)
+            _draw(run_dir, console)
             return summary
         clean(run_dir)
         env = from_gymnax(config.env, config.num_envs, allow_download=allow_download, **dict(config.env_params))
-        run = Run(run_dir, settings, env, spread_trainer(config, env), console, stop, sinks)
-        start = from_checkpoint(run, strict)
+        run = Run(run_dir, settings, env, spread_trainer(config, env), console, stop, phases, sinks)
+        with announced(run.note, f"checking and loading a checkpoint of {run_dir}"):
+            start = from_checkpoint(run, strict)
         _check_budget(run, start)
         for change in changed_versions(run_dir):
             run.note(f"{change} since the run began; its results may differ, if only by rounding.")
@@ -132,6 +142,7 @@ def resume_experiment(
         (run_dir / "summary.json").unlink(missing_ok=True)  # of what is to be more than that now
         add_command(run_dir)
         say(console, f"{_headline(settings, run_dir)}  resumed at {start.updates * config.batch_size:,} env steps")
+        phases.end("setup")
         return _finish(run, start)
 
 
@@ -157,22 +168,33 @@ def _finish(run: Run, start: Start) -> dict[str, Any]:
     runner = jax.device_put(runner, jax.devices()[0])  # for what comes after, one device does
     history = read_metrics(run.metrics_file)
     summary = _summary(run, runner, timing, history)
+    run.phases.end("saving")
     if not run.stop():
         farewell = f"the trained state is saved; `purejaxppo resume {run.run_dir}` evaluates it."
         with run.stop.ending_at_once(farewell):
             summary["evaluation"] = _evaluate_at_the_end(run, runner)
+        run.phases.end("evaluation")
     summary["exit_reason"] = run.stop() or "finished"
-    write_json(run.run_dir / "summary.json", summary)
+    _write_summary(run, summary)  # the picture shows what it says
     (run.run_dir / _PICTURE).unlink(missing_ok=True)
-    _draw(run.run_dir)
+    _draw(run.run_dir, run.console)
+    run.phases.end("picture")
+    _write_summary(run, summary)
     return summary
 
 
-def _draw(run_dir: Path) -> None:
+def _write_summary(run: Run, summary: dict[str, Any]) -> None:
+    """summary.json, with the seconds of all phases that have ended."""
+    summary["seconds"] = run.phases.seconds()
+    write_json(run.run_dir / "summary.json", summary)
+
+
+def _draw(run_dir: Path, console: Console) -> None:
     """The learning curve, unless it is there, or no episode has finished that it could show."""
     rows = read_metrics(run_dir / "metrics.jsonl")
     if not (run_dir / _PICTURE).exists() and any(row["episode/return"] is not None for row in rows):
-        plot_runs([run_dir], run_dir / _PICTURE)
+        with announced(partial(say, console), "drawing the learning curve"):
+            plot_runs([run_dir], run_dir / _PICTURE)
 
 
 def _summary(run: Run, runner: RunnerState, timing: Timing, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -191,6 +213,7 @@ def _summary(run: Run, runner: RunnerState, timing: Timing, rows: Sequence[Mappi
         "evaluation": None,
         "state_sha256": state_sha256(runner),
         "exit_reason": None,
+        "seconds": {},
         "run_dir": str(run.run_dir),
     }
 
@@ -203,7 +226,7 @@ def _mean_speed(run: Run, updates: int, timing: Timing) -> float:
 def _evaluate_at_the_end(run: Run, runner: RunnerState) -> dict[str, Any]:
     config, _, seed, options = run.settings
     try:
-        return _evaluate(config, run.env, runner, options.eval_episodes, seed, greedy=True)
+        return _evaluate(config, run.env, runner, options.eval_episodes, seed, greedy=True, note=run.note)
     except Exception as error:
         if is_out_of_memory(error):
             raise OutOfMemoryError(
@@ -214,7 +237,13 @@ def _evaluate_at_the_end(run: Run, runner: RunnerState) -> dict[str, Any]:
 
 
 def evaluate_saved(
-    saved: SavedRun, *, episodes: int = 128, greedy: bool = True, seed: int = 0, allow_download: bool = False
+    saved: SavedRun,
+    *,
+    episodes: int = 128,
+    greedy: bool = True,
+    seed: int = 0,
+    allow_download: bool = False,
+    note: Callable[[str], object] = lambda _: None,
 ) -> dict[str, Any]:
     """Plays episodes with a saved policy and its frozen normalisers; returns their summary, and its env_steps.
 
@@ -224,13 +253,14 @@ def evaluate_saved(
       greedy: take the most probable action instead of a sample.
       seed: of the environments and of sampling.
       allow_download: let the environment fetch its data set.
+      note: told of the progress if it takes longer than a few seconds.
 
     Raises:
       PureJaxPPOError: of the kind that says what went wrong.
     """
     episodes, seed = whole(episodes), whole(seed)
     validate_evaluation(episodes, seed)
-    summary = _evaluate(saved.config, saved.env, saved.runner, episodes, seed, greedy, allow_download)
+    summary = _evaluate(saved.config, saved.env, saved.runner, episodes, seed, greedy, note, allow_download)
     return {"env_steps": saved.meta["env_steps"], **summary}
 
 
@@ -241,12 +271,12 @@ def _evaluate(
     episodes: int,
     seed: int,
     greedy: bool,
+    note: Callable[[str], object],
     allow_download: bool = True,
 ) -> dict[str, Any]:
     network = make_network(config, env)
     copies = from_gymnax(config.env, episodes, allow_download=allow_download, **dict(config.env_params))
-    play = jax.jit(lambda key, runner: evaluate_runner(key, config, copies, network.apply, runner, greedy))
-    return summarize(play(evaluation_key(seed), runner))
+    return summarize(play_in_pieces(evaluation_key(seed), config, copies, network.apply, runner, greedy, note))
 
 
 def _headline(settings: RunSettings, run_dir: Path) -> str:

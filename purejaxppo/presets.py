@@ -121,6 +121,19 @@ TARGETS = {
     "SpaceInvaders-MinAtar": 110,
 }
 
+_UNSEEN_GOAL = "its goal is not shown, so a policy without memory, as all are here, cannot go back to it"
+# Environment -> what its observation hides from the policies here, which have no memory (read in gymnax 1.0.1).
+# BernoulliBandit and GaussianBandit are not among them: they show the last action and reward, so that a policy may stay
+# with an arm that pays. UmbrellaChain and DiscountingChain show all that counts at every step.
+HIDDEN = {
+    "MemoryChain-bsuite": "the bit that it asks for at the end is shown in the first steps only, so a policy without "
+    "memory, as all are here, does no better than chance",
+    "SimpleBandit-bsuite": "which arm pays is drawn anew for every episode of one step and never shown, so no policy "
+    "does better than chance",
+    "MetaMaze-misc": _UNSEEN_GOAL,
+    "PointRobot-misc": _UNSEEN_GOAL,
+}
+
 
 def preset(env: str, algorithm: str = "ppo_clip") -> dict[str, Any]:
     """Field -> value for an environment; empty for one without a preset, which takes the defaults."""

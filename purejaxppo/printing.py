@@ -90,7 +90,7 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
 
 
 def describe_run(summary: dict[str, Any]) -> str:
-    """What a run came to, in two or three lines."""
+    """What a run came to, in three or four lines."""
     ended = "finished" if summary["exit_reason"] == "finished" else f"stopped by {summary['exit_reason']}"
     lines = [
         f"{ended}: {summary['env_steps']:,} env steps in {summary['train_seconds']:.1f} s "
@@ -98,8 +98,16 @@ def describe_run(summary: dict[str, Any]) -> str:
     ]
     if summary["evaluation"]:
         lines.append(describe_evaluation(summary["evaluation"]))
+    if "seconds" in summary:
+        lines.append(describe_seconds(summary["seconds"]))
     lines.append(f"run directory {summary['run_dir']}")
     return "\n".join(lines)
+
+
+def describe_seconds(seconds: dict[str, float]) -> str:
+    """The whole time of a command, and its phases of at least 0.1 s."""
+    phases = ", ".join(f"{name} {x:.1f} s" for name, x in seconds.items() if x >= 0.1)
+    return f"{sum(seconds.values()):.1f} s in all: {phases}"
 
 
 def describe_evaluation(result: dict[str, Any]) -> str:

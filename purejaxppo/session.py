@@ -15,6 +15,7 @@ from purejaxppo.guard import GUARDS
 from purejaxppo.host_loop import Rows, Timing, train_in_chunks
 from purejaxppo.logger import JsonLines, ProgressDisplay, Sink, last_rows, recent_return, say, whole_rows
 from purejaxppo.memory import device_bytes, explain, program_bytes
+from purejaxppo.phases import Phases
 from purejaxppo.restore import load_runner
 from purejaxppo.run_dir import RunSettings
 from purejaxppo.signals import StopRequest
@@ -35,6 +36,7 @@ class Run(NamedTuple):
     trainer: Trainer
     console: Console
     stop: StopRequest
+    phases: Phases
     sinks: Sequence[Sink] = ()
 
     @property
@@ -95,6 +97,7 @@ def train_session(run: Run, start: Start) -> tuple[RunnerState, Timing]:
         try:
             return _train(run, start)
         except DivergedError as error:
+            run.phases.end("training")
             rollbacks = GUARDS[run.settings.config.on_nonfinite].rollbacks
             if not rollbacks:
                 raise _with_last_good(run, error) from None
@@ -144,6 +147,7 @@ def _train(run: Run, start: Start) -> tuple[RunnerState, Timing]:
             stop=run.stop,
             farewell=f"{reached}; `purejaxppo resume {run.run_dir}` goes on from there.",
             note=run.note,
+            phases=run.phases,
             updates=start.updates,
             seconds=start.seconds,
         )

@@ -11,7 +11,7 @@ from typing import Any
 from purejaxppo.config import ALGORITHMS_WITH, Hyperparams, RunOptions, TrainConfig
 from purejaxppo.errors import ConfigError
 from purejaxppo.files import AnyPath
-from purejaxppo.presets import preset
+from purejaxppo.presets import HIDDEN, PRESETS, preset
 from purejaxppo.validation import suggestion
 
 _MAX_BYTES = 2**20
@@ -32,6 +32,18 @@ def resolve(env: str | None, settings: Mapping[str, Any]) -> tuple[TrainConfig, 
     algorithm = settings.get("algorithm", TrainConfig.algorithm)
     merged = {**preset(env, algorithm), **settings, "env": env}
     return TrainConfig(**_of(TrainConfig, merged)), Hyperparams(**_of(Hyperparams, merged))
+
+
+def describe_settings(pairs: Sequence[tuple[TrainConfig, Hyperparams]]) -> str:
+    """One line: whether settings, all of one environment, are its tuned preset; and what it hides from the policy."""
+    env = pairs[0][0].env
+    usual = {name: _record(resolve(env, {"algorithm": name})) for name in {config.algorithm for config, _ in pairs}}
+    records = [_record(pair) for pair in pairs]
+    changed = [name for name in FIELDS if any(x[name] != usual[x["algorithm"]][name] for x in records)]
+    source = f"the tuned preset of {env}" if env in PRESETS else f"the defaults, as {env} has no tuned preset"
+    but = f", but for {', '.join(changed)}" if changed else ""
+    hidden = f"; {env}: {HIDDEN[env]}" if env in HIDDEN else ""
+    return f"settings: {source}{but}{hidden}"
 
 
 def for_algorithm(env: str | None, settings: Mapping[str, Any], algorithm: str) -> dict[str, Any]:

@@ -93,12 +93,9 @@ def stop_process_on_signal() -> Iterator[StopRequest]:
     """Listens in a thread, so that a signal is heard in the middle of a compilation too. For the main thread."""
     stop = _ProcessStopRequest()
     reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    previous = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    thread = threading.Thread(target=_listen, args=(reader, stop), daemon=True, name="signals")
-    thread.start()
+    previous, thread = _start_listening(reader, writer, stop.received)
     try:
-        with _handled(lambda *_: None):  # Python writes a signal's number to the pipe only where it has a handler
+        with _handled(_ignore):
             yield stop
     finally:
         signal.set_wakeup_fd(previous)
@@ -107,10 +104,35 @@ def stop_process_on_signal() -> Iterator[StopRequest]:
         os.close(reader)
 
 
-def _listen(reader: int, stop: StopRequest) -> None:
+def end_process_on_signal() -> None:
+    """From now on the first signal ends the process, with what `interrupted` says, wherever its main thread is.
+
+    `stop_process_on_signal` takes its place while that listens. For the main thread.
+    """
+    _start_listening(*os.pipe(), lambda _: end_process(f"error: {interrupted()}", INTERRUPTED))
+    for number in SIGNALS:
+        signal.signal(number, _ignore)
+
+
+def _start_listening(reader: int, writer: int, received: Callable[[int], object]) -> tuple[int, threading.Thread]:
+    """Calls `received` with the number of each signal, from a thread; returns the wakeup descriptor of before, and it.
+
+    Python writes a signal's number to the pipe only where it has a handler.
+    """
+    os.set_blocking(writer, False)
+    thread = threading.Thread(target=_listen, args=(reader, received), daemon=True, name="signals")
+    thread.start()
+    return signal.set_wakeup_fd(writer, warn_on_full_buffer=False), thread
+
+
+def _listen(reader: int, received: Callable[[int], object]) -> None:
     while number := os.read(reader, 1):
         if number[0] in SIGNALS:
-            stop.received(number[0])
+            received(number[0])
+
+
+def _ignore(number: int, _: FrameType | None) -> None:
+    """A handler for signals that are heard in a thread."""
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from purejaxppo.config import RunOptions
 from purejaxppo.errors import CheckpointError, OutOfMemoryError, is_out_of_memory
 from purejaxppo.host_loop import Chunk, Hooks, Timing
 from purejaxppo.logger import ProgressDisplay
+from purejaxppo.phases import Phases
 from purejaxppo.saver import Saver
 from purejaxppo.signals import StopRequest
 from purejaxppo.watch import Watch
@@ -29,6 +30,7 @@ class Stretch(NamedTuple):
     stop: StopRequest
     farewell: str  # what to say when a signal ends the compilation
     note: Callable[[str], None]
+    phases: Phases  # to which compilation, training and saving at the end are added
     updates: int = 0  # done before it
     seconds: float = 0.0  # of training before it
 
@@ -55,6 +57,7 @@ def train_stretch(stretch: Stretch) -> tuple[Any, Timing]:
             program = size
             stretch.check_memory(size)
             compiling.close()
+            stretch.phases.end("compilation")
             watch.alive()
             stretch.progress.start_clock()
 
@@ -70,9 +73,11 @@ def train_stretch(stretch: Stretch) -> tuple[Any, Timing]:
             if is_out_of_memory(error):
                 raise stretch.explain(program) from error
             raise
+        stretch.phases.end("training")
         try:
             saver.wait()
         except CheckpointError as error:  # the last save is worth another try
             stretch.note(str(error))
         save(done, state)
+    stretch.phases.end("saving")
     return state, timing._replace(train_seconds=seconds)

@@ -2,11 +2,37 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
 _FACTOR = 10  # times the longest wait so far
+
+
+@contextmanager
+def announced(say: Callable[[str], object], what: str, patience: float = 3.0, interval: float = 30.0) -> Iterator[None]:
+    """Says what is being done within, if that takes longer than a few seconds, and how long it has taken, now and then.
+
+    Args:
+      say: told so, from a thread.
+      what: is being done, as in `drawing the picture`.
+      patience: seconds until the first line.
+      interval: seconds from each line to the next.
+    """
+    over = threading.Event()
+
+    def speak() -> None:
+        began, wait = time.monotonic(), patience
+        while not over.wait(wait):
+            say(f"{what}, {time.monotonic() - began:.0f} s so far")
+            wait = interval
+
+    threading.Thread(target=speak, daemon=True, name="announced").start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 class Watch:

@@ -560,6 +560,18 @@ def test_train_in_words(capfd):
     assert "evaluation over 2 episodes: return " in out
     assert "run directory run" in out
     assert "64 / 64 env steps" in err
+    seconds = re.search(r"^(\S+) s in all: start (\S+) s, .*compilation \S+ s", out, re.MULTILINE)
+    assert 0 < float(seconds[2]) < float(seconds[1])
+
+
+def test_plan_and_training_say_where_the_settings_are_from(capfd):
+    """One line on standard error, in --json too."""
+    assert cli.run(["sweep", "--env", "MemoryChain-bsuite", "--gamma", "0.9", "0.99", "--plan", "--json", *TINY]) == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out)
+    (line,) = err.splitlines()
+    assert "the defaults, as MemoryChain-bsuite has no tuned preset, but for num_envs" in line
+    assert line.endswith("a policy without memory, as all are here, does no better than chance")
 
 
 def test_evaluate(trained, capfd):
@@ -970,12 +982,23 @@ def test_every_command_has_help_and_an_example(capfd, command):
     assert f"Example: purejaxppo {command}" in help_of(capfd, command)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_a_signal_outside_training_ends_the_process_at_once(name):
-    """Without an exception, which an extension module that is just being loaded would not survive."""
+_MUTEX = (
+    "mutex = ctypes.create_string_buffer(64); lock = ctypes.CDLL(None).pthread_mutex_lock; lock(mutex), lock(mutex)"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "wait"), [("SIGTERM", "time.sleep(60)"), ("SIGINT", "time.sleep(60)"), ("SIGINT", _MUTEX)]
+)
+def test_a_signal_outside_training_ends_the_process_at_once(name, wait):
+    """Without an exception, which an extension module that is just being loaded would not survive; and also while the
+    main thread computes in C and comes back to no Python, as in an evaluation."""
     program = (
-        "import os, signal, time; from purejaxppo import cli\n"
-        f"cli.run = lambda argv: (os.kill(os.getpid(), signal.{name}), time.sleep(60))\n"
+        "import ctypes, os, signal, threading, time; from purejaxppo import cli\n"
+        "def wait(argv):\n"
+        f"    threading.Timer(0.1, os.kill, (os.getpid(), signal.{name})).start()\n"
+        f"    {wait}\n"
+        "cli.run = wait\n"
         "cli.main()"
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50, check=False)

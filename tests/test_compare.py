@@ -5,6 +5,8 @@ import dataclasses
 import io
 import json
 import math
+import re
+import time
 
 import numpy as np
 import pytest
@@ -68,7 +70,10 @@ def rows_of(path):
 def compared(tmp_path_factory):
     """(directory, summary, console text) of ppo_clip and trpo."""
     out = tmp_path_factory.mktemp("compare") / "out"
-    return out, run([settings("ppo_clip"), settings("trpo")], SEEDS, out, target=4.0), run.text
+    began = time.perf_counter()
+    summary = run([settings("ppo_clip"), settings("trpo")], SEEDS, out, target=4.0)
+    run.elapsed = time.perf_counter() - began
+    return out, summary, run.text
 
 
 def test_files(compared):
@@ -109,6 +114,14 @@ def test_each_run_is_the_single_run_of_its_seed(compared, tmp_path, algorithm, s
     for here, there in zip(mine, its, strict=True):
         for name in there.keys() - {"seconds"}:
             assert (float(here[name]) if here[name] else None) == there[name], name
+
+
+def test_the_settings_and_the_seconds_are_told(compared):
+    _, summary, text = compared
+    assert text.splitlines()[1].startswith("settings: the tuned preset of CartPole-v1, but for ")
+    phases = ["setup", "compilation", "training", "evaluation", "tables", "picture"]
+    assert list(summary["seconds"]) == phases
+    assert sum(summary["seconds"].values()) == pytest.approx(run.elapsed, abs=0.2)
 
 
 def test_seeds_are_different_runs(compared):
@@ -159,10 +172,11 @@ def result_of(config, seeds, returns):
 def scripted(monkeypatch):
     """scripted(returns) puts hand-made results, the same for each algorithm, in the place of training."""
 
-    def use(*returns):
-        monkeypatch.setattr(
-            compare, "_train_all", lambda plan, group, _: result_of(group.config, plan.sweep.seeds, returns)
-        )
+    def use(*returns, unfinished=0):
+        def train_all(plan, group, console, phases):
+            return result_of(group.config, plan.sweep.seeds, returns)._replace(unfinished=unfinished)
+
+        monkeypatch.setattr(compare, "_train_all", train_all)
 
     return use
 
@@ -428,6 +442,18 @@ def test_command_prints_what_it_wrote(scripted, capfd, tmp_path, monkeypatch, fl
     assert cli.run(argv) == 0
     out = capfd.readouterr().out
     assert "ppo_kl" in out
+    assert re.search(r"^\d+\.\d s in all: start \d+\.\d s", out, re.MULTILINE)
+    assert "broken off" not in out
     (directory,) = (tmp_path / "runs").iterdir()
     assert directory.name.startswith("CartPole-v1__compare__")
     assert str(directory.relative_to(tmp_path)) in out.replace("\n", "")
+
+
+def test_episodes_that_were_broken_off_are_told(scripted, capfd, tmp_path, monkeypatch):
+    """In the row of each algorithm, and together on the terminal."""
+    monkeypatch.chdir(tmp_path)
+    scripted(7.0, 8.0, unfinished=1500)
+    assert cli.run(["compare", "--algorithms", "trpo", "ppo_kl", "--seeds", "2", "--out", "out"]) == 0
+    assert "3,000 episodes of the evaluation were broken off unfinished" in capfd.readouterr().out
+    rows = json.loads((tmp_path / "out" / "summary.json").read_text())["algorithms"]
+    assert [row["unfinished"] for row in rows] == [1500, 1500]

@@ -1,5 +1,6 @@
 """Evaluation: exactly one episode per environment, frozen normalisers, and a summary checked by hand."""
 
+import gymnax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +9,7 @@ from probe_envs import match
 
 from purejaxppo.config import TrainConfig
 from purejaxppo.distributions import Categorical
-from purejaxppo.evaluate import Episodes, evaluate, summarize
+from purejaxppo.evaluate import LONGEST_EPISODE, Episodes, evaluate, most_steps, summarize
 from purejaxppo.types import Box, Discrete, EnvStep, VecEnv
 from purejaxppo.wrappers import RunningStats, evaluation_env, observation_stats, training_env
 
@@ -84,6 +85,21 @@ def test_an_environment_without_any_limit_ends_after_10000_steps():
         "length_mean": 10_000.0,
         "unfinished": 2,
     }
+
+
+@pytest.mark.parametrize(
+    ("limit", "steps"),
+    [(None, 10_000), (1, 1), (500, 500), (100_000, 100_000), (100_001, 100_000), (2 * 10**9, 100_000)],
+)
+def test_no_limit_keeps_an_evaluation_from_its_end(limit, steps):
+    assert most_steps(countdown(step_limit=limit)) == steps
+
+
+def test_every_registered_environment_has_its_own_limit_within_the_bound():
+    names = set(gymnax.registration.registered_envs) - {"MNISTBandit-bsuite"}  # which would fetch its data set
+    limits = {name: gymnax.make(name)[1].max_steps_in_episode for name in names}
+    assert len(limits) > 20
+    assert max(limits.values()) <= LONGEST_EPISODE
 
 
 def without_reward(state_and_step):

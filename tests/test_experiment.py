@@ -5,6 +5,7 @@ import io
 import json
 import math
 import signal
+import time
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +65,7 @@ SUMMARY = {
     "evaluation",
     "state_sha256",
     "exit_reason",
+    "seconds",
 }
 
 
@@ -115,7 +117,10 @@ def without_time(row):
 def cartpole(tmp_path_factory):
     """(run directory, summary, console text) of a run on the real thing."""
     out = tmp_path_factory.mktemp("runs") / "cartpole"
-    return out, run(out=out), run.text
+    began = time.perf_counter()
+    summary = run(out=out)
+    run.elapsed = time.perf_counter() - began
+    return out, summary, run.text
 
 
 def test_files_of_a_run(cartpole):
@@ -181,6 +186,19 @@ def test_summary_of_a_run(cartpole):
     assert summary["evaluation"].keys() == {"episodes", "return_mean", "return_std", "return_iqm", "length_mean"}
     assert summary["evaluation"]["episodes"] == 5
     assert 1 <= summary["evaluation"]["return_mean"] <= 6
+
+
+def test_seconds_by_phase_add_up_to_the_runs(cartpole):
+    """With the picture, which comes after everything that it shows."""
+    seconds = cartpole[1]["seconds"]
+    assert list(seconds) == ["setup", "compilation", "training", "saving", "evaluation", "picture"]
+    assert min(seconds.values()) > 0
+    assert sum(seconds.values()) == pytest.approx(run.elapsed, abs=0.2)
+
+
+def test_second_line_says_where_the_settings_are_from(cartpole):
+    second = cartpole[2].splitlines()[1]
+    assert second.startswith("settings: the tuned preset of CartPole-v1, but for env_params, total_timesteps, ")
 
 
 def test_first_line_says_what_will_run(cartpole):

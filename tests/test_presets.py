@@ -3,11 +3,13 @@
 import dataclasses
 
 import gymnax
+import jax
+import numpy as np
 import pytest
 
 from purejaxppo.algorithms import ALGORITHMS
 from purejaxppo.config import ALGORITHMS_WITH, Hyperparams, TrainConfig
-from purejaxppo.presets import ALGORITHM_PRESETS, PRESETS, TARGETS, preset
+from purejaxppo.presets import ALGORITHM_PRESETS, HIDDEN, PRESETS, TARGETS, preset
 from purejaxppo.settings import resolve
 from purejaxppo.validation import validate_config, validate_hyperparams
 
@@ -77,3 +79,34 @@ def test_preset_of_an_algorithm_is_its_own(algorithm, env):
 def test_preset_of_an_algorithm_is_not_that_of_another():
     for algorithm, env in PAIRS:
         assert preset(env, algorithm) != preset(env) == PRESETS.get(env, {})
+
+
+def test_what_is_said_to_be_hidden_is_of_registered_environments():
+    assert set(gymnax.registration.registered_envs) >= HIDDEN.keys()
+
+
+# What differs between two worlds of an environment, and decides which action is right: field -> its two values.
+WORLDS = {
+    "MemoryChain-bsuite": ("context", [0], [1]),
+    "SimpleBandit-bsuite": ("rewards", np.linspace(0, 1, 11), np.linspace(1, 0, 11)),
+    "MetaMaze-misc": ("goal", [1, 1], [9, 9]),
+    "PointRobot-misc": ("goal", [1.0, 0.0], [-1.0, 0.0]),
+    "UmbrellaChain-bsuite": ("need_umbrella", 0, 1),
+    "DiscountingChain-bsuite": ("context", 0, 1),
+    "FourRooms-misc": ("goal", [1, 1], [2, 2]),
+}
+
+
+@pytest.mark.parametrize("env", WORLDS)
+def test_what_is_hidden_cannot_be_told_from_an_observation(env):
+    """And what is not, can."""
+    game, params = gymnax.make(env)
+    _, state = game.reset(jax.random.key(0), params)
+    field, *values = WORLDS[env]
+    names = {name: np.asarray(getattr(state, name)).dtype for name in (field, "time")}
+
+    def seen(value):
+        fields = {field: np.asarray(value, names[field]), "time": np.asarray(2, names["time"])}
+        return np.asarray(game.get_obs(state.replace(**fields), params=params, key=jax.random.key(1)))
+
+    assert np.array_equal(*map(seen, values)) == (env in HIDDEN)

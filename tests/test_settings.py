@@ -9,7 +9,7 @@ from purejaxppo import flags
 from purejaxppo.config import ALGORITHMS_WITH, Hyperparams, RunOptions, TrainConfig
 from purejaxppo.errors import ConfigError
 from purejaxppo.presets import PRESETS
-from purejaxppo.settings import read_settings, resolve
+from purejaxppo.settings import describe_settings, read_settings, resolve
 from purejaxppo.validation import validate_config, validate_hyperparams
 
 # Differs from the default in a field of each kind.
@@ -54,6 +54,30 @@ def test_settings_beat_the_preset():
     config, hp = resolve(ENV, {"num_envs": 3, "learning_rate": 0.5})
     assert (config.num_envs, hp.learning_rate) == (3, 0.5)
     assert config.total_timesteps == PRESET["total_timesteps"]
+
+
+@pytest.mark.parametrize(
+    ("env", "settings", "says"),
+    [
+        ("Pendulum-v1", [{}], "settings: the tuned preset of Pendulum-v1"),
+        ("Pendulum-v1", [{"algorithm": "trpo"}, {}], "settings: the tuned preset of Pendulum-v1"),
+        (
+            "Pendulum-v1",
+            [{"gamma": 0.5, "num_envs": 2}, {"clip_eps": 0.3}, {}],
+            "settings: the tuned preset of Pendulum-v1, but for num_envs, gamma, clip_eps",
+        ),
+        ("Pong-misc", [{}], "settings: the defaults, as Pong-misc has no tuned preset"),
+        ("Pong-misc", [{"gamma": 0.5}], "settings: the defaults, as Pong-misc has no tuned preset, but for gamma"),
+        (
+            "PointRobot-misc",
+            [{}],
+            "settings: the tuned preset of PointRobot-misc; PointRobot-misc: its goal is not shown, so a policy "
+            "without memory, as all are here, cannot go back to it",
+        ),
+    ],
+)
+def test_where_settings_are_from_is_one_line(env, settings, says):
+    assert describe_settings([resolve(env, each) for each in settings]) == says
 
 
 def test_which_environments_preset():

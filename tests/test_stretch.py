@@ -11,6 +11,7 @@ from purejaxppo.config import RunOptions
 from purejaxppo.errors import CheckpointError, DivergedError, OutOfMemoryError
 from purejaxppo.files import read_json
 from purejaxppo.host_loop import Chunk, Timing
+from purejaxppo.phases import Phases
 from purejaxppo.signals import StopRequest
 from purejaxppo.store import fault, list_steps
 from purejaxppo.stretch import Stretch, train_stretch
@@ -33,7 +34,7 @@ class Rehearsal:
 
     def __init__(self, directory, chunks=3, before=(0, 0.0), due=False):
         self.directory, self.chunks, self.due = directory, chunks, due
-        self.events, self.notes = [], []
+        self.events, self.notes, self.phases = [], [], Phases()
         self.stop = StopRequest()
         self.at = {}  # event -> what is to be done when it happens
         self.failing = []  # updates whose checkpoint cannot be written, as often as they are in here
@@ -85,6 +86,7 @@ class Rehearsal:
                 stop=self.stop,
                 farewell=FAREWELL,
                 note=self.notes.append,
+                phases=self.phases,
                 updates=self.before[0],
                 seconds=self.before[1],
             )
@@ -316,3 +318,19 @@ def test_what_diverges_ends_it_with_what_was_saved_before(rehearsal):
     with pytest.raises(DivergedError, match="loss/policy"):
         subject.run()
     assert subject.saved() == [(16, 2, 1.0)]
+
+
+def test_its_seconds_are_of_compilation_training_and_saving(tmp_path, monkeypatch):
+    """Each of 100 s, 3 s and 20 s on a clock that stands still otherwise."""
+    now = [0.0]
+
+    def pass_by(seconds):
+        now[0] += seconds
+
+    monkeypatch.setattr("purejaxppo.phases.time.perf_counter", lambda: now[0])
+    rehearsal = Rehearsal(tmp_path)
+    rehearsal.at[("compile",)] = lambda: pass_by(100.0)
+    rehearsal.at |= {("chunk", updates): lambda: pass_by(1.0) for updates in (2, 4, 6)}
+    rehearsal.at["save", 6, 3.0] = lambda: pass_by(20.0)
+    rehearsal.run()
+    assert rehearsal.phases.seconds() == {"compilation": 100.0, "training": 3.0, "saving": 20.0}

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from purejaxppo.watch import Watch
+from purejaxppo.watch import Watch, announced
 
 PATIENCE = 0.15
 LONG = 10.0  # for what must happen; how long exactly is the machine's business
@@ -136,4 +136,24 @@ def test_it_never_speaks_when_it_is_over():
     """An error in what it watches passes through."""
     with pytest.raises(KeyError), watching() as (_, said):
         raise KeyError
+    assert silent(said)
+
+
+# --- what is being done -----------------------------------------------------------------------------------------------
+
+
+def test_what_takes_long_is_announced_again_and_again():
+    said = queue.Queue()
+    with announced(said.put, "drawing", patience=0.0, interval=0.05):
+        lines = [said.get(timeout=LONG) for _ in range(3)]
+    assert lines == ["drawing, 0 s so far"] * 3
+
+
+def test_what_is_over_is_announced_no_more():
+    """Nor what was quick, or has failed."""
+    said = queue.Queue()
+    with pytest.raises(KeyError), announced(said.put, "drawing", patience=PATIENCE):
+        raise KeyError
+    with announced(said.put, "drawing", patience=PATIENCE):
+        pass
     assert silent(said)

@@ -132,13 +132,19 @@ class Group:
         program = self.program(size, num_updates)
         return Program(lambda runs: program(hps, runs), program_bytes(program))
 
-    def evaluate(self, seeds: jax.Array, runs: Runs) -> np.ndarray:
-        """Mean return [R] of greedy episodes, those of `train`'s own final evaluation; NaN for a run that diverged."""
+    def evaluate(self, seeds: jax.Array, runs: Runs) -> tuple[np.ndarray, np.ndarray]:
+        """Greedy episodes, those of `train`'s own final evaluation.
+
+        Returns:
+          The mean return [R], NaN for a run that diverged; and how many episodes [R] were broken off unfinished.
+        """
         if len(seeds) not in self._players:
             self._players[len(seeds)] = self._player(seeds, runs)
         episodes = self._players[len(seeds)](seeds, runs)
         returns = np.asarray(episodes.episode_return, np.float64).mean(axis=1)
-        return np.where(np.asarray(runs.diverged) > 0, np.nan, returns)
+        unfinished = np.sum(~np.asarray(episodes.finished), axis=1)
+        diverged = np.asarray(runs.diverged) > 0
+        return np.where(diverged, np.nan, returns), np.where(diverged, 0, unfinished)
 
     def _player(self, seeds: jax.Array, runs: Runs) -> jax.stages.Compiled:
         """Compiled to play all runs side by side if the layout does so and it fits, else one after the other."""

@@ -15,6 +15,7 @@ from purejaxppo.files import write_json
 from purejaxppo.host_loop import Chunk, Loop, Timing, advance_in_chunks
 from purejaxppo.logger import ProgressDisplay, RepeatedFile, say, whole_rows
 from purejaxppo.memory import explain
+from purejaxppo.phases import Phases
 from purejaxppo.runs import Runs, make_runs
 from purejaxppo.signals import StopRequest
 from purejaxppo.store import Which, clean, fault, list_steps, load_newest
@@ -24,6 +25,7 @@ from purejaxppo.sweeps.group import Group
 from purejaxppo.sweeps.metrics import MetricRows
 from purejaxppo.sweeps.plan import Plan
 from purejaxppo.sweeps.schedule import Part, PartResult, part_dir, read_result
+from purejaxppo.watch import announced
 
 
 class Session(NamedTuple):
@@ -35,6 +37,7 @@ class Session(NamedTuple):
     console: Console
     progress: ProgressDisplay
     stop: StopRequest
+    phases: Phases
     strict: bool = False  # refuse to fall back to an older checkpoint than the newest
 
     def note(self, text: str) -> None:
@@ -74,8 +77,11 @@ def train_part(session: Session, part: Part, begin: Callable[[], Runs], metrics_
         return None
     farewell = f"the trained states are saved; `purejaxppo resume {session.directory}` evaluates them."
     with session.stop.ending_at_once(farewell):
-        result = _result(part, group, runs, seeds, position, timing)
+        what = f"evaluating {len(part.runs):,} runs, each with {session.plan.sweep.options.eval_episodes:,} episodes"
+        with announced(session.note, what):
+            result = _result(part, group, runs, seeds, position, timing)
     write_json(directory / "result.json", result._asdict())
+    session.phases.end("evaluation")
     return result
 
 
@@ -153,6 +159,7 @@ def _stretch(
         stop=session.stop,
         farewell=f"what was saved stays; `purejaxppo resume {session.directory}` goes on from there.",
         note=session.note,
+        phases=session.phases,
         updates=done,
         seconds=seconds,
     )
@@ -187,7 +194,7 @@ def mean_ended(chunk: Chunk) -> float | None:
 def _result(part: Part, group: Group, runs: Runs, seeds: jax.Array, metrics_bytes: int, timing: Timing) -> PartResult:
     count = len(part.runs)
     try:
-        returns = group.evaluate(seeds, runs)[:count]
+        returns, unfinished = group.evaluate(seeds, runs)
     except Exception as error:
         if is_out_of_memory(error):
             raise OutOfMemoryError(
@@ -197,9 +204,10 @@ def _result(part: Part, group: Group, runs: Runs, seeds: jax.Array, metrics_byte
     return PartResult(
         updates=np.asarray(runs.runner.updates)[:count].tolist(),
         diverged_at=np.asarray(runs.diverged)[:count].tolist(),
-        returns=[float(x) if np.isfinite(x) else None for x in returns],
+        returns=[float(x) if np.isfinite(x) else None for x in returns[:count]],
         metrics_bytes=metrics_bytes,
         seconds=timing.train_seconds,
+        unfinished=int(unfinished[:count].sum()),
     )
 
 

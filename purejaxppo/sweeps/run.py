@@ -15,8 +15,10 @@ from purejaxppo.errors import CheckpointError, ConfigError, DivergedError
 from purejaxppo.files import AnyPath, is_file, whole_file, write_json, write_text
 from purejaxppo.lock import locked
 from purejaxppo.logger import ProgressDisplay, Terminal, say, whole_rows
+from purejaxppo.phases import Phases
 from purejaxppo.run_dir import add_command, changed_versions, create_dir, write_origin
 from purejaxppo.runs import Runs
+from purejaxppo.settings import describe_settings
 from purejaxppo.signals import StopRequest, listening, when_interrupted
 from purejaxppo.store import clean
 from purejaxppo.sweeps.directory import METRICS, read_sweep, write_sweep
@@ -30,7 +32,7 @@ from purejaxppo.sweeps.results import Outcome, markdown_table, read_curves, run_
 from purejaxppo.sweeps.schedule import Finished, Part, parts_of_rung, survivors
 from purejaxppo.sweeps.settings import SweepSettings
 from purejaxppo.validation import validate_options
-from purejaxppo.watch import Watch
+from purejaxppo.watch import Watch, announced
 
 
 def run_sweep(
@@ -40,6 +42,7 @@ def run_sweep(
     allow_download: bool = False,
     console: Console | None = None,
     stop: StopRequest | None = None,
+    phases: Phases | None = None,
 ) -> dict[str, Any]:
     """Trains, evaluates, tabulates and draws a sweep; leaves a directory and returns its summary (`summary.json`).
 
@@ -49,11 +52,12 @@ def run_sweep(
       allow_download: let an environment fetch its data set.
       console: for progress; by default standard error.
       stop: asks the sweep to stop; by default SIGINT, SIGTERM and SIGUSR1 do.
+      phases: takes the seconds that the summary reports; by default they begin here.
 
     Raises:
       PureJaxPPOError: of the kind that says what went wrong; what had been written stays.
     """
-    console = console or Terminal()
+    console, phases = console or Terminal(), phases or Phases()
     sweep = sweep.plain()
     sweep.validate()
     with listening(stop) as stop:
@@ -62,15 +66,18 @@ def run_sweep(
             directory = create_dir(out, f"{sweep.env}__sweep")
         with locked(directory):
             write_origin(directory)
+            say(console, describe_settings(sweep.settings))
+            phases.end("setup")
             with stop.ending_at_once("no run had begun."):
                 say(console, "compiling, to see what fits into memory")
                 with Watch(lambda text: say(console, f"purejaxppo: {text}")):
                     plan.fit()
+            phases.end("compilation")
             write_sweep(directory, sweep, plan.sizes)
             when_interrupted(f"`purejaxppo resume {directory}` goes on from what was saved.")
             say(console, "\n".join(f"{name:<20} {text}" for name, text in describe_plan(plan_record(plan))))
             say(console, f"{sweep.env}  {directory}")
-            return _train(directory, plan, console, stop)
+            return _train(directory, plan, console, stop, phases)
 
 
 def resume_sweep(
@@ -81,6 +88,7 @@ def resume_sweep(
     allow_download: bool = False,
     console: Console | None = None,
     stop: StopRequest | None = None,
+    phases: Phases | None = None,
 ) -> dict[str, Any]:
     """Goes on with a sweep that was stopped, to the same tables byte for byte. A finished one is left as it is.
 
@@ -88,12 +96,12 @@ def resume_sweep(
       directory: of the sweep.
       options: when and how many checkpoints; by default the sweep's own. `eval_episodes` cannot be changed.
       strict: refuse to fall back to an older checkpoint than the newest.
-      allow_download, console, stop: as in `run_sweep`.
+      allow_download, console, stop, phases: as in `run_sweep`.
 
     Raises:
       PureJaxPPOError: of the kind that says what went wrong.
     """
-    console = console or Terminal()
+    console, phases = console or Terminal(), phases or Phases()
     directory = Path(directory)
     sweep, sizes = read_sweep(directory)
     sweep = sweep._replace(options=_other_options(sweep, options or sweep.options))
@@ -113,7 +121,7 @@ def resume_sweep(
         write_sweep(directory, sweep, sizes)
         add_command(directory)
         say(console, f"{sweep.env}  {sweep.num_runs:,} runs  {directory}  resumed")
-        return _train(directory, plan, console, stop, strict)
+        return _train(directory, plan, console, stop, phases, strict)
 
 
 def _unless_all_diverged(summary: dict[str, Any]) -> dict[str, Any]:
@@ -145,7 +153,9 @@ def _other_options(sweep: SweepSettings, options: RunOptions) -> RunOptions:
     return options
 
 
-def _train(directory: Path, plan: Plan, console: Console, stop: StopRequest, strict: bool = False) -> dict[str, Any]:
+def _train(
+    directory: Path, plan: Plan, console: Console, stop: StopRequest, phases: Phases, strict: bool = False
+) -> dict[str, Any]:
     """Trains what has not been, rung by rung and part by part, and writes what came of it."""
     columns = plan.metric_names()
     head = metrics_head(plan.sweep, columns)
@@ -153,8 +163,9 @@ def _train(directory: Path, plan: Plan, console: Console, stop: StopRequest, str
     if whole_rows(metrics, len(head.encode())) < len(head.encode()):  # not begun, or no row of it is left
         write_text(metrics, head)
     finished: Finished = []
+    phases.end("setup")
     with ProgressDisplay(console, plan.env_steps) as progress:
-        session = Session(directory, plan, columns, console, progress, stop, strict)
+        session = Session(directory, plan, columns, console, progress, stop, phases, strict)
         position = len(head.encode())
         for rung in range(len(plan.rungs)):
             before = [part for part, _ in finished if part.rung == rung - 1]
@@ -166,25 +177,32 @@ def _train(directory: Path, plan: Plan, console: Console, stop: StopRequest, str
                     steps = plan.groups[part.group].config.batch_size * (part.until - part.since) * len(part.runs)
                     progress.skip(steps)
                 if result is None:
-                    return _stopped(directory, plan, stop)
+                    return _stopped(directory, plan, stop, phases)
                 position = result.metrics_bytes
                 finished.append((part, result))
     with stop.ending_at_once(f"every run is trained; `purejaxppo resume {directory}` makes the tables."):
         os.truncate(metrics, min(position, metrics.stat().st_size))  # what a killed process may have left behind it
-        return _unless_all_diverged(_write_results(directory, plan, finished))
+        with announced(session.note, "making tables and pictures"):
+            return _unless_all_diverged(_write_results(directory, plan, finished, phases))
 
 
 def _begin(directory: Path, plan: Plan, part: Part, before: Sequence[Part]) -> Runs:
     return chosen_state(directory, plan, part, before) if part.rung else first_state(plan, part)
 
 
-def _stopped(directory: Path, plan: Plan, stop: StopRequest) -> dict[str, Any]:
-    summary = {"env": plan.sweep.env, "runs": plan.sweep.num_runs, "settings": [], "exit_reason": stop()}
+def _stopped(directory: Path, plan: Plan, stop: StopRequest, phases: Phases) -> dict[str, Any]:
+    summary = {
+        "env": plan.sweep.env,
+        "runs": plan.sweep.num_runs,
+        "settings": [],
+        "exit_reason": stop(),
+        "seconds": phases.seconds(),
+    }
     write_json(directory / "summary.json", summary)
     return {**summary, "out": str(directory)}
 
 
-def _write_results(directory: Path, plan: Plan, finished: Finished) -> dict[str, Any]:
+def _write_results(directory: Path, plan: Plan, finished: Finished, phases: Phases) -> dict[str, Any]:
     sweep = plan.sweep
     outcome = _outcome(plan, finished)
     curves = read_curves(directory / METRICS, sweep)
@@ -196,6 +214,7 @@ def _write_results(directory: Path, plan: Plan, finished: Finished) -> dict[str,
     write_text(directory / "table.md", markdown_table(rows, sweep))
     seconds = sum(result.seconds for _, result in finished)
     env_steps = int(outcome.env_steps.sum())
+    unfinished = sum(result.unfinished for _, result in finished)
     summary = {
         "env": sweep.env,
         "axes": list(sweep.axes),
@@ -207,11 +226,14 @@ def _write_results(directory: Path, plan: Plan, finished: Finished) -> dict[str,
         "env_steps_per_second": round(env_steps / seconds, 1) if seconds else None,
         "target": sweep.target,
         "best_run": rows[0]["best_run"],
+        **({"unfinished": unfinished} if unfinished else {}),
         "settings": rows,
         "exit_reason": "finished",
     }
-    write_json(directory / "summary.json", summary)
     plot_sweep(sweep, outcome, rows, curves, directory / "plots")
+    phases.end("tables and pictures")
+    summary["seconds"] = phases.seconds()
+    write_json(directory / "summary.json", summary)
     return {**summary, "out": str(directory)}
 
 

@@ -35,6 +35,7 @@ class PartResult(NamedTuple):
     returns: list[float | None]  # of the evaluation; None for a run that diverged
     metrics_bytes: int
     seconds: float
+    unfinished: int = 0  # episodes of the evaluation that were broken off, of all runs together
 
 
 Finished = list[tuple[Part, PartResult]]
@@ -55,7 +56,7 @@ def read_result(directory: Path, part: Part) -> PartResult | None:
     lists = (result.updates, result.diverged_at, result.returns)
     if not all(isinstance(x, list) and len(x) == len(part.runs) for x in lists):
         return None
-    counts = [*result.updates, *result.diverged_at, result.metrics_bytes]
+    counts = [*result.updates, *result.diverged_at, result.metrics_bytes, result.unfinished]
     numbers = [*(x for x in result.returns if x is not None), result.seconds]
     sound = all(type(x) is int and 0 <= x < 2**63 for x in counts) and all(
         type(x) in (int, float) and abs(x) <= sys.float_info.max for x in numbers

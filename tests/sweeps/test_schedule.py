@@ -323,10 +323,17 @@ def test_a_result_that_is_garbage(tmp_path, place, text):
     assert read_result(tmp_path, PART) is None
 
 
-@pytest.mark.parametrize("name", PartResult._fields)
+@pytest.mark.parametrize("name", [name for name in PartResult._fields if name not in PartResult._field_defaults])
 def test_a_result_of_which_something_is_missing(tmp_path, place, name):
     write_json(place, {key: value for key, value in RESULT._asdict().items() if key != name})
     assert read_result(tmp_path, PART) is None
+
+
+def test_a_result_of_a_version_that_did_not_count_unfinished_episodes(tmp_path, place):
+    content = RESULT._asdict()
+    del content["unfinished"]
+    write_json(place, content)
+    assert read_result(tmp_path, PART) == RESULT
 
 
 def test_a_result_with_something_else(tmp_path, place):
@@ -358,6 +365,8 @@ def test_a_result_of_other_runs(tmp_path, place, name, value):
         ("metrics_bytes", 1.5),
         ("metrics_bytes", -1),
         ("metrics_bytes", None),
+        ("unfinished", -1),
+        ("unfinished", 0.5),
         ("seconds", None),
         ("seconds", "1"),
         ("seconds", math.nan),

@@ -29,7 +29,7 @@ def tables(directory):
     for part in (directory / "parts").iterdir():
         assert [fault(step.path) for step in list_steps(part)] == [None] * len(list_steps(part))
     assert not list(directory.rglob("*.tmp-*"))
-    del summary["train_seconds"], summary["env_steps_per_second"]
+    del summary["train_seconds"], summary["env_steps_per_second"], summary["seconds"]
     return [(directory / name).read_bytes() for name in TABLES], summary
 
 

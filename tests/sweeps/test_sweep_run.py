@@ -9,7 +9,9 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -20,6 +22,7 @@ from purejaxppo import cli
 from purejaxppo import run_dir as run_dirs
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.errors import CheckpointError, ConfigError, DivergedError, OutOfMemoryError, RunDirInUseError
+from purejaxppo.evaluate import Episodes
 from purejaxppo.experiment import evaluate_saved, resume_experiment, run_experiment
 from purejaxppo.lock import locked
 from purejaxppo.run_dir import RunSettings
@@ -71,6 +74,9 @@ POINTS = (
 RATES = tuple({"learning_rate": x} for x in (1e-3, 3e-3, 1e-2, 3e-2, 1e-1))
 
 
+ELAPSED = []  # seconds of the sweep that is not to be changed
+
+
 class Quiet(Console):
     """What was said is in `text`."""
 
@@ -116,7 +122,10 @@ def swept(tmp_path_factory):
     """(directory, sweep, summary, console text); not to be changed."""
     out, console = tmp_path_factory.mktemp("sweep") / "out", Quiet()
     sweep = sweep_of(POINTS, target=4.0)
-    return out, sweep, run_sweep(sweep, out=out, console=console), console.text
+    began = time.perf_counter()
+    summary = run_sweep(sweep, out=out, console=console)
+    ELAPSED[:] = [time.perf_counter() - began]
+    return out, sweep, summary, console.text
 
 
 # --- what is there ----------------------------------------------------------------------------------------------------
@@ -137,6 +146,36 @@ def test_files_and_what_was_said(swept):
         str(out),
     ):
         assert part in text
+
+
+def test_the_settings_and_the_seconds_are_told(swept):
+    _, _, summary, text = swept
+    assert text.splitlines()[0].startswith("settings: the tuned preset of CartPole-v1, but for ")
+    phases = {"setup", "compilation", "training", "saving", "evaluation", "tables and pictures"}
+    assert summary["seconds"].keys() == phases
+    assert sum(summary["seconds"].values()) == pytest.approx(ELAPSED[0], abs=0.2)
+    assert "unfinished" not in summary
+
+
+def test_episodes_that_were_broken_off_are_counted(swept, tmp_path, capfd):
+    """Those of all parts together."""
+    out = shutil.copytree(swept[0], tmp_path / "out")
+    (out / "summary.json").unlink()
+    for part in sorted((out / "parts").iterdir()):
+        content = json.loads((part / "result.json").read_text())
+        (part / "result.json").write_text(json.dumps(content | {"unfinished": 600}))
+    assert cli.run(["resume", str(out)]) == 0
+    assert "1,200 episodes of the evaluation were broken off unfinished" in capfd.readouterr().out
+    assert json.loads((out / "summary.json").read_text())["unfinished"] == 1200
+
+
+def test_a_groups_evaluation_counts_what_was_broken_off():
+    """Per run; not those of a run that diverged, which has no return either."""
+    episodes = Episodes(np.array([[1, 2], [3, 5], [7, 9]]), np.ones((3, 2)), np.array([[1, 0], [0, 0], [0, 1]], bool))
+    group = SimpleNamespace(_players={3: lambda seeds, runs: episodes})
+    returns, unfinished = Group.evaluate(group, np.arange(3), SimpleNamespace(diverged=np.array([0, 0, 4])))
+    np.testing.assert_array_equal(returns, [1.5, 4, np.nan])
+    assert unfinished.tolist() == [1, 2, 0]
 
 
 def test_summary_is_that_of_the_rows(swept):
@@ -235,7 +274,7 @@ def assert_same_tables(directory, other):
         assert (directory / name).read_bytes() == (other / name).read_bytes(), name
     summaries = [json.loads((path / "summary.json").read_text()) for path in (directory, other)]
     for summary in summaries:
-        del summary["train_seconds"], summary["env_steps_per_second"]
+        del summary["train_seconds"], summary["env_steps_per_second"], summary["seconds"]
     assert summaries[0] == summaries[1]
 
 

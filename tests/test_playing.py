@@ -1,0 +1,95 @@
+"""An evaluation in pieces: the very episodes of one call, progress when it takes long, and an end in any case."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from probe_envs import endless
+
+from purejaxppo import evaluate, playing
+from purejaxppo.config import TrainConfig
+from purejaxppo.distributions import Categorical
+from purejaxppo.evaluate import evaluate_runner, summarize
+from purejaxppo.playing import play_in_pieces
+from purejaxppo.types import LearnerState, RunnerState
+
+E = 6
+CONFIG = TrainConfig()
+WEIGHTS = jnp.array([[-0.3, 0.4]])
+RUNNER = RunnerState(LearnerState(WEIGHTS, (), ()), (), jnp.zeros((1, 1)), jax.random.key(0), jnp.int32(0))
+
+
+def apply(params, obs):
+    return Categorical(obs * params), obs[..., 0]
+
+
+def staggered(limit=40):
+    """Environment e plays episodes of limit - e steps, whose rewards are drawn."""
+    env = endless(E)
+    ends = limit - jnp.arange(E)
+
+    def reset(key):
+        state, obs = env.reset(key)
+        return (0, state), obs  # a weakly typed number
+
+    def step(key, state, action):
+        time, inner = state
+        inner, result = env.step(key, inner, action)
+        reward = jax.random.normal(key, (E,)) + action
+        return (time + 1, inner), result._replace(
+            reward=reward, terminated=time + 1 >= ends, truncated=jnp.zeros(E, bool)
+        )
+
+    return env._replace(reset=reset, step=step, step_limit=limit)
+
+
+def pieces(env, monkeypatch, greedy=False, first=1, long=0.5, silence=0.0):
+    """(episodes, lines of progress); the first piece is of so many steps, and the next twice as long if it is quick.
+
+    Nothing is traced once there has been progress.
+    """
+    monkeypatch.setattr(playing, "_FIRST_PIECE", first)
+    monkeypatch.setattr(playing, "_LONG_PIECE", long)
+    monkeypatch.setattr(playing, "_SILENCE", silence)
+    said, traced = [], []
+
+    def counted(params, obs):
+        traced.append(len(said))
+        return apply(params, obs)
+
+    def say(line):
+        if line.startswith("evaluation: "):
+            said.append(line)
+
+    episodes = play_in_pieces(jax.random.key(3), CONFIG, env, counted, RUNNER, greedy, say)
+    assert set(traced) == {0}
+    return episodes, said
+
+
+def test_pieces_are_the_episodes_of_one_call_and_tell_how_far_they_are(monkeypatch):
+    env = staggered()
+    whole = jax.jit(lambda key, runner: evaluate_runner(key, CONFIG, env, apply, runner, greedy=False))
+    episodes, said = pieces(env, monkeypatch)
+    for one, many in zip(whole(jax.random.key(3), RUNNER), episodes, strict=True):
+        np.testing.assert_array_equal(one, many)
+    assert episodes.finished.all()
+    assert said[0] == "evaluation: 0 of 6 episodes finished in 1 of 40 steps"
+    assert len(said) > 3
+    assert len(set(said)) == len(said)
+
+
+def test_a_limit_of_two_billion_steps_ends_at_the_bound(monkeypatch):
+    """Environments that never finish on their own: all broken off, and counted. What is quick says nothing."""
+    monkeypatch.setattr(evaluate, "LONGEST_EPISODE", 21)
+    episodes, said = pieces(staggered(2_000_000_000), monkeypatch, silence=60.0)
+    assert episodes.episode_length.tolist() == [21] * E
+    assert summarize(episodes)["unfinished"] == E
+    assert said == []
+
+
+def test_it_stops_when_the_last_episode_has_ended(monkeypatch):
+    """Long before the bound, and without a piece more than that takes."""
+    env = staggered()._replace(step_limit=None)
+    episodes, said = pieces(env, monkeypatch, greedy=True, first=7, long=0.0)
+    steps = [int(line.split(" finished in ")[1].split(" of ")[0]) for line in said]
+    assert steps == [7, 14, 21, 28, 35]
+    assert episodes.episode_length.tolist() == [40, 39, 38, 37, 36, 35]
