@@ -48,7 +48,8 @@ class TrainConfig:
     shared_torso: bool = False
     """Let policy and value function share all but their heads."""
     policy: Policy = "gaussian"
-    """Continuous actions only: Gaussian clipped to the bounds, or squashed into them by tanh."""
+    """Continuous actions only: a Gaussian clipped to the bounds, or one squashed into them by tanh. Of finite bounds
+    the middle is the policy's 0 and the ends its -1 and 1."""
     normalize_observation: bool = False
     """Standardise observations by running statistics and clip them to +-10."""
     normalize_reward: bool = False

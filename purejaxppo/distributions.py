@@ -1,7 +1,8 @@
 """Action distributions as pytrees: parameters with a batch shape [...] in front, five methods, nothing else.
 
 All probabilities are in nats. `sample`, `log_prob` and `mode` speak of the action as it is *stored*; what the
-environment receives is made from it by `wrappers.py` (clipped to the bounds, or squashed by tanh).
+environment receives is made from it by `wrappers.action_bound` (from the policy's units to the bounds, and clipped there
+or squashed by tanh).
 """
 
 import math
@@ -57,7 +58,7 @@ class Categorical(NamedTuple):
 
 
 class DiagGaussian(NamedTuple):
-    """Independent normal per action dimension; an action is a vector [..., A], not limited to the bounds."""
+    """Independent normal per action dimension; an action is a vector [..., A] in units of the bounds, and not limited to them."""
 
     mean: jax.Array  # [..., A]
     log_std: jax.Array  # [..., A]

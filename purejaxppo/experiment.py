@@ -19,7 +19,7 @@ from purejaxppo.lock import locked
 from purejaxppo.logger import Sink, Terminal, mean_return, read_metrics, say
 from purejaxppo.networks import make_network
 from purejaxppo.plot import plot_runs
-from purejaxppo.restore import SavedRun
+from purejaxppo.restore import SavedRun, refuse_old_actions
 from purejaxppo.run_dir import (
     RunSettings,
     add_command,
@@ -120,6 +120,7 @@ def resume_experiment(
             return summary
         clean(run_dir)
         env = from_gymnax(config.env, config.num_envs, allow_download=allow_download, **dict(config.env_params))
+        refuse_old_actions(run_dir / "config.json", config, env.action_space)
         run = Run(run_dir, settings, env, spread_trainer(config, env), console, stop, sinks)
         start = from_checkpoint(run, strict)
         _check_budget(run, start)

@@ -20,9 +20,17 @@ from purejaxppo.networks import make_network
 from purejaxppo.restore import SavedRun
 from purejaxppo.run_dir import create_dir
 from purejaxppo.types import Box, Discrete
-from purejaxppo.wrappers import NORMALIZER_CLIP, NORMALIZER_EPSILON, action_bound, observation_stats, standardize_by
+from purejaxppo.wrappers import (
+    NORMALIZER_CLIP,
+    NORMALIZER_EPSILON,
+    action_bound,
+    action_units,
+    observation_stats,
+    standardize_by,
+)
 
 _PLATFORMS = ("cpu", "cuda", "tpu")
+_FORMAT_VERSION = 2  # of policy.json, as numpy_policy.py reads it; before 2 actions had no centre and unit
 
 
 def export_saved(run: SavedRun, out: Path) -> dict[str, Any]:
@@ -128,7 +136,7 @@ def _spec(run: SavedRun, weights: dict[str, np.ndarray]) -> dict[str, Any]:
     config, space = run.config, run.env.action_space
     normalizer = {"mean": "normalizer/mean", "var": "normalizer/var", "epsilon": NORMALIZER_EPSILON}
     return {
-        "format_version": 1,
+        "format_version": _FORMAT_VERSION,
         "env": config.env,
         "env_params": dict(config.env_params),
         "algorithm": config.algorithm,
@@ -173,9 +181,12 @@ def _layers(run: SavedRun, weights: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _action_space(space: Discrete | Box) -> dict[str, Any]:
-    """JSON has no infinity: a side without a bound is null."""
+    """The environment's actions, and how continuous ones come of the policy's: `wrappers.action_bound` has the formula.
+
+    JSON has no infinity: a side without a bound is null.
+    """
     if isinstance(space, Discrete):
         return {"kind": "discrete", "n": space.n}
-    unbounded = (math.inf,) * math.prod(space.shape)
-    low, high = ([x if math.isfinite(x) else None for x in side or unbounded] for side in (space.low, space.high))
-    return {"kind": "continuous", "shape": list(space.shape), "low": low, "high": high}
+    low, high = ([x if math.isfinite(x) else None for x in side.tolist()] for side in space.bounds())
+    centre, unit = (x.tolist() for x in action_units(space))
+    return {"kind": "continuous", "shape": list(space.shape), "low": low, "high": high, "centre": centre, "unit": unit}

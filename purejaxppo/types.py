@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import numpy as np
 
 from purejaxppo.config import Hyperparams
 from purejaxppo.distributions import Distribution
@@ -17,6 +18,7 @@ jax.tree_util.register_dataclass(Hyperparams)
 Metrics = dict[str, jax.Array]
 Params = Any
 EnvState = Any
+_UNBOUNDED = 1e30  # from here on a bound stands for none: some environments declare float32's largest number
 
 
 class Discrete(NamedTuple):
@@ -31,6 +33,16 @@ class Box(NamedTuple):
     shape: tuple[int, ...]
     low: tuple[float, ...] | None = None
     high: tuple[float, ...] | None = None
+
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the lowest and the highest value of each element, infinite where none is given."""
+        low, high = (np.broadcast_to(np.float64(side), self.shape) for side in (self.low or -np.inf, self.high or np.inf))
+        return low, high
+
+    def bounded(self) -> np.ndarray:
+        """Returns for each element whether both of its bounds are finite."""
+        low, high = self.bounds()
+        return (np.abs(low) < _UNBOUNDED) & (np.abs(high) < _UNBOUNDED)
 
 
 class EnvStep(NamedTuple):

@@ -185,7 +185,7 @@ def test_an_action_without_a_bound_on_one_side(exported):
     assert expected.min() == 3
     assert expected.max() > 10
     assert_same_actions(run, numpy_policy.load(out)(obs), expected, pi)
-    space = {"kind": "continuous", "shape": [1], "low": [3.0], "high": [None]}
+    space = {"kind": "continuous", "shape": [1], "low": [3.0], "high": [None], "centre": [0.0], "unit": [1.0]}
     assert json.loads((out / "policy.json").read_text())["action_space"] == space
 
 
@@ -458,7 +458,7 @@ def test_one_flipped_bit_is_refused(copied):
 @pytest.mark.parametrize(
     "change",
     [
-        {"format_version": 2},
+        {"format_version": 1},
         {"network": {}},
         {"network": None},
         {"action_space": {"kind": "continuous"}},
