@@ -1,8 +1,7 @@
 """Action distributions as pytrees: parameters with a batch shape [...] in front, five methods, nothing else.
 
-All probabilities are in nats. `sample`, `log_prob` and `mode` speak of the action as it is *stored*; what the
-environment receives is made from it by `wrappers.action_bound` (from the policy's units to the bounds, and clipped there
-or squashed by tanh).
+All probabilities are in nats. `sample`, `log_prob` and `mode` speak of the action as it is *stored*, in the policy's
+units; `wrappers.action_bound` brings it to the bounds, clipped or squashed by tanh, for the environment.
 """
 
 import math
@@ -58,7 +57,7 @@ class Categorical(NamedTuple):
 
 
 class DiagGaussian(NamedTuple):
-    """Independent normal per action dimension; an action is a vector [..., A] in units of the bounds, and not limited to them."""
+    """Independent normal per action dimension; an action is a vector [..., A], not limited to the bounds."""
 
     mean: jax.Array  # [..., A]
     log_std: jax.Array  # [..., A]

@@ -64,8 +64,8 @@ def refuse_old_actions(settings_file: Path, config: TrainConfig, space: Discrete
     if np.any(centre != 0) or np.any(unit != 1):
         raise CheckpointError(
             f"{settings_file} is of format version 1, when a gaussian policy's actions were not yet in units of the "
-            f"bounds, which are not [-1, 1] in {config.env}: it would act otherwise now. Train anew, or use the version "
-            f"of purejaxppo that made it."
+            f"bounds, which are not [-1, 1] in {config.env}: it would act otherwise now. Train anew, or use the "
+            f"version of purejaxppo that made it."
         )
 
 

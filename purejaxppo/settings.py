@@ -10,7 +10,7 @@ from typing import Any
 
 from purejaxppo.config import ALGORITHM_NAMES, ALGORITHMS_WITH, Hyperparams, RunOptions, TrainConfig
 from purejaxppo.errors import ConfigError
-from purejaxppo.presets import preset
+from purejaxppo.presets import tuned_settings
 from purejaxppo.validation import suggestion
 
 _MAX_BYTES = 2**20
@@ -29,7 +29,7 @@ def resolve(env: str | None, settings: Mapping[str, Any]) -> tuple[TrainConfig, 
     """
     env = env or settings.get("env") or TrainConfig.env
     algorithm = settings.get("algorithm", TrainConfig.algorithm)
-    merged = {**preset(env, algorithm), **settings, "env": env}
+    merged = {**tuned_settings(env, algorithm), **settings, "env": env}
     return TrainConfig(**_of(TrainConfig, merged)), Hyperparams(**_of(Hyperparams, merged))
 
 

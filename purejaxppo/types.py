@@ -36,8 +36,9 @@ class Box(NamedTuple):
 
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns the lowest and the highest value of each element, infinite where none is given."""
-        low, high = (np.broadcast_to(np.float64(side), self.shape) for side in (self.low or -np.inf, self.high or np.inf))
-        return low, high
+        low = np.asarray(-np.inf if self.low is None else self.low, np.float64)
+        high = np.asarray(np.inf if self.high is None else self.high, np.float64)
+        return np.broadcast_to(low, self.shape), np.broadcast_to(high, self.shape)
 
     def bounded(self) -> np.ndarray:
         """Returns for each element whether both of its bounds are finite."""
@@ -65,7 +66,9 @@ class VecEnv(NamedTuple):
     action_space: Discrete | Box
     num_envs: int
     step_limit: int | None = None  # steps after which an episode is truncated, if there is such a limit
-    truncation_gap: int = 1  # steps from one truncation of an environment to its next, at least; 1 is always right
+    # Steps from one truncation of an environment to its next, at least. 1 is always right; if two are closer than it
+    # says, the later one is valued by another episode's last observation, and nothing tells.
+    truncation_gap: int = 1
 
 
 class Transition(NamedTuple):

@@ -150,17 +150,21 @@ def copied(saved, tmp_path):
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_kind_of_policy_acts_as_in_evaluation(name, exported):
-    """In JAX and in NumPy, for batches of 1 and 7; what JAX returns beside the action is the distribution."""
+    """In JAX and in NumPy, for batches of 1 and 7; JAX returns the distribution beside it, as policy.json says."""
     run = make_run(**CASES[name])
     out = exported(run)
     module = jax.export.deserialize(bytearray((out / "policy.stablehlo").read_bytes()))
     policy = numpy_policy.load(out)
+    said = policy.spec["stablehlo"]
+    assert said["observation"] == {"shape": ["b", *run.env.observation_space.shape], "dtype": "float32"}
     seen = []
     for batch in (1, 7):
         obs = observations(run, batch)
         expected, pi = own_actions(run, obs)
         result = module.call(obs)
         assert result.keys() == {"action", *pi._fields}
+        arrays = {name: {"shape": ["b", *x.shape[1:]], "dtype": str(x.dtype)} for name, x in result.items()}
+        assert arrays == said["returns"]
         assert_same_actions(run, np.asarray(result["action"]), expected, pi)
         for field, value in pi._asdict().items():
             np.testing.assert_allclose(result[field], value, rtol=1e-5, atol=1e-5)

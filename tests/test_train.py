@@ -181,7 +181,7 @@ def test_action_is_matched_to_the_observation(probed):
 
 
 def test_actions_are_learned_wherever_their_bounds_are():
-    """Far from [-1, 1] or narrow: from the middle of the bounds to the best action, within a tenth of half the range."""
+    """Far from [-1, 1], or narrow: from the middle to the best action, within a tenth of half the range."""
     config = TrainConfig(num_envs=16, num_steps=16, num_minibatches=2, hidden_sizes=(), total_timesteps=40 * 16 * 16)
     hp = Hyperparams(learning_rate=0.02, ent_coef=0.0)
     env = far_bounds(config.num_envs)
