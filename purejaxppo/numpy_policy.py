@@ -40,10 +40,9 @@ class Policy:
             return head.argmax(axis=-1).astype(np.int32)
         low = np.array([-math.inf if x is None else x for x in space["low"]], np.float32)
         high = np.array([math.inf if x is None else x for x in space["high"]], np.float32)
-        if self.spec["policy"] == "tanh_gaussian":
-            head = np.tanh(head)
         centre, unit = (np.array(space[name], np.float32) for name in ("centre", "unit"))
-        return np.clip(centre + unit * head, low, high)
+        x = np.tanh(head) if self.spec["policy"] == "tanh_gaussian" else head
+        return np.clip(centre + unit * x, low, high)
 
     def _features(self, x: np.ndarray) -> np.ndarray:
         network, normalizer = self.spec["network"], self.spec["normalizer"]

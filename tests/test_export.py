@@ -179,18 +179,25 @@ def test_the_cases_cover_every_activation():
     assert {case["activation"] for case in CASES.values()} == set(numpy_policy.ACTIVATIONS) == set(get_args(Activation))
 
 
-def test_an_action_without_a_bound_on_one_side(exported):
-    """JSON has no infinity."""
+@pytest.mark.parametrize(
+    ("low", "high", "centre", "unit"), [(3.0, math.inf, 0.0, 1.0), (100.0, 200.0, 150.0, 50.0)], ids=["one side", "far"]
+)
+def test_bounds_of_every_kind(exported, low, high, centre, unit):
+    """On one side alone, and JSON has no infinity; and on both sides, far from what the policy's numbers are."""
     run = make_run(env="Pendulum-v1", activation="elu")
-    run = run._replace(env=run.env._replace(action_space=Box((1,), (3.0,), (math.inf,))))
+    run = run._replace(env=run.env._replace(action_space=Box((1,), (low,), (high,))))
     out = exported(run)
     obs = np.concatenate([observations(run, 7) * scale for scale in (0.01, 10)])
     expected, pi = own_actions(run, obs)
-    assert expected.min() == 3
-    assert expected.max() > 10
+    assert expected.min() == low
+    assert expected.max() > low + 5
     assert_same_actions(run, numpy_policy.load(out)(obs), expected, pi)
-    space = {"kind": "continuous", "shape": [1], "low": [3.0], "high": [None], "centre": [0.0], "unit": [1.0]}
-    assert json.loads((out / "policy.json").read_text())["action_space"] == space
+    space = {"kind": "continuous", "shape": [1], "low": [low], "high": [high if high < math.inf else None]}
+    assert json.loads((out / "policy.json").read_text())["action_space"] == {
+        **space,
+        "centre": [centre],
+        "unit": [unit],
+    }
 
 
 # --- what is written --------------------------------------------------------------------------------------------------
