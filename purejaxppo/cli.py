@@ -75,10 +75,9 @@ def _refuse_unknown_env(command: Command | ResumeSweep) -> None:
     if not isinstance(command, Train | Compare) or command.settings.env in PRESETS:
         return
     _prepare(command.common)
-    from purejaxppo.envs import from_gymnax, registered_envs
+    from purejaxppo.envs import refuse_unknown
 
-    if command.settings.env not in registered_envs():
-        from_gymnax(command.settings.env, num_envs=1)  # raises, with a suggestion
+    refuse_unknown(command.settings.env)
 
 
 def _one_thread_is_enough(command: Command | ResumeSweep) -> bool:
@@ -104,7 +103,8 @@ def _prepare(common: Common, must_work: bool = True, one_thread: bool = False) -
     keep_programs()
     try:
         if one_thread:
-            use_all_cores()
+            with contextlib.suppress(ConfigError):  # in a process that has started JAX, with the devices that there are
+                use_all_cores()
         if must_work:
             jax.devices()
     except Exception as error:  # not only RuntimeError: an unknown platform is an AssertionError without a word

@@ -244,6 +244,10 @@ class Export:
     """Write a trained policy for use elsewhere: StableHLO, safetensors, and a reader that needs NumPy alone.
 
     Example: purejaxppo export runs/my-run --out my-policy
+
+    policy.stablehlo, by jax.export.deserialize, takes observations and returns a dictionary: action, what the
+    environment is to get; and logits, or mean and log_std, the distribution that it is the mode of. policy.json has the
+    shapes, and numpy_policy.py returns the action alone.
     """
 
     run_dir: tyro.conf.Positional[Path]

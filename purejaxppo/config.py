@@ -79,7 +79,7 @@ class TrainConfig:
     shared_torso: bool = False
     """Let policy and value function share all but their heads."""
     policy: Policy = "gaussian"
-    """Continuous actions only: Gaussian clipped to the bounds, or squashed into them by tanh."""
+    """Continuous actions only: Gaussian clipped to the bounds, or squashed into them by tanh; its 0 is their middle."""
     normalize_observation: bool = False
     """Standardise observations by running statistics and clip them to +-10."""
     normalize_reward: bool = False

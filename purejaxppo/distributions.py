@@ -1,7 +1,7 @@
 """Action distributions as pytrees: parameters with a batch shape [...] in front, five methods, nothing else.
 
-All probabilities are in nats. `sample`, `log_prob` and `mode` speak of the action as it is *stored*; what the
-environment receives is made from it by `wrappers.py` (clipped to the bounds, or squashed by tanh).
+All probabilities are in nats. `sample`, `log_prob` and `mode` speak of the action as it is *stored*, in the policy's
+units; `wrappers.action_bound` brings it to the bounds, clipped or squashed by tanh, for the environment.
 """
 
 import math

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from purejaxppo.checks import check_env, describe
 from purejaxppo.config import plain, whole
 from purejaxppo.errors import EnvError
 from purejaxppo.late import later
@@ -41,7 +42,7 @@ def from_gymnax(name: str, num_envs: int, *, allow_download: bool = False, **env
     try:
         observation_space, action_space = env.observation_space(params), env.action_space(params)
     except Exception as error:
-        raise EnvError(f"{name} cannot describe its spaces: {_describe(error)}.") from error
+        raise EnvError(f"{name} cannot describe its spaces: {describe(error)}.") from error
     encode, obs_space = _observation(name, observation_space)
     act_space = _action_space(name, action_space)
     action_dtype = np.dtype(action_space.dtype)
@@ -67,7 +68,7 @@ def from_gymnax(name: str, num_envs: int, *, allow_download: bool = False, **env
     limit = _step_limit(params)
     gap = limit if limit and _truncates_by_limit_alone(env) else 1
     vec_env = VecEnv(reset, step, obs_space, act_space, num_envs, limit, gap)
-    _trace(name, vec_env)
+    check_env(vec_env, name)
     return vec_env
 
 
@@ -98,6 +99,16 @@ def registered_envs() -> list[str]:
     return list(gymnax.registration.registered_envs)
 
 
+def refuse_unknown(name: str) -> None:
+    """Raises EnvError, with a suggestion, for an id that gymnax does not know."""
+    known = registered_envs()
+    if name not in known:
+        raise EnvError(
+            f"unknown environment {name!r}.{suggestion(name, known)} `purejaxppo envs` lists all; "
+            f"one of your own needs its --plugin."
+        )
+
+
 def describe_actions(space: Discrete | Box) -> str:
     """`3 discrete`, or `2 continuous`."""
     return f"{space.n} discrete" if isinstance(space, Discrete) else f"{math.prod(space.shape)} continuous"
@@ -117,12 +128,7 @@ def _gymnax() -> Any:
 def _make(name: str, allow_download: bool, env_params: Mapping[str, float]) -> tuple[Any, Any]:
     gymnax = _gymnax()
 
-    known = gymnax.registration.registered_envs
-    if name not in known:
-        raise EnvError(
-            f"unknown environment {name!r}.{suggestion(name, known)} `purejaxppo envs` lists all; "
-            f"one of your own needs its --plugin."
-        )
+    refuse_unknown(name)
     if name in _DOWNLOADS and not allow_download:
         raise EnvError(f"{name} downloads its data set when it is built; pass --allow-download to let it.")
     try:
@@ -140,7 +146,7 @@ def _make(name: str, allow_download: bool, env_params: Mapping[str, float]) -> t
     except EnvError:
         raise
     except Exception as error:
-        raise EnvError(f"{name} cannot be built: {_describe(error)}.") from error
+        raise EnvError(f"{name} cannot be built: {describe(error)}.") from error
     changed = {k: _checked(name, k, v, getattr(params, k)) for k, v in env_params.items() if k in fields}
     return env, dataclasses.replace(params, **changed)
 
@@ -203,41 +209,3 @@ def _action_space(name: str, space: Any) -> Discrete | Box:
         low, high = (np.broadcast_to(np.asarray(x, np.float64), space.shape) for x in (space.low, space.high))
         return Box(tuple(space.shape), tuple(low.tolist()), tuple(high.tolist()))
     raise EnvError(f"{name} has actions {space!r}; supported are Discrete and one-dimensional Box.")
-
-
-def _trace(name: str, env: VecEnv) -> None:
-    """Runs reset and one step on shapes only, so that a broken environment fails here, by name."""
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    discrete = isinstance(env.action_space, Discrete)
-    shape = (env.num_envs,) if isinstance(env.action_space, Discrete) else (env.num_envs, *env.action_space.shape)
-    action = jax.ShapeDtypeStruct(shape, jnp.int32 if discrete else jnp.float32)
-    try:
-        state, obs = jax.eval_shape(env.reset, key)
-        next_state, result = jax.eval_shape(env.step, key, state, action)
-    except EnvError:
-        raise
-    except Exception as error:
-        wide = getattr(jax.config, "jax_enable_x64", False)
-        advice = " JAX_ENABLE_X64 is on, which not every environment can bear; unset it." if wide else ""
-        raise EnvError(f"{name} raises when it is traced: {_describe(error)}.{advice}") from error
-    declared = (env.num_envs, *env.observation_space.shape)
-    if not obs.shape == result.obs.shape == declared:
-        raise EnvError(f"{name} returns observations of shape {obs.shape[1:]}, but declares {declared[1:]}.")
-    if result.reward.shape != (env.num_envs,):
-        raise EnvError(f"{name} returns a reward of shape {result.reward.shape[1:]}; it has to be one number.")
-    if jax.tree.map(_signature, next_state) != jax.tree.map(_signature, state):
-        raise EnvError(f"{name}'s step returns a state of other shapes or types than its reset.")
-
-
-def _signature(x: Any) -> tuple[Any, Any]:
-    return x.shape, x.dtype
-
-
-def _describe(error: Exception) -> str:
-    """The error and the line of the environment's own code that raised it, on one line."""
-    frames = inspect.getinnerframes(error.__traceback__) if error.__traceback__ else []
-    ours = [file.rpartition("/")[0] + "/" for file in (jax.__file__, __file__) if file]
-    own = [f for f in frames if not f.filename.startswith(tuple(ours))]
-    where = f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}{where}"

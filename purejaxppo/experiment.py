@@ -23,7 +23,7 @@ from purejaxppo.networks import make_network
 from purejaxppo.phases import Phases
 from purejaxppo.playing import play_in_pieces
 from purejaxppo.plot import plot_runs
-from purejaxppo.restore import SavedRun
+from purejaxppo.restore import SavedRun, refuse_old_actions
 from purejaxppo.run_dir import (
     RunSettings,
     add_command,
@@ -132,6 +132,7 @@ def resume_experiment(
             return summary
         clean(run_dir)
         env = from_gymnax(config.env, config.num_envs, allow_download=allow_download, **dict(config.env_params))
+        refuse_old_actions(run_dir / "config.json", config, env.action_space)
         run = Run(run_dir, settings, env, spread_trainer(config, env), console, stop, phases, sinks)
         with announced(run.note, f"checking and loading a checkpoint of {run_dir}"):
             start = from_checkpoint(run, strict)

@@ -21,16 +21,24 @@ from purejaxppo.restore import SavedRun
 from purejaxppo.run_dir import create_dir
 from purejaxppo.signals import when_interrupted
 from purejaxppo.types import Box, Discrete
-from purejaxppo.wrappers import NORMALIZER_CLIP, NORMALIZER_EPSILON, action_bound, observation_stats, standardize_by
+from purejaxppo.wrappers import (
+    NORMALIZER_CLIP,
+    NORMALIZER_EPSILON,
+    action_bound,
+    action_units,
+    observation_stats,
+    standardize_by,
+)
 
 _PLATFORMS = ("cpu", "cuda", "tpu")
+_FORMAT_VERSION = 2  # of policy.json, as numpy_policy.py reads it; before 2 actions had no centre and unit
 
 
 def export_saved(run: SavedRun, out: AnyPath) -> dict[str, Any]:
     """Writes the greedy policy of a saved run into a directory that can be used without this package.
 
     - `policy.stablehlo`: for `jax.export.deserialize`; what `greedy_policy` returns, its parameters baked in, for a
-      batch of any size on CPU, CUDA and TPU.
+      batch of any size on CPU, CUDA and TPU. It returns a dictionary, whose arrays policy.json lists.
     - `weights.safetensors`: the whole network, value function included, and the observation normaliser.
     - `policy.json`: what they are and how they fit together.
     - `numpy_policy.py`: reads the two and acts, with NumPy alone.
@@ -51,12 +59,13 @@ def export_saved(run: SavedRun, out: AnyPath) -> dict[str, Any]:
     save_weights = _safetensors_save()
     weights = _weights(run)
     packed = save_weights(weights)
-    spec = {**_spec(run, weights), "weights_sha256": hashlib.sha256(packed).hexdigest()}
-    program = _serialize(greedy_policy(run), run.env.observation_space.shape)
+    program = _export(greedy_policy(run), run.env.observation_space.shape)
+    hashed = {"weights_sha256": hashlib.sha256(packed).hexdigest()}
+    spec = {**_spec(run, weights), "stablehlo": _signature(program), **hashed}
 
     create_dir(out, out.name)
     when_interrupted(f"{out} is whole if it has a policy.json.")
-    write_bytes(out / "policy.stablehlo", program)
+    write_bytes(out / "policy.stablehlo", program.serialize())
     write_bytes(out / "weights.safetensors", packed)
     write_text(out / "numpy_policy.py", Path(__file__).with_name("numpy_policy.py").read_text(encoding="utf-8"))
     write_json(out / "policy.json", spec)  # last: no reader takes a directory without it for whole
@@ -98,10 +107,20 @@ def _safetensors_save() -> Callable[[dict[str, np.ndarray]], bytes]:
     return save
 
 
-def _serialize(policy: Callable[[jax.Array], Any], obs_shape: tuple[int, ...]) -> bytearray:
+def _export(policy: Callable[[jax.Array], Any], obs_shape: tuple[int, ...]) -> jax.export.Exported:
     obs = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("b"), *obs_shape), jnp.float32)
     with _without_source_paths():
-        return jax.export.export(jax.jit(policy), platforms=_PLATFORMS)(obs).serialize()
+        return jax.export.export(jax.jit(policy), platforms=_PLATFORMS)(obs)
+
+
+def _signature(program: jax.export.Exported) -> dict[str, Any]:
+    """What the program takes, and the arrays of the dictionary that it returns; "b" is the size of the batch."""
+
+    def describe(x: jax.core.ShapedArray) -> dict[str, Any]:
+        return {"shape": [n if isinstance(n, int) else str(n) for n in x.shape], "dtype": str(x.dtype)}
+
+    (obs,), returned = program.in_avals, jax.tree.unflatten(program.out_tree, program.out_avals)
+    return {"observation": describe(obs), "returns": {name: describe(x) for name, x in returned.items()}}
 
 
 @contextlib.contextmanager
@@ -130,7 +149,7 @@ def _spec(run: SavedRun, weights: dict[str, np.ndarray]) -> dict[str, Any]:
     config, space = run.config, run.env.action_space
     normalizer = {"mean": "normalizer/mean", "var": "normalizer/var", "epsilon": NORMALIZER_EPSILON}
     return {
-        "format_version": 1,
+        "format_version": _FORMAT_VERSION,
         "env": config.env,
         "env_params": dict(config.env_params),
         "algorithm": config.algorithm,
@@ -175,9 +194,12 @@ def _layers(run: SavedRun, weights: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _action_space(space: Discrete | Box) -> dict[str, Any]:
-    """JSON has no infinity: a side without a bound is null."""
+    """The environment's actions, and how continuous ones come of the policy's: `wrappers.action_bound` has the formula.
+
+    JSON has no infinity: a side without a bound is null.
+    """
     if isinstance(space, Discrete):
         return {"kind": "discrete", "n": space.n}
-    unbounded = (math.inf,) * math.prod(space.shape)
-    low, high = ([x if math.isfinite(x) else None for x in side or unbounded] for side in (space.low, space.high))
-    return {"kind": "continuous", "shape": list(space.shape), "low": low, "high": high}
+    low, high = ([x if math.isfinite(x) else None for x in side.tolist()] for side in space.bounds())
+    centre, unit = (x.tolist() for x in action_units(space))
+    return {"kind": "continuous", "shape": list(space.shape), "low": low, "high": high, "centre": centre, "unit": unit}

@@ -22,7 +22,6 @@ _ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
     "silu": nn.silu,
 }
 _CONV_FEATURES = 16
-_UNBOUNDED = 1e30
 
 
 def make_network(config: TrainConfig, env: VecEnv) -> Network:
@@ -53,8 +52,7 @@ def _policy_head(config: TrainConfig, space: Discrete | Box) -> Callable[[bool],
         return lambda columns: CategoricalHead(space.n, columns)
     if config.policy == "gaussian":
         return lambda columns: GaussianHead(space.shape, DiagGaussian, columns)
-    bounds = (*(space.low or (-math.inf,)), *(space.high or (math.inf,)))
-    if not all(abs(bound) < _UNBOUNDED for bound in bounds):
+    if not space.bounded().all():
         raise EnvError(f"policy tanh_gaussian needs finite action bounds, but {config.env} has none; use gaussian.")
     return lambda columns: GaussianHead(space.shape, TanhDiagGaussian, columns)
 

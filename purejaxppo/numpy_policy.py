@@ -40,9 +40,9 @@ class Policy:
             return head.argmax(axis=-1).astype(np.int32)
         low = np.array([-math.inf if x is None else x for x in space["low"]], np.float32)
         high = np.array([math.inf if x is None else x for x in space["high"]], np.float32)
-        if self.spec["policy"] == "tanh_gaussian":
-            head = low + (high - low) * 0.5 * (np.tanh(head) + 1)
-        return np.clip(head, low, high)
+        centre, unit = (np.array(space[name], np.float32) for name in ("centre", "unit"))
+        x = np.tanh(head) if self.spec["policy"] == "tanh_gaussian" else head
+        return np.clip(centre + unit * x, low, high)
 
     def _features(self, x: np.ndarray) -> np.ndarray:
         network, normalizer = self.spec["network"], self.spec["normalizer"]
@@ -67,8 +67,8 @@ def load(directory: object) -> Policy:
     data = Path(str(directory), "weights.safetensors").read_bytes()
     try:
         spec = json.loads(Path(str(directory), "policy.json").read_bytes())
-        if spec["format_version"] != 1:
-            raise ValueError(f"format version {spec['format_version']}; this reader knows 1")
+        if spec["format_version"] != 2:
+            raise ValueError(f"format version {spec['format_version']}; this reader knows 2")
         if hashlib.sha256(data).hexdigest() != spec["weights_sha256"]:
             raise ValueError("weights.safetensors is not the file that policy.json describes")
         policy = Policy(spec, parse_safetensors(data))

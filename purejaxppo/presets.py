@@ -6,6 +6,7 @@ The budgets and the returns reached with them are in benchmarks/learning.md.
 from typing import Any
 
 from purejaxppo.config import TrainConfig
+from purejaxppo.validation import validate_algorithm
 
 _CONTINUOUS = {
     "normalize_observation": True,
@@ -62,7 +63,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         **_CONTINUOUS,
         "total_timesteps": 1_000_000,
         "num_envs": 32,
-        "num_steps": 64,
+        "num_steps": 128,
         "num_epochs": 10,
         "gamma": 0.95,
         "learning_rate": 1e-3,
@@ -96,7 +97,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 # What another update rule needs beyond that, or instead of it: algorithm -> environment -> settings.
 ALGORITHM_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "ppo_kl": {"Pendulum-v1": {"num_steps": 128}},
     "trpo": {
         # The critic must not share the policy's torso.
         **{env: {"shared_torso": False} for env, settings in PRESETS.items() if settings.get("shared_torso")},
@@ -136,7 +136,25 @@ HIDDEN = {
 
 
 def preset(env: str, algorithm: str = "ppo_clip") -> dict[str, Any]:
-    """Field -> value for an environment; empty for one without a preset, which takes the defaults."""
+    """Returns the tuned settings of an environment, field -> value, for `TrainConfig` and `Hyperparams`.
+
+    They are empty for an environment that has none. To tell that from a misspelt name, gymnax is asked.
+
+    Raises:
+      ConfigError: an unknown algorithm.
+      EnvError: an environment that gymnax does not know; one of your own has no preset.
+    """
+    from purejaxppo.algorithms import ALGORITHMS  # late: it imports JAX
+    from purejaxppo.envs import refuse_unknown
+
+    validate_algorithm(algorithm, ALGORITHMS)
+    if env not in PRESETS:
+        refuse_unknown(env)
+    return tuned_settings(env, algorithm)
+
+
+def tuned_settings(env: str, algorithm: str) -> dict[str, Any]:
+    """Returns what the tables say of an environment and an algorithm, be the names right or wrong."""
     return {**PRESETS.get(env, {}), **ALGORITHM_PRESETS.get(algorithm, {}).get(env, {})}
 
 

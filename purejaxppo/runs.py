@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from purejaxppo.checks import check_runs
 from purejaxppo.config import Hyperparams, plain, whole
 from purejaxppo.errors import ConfigError
 from purejaxppo.sharding import Layout, layout_for
@@ -70,7 +71,6 @@ def grid(hp: Hyperparams, seeds: Sequence[int], **axes: Sequence[float]) -> tupl
     return hps, np.tile(np.array(seeds, np.uint32), len(points))
 
 
-@partial(jax.jit, static_argnames=("trainer", "layout"))
 def make_runs(
     trainer: Trainer,
     hps: Hyperparams,
@@ -86,7 +86,22 @@ def make_runs(
       seeds: [R].
       stop_at: updates after which a run rests, one number or [R].
       layout: by default `layout_for(R)`.
+
+    Raises:
+      ConfigError: hyperparameters and seeds that are not of equally many runs, or out of range.
     """
+    check_runs(hps, seeds)
+    return _make_runs(trainer, hps, seeds, stop_at, layout)
+
+
+@partial(jax.jit, static_argnames=("trainer", "layout"))
+def _make_runs(
+    trainer: Trainer,
+    hps: Hyperparams,
+    seeds: jax.typing.ArrayLike,
+    stop_at: jax.typing.ArrayLike,
+    layout: Layout | None,
+) -> Runs:
     seeds = jnp.asarray(seeds, jnp.uint32)
     layout = layout or layout_for(len(seeds))
 

@@ -11,7 +11,7 @@ from typing import Any
 from purejaxppo.config import ALGORITHMS_WITH, Hyperparams, RunOptions, TrainConfig
 from purejaxppo.errors import ConfigError
 from purejaxppo.files import AnyPath
-from purejaxppo.presets import HIDDEN, PRESETS, preset
+from purejaxppo.presets import HIDDEN, PRESETS, tuned_settings
 from purejaxppo.validation import suggestion
 
 _MAX_BYTES = 2**20
@@ -30,7 +30,7 @@ def resolve(env: str | None, settings: Mapping[str, Any]) -> tuple[TrainConfig, 
     """
     env = env or settings.get("env") or TrainConfig.env
     algorithm = settings.get("algorithm", TrainConfig.algorithm)
-    merged = {**preset(env, algorithm), **settings, "env": env}
+    merged = {**tuned_settings(env, algorithm), **settings, "env": env}
     return TrainConfig(**_of(TrainConfig, merged)), Hyperparams(**_of(Hyperparams, merged))
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from purejaxppo.advantage import ESTIMATORS
 from purejaxppo.algorithms import make_algorithm
 from purejaxppo.algorithms.kl_adaptive import kl_adaptive
+from purejaxppo.checks import check_algorithm, check_env, check_hyperparams, check_network
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.diagnostics import explained_variance
 from purejaxppo.envs import from_gymnax
@@ -38,9 +39,11 @@ def make_trainer(
       gather: brings a batch's rows, [E * T, ...] in the order of the environments, to where they are learnt from.
 
     Raises:
-      ConfigError: settings that cannot train.
+      ConfigError: settings that cannot train, or a network or an algorithm that does not fit.
+      EnvError: an environment that is not what `VecEnv` says.
     """
     validate_config(config)
+    check_algorithm(algorithm)
     estimate = ESTIMATORS[config.value_target]
     if config.learning_rate_schedule == "kl_adaptive":
         algorithm = kl_adaptive(algorithm)
@@ -48,8 +51,11 @@ def make_trainer(
         raise ConfigError(
             f"the environment has {env.num_envs} copies, but num_envs = {config.num_envs}; make them equal."
         )
+    check_env(env)
+    check_network(config, env, network)
 
     def init(key: jax.Array, hp: Hyperparams) -> RunnerState:
+        check_hyperparams(hp)
         key, key_env, key_params = jax.random.split(key, 3)
         env_state, obs = training_env(config, env, hp.gamma).reset(key_env)
         learner = algorithm.init(hp, network.init(key_params, obs))
@@ -85,6 +91,7 @@ def make_trainer(
 
 def advance(trainer: Trainer, hp: Hyperparams, runner: RunnerState, num_updates: int) -> tuple[RunnerState, Metrics]:
     """`num_updates` (static) updates in one scan. Returns the state and the metrics, each [num_updates]."""
+    check_hyperparams(hp)
     return jax.lax.scan(lambda runner, _: trainer.update(hp, runner), runner, length=num_updates)
 
 
@@ -104,6 +111,8 @@ def train(config: TrainConfig, hp: Hyperparams, key: jax.Array) -> tuple[RunnerS
 
     Returns:
       The final state, and metrics with leaves [num_updates].
+
+    Raises ConfigError or EnvError for what cannot be built, and for a hyperparameter out of range unless it is traced.
     """
     trainer = trainer_from_config(config)
     return advance(trainer, hp, trainer.init(key, hp), config.num_updates)

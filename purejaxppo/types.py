@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import numpy as np
 
 from purejaxppo.config import Hyperparams
 from purejaxppo.distributions import Distribution
@@ -17,6 +18,7 @@ jax.tree_util.register_dataclass(Hyperparams)
 Metrics = dict[str, jax.Array]
 Params = Any
 EnvState = Any
+_UNBOUNDED = 1e30  # from here on a bound stands for none: some environments declare float32's largest number
 
 
 class Discrete(NamedTuple):
@@ -31,6 +33,17 @@ class Box(NamedTuple):
     shape: tuple[int, ...]
     low: tuple[float, ...] | None = None
     high: tuple[float, ...] | None = None
+
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the lowest and the highest value of each element, infinite where none is given."""
+        low = np.asarray(-np.inf if self.low is None else self.low, np.float64)
+        high = np.asarray(np.inf if self.high is None else self.high, np.float64)
+        return np.broadcast_to(low, self.shape), np.broadcast_to(high, self.shape)
+
+    def bounded(self) -> np.ndarray:
+        """Returns for each element whether both of its bounds are finite."""
+        low, high = self.bounds()
+        return (np.abs(low) < _UNBOUNDED) & (np.abs(high) < _UNBOUNDED)
 
 
 class EnvStep(NamedTuple):
@@ -53,7 +66,9 @@ class VecEnv(NamedTuple):
     action_space: Discrete | Box
     num_envs: int
     step_limit: int | None = None  # steps after which an episode is truncated, if there is such a limit
-    truncation_gap: int = 1  # steps from one truncation of an environment to its next, at least; 1 is always right
+    # Steps from one truncation of an environment to its next, at least. 1 is always right; if two are closer than it
+    # says, the later one is valued by another episode's last observation, and nothing tells.
+    truncation_gap: int = 1
 
 
 class Transition(NamedTuple):

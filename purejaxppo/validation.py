@@ -211,8 +211,13 @@ def validate_hyperparams(hp: Hyperparams) -> None:
     """Raises ConfigError for a value that is not finite or outside its range. Concrete scalars only."""
     for field in dataclasses.fields(hp):
         validate_value(field.name, getattr(hp, field.name))
-    if hp.kl_min >= hp.kl_max:
-        raise ConfigError(f"kl_min = {hp.kl_min} is not below kl_max = {hp.kl_max}; leave a gap between them.")
+    validate_kl_range(hp.kl_min, hp.kl_max)
+
+
+def validate_kl_range(kl_min: float, kl_max: float) -> None:
+    """Raises ConfigError for thresholds that are not in order."""
+    if kl_min >= kl_max:
+        raise ConfigError(f"kl_min = {kl_min} is not below kl_max = {kl_max}; leave a gap between them.")
 
 
 def validate_evaluation(episodes: int, seed: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from purejaxppo.config import TrainConfig
 from purejaxppo.types import Box, Discrete, EnvState, EnvStep, VecEnv
@@ -113,7 +114,7 @@ def track_episodes(env: VecEnv) -> VecEnv:
 
 
 def bound_action(config: TrainConfig, env: VecEnv) -> VecEnv:
-    """Keeps continuous actions within the bounds, by `action_bound`. Others pass unchanged."""
+    """Brings the policy's continuous actions to the environment's bounds, by `action_bound`. Others pass unchanged."""
     bound = action_bound(config, env.action_space)
     if bound is None:
         return env
@@ -121,21 +122,29 @@ def bound_action(config: TrainConfig, env: VecEnv) -> VecEnv:
 
 
 def action_bound(config: TrainConfig, space: Discrete | Box) -> Callable[[jax.Array], jax.Array] | None:
-    """What makes the environment's actions [E, ...] of the policy's: clips them, or squashes by tanh and scales.
+    """Returns what makes the environment's actions [E, A] of the policy's x [E, A], or None if there are no bounds.
 
-    None where there are no bounds to keep.
+    For `gaussian` it is clip(centre + unit x, low, high) and for `tanh_gaussian` the same of tanh(x), element by
+    element, with the `action_units` of the space.
     """
-    if not isinstance(space, Box) or space.low is None or space.high is None:
+    if not isinstance(space, Box) or (space.low is None and space.high is None):
         return None
-    low, high = jnp.asarray(space.low, jnp.float32)[None], jnp.asarray(space.high, jnp.float32)[None]
+    low, high = (jnp.asarray(side, jnp.float32)[None] for side in space.bounds())
+    centre, unit = (jnp.asarray(x)[None] for x in action_units(space))
+    squash = {"gaussian": lambda x: x, "tanh_gaussian": jnp.tanh}[config.policy]
+    # The clip is last, so that no rounding leaves the bounds.
+    return lambda action: jnp.clip(centre + unit * squash(action), low, high)
 
-    def clip(action: jax.Array) -> jax.Array:
-        return jnp.clip(action, low, high)
 
-    def squash(action: jax.Array) -> jax.Array:
-        return clip(low + (high - low) * 0.5 * (jnp.tanh(action) + 1.0))  # rounding may leave the bounds
+def action_units(space: Box) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the action [A] that the policy's 0 stands for, and what its 1 adds to that [A], as float32.
 
-    return {"gaussian": clip, "tanh_gaussian": squash}[config.policy]
+    They are the centre of the bounds and half of their distance, so that the policy's [-1, 1] is the whole range. Where
+    an element lacks a bound they are 0 and 1: the policy's action is the environment's own.
+    """
+    bounded = space.bounded()
+    low, high = (np.where(bounded, side, end) for side, end in zip(space.bounds(), (-1.0, 1.0), strict=True))
+    return ((low + high) / 2).astype(np.float32), ((high - low) / 2).astype(np.float32)
 
 
 def normalize_observation(env: VecEnv) -> VecEnv:

@@ -36,6 +36,22 @@ def match(num_envs: int) -> VecEnv:
     return _one_step(num_envs, _coin(num_envs), lambda obs, action: ((obs > 0) == (action == 1)).astype(jnp.float32))
 
 
+def far_bounds(num_envs: int) -> VecEnv:
+    """One step with two actions, in [100, 200] and [0, 0.01]; the best are 170 and 0.003, at the reward 0.
+
+    Measured in halves of their range, the squared distance to the best is what an action costs.
+    """
+
+    def step(key: jax.Array, state: jax.Array, action: jax.Array) -> tuple[jax.Array, EnvStep]:
+        distance = (action - jnp.array([[170.0, 0.003]])) / jnp.array([[50.0, 0.005]])
+        obs, yes = jnp.zeros((num_envs, 1)), jnp.ones(num_envs, bool)
+        return state, EnvStep(obs, obs, -jnp.sum(distance**2, axis=1), yes, ~yes, {})
+
+    actions = Box((2,), (100.0, 0.0), (200.0, 0.01))
+    start = jnp.zeros(num_envs, jnp.int32), jnp.zeros((num_envs, 1))
+    return VecEnv(lambda key: start, step, OBSERVATION, actions, num_envs)
+
+
 def both_flags(num_envs: int) -> VecEnv:
     """Reward 1, then termination and truncation at once: the value is 1, nothing is bootstrapped."""
     env = constant_reward(num_envs)

@@ -16,7 +16,7 @@ FLOORS = {
     0.1: {"config", "late", "distributions", "advantage", "losses", "ahead", "stats", "synonyms"},
     0.2: {"validation", "tuning", "minibatch"},
     1.0: {"types"},
-    1.1: {"networks", "optimizer", "diagnostics", "guard"},
+    1.1: {"networks", "optimizer", "diagnostics", "guard", "checks"},
     2.0: {"envs", "wrappers", "rollout", "algorithms"},
     3.0: {"train", "evaluate"},
     4.0: {"sharding", "spread"},

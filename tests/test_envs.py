@@ -389,9 +389,9 @@ def test_constructor_that_raises_is_named(register):
         (Composite, "supported are Discrete and one-dimensional Box"),
         (Observed, "observations Dict; supported are Discrete and Box"),
         (Undescribed, "cannot describe its spaces: KeyError"),
-        (Misdeclared, "observations of shape (4,), but declares (7,)"),
+        (Misdeclared, f"observations float32[{E}, 4] (reset's second value), but declares [{E}, 7]"),
         (Changeling, "a state of other shapes or types"),
-        (RewardVector, "reward"),
+        (RewardVector, f"returns reward float32[{E}, 1]"),
     ],
 )
 def test_what_cannot_work_is_refused_when_it_is_built(register, kind, says):

@@ -151,17 +151,21 @@ def copied(saved, tmp_path):
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_kind_of_policy_acts_as_in_evaluation(name, exported):
-    """In JAX and in NumPy, for batches of 1 and 7; what JAX returns beside the action is the distribution."""
+    """In JAX and in NumPy, for batches of 1 and 7; JAX returns the distribution beside it, as policy.json says."""
     run = make_run(**CASES[name])
     out = exported(run)
     module = jax.export.deserialize(bytearray((out / "policy.stablehlo").read_bytes()))
     policy = numpy_policy.load(out)
+    said = policy.spec["stablehlo"]
+    assert said["observation"] == {"shape": ["b", *run.env.observation_space.shape], "dtype": "float32"}
     seen = []
     for batch in (1, 7):
         obs = observations(run, batch)
         expected, pi = own_actions(run, obs)
         result = module.call(obs)
         assert result.keys() == {"action", *pi._fields}
+        arrays = {name: {"shape": ["b", *x.shape[1:]], "dtype": str(x.dtype)} for name, x in result.items()}
+        assert arrays == said["returns"]
         assert_same_actions(run, np.asarray(result["action"]), expected, pi)
         for field, value in pi._asdict().items():
             np.testing.assert_allclose(result[field], value, rtol=1e-5, atol=1e-5)
@@ -176,18 +180,25 @@ def test_the_cases_cover_every_activation():
     assert {case["activation"] for case in CASES.values()} == set(numpy_policy.ACTIVATIONS) == set(get_args(Activation))
 
 
-def test_an_action_without_a_bound_on_one_side(exported):
-    """JSON has no infinity."""
+@pytest.mark.parametrize(
+    ("low", "high", "centre", "unit"), [(3.0, math.inf, 0.0, 1.0), (100.0, 200.0, 150.0, 50.0)], ids=["one side", "far"]
+)
+def test_bounds_of_every_kind(exported, low, high, centre, unit):
+    """On one side alone, and JSON has no infinity; and on both sides, far from what the policy's numbers are."""
     run = make_run(env="Pendulum-v1", activation="elu")
-    run = run._replace(env=run.env._replace(action_space=Box((1,), (3.0,), (math.inf,))))
+    run = run._replace(env=run.env._replace(action_space=Box((1,), (low,), (high,))))
     out = exported(run)
     obs = np.concatenate([observations(run, 7) * scale for scale in (0.01, 10)])
     expected, pi = own_actions(run, obs)
-    assert expected.min() == 3
-    assert expected.max() > 10
+    assert expected.min() == low
+    assert expected.max() > low + 5
     assert_same_actions(run, numpy_policy.load(out)(obs), expected, pi)
-    space = {"kind": "continuous", "shape": [1], "low": [3.0], "high": [None]}
-    assert json.loads((out / "policy.json").read_text())["action_space"] == space
+    space = {"kind": "continuous", "shape": [1], "low": [low], "high": [high if high < math.inf else None]}
+    assert json.loads((out / "policy.json").read_text())["action_space"] == {
+        **space,
+        "centre": [centre],
+        "unit": [unit],
+    }
 
 
 # --- what is written --------------------------------------------------------------------------------------------------
@@ -460,7 +471,7 @@ def test_one_flipped_bit_is_refused(copied):
 @pytest.mark.parametrize(
     "change",
     [
-        {"format_version": 2},
+        {"format_version": 1},
         {"network": {}},
         {"network": None},
         {"action_space": {"kind": "continuous"}},

@@ -149,7 +149,7 @@ def test_each_algorithm_has_its_own_preset_and_its_own_settings():
     assert (first_hp.clip_eps, third_hp.clip_eps, trpo_hp.clip_eps) == (0.1, 0.3, Hyperparams.clip_eps)
     own = ALGORITHM_PRESETS["trpo"]["Pendulum-v1"]
     assert (trpo.num_steps, trpo_hp.gamma) == (own["num_steps"], own["gamma"])
-    assert (first.num_steps, first_hp.gamma) == (64, 0.95)
+    assert (first.num_steps, first_hp.gamma) == (128, 0.95)
     assert first_hp.ent_coef == trpo_hp.ent_coef == 0.25
 
 

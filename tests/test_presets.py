@@ -9,6 +9,7 @@ import pytest
 
 from purejaxppo.algorithms import ALGORITHMS
 from purejaxppo.config import ALGORITHMS_WITH, Hyperparams, TrainConfig
+from purejaxppo.errors import ConfigError, EnvError
 from purejaxppo.presets import ALGORITHM_PRESETS, HIDDEN, PRESETS, TARGETS, preset
 from purejaxppo.settings import resolve
 from purejaxppo.validation import validate_config, validate_hyperparams
@@ -56,7 +57,15 @@ def test_every_target_has_a_preset_within_its_budget(env):
 def test_preset_is_a_copy():
     preset("CartPole-v1")["num_envs"] = 10**9
     assert preset("CartPole-v1") == PRESETS["CartPole-v1"]
-    assert preset("NoSuch-v0") == {}
+
+
+def test_a_misspelt_name_is_refused_with_a_suggestion():
+    """Where an environment that has no preset has no settings."""
+    with pytest.raises(EnvError, match=r"'Cartpole'.*Did you mean 'CartPole-v1'"):
+        preset("Cartpole")
+    with pytest.raises(ConfigError, match=r"'ppo-kl' is unknown.*Did you mean 'ppo_kl'"):
+        preset("CartPole-v1", "ppo-kl")
+    assert preset("FrozenLake-misc") == {}
 
 
 PAIRS = [(algorithm, env) for algorithm, presets in ALGORITHM_PRESETS.items() for env in presets]

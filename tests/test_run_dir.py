@@ -245,7 +245,7 @@ def test_what_makes_a_run_must_be_there(run_dir, name):
 
 
 EDITS = [
-    {"format_version": 2},
+    {"format_version": 3},
     {"format_version": None},
     {"num_envs": 0},
     {"env": 3},

@@ -276,7 +276,8 @@ def test_nothing_is_exchanged_and_nothing_moves(kind):
     wanted = [x.sharding for x in jax.tree.leaves(runs)]
     assert set(wanted) == {layout(kind).sharding}
     hps, seeds = spread(settings("ppo_kl"), kind)
-    made = make_runs.lower(trainer("ppo_kl"), hps, seeds, runs.stop_at, layout(kind)).compile()
+    make = jax.jit(make_runs, static_argnames=("trainer", "layout"))
+    made = make.lower(trainer("ppo_kl"), hps, seeds, runs.stop_at, layout(kind)).compile()
     advanced = advance_runs.lower(trainer("ppo_kl"), hps, runs, CHUNK[kind], layout(kind)).compile()
     for compiled in (made, advanced):
         assert "num_partitions=2" in compiled.as_text()
@@ -334,7 +335,8 @@ def test_layout_and_stop_at_by_default():
     assert runs.stop_at.tolist() == [2**31 - 1] * R
     assert runs.diverged.tolist() == [0] * R
     assert {x.dtype for x in (runs.stop_at, runs.diverged)} == {jnp.dtype(jnp.int32)}
-    assert make_runs.eval_shape(trainer("ppo_kl"), hps, seeds, 5).stop_at.shape == (R,)
+    shapes = jax.eval_shape(lambda hps, seeds: make_runs(trainer("ppo_kl"), hps, seeds, 5), hps, seeds)
+    assert shapes.stop_at.shape == (R,)
     texts = [advance_runs.lower(trainer("ppo_kl"), hps, runs, 1, x).as_text() for x in (None, layout("exact"))]
     assert texts[0] == texts[1]
 

@@ -14,6 +14,7 @@ from probe_envs import (
     constant_reward,
     discount,
     endless,
+    far_bounds,
     limit_as_death,
     limit_as_next_episode,
     match,
@@ -27,6 +28,7 @@ from purejaxppo.config import ALGORITHMS_WITH, Hyperparams, TrainConfig
 from purejaxppo.errors import ConfigError
 from purejaxppo.networks import make_network
 from purejaxppo.train import advance, make_trainer, train, trainer_from_config
+from purejaxppo.wrappers import action_bound
 
 E, T = 4, 4
 CONFIG = TrainConfig(
@@ -176,6 +178,21 @@ def test_action_is_matched_to_the_observation(probed):
     probability, _ = probed["match"]
     assert probability[0] < 0.05
     assert probability[2] > 0.95
+
+
+def test_actions_are_learned_wherever_their_bounds_are():
+    """Far from [-1, 1], or narrow: from the middle to the best action, within a tenth of half the range."""
+    config = TrainConfig(num_envs=16, num_steps=16, num_minibatches=2, hidden_sizes=(), total_timesteps=40 * 16 * 16)
+    hp = Hyperparams(learning_rate=0.02, ent_coef=0.0)
+    env = far_bounds(config.num_envs)
+    network = make_network(config, env)
+    trainer = make_trainer(config, env, network, make_algorithm(config, network.apply))
+    runner, metrics = jax.jit(lambda key: advance(trainer, hp, trainer.init(key, hp), 40))(jax.random.key(0))
+    pi, _ = network.apply(runner.learner.params, jnp.zeros((1, 1)))
+    low, high = action_bound(config, env.action_space)(pi.mode())[0]
+    assert abs(low - 170) < 5
+    assert abs(high - 0.003) < 0.0005
+    assert metrics["episode/return"][0] < -0.8 < -0.2 < metrics["episode/return"][-1]
 
 
 # --- the first minibatch ----------------------------------------------------------------------------------------------

@@ -324,15 +324,30 @@ def received(policy, low, high, action):
     return np.asarray(result.obs[0])
 
 
-def test_clip_reaches_the_bounds_and_changes_nothing_inside():
-    """Per dimension, with unequal bounds."""
-    found = received("gaussian", [-1, -2, 0, 5], [1, 0.5, 3, 6], [0.3, -7.0, 99.0, 5.5])
-    np.testing.assert_array_equal(found, np.float32([0.3, -2.0, 3.0, 5.5]))
+def test_the_policy_acts_in_halves_of_the_range_around_its_middle():
+    """Per dimension, with unequal bounds: 0 is the middle, -1 and 1 are the ends, and beyond them is clipped."""
+    low, high = [-2, 100, 0, 5], [2, 200, 0.01, 6]
+    for action, expected in (
+        ([0, 0, 0, 0], [0, 150, 0.005, 5.5]),
+        ([-1, -1, -1, -1], low),
+        ([1, 1, 1, 1], high),
+        ([0.25, -0.5, 0.5, -0.5], [0.5, 125, 0.0075, 5.25]),
+        ([9, -9, 9, -9], [2, 100, 0.01, 5]),
+    ):
+        np.testing.assert_allclose(received("gaussian", low, high, action), np.float32(expected), rtol=1e-6)
 
 
-def test_clip_passes_through_infinite_bounds():
-    """A space may be open on one side."""
-    np.testing.assert_array_equal(received("gaussian", [-np.inf, 0], [0, np.inf], [-1e9, 1e9]), np.float32([-1e9, 1e9]))
+def test_with_bounds_of_1_the_action_is_the_policys_own_bit_for_bit():
+    action = np.linspace(-1.5, 1.5, 301, dtype=np.float32)
+    found = received("gaussian", [-1] * 301, [1] * 301, action)
+    assert found.tobytes() == np.clip(action, np.float32(-1), np.float32(1)).tobytes()
+
+
+def test_an_action_that_lacks_a_bound_is_only_clipped():
+    """On one side or on both, whether by infinity or by a number that stands for it; beside one that has both."""
+    low, high = [-np.inf, 5, -3.4e38, 100], [-5, np.inf, 3.4e38, 200]
+    np.testing.assert_array_equal(received("gaussian", low, high, [-9, 9, 7, 0]), np.float32([-9, 9, 7, 150]))
+    np.testing.assert_array_equal(received("gaussian", low, high, [9, -9, -7, 0]), np.float32([-5, 5, -7, 150]))
 
 
 def test_squash_is_a_scaled_tanh():
@@ -342,12 +357,13 @@ def test_squash_is_a_scaled_tanh():
     np.testing.assert_allclose(received("tanh_gaussian", low, high, u), expected, rtol=1e-6)
 
 
-def test_squash_reaches_the_bounds_and_never_leaves_them():
-    """Hundreds of pairs of bounds, deep in saturation and just before it; not by one unit in the last place."""
+@pytest.mark.parametrize("policy", ["gaussian", "tanh_gaussian"])
+def test_actions_reach_the_bounds_and_never_leave_them(policy):
+    """Hundreds of pairs of bounds, at the ends, deep beyond and just before; not by one unit in the last place."""
     rng = np.random.default_rng(0)
     low, high = np.sort(np.round(rng.uniform(-3, 3, (2, 500)), 1).astype(np.float32), axis=0)
-    for u in (100.0, 9.0, 5.0, 0.0, -5.0, -9.0, -100.0):
-        found = received("tanh_gaussian", low, high, np.full(500, u))
+    for u in (100.0, 9.0, 5.0, 1.0, 0.0, -1.0, -5.0, -9.0, -100.0):
+        found = received(policy, low, high, np.full(500, u))
         assert np.all(found >= low), u
         assert np.all(found <= high), u
         if abs(u) == 100:
@@ -380,7 +396,7 @@ def test_the_rollout_stores_the_unbounded_action(policy):
     state, obs = env.reset(jax.random.key(0))
     _, _, transition, _ = rollout(jax.random.key(1), env, apply, (), state, obs, 20)
     stored, sent = np.asarray(transition.action[:-1]), np.asarray(transition.obs[1:])
-    bound = np.clip(stored, -0.5, 0.5) if policy == "gaussian" else 0.5 * np.tanh(stored)
+    bound = 0.5 * (np.clip(stored, -1, 1) if policy == "gaussian" else np.tanh(stored))
     np.testing.assert_allclose(sent, bound, rtol=1e-5, atol=1e-6)
     assert np.abs(stored).max() > 1
     assert np.abs(sent).max() <= 0.5

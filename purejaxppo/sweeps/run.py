@@ -114,6 +114,7 @@ def resume_sweep(
         clean(directory)
         with stop.ending_at_once("nothing was done yet."):
             plan = Plan(sweep, allow_download, sizes)
+            plan.refuse_old_actions(directory)
         _check_columns(directory, plan)
         (directory / "summary.json").unlink(missing_ok=True)  # of the stop before
         for change in changed_versions(directory):

@@ -1,0 +1,282 @@
+"""What does not fit together is refused before anything is trained, in one line that names the culprit."""
+
+import dataclasses
+import math
+import subprocess
+import sys
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from probe_envs import walk
+
+from purejaxppo.algorithms import make_algorithm, ppo_clip
+from purejaxppo.checks import check_env
+from purejaxppo.config import Hyperparams, TrainConfig
+from purejaxppo.distributions import Categorical, DiagGaussian, TanhDiagGaussian
+from purejaxppo.errors import ConfigError, EnvError
+from purejaxppo.networks import make_network
+from purejaxppo.runs import grid, make_runs
+from purejaxppo.spread import spread_trainer
+from purejaxppo.train import advance, make_trainer, train, trainer_from_config
+from purejaxppo.types import Box, Discrete
+
+E = 4
+CONFIG = TrainConfig(env="walk", num_envs=E, num_steps=4, hidden_sizes=(), total_timesteps=16)
+HP = Hyperparams()
+
+
+def line(caught):
+    """The message, which is one line."""
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# --- environments -----------------------------------------------------------------------------------------------------
+
+
+def stepping(change):
+    """walk, with something else in what its steps return."""
+    env = walk(E)
+
+    def step(key, state, action):
+        state, result = env.step(key, state, action)
+        return state, result._replace(**change(result))
+
+    return env._replace(step=step)
+
+
+def retyped(env):
+    """Its state is another after the first step."""
+    return env._replace(step=lambda key, state, action: (state[0], env.step(key, state, action)[1]))
+
+
+def swapped(env):
+    """reset in gymnax's order."""
+    return env._replace(reset=lambda key: env.reset(key)[::-1])
+
+
+def six_values(env):
+    """A step as gymnax returns it, but for the state in front."""
+    return env._replace(step=lambda key, state, action: (state, tuple(env.step(key, state, action)[1])))
+
+
+def failing(key, state, action):
+    raise ZeroDivisionError("in the physics")
+
+
+WRONG = {
+    "reward of a column": (stepping(lambda r: {"reward": r.reward[:, None]}), "reward float32[4, 1]"),
+    "one reward": (stepping(lambda r: {"reward": r.reward.sum()}), "reward float32[]"),
+    "whole rewards": (stepping(lambda r: {"reward": r.reward.astype(jnp.int32)}), "reward int32[4]"),
+    "no array": (stepping(lambda r: {"reward": None}), "reward of the type NoneType"),
+    "float terminated": (stepping(lambda r: {"terminated": r.terminated * 1.0}), "terminated float32[4]"),
+    "float truncated": (stepping(lambda r: {"truncated": r.truncated * 1.0}), "truncated float32[4]"),
+    "one flag": (stepping(lambda r: {"truncated": jnp.array(False)}), "truncated bool[]"),
+    "obs without an axis": (stepping(lambda r: {"obs": r.obs[:, 0]}), "observations float32[4] (step's obs)"),
+    "final_obs of another": (
+        stepping(lambda r: {"final_obs": r.final_obs[:, :1]}),
+        "observations float32[4, 1] (step's final_obs), but declares [4, 2]",
+    ),
+    "obs of two types": (
+        stepping(lambda r: {"obs": r.obs.astype(jnp.int32)}),
+        "observations int32[4, 2] (step's obs), but float32[4, 2] in reset",
+    ),
+    "misdeclared": (
+        walk(E)._replace(observation_space=Box((3,))),
+        "float32[4, 2] (reset's second value), but declares [4, 3]",
+    ),
+    "copies": (walk(E)._replace(num_envs=5), "float32[4, 2] (reset's second value), but declares [5, 2]"),
+    "info": (stepping(lambda r: {"info": {"speed": r.obs}}), "info['speed'] float32[4, 2]; it has to be [4]"),
+    "no info": (stepping(lambda r: {"info": None}), "info of the type NoneType"),
+    "state": (retyped(walk(E)), "a state of other shapes or types than its reset"),
+    "order of reset": (swapped(walk(E)), "of the type tuple (reset's second value)"),
+    "a tuple": (six_values(walk(E)), "the state and a tuple; it has to be an EnvStep"),
+    "an error": (walk(E)._replace(step=failing), "ZeroDivisionError: in the physics"),
+    "no actions": (walk(E)._replace(action_space=Discrete(0)), "0 discrete actions"),
+    "bounds": (walk(E)._replace(action_space=Box((2,), (0.0,) * 3, (1.0,) * 3)), "one per element"),
+    "order of bounds": (walk(E)._replace(action_space=Box((2,), (0.0, 1.0), (1.0, 0.0))), "bounds (0.0, 1.0)"),
+    "bounds that are NaN": (walk(E)._replace(action_space=Box((1,), (math.nan,), (1.0,))), "bounds (nan,)"),
+    "gap of 0": (walk(E)._replace(truncation_gap=0), "truncation_gap = 0"),
+    "gap beyond the limit": (walk(E, limit=3)._replace(truncation_gap=4), "truncation_gap = 4"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_an_environment_that_breaks_its_contract_is_refused(name):
+    env, says = WRONG[name]
+    with pytest.raises(EnvError) as caught:
+        check_env(env)
+    assert says in line(caught)
+    assert line(caught).startswith("the environment")
+
+
+@pytest.mark.parametrize("continuous", [False, True])
+def test_an_environment_that_keeps_it_is_not(continuous):
+    check_env(walk(E, continuous=continuous))
+    check_env(walk(E)._replace(step_limit=None, truncation_gap=9))
+
+
+@pytest.mark.parametrize("build", [trainer_from_config, spread_trainer])
+def test_trainers_look_at_environments_of_ones_own(build):
+    """Whichever way they are built."""
+    env, says = WRONG["reward of a column"]
+    with pytest.raises(EnvError) as caught:
+        build(CONFIG, env)
+    assert says in line(caught)
+
+
+# --- networks and update rules ----------------------------------------------------------------------------------------
+
+
+class Fixed:
+    """A network whose outputs are all zeros, of the given shapes behind those of the observations."""
+
+    def __init__(self, *outputs, pi=Categorical, value=()):
+        self.outputs, self.pi, self.value = outputs, pi, value
+
+    def init(self, key, obs):
+        return jnp.zeros(())
+
+    def apply(self, params, obs):
+        lead = obs.shape[:-1]
+        return self.pi(*(jnp.zeros((*lead, n)) for n in self.outputs)), jnp.zeros((*lead, *self.value))
+
+
+def refused_network(network, env, **changes):
+    config = dataclasses.replace(CONFIG, **changes)
+    with pytest.raises(ConfigError) as caught:
+        make_trainer(config, env, network, make_algorithm(config, network.apply))
+    return line(caught)
+
+
+def test_a_network_with_other_actions_than_the_environment_is_refused():
+    discrete, continuous = walk(E), walk(E, continuous=True)
+    assert "7 logits for 2 actions" in refused_network(Fixed(7), discrete)
+    message = refused_network(Fixed(3, 3, pi=DiagGaussian), continuous)
+    assert "draws actions float32[4, 3]" in message
+    assert "takes float32[4, 2]" in message
+    assert "takes int32[4]" in refused_network(Fixed(2, 2, pi=DiagGaussian), discrete)
+    assert "draws actions int32[4]" in refused_network(Fixed(2), continuous)
+
+
+def test_a_value_with_an_axis_too_many_is_refused():
+    """[E, 1] would be broadcast against the rewards [E]."""
+    assert "value is float32[4, 1] for 4 observations" in refused_network(Fixed(2, value=(1,)), walk(E))
+
+
+def test_a_distribution_that_does_not_suit_the_policy_is_refused():
+    """The one would get the other's actions."""
+    env = walk(E, continuous=True)
+    assert "need policy = tanh_gaussian" in refused_network(Fixed(2, 2, pi=TanhDiagGaussian), env)
+    assert "need policy = gaussian" in refused_network(Fixed(2, 2, pi=DiagGaussian), env, policy="tanh_gaussian")
+
+
+@pytest.mark.parametrize("policy", ["gaussian", "tanh_gaussian"])
+def test_what_fits_is_not_refused(policy):
+    make_trainer(CONFIG, walk(E), Fixed(2), ppo_clip(CONFIG, Fixed(2).apply))
+    trainer_from_config(dataclasses.replace(CONFIG, policy=policy), walk(E, continuous=True))
+
+
+def test_a_rule_without_its_settings_is_refused():
+    env = walk(E)
+    with pytest.raises(ConfigError, match=r"^ppo_clip is no Algorithm; .*ppo_clip\(config, network\.apply\)"):
+        make_trainer(CONFIG, env, make_network(CONFIG, env), ppo_clip)
+
+
+# --- hyperparameters --------------------------------------------------------------------------------------------------
+
+BAD = {
+    "learning_rate": math.nan,
+    "gamma": 1.5,
+    "clip_eps": np.float32(0),
+    "vf_coef": "0.5",
+    "ent_coef": jnp.float32(-1),
+    "kl_max": 1e-9,
+    "max_grad_norm": None,
+}
+
+
+@pytest.fixture(scope="module")
+def trainer():
+    return trainer_from_config(CONFIG, walk(E))
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_hyperparameter_that_cannot_work_is_refused_where_its_number_is_known(name, trainer):
+    """Also under jit, as long as it is no argument."""
+    hp = dataclasses.replace(HP, **{name: BAD[name]})
+    for begin in (lambda key: trainer.init(key, hp), lambda key: advance(trainer, hp, None, 1)):
+        with pytest.raises(ConfigError, match=name) as caught:
+            jax.eval_shape(begin, jax.random.key(0))
+        line(caught)
+
+
+def test_train_refuses_it_too():
+    with pytest.raises(ConfigError, match="learning_rate = nan"):
+        train(dataclasses.replace(CONFIG, env="CartPole-v1"), Hyperparams(learning_rate=math.nan), jax.random.key(0))
+
+
+def test_traced_hyperparameters_pass_and_the_others_are_looked_at(trainer):
+    """Under vmap over one of them, to an array that is known, and without any number at all."""
+    key = jax.random.key(0)
+
+    def init(rate, hp):
+        return trainer.init(key, dataclasses.replace(hp, learning_rate=rate))
+
+    shapes = jax.eval_shape(jax.vmap(init, (0, None)), jnp.array([1e-3, jnp.nan]), HP)
+    assert shapes.updates.shape == (2,)
+    with pytest.raises(ConfigError, match="gamma"):
+        jax.eval_shape(jax.vmap(partial(init, hp=Hyperparams(gamma=2))), jnp.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("hps", "seeds", "says"),
+    [
+        ({"learning_rate": [1e-3, math.nan]}, [0, 1], "learning_rate = nan"),
+        ({"kl_max": [0.02, 1e-9]}, [0, 1], "kl_max = "),
+        ({}, [0, 1, 2], r"learning_rate has the shape \(2,\) and seeds \(3,\)"),
+        ({"gamma": 0.9}, [0, 1], r"gamma has the shape \(\)"),
+        ({}, [0, -1], "seed = -1"),
+        ({}, [0.5, 1], "seed = 0.5"),
+    ],
+)
+def test_runs_that_cannot_work_are_refused(hps, seeds, says, trainer):
+    """`grid` makes none of these; arrays of one's own may be anything."""
+    whole, _ = grid(HP, [0, 1])
+    changed = dataclasses.replace(whole, **{name: np.float32(values) for name, values in hps.items()})
+    with pytest.raises(ConfigError, match=says) as caught:
+        make_runs(trainer, changed, np.array(seeds))
+    line(caught)
+
+
+# --- cores ------------------------------------------------------------------------------------------------------------
+
+CORES = """
+import purejaxppo
+import jax
+{first}
+try:
+    purejaxppo.use_all_cores()
+    print(jax.device_count())
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_all_cores_are_asked_for_before_jax_starts(monkeypatch):
+    """Afterwards there is nothing to be had; asking twice is fine."""
+    monkeypatch.delenv("JAX_NUM_CPU_DEVICES")
+
+    def say(first):
+        fake = "import purejaxppo.threads as t; t.cpu_cores = lambda: 3; "
+        run = [sys.executable, "-c", CORES.format(first=fake + first)]
+        return subprocess.run(run, capture_output=True, text=True, check=True).stdout.strip()
+
+    assert say("purejaxppo.use_all_cores()") == "3"
+    message = say("jax.devices()")
+    assert "use_all_cores() comes too late: JAX has started with 1 CPU device(s) for 3 cores" in message
+    assert "\n" not in message
