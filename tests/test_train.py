@@ -22,11 +22,13 @@ from probe_envs import (
     walk,
 )
 
-from purejaxppo.algorithms import make_algorithm
+from purejaxppo.algorithms import ALGORITHMS, make_algorithm
 from purejaxppo.config import ALGORITHMS_WITH, Hyperparams, TrainConfig
+from purejaxppo.distributions import Categorical
 from purejaxppo.errors import ConfigError
 from purejaxppo.networks import make_network
 from purejaxppo.train import advance, make_trainer, train, trainer_from_config
+from purejaxppo.types import Discrete
 
 E, T = 4, 4
 CONFIG = TrainConfig(
@@ -216,6 +218,48 @@ def test_ratio_is_1_in_the_first_minibatch_of_discrete_actions(programs, start):
     _, metrics = programs.scan4(HP, start)
     assert np.all(np.asarray(metrics["ratio/first_minibatch_deviation"]) < 1e-6)
     assert np.all(np.asarray(metrics["kl"]) > 1e-6)
+
+
+# --- masked actions ---------------------------------------------------------------------------------------------------
+
+
+class MaskingNetwork:
+    """Three actions, of which the first is masked by -inf at observation 1 and the last at observation -1."""
+
+    def init(self, key, obs):
+        return {"policy": 0.1 * jax.random.normal(key, (2, 3)), "value": jnp.zeros((2, 1))}
+
+    def apply(self, params, obs):
+        features = jnp.concatenate([obs, jnp.ones_like(obs)], axis=-1)
+        mask = obs * jnp.array([1.0, 0.0, -1.0]).reshape((1,) * (obs.ndim - 1) + (-1,)) > 0
+        return Categorical(jnp.where(mask, -jnp.inf, features @ params["policy"])), (features @ params["value"])[..., 0]
+
+
+def with_a_forbidden_action(env):
+    """`match` with three actions, of which the one that `MaskingNetwork` masks earns NaN."""
+
+    def step(key, state, action):
+        following, result = env.step(key, state, jnp.minimum(action, 1))
+        forbidden = jnp.where(state > 0, 0, 2)  # the state is the observation
+        return following, result._replace(reward=jnp.where(action == forbidden, jnp.nan, result.reward))
+
+    return env._replace(step=step, action_space=Discrete(3))
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_network_that_masks_actions_trains(algorithm):
+    """No metric is anything but finite, the policy moves, and no masked action is ever taken, as its reward tells."""
+    config = dataclasses.replace(CONFIG, algorithm=algorithm, cg_iterations=2, line_search_steps=2)
+    network = MaskingNetwork()
+    trainer = make_trainer(config, with_a_forbidden_action(match(E)), network, make_algorithm(config, network.apply))
+    hp = dataclasses.replace(HP, ent_coef=jnp.float32(0.1), target_kl=jnp.float32(0.05))
+    before = trainer.init(jax.random.key(0), hp)
+    after, metrics = jax.jit(lambda hp, runner: advance(trainer, hp, runner, 3))(hp, before)
+    assert all(np.isfinite(x).all() for x in leaves((after, metrics)))
+    assert metrics["nonfinite"].tolist() == [0, 0, 0]
+    assert np.any(np.asarray(metrics["kl"]) > 0)  # trpo may refuse a step
+    assert np.all((np.asarray(metrics["entropy"]) > 0) & (np.asarray(metrics["entropy"]) <= np.log(2) + 1e-6))
+    assert np.all(np.asarray(after.learner.params["policy"] != before.learner.params["policy"]))
 
 
 # --- determinism ------------------------------------------------------------------------------------------------------
