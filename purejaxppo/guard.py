@@ -1,5 +1,6 @@
 """Numbers that are not finite: found on the device, once per update, and what a trainer does about them."""
 
+import math
 from collections.abc import Callable, Mapping
 from functools import reduce
 from typing import Any, NamedTuple
@@ -23,6 +24,14 @@ WATCHED = (
     "parameter",
     "kl",  # of the policies before and after the update
 )
+
+
+def no_value() -> float:
+    """What a metric holds where there is nothing to tell: NaN, or -inf under `jax.debug_nans`, which refuses any NaN.
+
+    JAX does not trace a function anew when that mode is switched, so what counts is the mode at its first call.
+    """
+    return -math.inf if jax.config.jax_debug_nans else math.nan  # type: ignore[attr-defined]
 
 
 def nonfinite(quantities: Mapping[str, Any]) -> jax.Array:

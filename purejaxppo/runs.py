@@ -12,6 +12,7 @@ import numpy as np
 
 from purejaxppo.config import Hyperparams
 from purejaxppo.errors import ConfigError
+from purejaxppo.guard import no_value
 from purejaxppo.sharding import Layout, layout_for
 from purejaxppo.types import LearnerState, Metrics, RunnerState, Trainer
 from purejaxppo.validation import validate_hyperparams, validate_seed
@@ -102,7 +103,7 @@ def advance_runs(
     """`num_updates` (static) updates of every run that does not rest; the memory of `runs` is given away.
 
     Returns:
-      The runs, and metrics [R, num_updates]: NaN and 0 where a run rests.
+      The runs, and metrics [R, num_updates]: `no_value()` and 0 where a run rests.
     """
     layout = layout or layout_for(len(runs.stop_at))
 
@@ -130,4 +131,4 @@ def _update(trainer: Trainer, hp: Hyperparams, run: Runs) -> tuple[Runs, Metrics
 
 
 def _nothing(x: jax.ShapeDtypeStruct) -> jax.Array:
-    return jnp.full(x.shape, jnp.nan if jnp.issubdtype(x.dtype, jnp.floating) else 0, x.dtype)
+    return jnp.full(x.shape, no_value() if jnp.issubdtype(x.dtype, jnp.floating) else 0, x.dtype)

@@ -485,6 +485,34 @@ def test_no_finished_episode_is_nan():
     assert np.isnan(metrics["episode/length"])
 
 
+def test_a_healthy_run_passes_debug_nans():
+    """Compiled, under the mode that takes any NaN for an error: the same bits, but for the mark of no episode."""
+    trainer = trainer_from_config(CONFIG, walk(E, limit=9, target=1e6))  # an episode ends in every third update
+    run = [jax.jit(lambda: advance(trainer, HP, trainer.init(jax.random.key(0), HP), 3)) for _ in range(2)]
+    state, metrics = run[0]()
+    with jax.debug_nans(True):
+        same_state, same_metrics = run[1]()
+    ended = np.asarray(metrics["episode/count"]) > 0
+    assert ended.tolist() == [False, False, True]
+    for name in ("episode/return", "episode/length"):
+        assert np.isnan(metrics[name]).tolist() == np.isneginf(same_metrics[name]).tolist() == (~ended).tolist()
+        np.testing.assert_array_equal(metrics[name][ended], same_metrics[name][ended])
+    others = metrics.keys() - {"episode/return", "episode/length"}
+    assert same_bits([state, *(metrics[x] for x in others)], [same_state, *(same_metrics[x] for x in others)])
+
+
+def test_debug_nans_finds_nothing_in_any_operation():
+    """Operation by operation, with all normalisers: no NaN is made that a later one then throws away."""
+    with jax.debug_nans(True):
+        _, metrics = op_by_op(walk(E, limit=50, target=1e6), normalize_observation=True, normalize_reward=True)
+    assert float(metrics["episode/return"]) == -np.inf
+
+
+def test_debug_nans_still_finds_what_is_wrong():
+    with jax.debug_nans(True), pytest.raises(FloatingPointError):
+        op_by_op(spoiled(walk(E), after=0))
+
+
 def test_runner_state_holds_arrays_only(start):
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(start))
     # A function in the tree's static part would be another one in every new trainer.
