@@ -20,8 +20,9 @@ from purejaxppo.comparison import (
     table_row,
 )
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
-from purejaxppo.errors import ConfigError, DivergedError
+from purejaxppo.errors import ConfigError
 from purejaxppo.files import whole_file, write_json, write_text
+from purejaxppo.guard import Cause, every_run_diverged, first_nonfinite
 from purejaxppo.host_loop import Chunk, Hooks, Loop, advance_in_chunks
 from purejaxppo.logger import ProgressDisplay, Terminal, say
 from purejaxppo.plot_comparison import plot_comparison
@@ -82,7 +83,7 @@ def compare(
         write_json(out / "summary.json", summary)
     plot_comparison(results, sweep.env, target, out / "comparison.png")
     if all(np.isnan(result.returns).all() for result in results):
-        raise DivergedError(f"every run diverged; the results are in {out}. Try a lower learning_rate.")
+        raise every_run_diverged([cause for result in results for cause in result.causes], str(out))
     return summary
 
 
@@ -120,7 +121,8 @@ def _train_all(plan: Plan, group: Group, console: Console) -> Result:
         runs, timing = advance_in_chunks(loop, lambda: first_state(plan, part), hooks)
     returns = group.evaluate(all_seeds, runs)[: len(seeds)]  # NaN where a run diverged
     env_steps = np.arange(1, config.num_updates + 1) * config.batch_size
-    return Result(config.algorithm, seeds, env_steps, curves.collected(), returns, timing.env_steps_per_second)
+    speed = timing.env_steps_per_second
+    return Result(config.algorithm, seeds, env_steps, curves.collected(), returns, speed, curves.causes())
 
 
 class _Curves:
@@ -139,9 +141,16 @@ class _Curves:
 
     def collected(self) -> dict[str, np.ndarray]:
         """Each [updates, runs], as far as the runs really are."""
-        names = self._chunks[0].keys() - {"nonfinite"}
-        whole = {name: np.concatenate([chunk[name] for chunk in self._chunks], axis=1) for name in sorted(names)}
-        return {name: x[: self._runs, : self._config.num_updates].T for name, x in whole.items()}
+        return {name: self._whole(name) for name in sorted(self._chunks[0].keys() - {"nonfinite"})}
+
+    def causes(self) -> list[Cause]:
+        """Why each of the runs that diverged did."""
+        updates, runs = np.nonzero(bits := self._whole("nonfinite"))  # one update of a run at most: then it rests
+        return [Cause(int(u) + 1, str(first_nonfinite(int(bits[u, r])))) for u, r in zip(updates, runs, strict=True)]
+
+    def _whole(self, name: str) -> np.ndarray:
+        whole = np.concatenate([chunk[name] for chunk in self._chunks], axis=1)
+        return whole[: self._runs, : self._config.num_updates].T
 
 
 def _write_csv(path: Path, columns: Iterable[str], rows: Iterable[dict[str, Any]]) -> None:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from purejaxppo.guard import Cause
 from purejaxppo.stats import bootstrap_interval, interquartile_mean
 
 _WINDOW = 0.02  # of a run's updates, but at least
@@ -24,6 +25,7 @@ class Result(NamedTuple):
     metrics: dict[str, np.ndarray]  # each [U, R]
     returns: np.ndarray  # [R], of the final evaluation; NaN where the run diverged
     env_steps_per_second: float  # all runs together, without compilation and the first of several chunks
+    causes: Sequence[Cause] = ()  # of the runs that diverged in training
 
 
 def steps_to_target(env_steps: np.ndarray, total: np.ndarray, count: np.ndarray, target: float) -> np.ndarray:
