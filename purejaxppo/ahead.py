@@ -32,8 +32,9 @@ def scan_ahead(step: Callable[[Carry, Xs], tuple[Carry, Ys]], carry: Carry, xs: 
     """What `jax.lax.scan(step, carry, xs)` returns, to the bit with JAX's default generator.
 
     The price is memory: all that depends on the input alone and is read by the rest of the step is kept for every step.
-    A step with side effects, such as `jax.debug.print`, is scanned as it is, in its order. Profiles name this module as
-    the place of what a step does.
+    A step with side effects, such as `jax.debug.print`, is scanned as it is, in its order; so is any under
+    `jax.debug_nans`, which then names the operation of the step's own that made a NaN. Profiles name this module as the
+    place of what a step does.
 
     Args:
       step: (carry, x) -> (carry, y); the carry it returns has the types of the one it is given.
@@ -43,6 +44,8 @@ def scan_ahead(step: Callable[[Carry, Xs], tuple[Carry, Ys]], carry: Carry, xs: 
     Returns:
       The last carry, and the ys with leaves [n, ...].
     """
+    if jax.config.jax_debug_nans:  # type: ignore[attr-defined]
+        return jax.lax.scan(step, carry, xs)
     x = jax.eval_shape(lambda xs: jax.tree.map(lambda leaf: leaf[0], xs), xs)
     closed, shape = jax.make_jaxpr(step, return_shape=True)(carry, x)
     if closed.effects:

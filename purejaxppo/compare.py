@@ -21,8 +21,9 @@ from purejaxppo.comparison import (
     table_row,
 )
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
-from purejaxppo.errors import ConfigError, DivergedError
+from purejaxppo.errors import ConfigError
 from purejaxppo.files import AnyPath, whole_file, write_json, write_text
+from purejaxppo.guard import Cause, every_run_diverged, first_nonfinite
 from purejaxppo.host_loop import Chunk, Hooks, Loop, advance_in_chunks
 from purejaxppo.logger import ProgressDisplay, Terminal, say
 from purejaxppo.phases import Phases
@@ -96,7 +97,7 @@ def compare(
     summary["seconds"] = phases.seconds()
     write_json(out / "summary.json", summary)
     if all(np.isnan(result.returns).all() for result in results):
-        raise DivergedError(f"every run diverged; the results are in {out}. Try a lower learning_rate.")
+        raise every_run_diverged([cause for result in results for cause in result.causes], str(out))
     return summary
 
 
@@ -144,7 +145,17 @@ def _train_all(plan: Plan, group: Group, console: Console, phases: Phases) -> Re
     env_steps = np.arange(1, config.num_updates + 1) * config.batch_size
     diverged_at = np.asarray(runs.diverged)[: len(seeds)]
     metrics, speed = curves.collected(), timing.env_steps_per_second
-    return Result(config.algorithm, seeds, env_steps, metrics, returns, diverged_at, speed, int(unfinished.sum()))
+    return Result(
+        config.algorithm,
+        seeds,
+        env_steps,
+        metrics,
+        returns,
+        diverged_at,
+        speed,
+        unfinished=int(unfinished.sum()),
+        causes=curves.causes(),
+    )
 
 
 def _write_tables(out: Path, results: Sequence[Result], target: float | None) -> list[dict[str, Any]]:
@@ -172,9 +183,16 @@ class _Curves:
 
     def collected(self) -> dict[str, np.ndarray]:
         """Each [updates, runs], as far as the runs really are."""
-        names = self._chunks[0].keys() - {"nonfinite"}
-        whole = {name: np.concatenate([chunk[name] for chunk in self._chunks], axis=1) for name in sorted(names)}
-        return {name: x[: self._runs, : self._config.num_updates].T for name, x in whole.items()}
+        return {name: self._whole(name) for name in sorted(self._chunks[0].keys() - {"nonfinite"})}
+
+    def causes(self) -> list[Cause]:
+        """Why each of the runs that diverged did."""
+        updates, runs = np.nonzero(bits := self._whole("nonfinite"))  # one update of a run at most: then it rests
+        return [Cause(int(u) + 1, str(first_nonfinite(int(bits[u, r])))) for u, r in zip(updates, runs, strict=True)]
+
+    def _whole(self, name: str) -> np.ndarray:
+        whole = np.concatenate([chunk[name] for chunk in self._chunks], axis=1)
+        return whole[: self._runs, : self._config.num_updates].T
 
 
 def _write_csv(path: Path, columns: Iterable[str], rows: Iterable[dict[str, Any]]) -> None:

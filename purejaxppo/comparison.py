@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from purejaxppo.guard import Cause
 from purejaxppo.stats import bootstrap_interval, interquartile_mean
 
 _WINDOW = 0.02  # of a run's updates, but at least
@@ -26,6 +27,7 @@ class Result(NamedTuple):
     diverged_at: np.ndarray  # [R], update, from 1, in which a number became non-finite; 0 for never
     env_steps_per_second: float  # all runs together, without compilation and the first of several chunks
     unfinished: int = 0  # episodes of the evaluation that were broken off, of all runs together
+    causes: Sequence[Cause] = ()  # of the runs that diverged in training
 
 
 def steps_to_target(env_steps: np.ndarray, total: np.ndarray, count: np.ndarray, target: float) -> np.ndarray:

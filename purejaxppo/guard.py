@@ -1,6 +1,7 @@
-"""Numbers that are not finite: found on the device, once per update, and what a trainer does about them."""
+"""Numbers that are not finite: found on the device, once per update; what a trainer does about them, and the advice."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from purejaxppo.config import Hyperparams, OnNonfinite
+from purejaxppo.errors import DivergedError
 from purejaxppo.types import Metrics, RunnerState, Trainer
 
 # What is watched, a cause before what follows from it.
@@ -23,6 +25,23 @@ WATCHED = (
     "parameter",
     "kl",  # of the policies before and after the update
 )
+# Computed from what the environment returned and from nothing that is learnt.
+_OF_THE_ENVIRONMENT = frozenset({"observation", "reward", "normalizer"})
+
+
+class Cause(NamedTuple):
+    """Why a run diverged."""
+
+    update: int  # counted from 1, in which it did
+    quantity: str  # the first of WATCHED that was not finite
+
+
+def no_value() -> float:
+    """What a metric holds where there is nothing to tell: NaN, or -inf under `jax.debug_nans`, which refuses any NaN.
+
+    JAX does not trace a function anew when that mode is switched, so what counts is the mode at its first call.
+    """
+    return -math.inf if jax.config.jax_debug_nans else math.nan  # type: ignore[attr-defined]
 
 
 def nonfinite(quantities: Mapping[str, Any]) -> jax.Array:
@@ -39,6 +58,36 @@ def _all_finite(tree: Any) -> jax.Array:
 def first_nonfinite(bits: int) -> str | None:
     """The first of WATCHED whose bit is set."""
     return next((name for i, name in enumerate(WATCHED) if bits >> i & 1), None)
+
+
+def advice(quantities: Collection[str], learnt: bool) -> str:
+    """What a user is told to do about quantities of WATCHED that were not finite.
+
+    Args:
+      quantities: the first one of each update or run; none at all where it was the rewards of an evaluation.
+      learnt: whether a policy acted that had learnt anything; with an untrained one the environment alone is to blame.
+    """
+    if not _OF_THE_ENVIRONMENT.issuperset(quantities):
+        return "Try a lower learning_rate, or normalize_observation and normalize_reward."
+    if not learnt:
+        return (
+            "This comes from the environment, as nothing had been learnt yet: check what its reset and step return, "
+            "and its env_params."
+        )
+    return (
+        "This comes from the environment: check what its step returns. If that is sound whatever the actions, the "
+        "policy may have gone too far: try a lower learning_rate."
+    )
+
+
+def every_run_diverged(causes: Collection[Cause], directory: str) -> DivergedError:
+    """The error of many runs side by side of which none is left, with their causes and where their results are."""
+    quantities = sorted({cause.quantity for cause in causes})
+    what = " and ".join(quantities) or "the evaluation's return"
+    learnt = {cause.update for cause in causes} != {1}
+    return DivergedError(
+        f"every run diverged ({what} not finite); the results are in {directory}. {advice(quantities, learnt)}"
+    )
 
 
 def undo_nonfinite(trainer: Trainer) -> Trainer:

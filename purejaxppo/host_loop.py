@@ -10,7 +10,7 @@ import numpy as np
 
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.errors import DivergedError
-from purejaxppo.guard import GUARDS, first_nonfinite
+from purejaxppo.guard import GUARDS, advice, first_nonfinite
 from purejaxppo.logger import Sink, emit
 from purejaxppo.memory import program_bytes
 from purejaxppo.train import advance
@@ -213,10 +213,10 @@ class Rows:
 
     def _check(self, quantity: str | None, update: int, env_steps: int) -> None:
         self._bad = self._bad + 1 if quantity else 0
-        if self._bad >= self._patience:
+        if quantity and self._bad >= self._patience:
             times = f" in {self._bad} updates in a row, each undone" if self._bad > 1 else ""
             raise DivergedError(
                 f"{quantity} is not finite at update {update} ({env_steps} env steps){times}. "
-                f"Try a lower learning_rate, or normalize_observation and normalize_reward.",
+                f"{advice([quantity], learnt=self._bad < update)}",
                 update,
             )

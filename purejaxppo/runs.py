@@ -13,6 +13,7 @@ import numpy as np
 from purejaxppo.checks import check_runs
 from purejaxppo.config import Hyperparams, plain, whole
 from purejaxppo.errors import ConfigError
+from purejaxppo.guard import no_value
 from purejaxppo.sharding import Layout, layout_for
 from purejaxppo.types import LearnerState, Metrics, RunnerState, Trainer
 from purejaxppo.validation import validate_hyperparams, validate_seed
@@ -119,7 +120,7 @@ def advance_runs(
     """`num_updates` (static) updates of every run that does not rest; the memory of `runs` is given away.
 
     Returns:
-      The runs, and metrics [R, num_updates]: NaN and 0 where a run rests.
+      The runs, and metrics [R, num_updates]: `no_value()` and 0 where a run rests.
     """
     layout = layout or layout_for(len(runs.stop_at))
 
@@ -147,4 +148,4 @@ def _update(trainer: Trainer, hp: Hyperparams, run: Runs) -> tuple[Runs, Metrics
 
 
 def _nothing(x: jax.ShapeDtypeStruct) -> jax.Array:
-    return jnp.full(x.shape, jnp.nan if jnp.issubdtype(x.dtype, jnp.floating) else 0, x.dtype)
+    return jnp.full(x.shape, no_value() if jnp.issubdtype(x.dtype, jnp.floating) else 0, x.dtype)

@@ -13,7 +13,7 @@ from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.diagnostics import explained_variance
 from purejaxppo.envs import from_gymnax
 from purejaxppo.errors import ConfigError
-from purejaxppo.guard import GUARDS, nonfinite
+from purejaxppo.guard import GUARDS, no_value, nonfinite
 from purejaxppo.networks import make_network
 from purejaxppo.optimizer import anneal
 from purejaxppo.rollout import rollout
@@ -127,14 +127,13 @@ def _flatten(transition: Transition, advantage: jax.Array, target: jax.Array) ->
 
 
 def _episode_metrics(sums: Metrics) -> Metrics:
-    """Means over the episodes that ended in this update; NaN, not 0, if none did."""
+    """Means over the episodes that ended in this update; `no_value()`, not 0, if none did."""
     count = sums["episode/count"]
-    # 0 / 0 is the NaN that says so.
-    return {
-        **sums,
-        "episode/return": sums["episode/return"] / count,
-        "episode/length": sums["episode/length"] / count,
-    }
+
+    def mean(total: jax.Array) -> jax.Array:
+        return jnp.where(count > 0, total / jnp.maximum(count, 1.0), no_value())
+
+    return {**sums, "episode/return": mean(sums["episode/return"]), "episode/length": mean(sums["episode/length"])}
 
 
 def _batch_metrics(hp: Hyperparams, batch: Batch) -> Metrics:

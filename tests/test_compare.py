@@ -17,6 +17,8 @@ from purejaxppo.comparison import Result, markdown_table, steps_to_target
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.errors import CheckpointError, ConfigError, DivergedError, EnvError
 from purejaxppo.experiment import run_experiment
+from purejaxppo.guard import WATCHED, Cause
+from purejaxppo.host_loop import Chunk
 from purejaxppo.plot_comparison import plot_comparison
 
 UPDATES = 3
@@ -158,23 +160,24 @@ def test_diverged_runs_are_counted_and_left_out(tmp_path):
 # --- what is made of the results --------------------------------------------------------------------------------------
 
 
-def result_of(config, seeds, returns):
+def result_of(config, seeds, returns, causes=()):
     """Runs whose training return is 1, 2, ... per update, times the run's number from 1."""
     updates = np.arange(1.0, 21.0)
     curves = updates[:, None] * np.arange(1.0, len(seeds) + 1)
     metrics = dict.fromkeys(("episode/return", "kl", "ratio/effective_sample_size", "loss/policy"), curves)
     metrics["episode/count"] = np.ones_like(curves)
     diverged_at = np.isnan(returns) * 7
-    return Result(config.algorithm, seeds, 32 * updates.astype(int), metrics, np.array(returns), diverged_at, 1234.56)
+    env_steps = 32 * updates.astype(int)
+    return Result(config.algorithm, seeds, env_steps, metrics, np.array(returns), diverged_at, 1234.56, causes=causes)
 
 
 @pytest.fixture
 def scripted(monkeypatch):
     """scripted(returns) puts hand-made results, the same for each algorithm, in the place of training."""
 
-    def use(*returns, unfinished=0):
+    def use(*returns, unfinished=0, causes=()):
         def train_all(plan, group, console, phases):
-            return result_of(group.config, plan.sweep.seeds, returns)._replace(unfinished=unfinished)
+            return result_of(group.config, plan.sweep.seeds, returns, causes)._replace(unfinished=unfinished)
 
         monkeypatch.setattr(compare, "_train_all", train_all)
 
@@ -232,11 +235,26 @@ def test_an_interruption_names_the_results_that_stay(tmp_path, monkeypatch, capf
 
 
 def test_every_run_diverged(scripted, tmp_path):
-    """The results stay, and the command does not pretend."""
-    scripted(math.nan, math.nan)
-    with pytest.raises(DivergedError, match="every run diverged"):
+    """The results stay, and the command does not pretend; the environment is named where it was the cause."""
+    scripted(math.nan, math.nan, causes=[Cause(1, "reward"), Cause(1, "reward")])
+    with pytest.raises(DivergedError, match=r"every run diverged \(reward not finite\).* from the environment"):
         run([settings("ppo_clip")], [0, 1], tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
+
+
+def test_causes_are_those_of_the_runs_that_there_are():
+    """Chunk by chunk [runs, updates]; what fills the devices, and updates beyond the budget, are left out."""
+    curves = compare._Curves(CONFIG, 3, lambda *_: None)
+    reward, loss = (1 << WATCHED.index(name) for name in ("reward", "loss/value"))
+    for first, bits in (
+        (1, [[0, 0], [0, reward | loss], [0, 0], [loss, 0]]),
+        (3, [[loss, 0], [0, 0], [0, loss], [0, 0]]),
+    ):
+        ones = np.ones((4, 2), np.float32)
+        metrics = {"learning_rate": ones, "episode/return": ones, "nonfinite": np.array(bits, np.int32)}
+        curves(Chunk(first, 0.0, 1.0, metrics))
+    assert sorted(curves.causes()) == [(2, "reward"), (3, "loss/value")]
+    assert set(curves.collected()) == {"learning_rate", "episode/return"}
 
 
 @pytest.mark.parametrize(

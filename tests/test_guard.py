@@ -1,6 +1,7 @@
 """The guard: what is not finite is seen, named by its cause, and undone where that is asked for."""
 
 import dataclasses
+import re
 from typing import NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ from probe_envs import walk
 
 from purejaxppo.checkpoint import is_finite, state_sha256
 from purejaxppo.config import Hyperparams, TrainConfig
-from purejaxppo.guard import GUARDS, WATCHED, first_nonfinite, nonfinite
+from purejaxppo.guard import GUARDS, WATCHED, Cause, every_run_diverged, first_nonfinite, nonfinite
 from purejaxppo.train import trainer_from_config
 from purejaxppo.types import Trainer
 
@@ -229,6 +230,27 @@ def test_the_learners_fault_is_named(plain, fault):
     """With one gradient step, after which everything that follows from it is bad too."""
     name, setting = FAULTS[fault]
     assert first_cause(plain, **setting) == name
+
+
+# --- the advice -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("causes", "what", "advice"),
+    [
+        ([(1, "reward"), (1, "observation")], "observation and reward", "nothing had been learnt yet: check"),
+        ([(1, "reward"), (2, "reward")], "reward", "comes from the environment: check .* lower learning_rate"),
+        ([(1, "reward"), (1, "loss/value")], "loss/value and reward", r"\. Try a lower learning_rate"),
+        ([(3, "parameter")] * 2, "parameter", r"\. Try a lower learning_rate"),
+        ([], "the evaluation's return", "comes from the environment: check .* lower learning_rate"),
+    ],
+)
+def test_when_every_run_diverged_the_causes_say_what_to_do(causes, what, advice):
+    """The learner is blamed unless every cause is the environment's, and a policy only if one had learnt."""
+    error = every_run_diverged([Cause(*cause) for cause in causes], "runs/x")
+    assert str(error).startswith(f"every run diverged ({what} not finite); the results are in runs/x. ")
+    assert re.search(advice, str(error))
+    assert "\n" not in str(error)
 
 
 # --- undone -----------------------------------------------------------------------------------------------------------

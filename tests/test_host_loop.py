@@ -15,6 +15,7 @@ from purejaxppo import host_loop
 from purejaxppo.checkpoint import state_sha256
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.errors import DivergedError
+from purejaxppo.guard import WATCHED
 from purejaxppo.host_loop import Chunk, Hooks, Rows, chunk_lengths, train_in_chunks
 from purejaxppo.train import trainer_from_config
 
@@ -241,6 +242,41 @@ def test_rows_stop_at_the_first_that_is_not_finite():
     assert caught.value.update == 12
     assert [row["update"] for row in rows] == [11]
     assert "nonfinite" not in rows[0]
+
+
+def advice_for(quantity, first_update, config=CONFIG, updates=1, bad=0):
+    """What a run is told to do that stops because of this quantity."""
+    bits = [1 << WATCHED.index(quantity)] * updates
+    with pytest.raises(DivergedError) as caught:
+        Rows(config, [], bad=bad)(chunk_of(*bits, first_update=first_update))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("quantity", ["observation", "reward", "normalizer"])
+def test_the_environment_is_named_where_it_is_the_cause(quantity):
+    """In the first update it alone can be; later on a policy may have driven it there, and both are said."""
+    first, later = advice_for(quantity, 1), advice_for(quantity, 7)
+    assert "comes from the environment, as nothing had been learnt yet" in first
+    assert "learning_rate" not in first
+    assert "comes from the environment" in later
+    assert "policy" in later
+    assert "lower learning_rate" in later
+
+
+def test_the_learner_is_advised_where_it_is_the_cause():
+    for quantity in set(WATCHED) - {"observation", "reward", "normalizer"}:
+        for update in (1, 7):
+            assert "Try a lower learning_rate" in advice_for(quantity, update)
+            assert "environment" not in advice_for(quantity, update)
+
+
+def test_nothing_is_learnt_by_updates_that_were_undone():
+    """Ten in a row from the first one on, in one session or in two, are the environment's doing alone."""
+    skip = dataclasses.replace(CONFIG, on_nonfinite="skip")
+    assert "nothing had been learnt" in advice_for("reward", 1, skip, updates=10)
+    assert "nothing had been learnt" in advice_for("reward", 5, skip, updates=6, bad=4)
+    assert "policy" in advice_for("reward", 2, skip, updates=10)
 
 
 def test_rows_of_updates_that_were_undone_go_on_for_a_while():

@@ -372,6 +372,16 @@ def test_each_run_rests_after_its_own_number_of_updates(kind):
     assert same_bits(after[-1].runner, states[UPDATES])
 
 
+def test_resting_passes_debug_nans():
+    """The metrics of a run that rests are marked by another number than NaN while that is refused."""
+    config = TrainConfig(num_envs=E, num_steps=T, num_minibatches=1, hidden_sizes=(), total_timesteps=E * T)
+    hps, seeds = grid(Hyperparams(), SEEDS[:2])
+    with jax.debug_nans(True):
+        trainer = trainer_from_config(config, walk(E))
+        _, metrics = advance_runs(trainer, hps, make_runs(trainer, hps, seeds, np.array([0, 1])), 2)
+    assert np.isneginf(metrics["loss/value"]).tolist() == [[True, True], [False, True]]
+
+
 # --- divergence -------------------------------------------------------------------------------------------------------
 
 

@@ -23,11 +23,13 @@ from probe_envs import (
     walk,
 )
 
-from purejaxppo.algorithms import make_algorithm
+from purejaxppo.algorithms import ALGORITHMS, make_algorithm
 from purejaxppo.config import ALGORITHMS_WITH, Hyperparams, TrainConfig
+from purejaxppo.distributions import Categorical
 from purejaxppo.errors import ConfigError
 from purejaxppo.networks import make_network
 from purejaxppo.train import advance, make_trainer, train, trainer_from_config
+from purejaxppo.types import Discrete
 from purejaxppo.wrappers import action_bound
 
 E, T = 4, 4
@@ -233,6 +235,48 @@ def test_ratio_is_1_in_the_first_minibatch_of_discrete_actions(programs, start):
     _, metrics = programs.scan4(HP, start)
     assert np.all(np.asarray(metrics["ratio/first_minibatch_deviation"]) < 1e-6)
     assert np.all(np.asarray(metrics["kl"]) > 1e-6)
+
+
+# --- masked actions ---------------------------------------------------------------------------------------------------
+
+
+class MaskingNetwork:
+    """Three actions, of which the first is masked by -inf at observation 1 and the last at observation -1."""
+
+    def init(self, key, obs):
+        return {"policy": 0.1 * jax.random.normal(key, (2, 3)), "value": jnp.zeros((2, 1))}
+
+    def apply(self, params, obs):
+        features = jnp.concatenate([obs, jnp.ones_like(obs)], axis=-1)
+        mask = obs * jnp.array([1.0, 0.0, -1.0]).reshape((1,) * (obs.ndim - 1) + (-1,)) > 0
+        return Categorical(jnp.where(mask, -jnp.inf, features @ params["policy"])), (features @ params["value"])[..., 0]
+
+
+def with_a_forbidden_action(env):
+    """`match` with three actions, of which the one that `MaskingNetwork` masks earns NaN."""
+
+    def step(key, state, action):
+        following, result = env.step(key, state, jnp.minimum(action, 1))
+        forbidden = jnp.where(state > 0, 0, 2)  # the state is the observation
+        return following, result._replace(reward=jnp.where(action == forbidden, jnp.nan, result.reward))
+
+    return env._replace(step=step, action_space=Discrete(3))
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_network_that_masks_actions_trains(algorithm):
+    """No metric is anything but finite, the policy moves, and no masked action is ever taken, as its reward tells."""
+    config = dataclasses.replace(CONFIG, algorithm=algorithm, cg_iterations=2, line_search_steps=2)
+    network = MaskingNetwork()
+    trainer = make_trainer(config, with_a_forbidden_action(match(E)), network, make_algorithm(config, network.apply))
+    hp = dataclasses.replace(HP, ent_coef=jnp.float32(0.1), target_kl=jnp.float32(0.05))
+    before = trainer.init(jax.random.key(0), hp)
+    after, metrics = jax.jit(lambda hp, runner: advance(trainer, hp, runner, 3))(hp, before)
+    assert all(np.isfinite(x).all() for x in leaves((after, metrics)))
+    assert metrics["nonfinite"].tolist() == [0, 0, 0]
+    assert np.any(np.asarray(metrics["kl"]) > 0)  # trpo may refuse a step
+    assert np.all((np.asarray(metrics["entropy"]) > 0) & (np.asarray(metrics["entropy"]) <= np.log(2) + 1e-6))
+    assert np.all(np.asarray(after.learner.params["policy"] != before.learner.params["policy"]))
 
 
 # --- determinism ------------------------------------------------------------------------------------------------------
@@ -456,6 +500,34 @@ def test_no_finished_episode_is_nan():
     assert float(metrics["episode/count"]) == 0
     assert np.isnan(metrics["episode/return"])
     assert np.isnan(metrics["episode/length"])
+
+
+def test_a_healthy_run_passes_debug_nans():
+    """Compiled, under the mode that takes any NaN for an error: the same bits, but for the mark of no episode."""
+    trainer = trainer_from_config(CONFIG, walk(E, limit=9, target=1e6))  # an episode ends in every third update
+    run = [jax.jit(lambda: advance(trainer, HP, trainer.init(jax.random.key(0), HP), 3)) for _ in range(2)]
+    state, metrics = run[0]()
+    with jax.debug_nans(True):
+        same_state, same_metrics = run[1]()
+    ended = np.asarray(metrics["episode/count"]) > 0
+    assert ended.tolist() == [False, False, True]
+    for name in ("episode/return", "episode/length"):
+        assert np.isnan(metrics[name]).tolist() == np.isneginf(same_metrics[name]).tolist() == (~ended).tolist()
+        np.testing.assert_array_equal(metrics[name][ended], same_metrics[name][ended])
+    others = metrics.keys() - {"episode/return", "episode/length"}
+    assert same_bits([state, *(metrics[x] for x in others)], [same_state, *(same_metrics[x] for x in others)])
+
+
+def test_debug_nans_finds_nothing_in_any_operation():
+    """Operation by operation, with all normalisers: no NaN is made that a later one then throws away."""
+    with jax.debug_nans(True):
+        _, metrics = op_by_op(walk(E, limit=50, target=1e6), normalize_observation=True, normalize_reward=True)
+    assert float(metrics["episode/return"]) == -np.inf
+
+
+def test_debug_nans_still_finds_what_is_wrong():
+    with jax.debug_nans(True), pytest.raises(FloatingPointError):
+        op_by_op(spoiled(walk(E), after=0))
 
 
 def test_runner_state_holds_arrays_only(start):

@@ -19,6 +19,7 @@ from purejaxppo.comparison import (
     worst_if_diverged,
 )
 from purejaxppo.errors import CheckpointError
+from purejaxppo.guard import Cause
 from purejaxppo.stats import interquartile_mean
 from purejaxppo.sweeps.settings import SweepSettings, value_text
 
@@ -88,6 +89,15 @@ def _episodes(path: Path, updates: Sequence[int]) -> Iterator[tuple[int, int, fl
         raise CheckpointError(
             f"{path}, line {line}, is not of this sweep's metrics: {error}; remove it, and `resume` makes it again."
         ) from error
+
+
+def read_causes(path: Path) -> list[Cause]:
+    """Why runs diverged, by a sweep's metrics.csv. Raises CheckpointError for a file that is missing or broken."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [Cause(int(row["update"]), row["nonfinite"]) for row in csv.DictReader(file) if row["nonfinite"]]
+    except (OSError, ValueError, KeyError, csv.Error) as error:
+        raise CheckpointError(f"cannot read {path}: {error!r}; remove it, and `resume` makes it again.") from error
 
 
 def _empty_curve(updates: int, batch_size: int, seeds: int) -> Curve:

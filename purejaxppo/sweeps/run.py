@@ -11,8 +11,9 @@ import numpy as np
 from rich.console import Console
 
 from purejaxppo.config import RunOptions
-from purejaxppo.errors import CheckpointError, ConfigError, DivergedError
+from purejaxppo.errors import CheckpointError, ConfigError
 from purejaxppo.files import AnyPath, is_file, whole_file, write_json, write_text
+from purejaxppo.guard import every_run_diverged
 from purejaxppo.lock import locked
 from purejaxppo.logger import ProgressDisplay, Terminal, say, whole_rows
 from purejaxppo.phases import Phases
@@ -28,7 +29,15 @@ from purejaxppo.sweeps.parts import Session, chosen_state, finished_result, firs
 from purejaxppo.sweeps.pictures import plot_sweep
 from purejaxppo.sweeps.plan import Plan, plan_record
 from purejaxppo.sweeps.plan_text import describe_plan
-from purejaxppo.sweeps.results import Outcome, markdown_table, read_curves, run_columns, run_rows, setting_rows
+from purejaxppo.sweeps.results import (
+    Outcome,
+    markdown_table,
+    read_causes,
+    read_curves,
+    run_columns,
+    run_rows,
+    setting_rows,
+)
 from purejaxppo.sweeps.schedule import Finished, Part, parts_of_rung, survivors
 from purejaxppo.sweeps.settings import SweepSettings
 from purejaxppo.validation import validate_options
@@ -127,7 +136,7 @@ def resume_sweep(
 
 def _unless_all_diverged(summary: dict[str, Any]) -> dict[str, Any]:
     if summary["diverged"] == summary["runs"]:
-        raise DivergedError(f"every run diverged; the results are in {summary['out']}. Try a lower learning_rate.")
+        raise every_run_diverged(read_causes(Path(summary["out"]) / METRICS), summary["out"])
     return summary
 
 

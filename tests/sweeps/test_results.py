@@ -15,6 +15,7 @@ from purejaxppo.sweeps.results import (
     Curve,
     Outcome,
     markdown_table,
+    read_causes,
     read_curves,
     run_columns,
     run_rows,
@@ -79,6 +80,19 @@ def test_curves_by_hand(tmp_path):
     np.testing.assert_array_equal(first.count, [[3, 1, 4], [0, 2, 1]])
     np.testing.assert_array_equal(second.total, [[7, 0, 16], [1, 0, 0]])
     np.testing.assert_array_equal(second.count, [[1, 0, 2], [1, 0, 0]])
+
+
+def test_causes_of_divergence(tmp_path):
+    """Of the rows that have one, in their order."""
+    path = tmp_path / "metrics.csv"
+    path.write_text("run,update,kl,nonfinite\n0,1,0.1,\n0,2,,reward\n3,1,,loss/value\n1,1,0.2,\n")
+    assert read_causes(path) == [(2, "reward"), (1, "loss/value")]
+    for broken in ("run,kl\n0,1\n", "run,update,nonfinite\n0,one,reward\n"):
+        path.write_text(broken)
+        with pytest.raises(CheckpointError, match=f"cannot read {path}"):
+            read_causes(path)
+    with pytest.raises(CheckpointError, match="cannot read"):
+        read_causes(tmp_path / "absent.csv")
 
 
 @pytest.mark.parametrize("updates", [400, 401, 999, 1000])
