@@ -644,7 +644,7 @@ def engine(monkeypatch):
         seen.calls.append(("plan", sweep, allow_download))
         return sweep
 
-    def run_sweep(sweep, *, out, allow_download, stop):
+    def run_sweep(sweep, *, out, allow_download, stop, phases):
         seen.calls.append(("run", sweep, out, allow_download, stop()))
         return seen.summary
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from purejaxppo import store
+from purejaxppo import checkpoint, store
 from purejaxppo.checkpoint import snapshot, state_sha256
 from purejaxppo.errors import CheckpointError
 from purejaxppo.store import Which, clean, fault, list_steps, load_newest, prune, save_step, survey
@@ -111,23 +111,23 @@ def test_the_same_place_again(run_dir):
 
 
 FAILURES = {
-    "orbax": ("write_state", RuntimeError("tensorstore: No space left on device\nlong\nstory")),
-    "meta.json": ("write_json", OSError(28, "No space left on device")),
-    "sync": ("sync", OSError(28, "No space left on device")),
-    "COMMIT": ("write_text", CheckpointError("cannot write COMMIT: No space left on device")),
+    "orbax": (checkpoint, "write_state", RuntimeError("tensorstore: No space left on device\nlong\nstory")),
+    "meta.json": (store, "write_json", OSError(28, "No space left on device")),
+    "sync": (store, "sync", OSError(28, "No space left on device")),
+    "COMMIT": (store, "write_text", CheckpointError("cannot write COMMIT: No space left on device")),
 }
 
 
 @pytest.mark.parametrize("name", FAILURES)
 def test_a_save_that_fails_leaves_nothing_and_hurts_nothing(run_dir, monkeypatch, name):
-    function, error = FAILURES[name]
+    module, function, error = FAILURES[name]
 
     def fail(*_):
         raise error
 
     before = names(run_dir)
     with monkeypatch.context() as patch:
-        patch.setattr(store, function, fail)
+        patch.setattr(module, function, fail)
         with pytest.raises(CheckpointError, match="no space left") as caught:
             save(run_dir, 300, 3)
     assert "\n" not in str(caught.value)
@@ -153,7 +153,7 @@ def test_a_kill_at_any_moment_of_saving_leaves_the_older_ones(run_dir, monkeypat
         pass
 
     functions = [
-        (store, "write_state"),
+        (checkpoint, "write_state"),
         (store, "write_json"),
         (store, "write_text"),
         (store, "sync"),
@@ -339,7 +339,7 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_another_tree_than_expected_is_refused(saved, monkeypatch, change):
     """Before anything is read: orbax would cast a type silently."""
-    monkeypatch.setattr(store, "read_state", None)
+    monkeypatch.setattr(checkpoint, "read_state", None)
     with pytest.raises(CheckpointError, match=r"another state .*\.(env_state|key|learner)"):
         load_newest(saved, abstract(CHANGES[change](make_state())))
 

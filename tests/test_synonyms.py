@@ -5,7 +5,7 @@ import json
 import pytest
 
 from purejaxppo import synonyms
-from purejaxppo.config import ALGORITHM_NAMES
+from purejaxppo.algorithms import ALGORITHMS
 from purejaxppo.errors import ConfigError
 from purejaxppo.flags import parse
 from purejaxppo.settings import FIELDS, OPTION_FIELDS, read_settings
@@ -16,7 +16,7 @@ OF_COMMANDS = {"algorithms", "seed", "out", "device", "episodes"}
 
 
 def test_every_answer_is_ours_and_no_name_of_theirs_is():
-    ours = {*FIELDS, *OPTION_FIELDS, *ALGORITHM_NAMES, *OF_COMMANDS}
+    ours = {*FIELDS, *OPTION_FIELDS, *ALGORITHMS, *OF_COMMANDS}
     assert set(synonyms._THEIRS) <= ours
     theirs = [name for names in synonyms._THEIRS.values() for name in names.split()]
     assert not ours & set(theirs)
@@ -80,7 +80,7 @@ def test_what_they_call_it(theirs, ours):
 
 def test_an_algorithm_is_suggested():
     with pytest.raises(ConfigError, match="Did you mean 'ppo_clip'"):
-        validate_algorithm("ppo", ALGORITHM_NAMES)
+        validate_algorithm("ppo", ALGORITHMS)
 
 
 def test_a_key_of_a_file_is_suggested_with_what_to_know_about_it(tmp_path):

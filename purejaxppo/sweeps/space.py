@@ -78,6 +78,8 @@ def _value(name: str, word: str) -> Any:
     except ValueError as error:
         several = f"; write them apart: {apart(word)}" if "," in word and name != "hidden_sizes" else ""
         raise ConfigError(f"{name} = {error}{several}.") from None
+    if name == "algorithm" and "," in word:  # other unknown names are the registry's to refuse, plugins being imported
+        raise ConfigError(f"algorithm = {word!r} is no name of one. Write them apart: {apart(word)}.")
     validate_value(name, value)
     return value
 
