@@ -8,6 +8,7 @@ import numpy as np
 
 from purejaxppo.config import TrainConfig
 from purejaxppo.stats import interquartile_mean
+from purejaxppo.sums import add, empty_sum
 from purejaxppo.types import Apply, EnvState, Params, RunnerState, VecEnv
 from purejaxppo.wrappers import evaluation_env, observation_stats
 
@@ -30,6 +31,7 @@ class Play(NamedTuple):
     key: jax.Array
     env_state: EnvState
     obs: jax.Array  # [E, *shape]
+    total: Sum  # [E] of the rewards, which `episodes.episode_return` is the value of
     episodes: Episodes  # as far as they have come
 
 
@@ -66,7 +68,7 @@ def begin_play(key: jax.Array, env: VecEnv) -> Play:
     state, obs = env.reset(key_reset)
     state = jax.tree.map(_with_its_type, state)
     nothing = Episodes(jnp.zeros(env.num_envs), jnp.zeros(env.num_envs, jnp.int32), jnp.zeros(env.num_envs, jnp.bool_))
-    return Play(jnp.zeros((), jnp.int32), key, state, obs, nothing)
+    return Play(jnp.zeros((), jnp.int32), key, state, obs, empty_sum((env.num_envs,)), nothing)
 
 
 def play(start: Play, until: int | jax.Array, env: VecEnv, apply: Apply, params: Params, greedy: bool = True) -> Play:
@@ -79,18 +81,16 @@ def play(start: Play, until: int | jax.Array, env: VecEnv, apply: Apply, params:
         return (carry.steps < until) & ~jnp.all(carry.episodes.finished)
 
     def step(carry: Play) -> Play:
-        step, key, state, obs, episodes = carry
+        step, key, state, obs, total, episodes = carry
         key, key_action, key_env = jax.random.split(key, 3)
         pi, _ = apply(params, obs)
         action = pi.mode() if greedy else pi.sample(key_action)
         state, result = env.step(key_env, state, action)
         running = ~episodes.finished
-        episodes = Episodes(
-            episodes.episode_return + jnp.where(running, result.reward, 0.0),
-            episodes.episode_length + running,
-            episodes.finished | result.terminated | result.truncated,
-        )
-        return Play(step + 1, key, state, result.obs, episodes)
+        total = add(total, jnp.where(running, result.reward, 0.0))
+        length = episodes.episode_length + running
+        finished = episodes.finished | result.terminated | result.truncated
+        return Play(step + 1, key, state, result.obs, total, Episodes(total.value, length, finished))
 
     return jax.lax.while_loop(unfinished, step, start)
 

@@ -20,6 +20,7 @@ from purejaxppo.networks import make_network
 from purejaxppo.restore import SavedRun
 from purejaxppo.run_dir import create_dir
 from purejaxppo.signals import when_interrupted
+from purejaxppo.sums import RELATIVE_FLOOR
 from purejaxppo.types import Box, Discrete
 from purejaxppo.wrappers import (
     NORMALIZER_CLIP,
@@ -147,7 +148,13 @@ def _weights(run: SavedRun) -> dict[str, np.ndarray]:
 def _spec(run: SavedRun, weights: dict[str, np.ndarray]) -> dict[str, Any]:
     """policy.json, but for the hash. Layers go by the prefix of their kernel and bias."""
     config, space = run.config, run.env.action_space
-    normalizer = {"mean": "normalizer/mean", "var": "normalizer/var", "epsilon": NORMALIZER_EPSILON}
+    normalizer = {
+        "mean": "normalizer/mean",
+        "var": "normalizer/var",
+        "epsilon": NORMALIZER_EPSILON,
+        "relative_floor": RELATIVE_FLOOR,
+        "clip": NORMALIZER_CLIP,
+    }
     return {
         "format_version": _FORMAT_VERSION,
         "env": config.env,
@@ -163,7 +170,7 @@ def _spec(run: SavedRun, weights: dict[str, np.ndarray]) -> dict[str, Any]:
             "shared_torso": config.shared_torso,
             **_layers(run, weights),
         },
-        "normalizer": {**normalizer, "clip": NORMALIZER_CLIP} if normalizer["mean"] in weights else None,
+        "normalizer": normalizer if normalizer["mean"] in weights else None,
         "versions": installed_versions(),
     }
 

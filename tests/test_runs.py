@@ -250,6 +250,33 @@ def test_one_by_one_each_run_has_the_bits_that_it_has_alone(algorithm):
     assert len({take(metrics["loss/value"], i).tobytes() for i in range(R)}) == R
 
 
+@pytest.mark.parametrize(
+    ("num_envs", "num_steps", "normalize"),
+    [(8, 32, ["observation"]), (7, 9, ["observation", "reward"]), (16, 16, ["reward"])],
+    ids=["8x32", "7x9", "16x16"],
+)
+def test_one_by_one_normalisers_have_the_bits_that_they_have_alone(num_envs, num_steps, normalize):
+    """Statistics of every step, and the policy that acts on them, in programs as the compiler optimises them."""
+    config = TrainConfig(
+        num_envs=num_envs,
+        num_steps=num_steps,
+        num_epochs=1,
+        num_minibatches=1,
+        hidden_sizes=(8,),
+        **{f"normalize_{what}": True for what in normalize},
+    )
+    one = trainer_from_config(config, walk(num_envs))
+    hps, seeds = grid(Hyperparams(), [0, 1])
+    hp = take(hps, 1)
+    level = {"xla_backend_optimization_level": 3}
+    update = jax.jit(lambda hp, runner: advance(one, hp, runner, 2))
+    alone = jax.jit(one.init)(jax.random.key(1), hp)
+    alone = host(update.lower(hp, alone).compile(level)(hp, alone))
+    runs = make_runs(one, hps, seeds)
+    runs, metrics = advance_runs.lower(one, hps, runs, 2).compile(level)(hps, runs)
+    assert same_bits(take((host(runs.runner), host(metrics)), 1), alone)
+
+
 def test_under_vmap_the_first_update_is_that_of_each_run_alone():
     """To rounding, which later updates make grow."""
     (start, first, *_), metrics = reference("ppo_kl", "vmap")
