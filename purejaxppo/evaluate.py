@@ -8,7 +8,7 @@ import numpy as np
 
 from purejaxppo.config import TrainConfig
 from purejaxppo.stats import interquartile_mean
-from purejaxppo.sums import add, empty_sum
+from purejaxppo.sums import Sum, add, empty_sum
 from purejaxppo.types import Apply, EnvState, Params, RunnerState, VecEnv
 from purejaxppo.wrappers import evaluation_env, observation_stats
 
