@@ -9,9 +9,13 @@ import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+
+from purejaxppo.late import later
+
+with later(("jax", "jax.numpy")):  # whoever only looks at a checkpoint's files does not wait for it
+    import jax
+    import jax.numpy as jnp
 
 State = TypeVar("State")
 _WIDE = {"float64": "float32", "int64": "int32", "uint64": "uint32", "complex128": "complex64"}
@@ -123,7 +127,7 @@ def _data_shape(leaf: Any) -> tuple[tuple[int, ...], Any]:
     return data.shape, data.dtype
 
 
-def _like(expected: Any, data: np.ndarray) -> jax.Array:
+def _like(expected: Any, data: np.ndarray) -> "jax.Array":
     if _is_key(expected):
         impl = jax.random.key_impl(jnp.empty((), expected.dtype))
         return jax.random.wrap_key_data(jax.device_put(data, expected.sharding), impl=impl)

@@ -20,13 +20,11 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+from purejaxppo.checkpoint import Snapshot, is_finite, read_state, tree_spec, write_state
 from purejaxppo.errors import CheckpointError
 from purejaxppo.files import AnyPath, is_temporary, read_json, sync, write_json, write_text
-
-if TYPE_CHECKING:
-    from purejaxppo.checkpoint import Snapshot  # late below: to look at files takes no JAX
 
 State = TypeVar("State")
 
@@ -68,7 +66,7 @@ def list_steps(run_dir: AnyPath) -> list[Step]:
     return sorted(steps, reverse=True)
 
 
-def save_step(run_dir: Path, env_steps: int, state: "Snapshot", meta: dict[str, Any]) -> Path:
+def save_step(run_dir: Path, env_steps: int, state: Snapshot, meta: dict[str, Any]) -> Path:
     """Writes a checkpoint and returns its directory, once it is on the disk.
 
     Nothing is written if the same state is there already, and sound; anything else under its name is replaced.
@@ -82,8 +80,6 @@ def save_step(run_dir: Path, env_steps: int, state: "Snapshot", meta: dict[str, 
     Raises:
       CheckpointError: it cannot be written. Older checkpoints are untouched, and nothing half-written stays.
     """
-    from purejaxppo.checkpoint import write_state
-
     step_dir = run_dir / "checkpoints" / f"step_{env_steps:012d}"
     content = {"format_version": FORMAT_VERSION, "env_steps": env_steps, "tree": state.spec, "sha256": state.sha256()}
     if step_dir.exists() and fault(step_dir) is None and content.items() <= read_json(step_dir / "meta.json").items():
@@ -185,8 +181,6 @@ def load_step(step: Step, expected: State) -> tuple[State, dict[str, Any]]:
     Raises:
       CheckpointError: with the reason alone, if it is damaged, of another version or another tree, or not finite.
     """
-    from purejaxppo.checkpoint import is_finite, read_state, tree_spec
-
     reason = fault(step.path)
     if reason:
         raise CheckpointError(reason)

@@ -248,9 +248,9 @@ def endless_chunk(marker):
 
 def slow_saving(marker):
     """A state takes its time to be written."""
-    from purejaxppo import checkpoint
+    from purejaxppo import store
 
-    _before(checkpoint, "write_state", lambda: (Path(marker).touch(), time.sleep(0.5)))
+    _before(store, "write_state", lambda: (Path(marker).touch(), time.sleep(0.5)))
 
 
 def endless_evaluation(marker):
@@ -262,14 +262,14 @@ def endless_evaluation(marker):
 
 def no_space(path):
     """No state can be written any more."""
-    from purejaxppo import checkpoint
+    from purejaxppo import store
 
     def fail(directory, tree):
         directory.mkdir()
         (directory / "half").write_text("half of it")
         raise OSError(28, "No space left on device")
 
-    checkpoint.write_state = fail
+    store.write_state = fail
 
 
 def short_files(size):

@@ -362,7 +362,7 @@ def test_metrics_of_other_columns_are_not_touched(swept, tmp_path):
 
 
 @pytest.mark.parametrize("finished", [False, True])
-@pytest.mark.parametrize("damage", ["{", "{}", None])
+@pytest.mark.parametrize("damage", ["{", "{}", '{"metrics_bytes": "9"}', None])
 def test_a_lost_result_of_an_early_part_is_found_again(swept, tmp_path, damage, finished):
     """By evaluating its final checkpoint; the rows of the parts after it stay."""
     out = shutil.copytree(swept[0], tmp_path / "out")
