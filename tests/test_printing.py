@@ -31,10 +31,10 @@ def run_dir(tmp_path, monkeypatch):
     return run_dir
 
 
-def unwritable(kind):
-    """A stream that is full, as on a device, or takes nothing, as where the output was closed."""
+def unwritable(kind, buffering=-1):
+    """A stream that is full, as on a device, or takes nothing, as where the output was closed; buffered as usual."""
     path, flags = ("/dev/full", os.O_WRONLY) if kind == "full" else (os.devnull, os.O_RDONLY)
-    return open(os.open(path, flags), "w", buffering=1)
+    return open(os.open(path, flags), "w", buffering=buffering)
 
 
 VERIFY = ["verify", "run"]
@@ -70,7 +70,7 @@ def test_nobody_reads(monkeypatch, capfd, argv):
 @pytest.mark.parametrize("argv", [["verify", "nowhere"], ["verify", "nowhere", "--debug"], ["trian"]], ids=" ".join)
 def test_an_error_that_cannot_be_told_keeps_its_code(monkeypatch, capfd, argv, kind):
     """And is not told on standard output instead."""
-    with unwritable(kind) as stream:
+    with unwritable(kind, buffering=1) as stream:
         monkeypatch.setattr(sys, "stderr", stream)
         assert cli.run(argv) == (2 if argv == ["trian"] else 4)
         stream.flush()
