@@ -25,7 +25,7 @@ from purejaxppo.errors import ConfigError
 from purejaxppo.files import AnyPath, whole_file, write_json, write_text
 from purejaxppo.guard import Cause, every_run_diverged, first_nonfinite
 from purejaxppo.host_loop import Chunk, Hooks, Loop, advance_in_chunks
-from purejaxppo.logger import ProgressDisplay, Terminal, say
+from purejaxppo.logger import ProgressDisplay, Terminal, remark, say
 from purejaxppo.phases import Phases
 from purejaxppo.plot_comparison import plot_comparison
 from purejaxppo.run_dir import create_dir, write_origin
@@ -91,7 +91,7 @@ def compare(
         summary |= {"algorithms": _write_tables(out, results, target), "out": str(out)}
         phases.end("tables")
         write_json(out / "summary.json", summary | {"seconds": phases.seconds()})
-    with announced(partial(say, console), "drawing the picture"):
+    with announced(partial(remark, console), "drawing the picture"):
         plot_comparison(results, sweep.env, target, out / "comparison.png")
     phases.end("picture")
     summary["seconds"] = phases.seconds()
@@ -139,7 +139,7 @@ def _train_all(plan: Plan, group: Group, console: Console, phases: Phases) -> Re
         hooks = Hooks(report=curves, on_start=begin)
         runs, timing = advance_in_chunks(loop, lambda: first_state(plan, part), hooks)
     phases.end("training")
-    with announced(partial(say, console), f"evaluating {len(seeds):,} runs"):
+    with announced(partial(remark, console), f"evaluating {len(seeds):,} runs"):
         returns, unfinished = (x[: len(seeds)] for x in group.evaluate(all_seeds, runs))
     phases.end("evaluation")
     env_steps = np.arange(1, config.num_updates + 1) * config.batch_size

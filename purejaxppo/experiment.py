@@ -18,7 +18,7 @@ from purejaxppo.files import AnyPath, write_json
 from purejaxppo.finished import already_finished, finished_run
 from purejaxppo.host_loop import Timing
 from purejaxppo.lock import locked
-from purejaxppo.logger import Sink, Terminal, mean_return, read_metrics, say
+from purejaxppo.logger import Sink, Terminal, mean_return, read_metrics, remark, say
 from purejaxppo.networks import make_network
 from purejaxppo.phases import Phases
 from purejaxppo.playing import play_in_pieces
@@ -194,7 +194,7 @@ def _draw(run_dir: Path, console: Console) -> None:
     """The learning curve, unless it is there, or no episode has finished that it could show."""
     rows = read_metrics(run_dir / "metrics.jsonl")
     if not (run_dir / _PICTURE).exists() and any(row["episode/return"] is not None for row in rows):
-        with announced(partial(say, console), "drawing the learning curve"):
+        with announced(partial(remark, console), "drawing the learning curve"):
             plot_runs([run_dir], run_dir / _PICTURE)
 
 

@@ -195,6 +195,11 @@ def say(console: Console, text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
+def remark(console: Console, text: str) -> None:
+    """A line beside the progress, marked as the command's."""
+    say(console, f"purejaxppo: {text}")
+
+
 class ProgressDisplay:
     """Progress on the given console: a bar on a terminal, otherwise a plain line every few seconds."""
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from purejaxppo.errors import DivergedError
 from purejaxppo.guard import GUARDS
 from purejaxppo.host_loop import Rows, Timing, train_in_chunks
-from purejaxppo.logger import JsonLines, ProgressDisplay, Sink, last_rows, recent_return, say, whole_rows
+from purejaxppo.logger import JsonLines, ProgressDisplay, Sink, last_rows, recent_return, remark, whole_rows
 from purejaxppo.memory import device_bytes, explain, program_bytes
 from purejaxppo.phases import Phases
 from purejaxppo.restore import load_runner
@@ -45,7 +45,7 @@ class Run(NamedTuple):
 
     def note(self, text: str) -> None:
         """Says something beside the progress."""
-        say(self.console, f"purejaxppo: {text}")
+        remark(self.console, text)
 
 
 class Start(NamedTuple):

@@ -13,7 +13,7 @@ from rich.console import Console
 from purejaxppo.errors import CheckpointError, OutOfMemoryError, is_out_of_memory
 from purejaxppo.files import write_json
 from purejaxppo.host_loop import Chunk, Loop, Timing, advance_in_chunks
-from purejaxppo.logger import ProgressDisplay, RepeatedFile, say, whole_rows
+from purejaxppo.logger import ProgressDisplay, RepeatedFile, remark, whole_rows
 from purejaxppo.memory import explain
 from purejaxppo.phases import Phases
 from purejaxppo.runs import Runs, make_runs
@@ -42,7 +42,7 @@ class Session(NamedTuple):
 
     def note(self, text: str) -> None:
         """Says something beside the progress."""
-        say(self.console, f"purejaxppo: {text}")
+        remark(self.console, text)
 
 
 def train_part(session: Session, part: Part, begin: Callable[[], Runs], metrics_bytes: int) -> PartResult | None:

@@ -15,7 +15,7 @@ from purejaxppo.errors import CheckpointError, ConfigError
 from purejaxppo.files import AnyPath, is_file, whole_file, write_json, write_text
 from purejaxppo.guard import every_run_diverged
 from purejaxppo.lock import locked
-from purejaxppo.logger import ProgressDisplay, Terminal, say, whole_rows
+from purejaxppo.logger import ProgressDisplay, Terminal, remark, say, whole_rows
 from purejaxppo.phases import Phases
 from purejaxppo.run_dir import add_command, changed_versions, create_dir, write_origin
 from purejaxppo.runs import Runs
@@ -79,7 +79,7 @@ def run_sweep(
             phases.end("setup")
             with stop.ending_at_once("no run had begun."):
                 say(console, "compiling, to see what fits into memory")
-                with Watch(lambda text: say(console, f"purejaxppo: {text}")):
+                with Watch(partial(remark, console)):
                     plan.fit()
             phases.end("compilation")
             write_sweep(directory, sweep, plan.sizes)
@@ -127,7 +127,7 @@ def resume_sweep(
         _check_columns(directory, plan)
         (directory / "summary.json").unlink(missing_ok=True)  # of the stop before
         for change in changed_versions(directory):
-            say(console, f"purejaxppo: {change} since the sweep began; its results may differ, if only by rounding.")
+            remark(console, f"{change} since the sweep began; its results may differ, if only by rounding.")
         write_sweep(directory, sweep, sizes)
         add_command(directory)
         say(console, f"{sweep.env}  {sweep.num_runs:,} runs  {directory}  resumed")
