@@ -347,9 +347,8 @@ def test_the_exported_directory_needs_numpy_alone(program, saved):
     assert json.loads(done.stdout) == own_actions(run, obs)[0].tolist()
 
 
-def test_the_reader_is_short_and_imports_nothing_of_ours():
+def test_the_reader_imports_nothing_of_ours():
     source = Path(numpy_policy.__file__).read_text()
-    assert len(source.splitlines()) < 100
     imported = {name.name for node in ast.walk(ast.parse(source)) for name in getattr(node, "names", [])}
     assert imported == {"hashlib", "json", "math", "Path", "numpy"}
 

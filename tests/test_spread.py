@@ -156,7 +156,8 @@ def test_small_minibatches_stay_on_one_device(monkeypatch):
         ("CartPole-v1", {"num_envs": 64, "num_steps": 128, "num_minibatches": 4}, True),  # is spread
         ("CartPole-v1", {"num_envs": 64, "num_steps": 128, "num_minibatches": 1, "algorithm": "trpo"}, False),
         ("Breakout-MinAtar", {}, False),
-        ("Pendulum-v1", {}, True),
+        ("MountainCarContinuous-v0", {}, True),
+        ("Pendulum-v1", {}, False),
     ],
 )
 def test_threads_of_presets(monkeypatch, env, settings, enough):
