@@ -403,21 +403,27 @@ def test_devices_that_are_not_there():
     assert not os.path.exists("out")
 
 
-def test_the_older_variable_is_named_too_and_the_flag_beats_it(fails, monkeypatch):
+@pytest.mark.parametrize(
+    ("variables", "argv", "says"),
+    [
+        ({}, [], "JAX_PLATFORM_NAME=abacus is not available"),
+        ({"JAX_PLATFORMS": "cpu"}, [], "JAX_PLATFORMS=cpu JAX_PLATFORM_NAME=abacus is not available"),
+        ({}, ["--device", "cpu"], None),
+    ],
+    ids=["alone", "both", "flag"],
+)
+def test_the_older_variable_is_named_too_and_the_flag_beats_it(variables, argv, says):
     """JAX_PLATFORM_NAME, for which JAX has no other message than that there is no such backend."""
-    monkeypatch.setenv("JAX_PLATFORM_NAME", "abacus")
-    before = jax.config.jax_platforms
-    jax.config.update("jax_platform_name", "abacus")
-    try:
-        monkeypatch.delenv("JAX_PLATFORMS")
-        assert "JAX_PLATFORM_NAME=abacus is not available" in fails(2, "envs")
-        monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-        assert "JAX_PLATFORMS=cpu JAX_PLATFORM_NAME=abacus is not available" in fails(2, "envs")
-        monkeypatch.setattr("purejaxppo.envs.env_table", lambda allow_download: [])
-        assert cli.run(["envs", "--device", "cpu"]) == 0
-    finally:
-        jax.config.update("jax_platform_name", "")
-        jax.config.update("jax_platforms", before)
+    script = (
+        "import sys, purejaxppo.envs; from purejaxppo.cli import run\n"
+        "purejaxppo.envs.env_table = lambda allow_download: []; sys.exit(run(['envs', *sys.argv[1:]]))"
+    )
+    env = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
+    env |= {"JAX_PLATFORM_NAME": "abacus", **variables}
+    done = subprocess.run([sys.executable, "-c", script, *argv], capture_output=True, text=True, env=env)
+    assert done.returncode == (2 if says else 0)
+    assert (says or "") in done.stderr
+    assert "--device" not in done.stderr
 
 
 def test_devices_that_the_variable_asks_for_in_vain():
