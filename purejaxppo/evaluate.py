@@ -8,7 +8,7 @@ import numpy as np
 
 from purejaxppo.config import TrainConfig
 from purejaxppo.stats import interquartile_mean
-from purejaxppo.sums import Sum, add, empty_sum
+from purejaxppo.sums import Sum, add, empty_sum, total
 from purejaxppo.types import Apply, EnvState, Params, RunnerState, VecEnv
 from purejaxppo.wrappers import evaluation_env, observation_stats
 
@@ -31,7 +31,7 @@ class Play(NamedTuple):
     key: jax.Array
     env_state: EnvState
     obs: jax.Array  # [E, *shape]
-    total: Sum  # [E] of the rewards, which `episodes.episode_return` is the value of
+    rewards: Sum  # [E], of which `episodes.episode_return` is the total
     episodes: Episodes  # as far as they have come
 
 
@@ -81,16 +81,16 @@ def play(start: Play, until: int | jax.Array, env: VecEnv, apply: Apply, params:
         return (carry.steps < until) & ~jnp.all(carry.episodes.finished)
 
     def step(carry: Play) -> Play:
-        step, key, state, obs, total, episodes = carry
+        step, key, state, obs, rewards, episodes = carry
         key, key_action, key_env = jax.random.split(key, 3)
         pi, _ = apply(params, obs)
         action = pi.mode() if greedy else pi.sample(key_action)
         state, result = env.step(key_env, state, action)
         running = ~episodes.finished
-        total = add(total, jnp.where(running, result.reward, 0.0))
+        rewards = add(rewards, jnp.where(running, result.reward, 0.0))
         length = episodes.episode_length + running
         finished = episodes.finished | result.terminated | result.truncated
-        return Play(step + 1, key, state, result.obs, total, Episodes(total.value, length, finished))
+        return Play(step + 1, key, state, result.obs, rewards, Episodes(total(rewards), length, finished))
 
     return jax.lax.while_loop(unfinished, step, start)
 

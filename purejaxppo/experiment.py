@@ -23,7 +23,7 @@ from purejaxppo.networks import make_network
 from purejaxppo.phases import Phases
 from purejaxppo.playing import play_in_pieces
 from purejaxppo.plot import plot_runs
-from purejaxppo.restore import SavedRun, refuse_old_actions
+from purejaxppo.restore import SavedRun
 from purejaxppo.run_dir import (
     RunSettings,
     add_command,
@@ -35,7 +35,7 @@ from purejaxppo.run_dir import (
 )
 from purejaxppo.session import Run, Start, from_checkpoint, from_the_beginning, train_session
 from purejaxppo.settings import describe_settings, refuse_changes
-from purejaxppo.signals import StopRequest, listening, when_interrupted
+from purejaxppo.signals import INTERRUPTED, StopRequest, listening, when_interrupted
 from purejaxppo.spread import devices_for, spread_trainer
 from purejaxppo.store import clean
 from purejaxppo.types import RunnerState, VecEnv
@@ -78,7 +78,7 @@ def run_experiment(
     settings = RunSettings(config, hp, seed, options).plain()
     settings.validate()
     with listening(stop) as stop:
-        with stop.ending_at_once("no run had begun."):
+        with stop.ending_at_once("no run had begun.", INTERRUPTED):
             env = from_gymnax(config.env, config.num_envs, allow_download=allow_download, **dict(config.env_params))
             trainer = spread_trainer(config, env)
             run_dir = create_run_dir(settings, out)
@@ -87,7 +87,7 @@ def run_experiment(
             when_interrupted(f"`purejaxppo resume {run_dir}` goes on from what was saved.")
             run = Run(run_dir, settings, env, trainer, console, stop, phases, sinks)
             say(console, _headline(settings, run_dir))
-            say(console, describe_settings([(config, hp)]))
+            say(console, describe_settings([(settings.config, settings.hp)]))
             phases.end("setup")
             return _finish(run, from_the_beginning(run))
 
@@ -132,13 +132,12 @@ def resume_experiment(
             return summary
         clean(run_dir)
         env = from_gymnax(config.env, config.num_envs, allow_download=allow_download, **dict(config.env_params))
-        refuse_old_actions(run_dir / "config.json", config, env.action_space)
         run = Run(run_dir, settings, env, spread_trainer(config, env), console, stop, phases, sinks)
         with announced(run.note, f"checking and loading a checkpoint of {run_dir}"):
             start = from_checkpoint(run, strict)
         _check_budget(run, start)
         for change in changed_versions(run_dir):
-            run.note(f"{change} since the run began; its results may differ, if only by rounding.")
+            run.note(f"{change} since the run began; its results may differ, as those of another seed do.")
         write_settings(run_dir, settings)
         (run_dir / "summary.json").unlink(missing_ok=True)  # of what is to be more than that now
         add_command(run_dir)

@@ -39,9 +39,9 @@ def _file(name: str) -> Path:
         raise EnvError(f"plugin {name!r} is not a Python file; give a file.py, or the name of a module.")
     if not is_file(path):
         raise EnvError(f"plugin {name!r} is not there; give the path of a file.py, or the name of a module.")
-    path = path.resolve()
+    path = path.absolute()
     there = _where(_module_name(path))
-    if there not in (None, str(path)):
+    if there is not None and not (is_file(Path(there)) and path.samefile(there)):
         raise EnvError(
             f"plugin {name!r} has the name of another module ({there}), which it would hide; rename the file."
         )

@@ -5,18 +5,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from purejaxppo.config import TrainConfig
 from purejaxppo.envs import from_gymnax
 from purejaxppo.errors import CheckpointError, ConfigError
-from purejaxppo.files import AnyPath, read_json
+from purejaxppo.files import AnyPath
 from purejaxppo.run_dir import RunSettings, read_run_settings
 from purejaxppo.settings import refuse_changes
 from purejaxppo.store import NEWEST, Which, load_newest
 from purejaxppo.train import trainer_from_config
-from purejaxppo.types import Box, Discrete, RunnerState, Trainer, VecEnv
-from purejaxppo.wrappers import action_units
+from purejaxppo.types import RunnerState, Trainer, VecEnv
 
 
 class SavedRun(NamedTuple):
@@ -44,30 +42,8 @@ def restore(run_dir: AnyPath, which: Which = NEWEST, *, allow_download: bool = F
     settings = read_run_settings(run_dir)
     config = settings.config
     env = from_gymnax(config.env, config.num_envs, allow_download=allow_download, **dict(config.env_params))
-    refuse_old_actions(run_dir / "config.json", config, env.action_space)
     runner, meta = load_runner(run_dir, settings, trainer_from_config(config, env), which)
     return SavedRun(config, env, runner, meta)
-
-
-def refuse_old_actions(settings_file: Path, config: TrainConfig, space: Discrete | Box) -> None:
-    """Raises CheckpointError for a saved policy that would now act otherwise than it was trained to.
-
-    Up to format version 1 the actions of a `gaussian` policy were the environment's own, not in its `action_units`.
-
-    Args:
-      settings_file: config.json of a run, or sweep.json.
-      config: what it says of the run.
-      space: the environment's actions.
-    """
-    if config.policy != "gaussian" or not isinstance(space, Box) or read_json(settings_file)["format_version"] > 1:
-        return
-    centre, unit = action_units(space)
-    if np.any(centre != 0) or np.any(unit != 1):
-        raise CheckpointError(
-            f"{settings_file} is of format version 1, when a gaussian policy's actions were not yet in units of the "
-            f"bounds, which are not [-1, 1] in {config.env}: it would act otherwise now. Train anew, or use the "
-            f"version of purejaxppo that made it."
-        )
 
 
 def load_runner(

@@ -19,7 +19,7 @@ from purejaxppo.machine import code_revision, installed_versions
 from purejaxppo.settings import differences, settings_record
 from purejaxppo.validation import validate_config, validate_hyperparams, validate_options, validate_seed
 
-FORMAT_VERSION = 2  # version 1 differs in what some policies' actions meant: `restore.refuse_old_actions`
+FORMAT_VERSION = 1
 _LONGEST_PATH = 4096 - 256  # bytes: Linux's limit, less what is created further down
 _FROM = ("jax", "jaxlib", "device", "platform")  # of versions.json: what decides the last bit of a result
 _CODE = ("commit", "dirty")  # and what may decide more than that, where git knows it
@@ -210,9 +210,9 @@ def read_run_settings(run_dir: AnyPath) -> RunSettings:
         raise CheckpointError(f"{run_dir} is not a run directory: it has no config.json.")
     content = read_json(path)
     try:
-        if content["format_version"] not in (1, FORMAT_VERSION):
+        if content["format_version"] != FORMAT_VERSION:
             raise CheckpointError(
-                f"{path} has format version {content['format_version']}; this version reads 1 and {FORMAT_VERSION}."
+                f"{path} has format version {content['format_version']}; this version reads {FORMAT_VERSION}."
             )
         settings = RunSettings(
             TrainConfig(

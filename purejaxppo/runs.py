@@ -125,7 +125,7 @@ def advance_runs(
     layout = layout or layout_for(len(runs.stop_at))
 
     def advance(hp: Hyperparams, run: Runs) -> tuple[Runs, Metrics]:
-        return jax.lax.scan(lambda run, _: _update(trainer, hp, run), run, length=num_updates)
+        return jax.lax.scan(lambda run, _: _update(trainer, hp, run), run, length=whole(num_updates))
 
     return layout.over_runs(advance)(hps, runs)
 

@@ -32,6 +32,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.name: str | None = None
         self._farewell: str | None = None
+        self._code = STOPPED
 
     def __call__(self) -> str | None:
         return self.name
@@ -45,9 +46,12 @@ class StopRequest:
             self._end(self._farewell)
 
     @contextmanager
-    def ending_at_once(self, farewell: str) -> Iterator[None]:
-        """Within it, the first signal ends everything: what was reached is saved already. `farewell` says so."""
-        self._farewell = farewell  # before looking: a signal that comes in between must not be missed
+    def ending_at_once(self, farewell: str, code: int = STOPPED) -> Iterator[None]:
+        """Within it, the first signal ends everything: what was reached is saved already. `farewell` says so.
+
+        A process ends with `code`: INTERRUPTED where there is nothing yet that could be resumed.
+        """
+        self._farewell, self._code = farewell, code  # before looking: a signal in between must not be missed
         try:
             if self.name:
                 self._end(farewell)
@@ -72,7 +76,7 @@ class _ProcessStopRequest(StopRequest):
         end_process(interrupted(again=True), INTERRUPTED)
 
     def _end(self, farewell: str) -> NoReturn:
-        end_process(f"stopped by {self.name}: {farewell}", STOPPED)
+        end_process(f"stopped by {self.name}: {farewell}", self._code)
 
 
 @contextmanager

@@ -22,13 +22,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from purejaxppo.checkpoint import Snapshot, is_finite, read_state, tree_spec, write_state
+from purejaxppo.checkpoint import Snapshot, is_finite, jax_settings, read_state, tree_spec, write_state
 from purejaxppo.errors import CheckpointError
 from purejaxppo.files import AnyPath, is_temporary, read_json, sync, write_json, write_text
 
 State = TypeVar("State")
 
-FORMAT_VERSION = 1
+# In version 1 the sums of returns lacked what rounding leaves out, and actions were not in units of their bounds.
+FORMAT_VERSION = 2
 _STEP = re.compile(r"step_(\d{12,19})")
 _LEFTOVER = re.compile(r"step_\d{12,19}\.tmp-\d+")
 _NO_SPACE = re.compile(r"No space left|os_error_code='28'")  # as Python and as TensorStore say it
@@ -187,7 +188,10 @@ def load_step(step: Step, expected: State) -> tuple[State, dict[str, Any]]:
     meta = read_json(step.path / "meta.json")
     version, tree, spec = meta.get("format_version"), meta.get("tree", {}), tree_spec(expected)
     if version != FORMAT_VERSION:
-        raise CheckpointError(f"format version {version}, where this version reads {FORMAT_VERSION}")
+        raise CheckpointError(
+            f"has format version {version}, where this version of purejaxppo reads {FORMAT_VERSION}; train anew, or "
+            f"use the version that made it"
+        )
     if tree != spec:
         raise _other_state(tree, spec)
     try:
@@ -309,8 +313,6 @@ def _remove(step_dir: Path) -> None:
 
 def _other_state(saved: dict[str, str], expected: dict[str, str]) -> CheckpointError:
     """Why a state cannot be read as the one that is expected."""
-    from purejaxppo.checkpoint import jax_settings
-
     settings, difference = " ".join(sorted(jax_settings(saved, expected))), _first_difference(saved, expected)
     if settings:
         return JaxSettingError(f"was made under {settings}: {difference}", settings)

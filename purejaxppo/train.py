@@ -9,7 +9,7 @@ from purejaxppo.advantage import ESTIMATORS
 from purejaxppo.algorithms import make_algorithm
 from purejaxppo.algorithms.kl_adaptive import kl_adaptive
 from purejaxppo.checks import check_algorithm, check_env, check_hyperparams, check_network
-from purejaxppo.config import Hyperparams, TrainConfig
+from purejaxppo.config import Hyperparams, TrainConfig, whole
 from purejaxppo.diagnostics import explained_variance
 from purejaxppo.envs import from_gymnax
 from purejaxppo.errors import ConfigError
@@ -92,7 +92,7 @@ def make_trainer(
 def advance(trainer: Trainer, hp: Hyperparams, runner: RunnerState, num_updates: int) -> tuple[RunnerState, Metrics]:
     """`num_updates` (static) updates in one scan. Returns the state and the metrics, each [num_updates]."""
     check_hyperparams(hp)
-    return jax.lax.scan(lambda runner, _: trainer.update(hp, runner), runner, length=num_updates)
+    return jax.lax.scan(lambda runner, _: trainer.update(hp, runner), runner, length=whole(num_updates))
 
 
 def trainer_from_config(config: TrainConfig, env: VecEnv | None = None) -> Trainer:

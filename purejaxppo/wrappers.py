@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purejaxppo.config import TrainConfig
-from purejaxppo.sums import Sum, add, centre, empty_sum, least_std
+from purejaxppo.sums import Sum, add, centre, empty_sum, least_std, total
 from purejaxppo.types import Box, Discrete, EnvState, EnvStep, VecEnv
 
 NORMALIZER_CLIP = 10.0  # standard deviations
@@ -25,9 +25,8 @@ class RunningStats(NamedTuple):
 
     mean: jax.Array
     var: jax.Array
-    rows: (
-        jax.Array
-    )  # float32, how many: it saturates near 2**24 * num_envs, where this turns into a very slow moving average
+    # float32, how many: it saturates near 2**24 * num_envs, where this turns into a very slow moving average
+    rows: jax.Array
 
 
 def empty_stats(shape: tuple[int, ...]) -> RunningStats:
@@ -106,16 +105,16 @@ def track_episodes(env: VecEnv) -> VecEnv:
 
     def step(key: jax.Array, state: _Episodes, action: jax.Array) -> tuple[EnvState, EnvStep]:
         inner, result = env.step(key, state.inner, action)
-        total, length = add(state.episode_return, result.reward), state.episode_length + 1
+        rewards, length = add(state.episode_return, result.reward), state.episode_length + 1
         done = result.terminated | result.truncated
         info = {
             **result.info,
-            "episode/return": jnp.where(done, total.value, 0.0),
+            "episode/return": jnp.where(done, total(rewards), 0.0),
             "episode/length": jnp.where(done, length, 0).astype(jnp.float32),
             "episode/count": done.astype(jnp.float32),
         }
-        total, length = jax.tree.map(lambda x: jnp.where(done, 0, x), (total, length))
-        return _Episodes(inner, total, length), result._replace(info=info)
+        rewards, length = jax.tree.map(lambda x: jnp.where(done, 0, x), (rewards, length))
+        return _Episodes(inner, rewards, length), result._replace(info=info)
 
     return env._replace(reset=reset, step=step)
 

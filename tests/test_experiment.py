@@ -23,7 +23,7 @@ from purejaxppo.errors import CheckpointError, ConfigError, DivergedError
 from purejaxppo.experiment import evaluate_saved, resume_experiment, run_experiment
 from purejaxppo.logger import mean_return
 from purejaxppo.restore import restore
-from purejaxppo.run_dir import RunSettings, read_run_settings, write_settings
+from purejaxppo.run_dir import read_run_settings
 
 HP = Hyperparams(learning_rate=1e-3)
 SMALL = {"num_envs": 4, "num_steps": 8, "num_epochs": 1, "num_minibatches": 2, "hidden_sizes": (4,)}
@@ -149,7 +149,7 @@ def test_files_of_a_run(cartpole):
 def test_config_of_a_run_is_complete_and_reads_back(cartpole):
     out, _, _ = cartpole
     content = json.loads((out / "config.json").read_text())
-    assert content["format_version"] == 2
+    assert content["format_version"] == 1
     assert content["seed"] == 3
     assert read_run_settings(out) == (CONFIG, HP, 3, RunOptions(eval_episodes=5))
 
@@ -314,35 +314,6 @@ def test_checkpoint_of_another_configuration_is_refused(cartpole, tmp_path, chan
 def test_config_that_was_edited_is_refused(cartpole, tmp_path, changes):
     with pytest.raises(CheckpointError, match=r"config\.json"):
         evaluate_saved(restore(copied(cartpole, tmp_path, **changes)))
-
-
-def written_by_version_1(directory, **settings):
-    """A directory with the config.json of an older version, and no checkpoint."""
-    write_settings(directory, RunSettings(TrainConfig(**SMALL, **settings), HP, 0, FEW))
-    path = directory / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 1}))
-    return directory
-
-
-@pytest.mark.parametrize("use", [restore, resume_experiment])
-def test_an_older_policy_that_would_act_otherwise_now_is_refused(use, tmp_path):
-    """Its actions were the environment's own, in [-2, 2]; half of them would be missing without a word."""
-    directory = written_by_version_1(tmp_path, env="Pendulum-v1")
-    with pytest.raises(CheckpointError, match=r"format version 1.*bounds.*not \[-1, 1\] in Pendulum-v1.*Train anew"):
-        use(directory)
-    write_settings(directory, read_run_settings(directory))  # by this version
-    with pytest.raises(CheckpointError, match="no checkpoint"):
-        restore(directory)
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [{"env": "CartPole-v1"}, {"env": "MountainCarContinuous-v0"}, {"env": "Pendulum-v1", "policy": "tanh_gaussian"}],
-)
-def test_an_older_policy_that_acts_as_it_did_is_read(settings, tmp_path):
-    """All that is missing is a checkpoint."""
-    with pytest.raises(CheckpointError, match="no checkpoint"):
-        restore(written_by_version_1(tmp_path, **settings))
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", "3", "{", '{"format_version": 1}'])

@@ -77,7 +77,7 @@ def test_layout(saved):
     files = {path.name for path in step_dir(saved, 100).iterdir()}
     assert files == {"state", "meta.json", "MANIFEST.json", "COMMIT"}
     meta = json.loads((step_dir(saved, 100) / "meta.json").read_text())
-    assert (meta["format_version"], meta["env_steps"], meta["train_return"]) == (1, 100, 5.0)
+    assert (meta["format_version"], meta["env_steps"], meta["train_return"]) == (2, 100, 5.0)
     assert meta["tree"][".key"] == "key<fry>[]"
     manifest = json.loads((step_dir(saved, 100) / "MANIFEST.json").read_text())
     present = {
@@ -296,7 +296,7 @@ DAMAGE = {
     "empty array file": (lambda d: rewrite(first_array_file(d), b""), "0 bytes instead of"),
     "one file more": (lambda d: (d / "state" / "more").write_text("x"), "does not belong"),
     "a link more": (lambda d: (d / "state" / "more").symlink_to("/etc/passwd"), "does not belong"),
-    "other version": (lambda d: resigned(d, format_version=2), "format version 2"),
+    "other version": (lambda d: resigned(d, format_version=1), "has format version 1, where this version"),
     "another tree": (lambda d: resigned(d, tree={".key": "key<fry>[]"}), "another state"),
     "a huge shape": (lambda d: resigned(d, tree={".key": "float32[1000000000000]"}), "another state"),
     "not finite": (not_finite, "not finite"),

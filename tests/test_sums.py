@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from purejaxppo.sums import Sum, add, centre, empty_sum, sum_rows, variance
+from purejaxppo.sums import Sum, add, centre, empty_sum, sum_rows, total, variance
 
 MILLION = 10**6
 
@@ -21,28 +21,28 @@ def test_a_million_terms_are_as_exact_as_one(batching):
     terms = np.float32([0.1, 1e-3, 1234.567, -7e6])
     cycle = np.float32([[1, 1, 1, 1], [1, -3, 1, 1], [1, 1, -0.3, 1], [1, 1, 1, 1]])
 
-    def total(terms, cycle):
-        def step(total, i):
-            return add(total, terms * cycle[i % 4]), None
+    def of_all(terms, cycle):
+        def step(so_far, i):
+            return add(so_far, terms * cycle[i % 4]), None
 
-        return jax.lax.scan(step, empty_sum(terms.shape), jnp.arange(MILLION))[0].value
+        return total(jax.lax.scan(step, empty_sum(terms.shape), jnp.arange(MILLION))[0])
 
     args = (terms, cycle) if batching is not jax.vmap else (terms[None], cycle[None])
-    found = np.asarray(optimized(batching(total), *args)).reshape(4)
+    found = np.asarray(optimized(batching(of_all), *args)).reshape(4)
     expected = (terms * cycle).astype(np.float64).sum(axis=0) * (MILLION // 4)
     np.testing.assert_allclose(found, expected, rtol=3e-7)
 
 
 def test_a_term_larger_than_the_sum_does_not_swallow_it():
-    total = empty_sum(())
+    so_far = empty_sum(())
     for x in (1.0, 2.0**30, 3.0, -(2.0**30)):
-        total = add(total, jnp.float32(x))
-    assert float(total.value) == 4.0
+        so_far = add(so_far, jnp.float32(x))
+    assert float(total(so_far)) == 4.0
 
 
 def test_an_infinite_term_makes_the_sum_infinite_and_not_nan():
-    total = add(add(Sum(jnp.float32(1), jnp.float32(0)), jnp.float32(-jnp.inf)), jnp.float32(1))
-    assert float(total.value) == -np.inf
+    so_far = add(add(Sum(jnp.float32(1), jnp.float32(0)), jnp.float32(-jnp.inf)), jnp.float32(1))
+    assert float(total(so_far)) == -np.inf
 
 
 @pytest.mark.parametrize("shape", [(1,), (7,), (128, 3), (100, 2), (1001,), (2**17,)])

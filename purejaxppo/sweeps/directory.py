@@ -18,7 +18,7 @@ from purejaxppo.run_dir import fields_of, refuse_comparison
 from purejaxppo.settings import settings_record
 from purejaxppo.sweeps.settings import SweepSettings
 
-FORMAT_VERSION = 2  # version 1 differs in what some policies' actions meant: `restore.refuse_old_actions`
+FORMAT_VERSION = 2  # as that of its checkpoints (`store.FORMAT_VERSION`), so that old and new results do not mix
 METRICS = "metrics.csv"
 
 
@@ -74,9 +74,10 @@ def read_sweep(directory: AnyPath) -> tuple[SweepSettings, Sizes]:
         raise CheckpointError(f"{directory} is {kind}: it has no sweep.json; `purejaxppo sweep` makes one.")
     content = read_json(path)
     try:
-        if content["format_version"] not in (1, FORMAT_VERSION):
+        if content["format_version"] != FORMAT_VERSION:
             raise CheckpointError(
-                f"{path} has format version {content['format_version']!r}; this version reads 1 and {FORMAT_VERSION}."
+                f"{path} has format version {content['format_version']!r}; this version reads {FORMAT_VERSION}. Sweep "
+                f"anew, or use the version of purejaxppo that made it."
             )
         sweep = SweepSettings(
             axes=tuple(content["axes"]),

@@ -25,7 +25,8 @@ def finished_sweep(directory: Path) -> dict[str, Any] | None:
     if not all(map(_is_sound, results)) or not all(is_file(directory / name) for name in _OUTPUTS):
         return None
     parts = [path for path in (directory / "parts").glob("*") if path.is_dir()]
-    if any(fault(step.path) for part in parts for step in list_steps(part)):
+    steps = [list_steps(part) for part in parts]
+    if not all(steps) or any(fault(step.path) for of_part in steps for step in of_part):
         return None
     complete = whole_rows(directory / METRICS, 2**63) == max((result["metrics_bytes"] for result in results), default=0)
     return {**summary, "out": str(directory)} if complete else None

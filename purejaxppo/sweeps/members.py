@@ -105,7 +105,6 @@ def _find(directory: Path, member: str, which: Which, allow_download: bool) -> _
     sweep, sizes = read_sweep(directory)
     number = _number(directory, sweep, member)
     plan = Plan(sweep, allow_download, sizes)
-    plan.refuse_old_actions(directory)
     part = _last_part(directory, plan, number, which)
     runs, meta = load_runs(directory, plan, part, which)
     place = part.runs.index(number)

@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +11,6 @@ import jax
 from purejaxppo.comparison import finite
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.memory import explain
-from purejaxppo.restore import refuse_old_actions
 from purejaxppo.settings import settings_record
 from purejaxppo.sweeps.directory import Sizes, sweep_record
 from purejaxppo.sweeps.group import Group, available_bytes
@@ -33,11 +31,6 @@ class Plan:
         self.sizes = sizes or Sizes((), len(jax.devices()))
         for group in self.groups:  # what is wrong with one of them should be known before hours of work
             group.shapes(1)
-
-    def refuse_old_actions(self, directory: Path) -> None:
-        """Raises CheckpointError for saved policies in the sweep's directory that would now act otherwise."""
-        for group in self.groups:
-            refuse_old_actions(directory / "sweep.json", group.config, group.env.action_space)
 
     @cached_property
     def rungs(self) -> tuple["Rung", ...]:

@@ -20,7 +20,7 @@ from purejaxppo.phases import Phases
 from purejaxppo.run_dir import add_command, changed_versions, create_dir, write_origin
 from purejaxppo.runs import Runs
 from purejaxppo.settings import describe_settings
-from purejaxppo.signals import StopRequest, listening, when_interrupted
+from purejaxppo.signals import INTERRUPTED, StopRequest, listening, when_interrupted
 from purejaxppo.store import clean
 from purejaxppo.sweeps.directory import METRICS, read_sweep, write_sweep
 from purejaxppo.sweeps.finished import already_finished, finished_sweep
@@ -70,14 +70,14 @@ def run_sweep(
     sweep = sweep.plain()
     sweep.validate()
     with listening(stop) as stop:
-        with stop.ending_at_once("no run had begun."):
+        with stop.ending_at_once("no run had begun.", INTERRUPTED):
             plan = Plan(sweep, allow_download)
             directory = create_dir(out, f"{sweep.env}__sweep")
         with locked(directory):
             write_origin(directory)
             say(console, describe_settings(sweep.settings))
             phases.end("setup")
-            with stop.ending_at_once("no run had begun."):
+            with stop.ending_at_once("no run had begun.", INTERRUPTED):
                 say(console, "compiling, to see what fits into memory")
                 with Watch(partial(remark, console)):
                     plan.fit()
@@ -123,11 +123,10 @@ def resume_sweep(
         clean(directory)
         with stop.ending_at_once("nothing was done yet."):
             plan = Plan(sweep, allow_download, sizes)
-            plan.refuse_old_actions(directory)
         _check_columns(directory, plan)
         (directory / "summary.json").unlink(missing_ok=True)  # of the stop before
         for change in changed_versions(directory):
-            remark(console, f"{change} since the sweep began; its results may differ, if only by rounding.")
+            remark(console, f"{change} since the sweep began; its results may differ, as those of another seed do.")
         write_sweep(directory, sweep, sizes)
         add_command(directory)
         say(console, f"{sweep.env}  {sweep.num_runs:,} runs  {directory}  resumed")

@@ -270,12 +270,12 @@ def put(directory, content):
     (directory / "sweep.json").write_text(json.dumps(content))
 
 
-@pytest.mark.parametrize("version", [0, 3, "1", "1\n2", None])
+@pytest.mark.parametrize("version", [0, 1, 3, "1", "1\n2", None])
 def test_another_format_version(written, version):
     directory, content = written
     put(directory, content | {"format_version": version})
     message = refused(directory)
-    assert f"sweep.json has format version {version!r}; this version reads 1 and {FORMAT_VERSION}" in message
+    assert f"sweep.json has format version {version!r}; this version reads {FORMAT_VERSION}. Sweep anew" in message
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,6 @@ from purejaxppo.lock import locked
 from purejaxppo.run_dir import RunSettings
 from purejaxppo.store import Which, list_steps
 from purejaxppo.sweeps import plan as planning
-from purejaxppo.sweeps.directory import Sizes, write_sweep
 from purejaxppo.sweeps.group import Group
 from purejaxppo.sweeps.members import extract_member, restore_member
 from purejaxppo.sweeps.run import resume_sweep, run_sweep
@@ -257,16 +256,6 @@ def test_a_runs_directory_is_no_sweeps_and_the_reverse(swept, tmp_path):
     for f in (run_dirs.read_run_settings, resume_experiment):
         with pytest.raises(CheckpointError, match="is a sweep's directory, not a run's"):
             f(swept[0])
-
-
-@pytest.mark.parametrize("use", [resume_sweep, lambda directory: restore_member(directory, "0")])
-def test_older_policies_that_would_act_otherwise_now_are_refused(use, tmp_path):
-    """Up to format version 1 their actions were the environment's own, which are in [-2, 2] here."""
-    write_sweep(tmp_path, sweep_of(({"env": "Pendulum-v1", "env_params": ()},)), Sizes((2,), 2))
-    path = tmp_path / "sweep.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 1}))
-    with pytest.raises(CheckpointError, match=r"sweep\.json is of format version 1.*in Pendulum-v1"):
-        use(tmp_path)
 
 
 # --- interrupted ------------------------------------------------------------------------------------------------------
