@@ -1,8 +1,8 @@
 """One run over several CPU devices: each has a share of the environments, and of every minibatch's rows.
 
 What is computed stays the same but for the order of sums: random numbers, shuffles and statistics are those of one
-device. So the first update agrees to rounding; later ones drift apart as the rounding grows, into another run of the same
-kind.
+device. So the first update agrees to rounding; later ones drift apart as the rounding grows, into another run of the
+same kind.
 """
 
 from collections.abc import Callable, Sequence
