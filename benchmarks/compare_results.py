@@ -1,6 +1,6 @@
 """Compares two files of the benchmark, figure by figure: has anything become slower, or larger?
 
-    python benchmarks/regression.py before.json after.json [--tolerance 5]
+    python -m benchmarks.compare_results before.json after.json [--tolerance 5]
 
 The ratio is that of the medians, turned so that above 1 is better, with a bootstrap interval over the repetitions. A
 figure has regressed if its whole interval lies beyond the tolerance, in percent. One process differs from the next by
@@ -11,14 +11,13 @@ broke must not pass for what is as fast as before.
 Exit codes: 0 nothing has regressed, 1 something has, or has vanished, 2 the files cannot be compared.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.lib.intervals import Interval, ratio_interval
-from benchmarks.lib.report import Row, table
+from benchmarks.lib.report import Row, parser, table
 
 OTHERS = ("clock", "peers")  # sections with other people's trainers
 FEWEST = 3  # repetitions, below which a figure is shown, not judged
@@ -30,7 +29,7 @@ class IncomparableError(Exception):
 
 
 class Change(NamedTuple):
-    """Of one figure, from one file to the other."""
+    """How a figure differs from one file to the other."""
 
     name: str
     unit: str
@@ -38,23 +37,23 @@ class Change(NamedTuple):
     judged: bool
 
     def regressed(self, tolerance: float) -> bool:
-        """Whether it is worse by more than `tolerance` percent, with its whole interval."""
+        """Returns whether it is worse by more than `tolerance` percent, with its whole interval."""
         return self.judged and self.ratio.high < 1 - tolerance / 100
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A file of `bench.py`. Raises IncomparableError."""
+    """Reads a file of `run.py`. Raises IncomparableError."""
     try:
         result = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise IncomparableError(f"{path} cannot be read: {error}") from error
     if not isinstance(result, dict) or not isinstance(result.get("sections"), dict):
-        raise IncomparableError(f"{path} is no file of benchmarks/bench.py: it has no sections.")
+        raise IncomparableError(f"{path} is no file of benchmarks/run.py: it has no sections.")
     return result
 
 
 def figures(result: dict[str, Any]) -> dict[tuple[str, str], Row]:
-    """Every figure of a file, by its section and name; those of a row that broke do not count."""
+    """Returns every figure of a file, by its section and name; those of a row that broke do not count."""
     found: dict[tuple[str, str], Row] = {}
     for section, content in result["sections"].items():
         for row in content.get("rows", []):
@@ -64,7 +63,7 @@ def figures(result: dict[str, Any]) -> dict[tuple[str, str], Row]:
 
 
 def vanished(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, str]]:
-    """Figures of the first file that the second one should have: it has their section, and was not quick alone.
+    """Returns the figures of the first file that the second should have: it has their section, and was not quick alone.
 
     Those of other trainers are not ours to answer for: one may not be installed, or may not have got there.
     """
@@ -75,7 +74,7 @@ def vanished(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, s
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
-    """The change of every figure that both files have. Raises IncomparableError if they have nothing in common."""
+    """Returns the change of every figure of both files; raises IncomparableError if they have nothing in common."""
     changes = []
     old, new = figures(before), figures(after)
     for place in old.keys() & new.keys():
@@ -94,7 +93,7 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
 
 
 def warnings(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """What makes a comparison doubtful, and what only one file has."""
+    """Returns what makes a comparison doubtful, and what only one file has."""
     machines = before.get("machine") or {}, after.get("machine") or {}
     doubts = [
         f"the files differ in {name}: {machines[0].get(key)} and {machines[1].get(key)}"
@@ -111,21 +110,24 @@ def warnings(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The exit code."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Prints the comparison and returns the exit code."""
+    options = parser(__doc__)
     options.add_argument("before", type=Path)
     options.add_argument("after", type=Path)
     options.add_argument("--tolerance", type=float, default=5.0, help="percent")
     arguments = options.parse_args(argv)
     if not 0 <= arguments.tolerance < 100:
-        print(f"regression: --tolerance {arguments.tolerance:g}; it takes 0 to less than 100 percent", file=sys.stderr)
+        print(
+            f"compare_results: --tolerance {arguments.tolerance:g}; it takes 0 to less than 100 percent",
+            file=sys.stderr,
+        )
         return 2
     try:
         before, after = read(arguments.before), read(arguments.after)
         changes, gone = compare(before, after), vanished(before, after)
     except (IncomparableError, KeyError, TypeError, AttributeError) as error:
         reason = error if isinstance(error, IncomparableError) else f"a row is not as it should be: {error!r}"
-        print(f"regression: {reason}", file=sys.stderr)
+        print(f"compare_results: {reason}", file=sys.stderr)
         return 2
     for warning in warnings(before, after):
         print(f"warning: {warning}", file=sys.stderr)

@@ -23,12 +23,12 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from benchmarks.lib.children import PLATFORM_VARIABLE, ChildError, call, path
-from benchmarks.lib.report import parser
+from benchmarks.lib.report import section_parser
+from benchmarks.lib.worker_process import PLATFORM_VARIABLE, WorkerError, call, environment
 
 
 class Section(NamedTuple):
-    """Its module, its title, and the seconds after which it is ended: with --quick, on an accelerator, and on a CPU."""
+    """A section's module and title, and the seconds after which it is ended."""
 
     module: str
     title: str
@@ -51,14 +51,14 @@ class RefusedError(Exception):
     """Nothing is measured; one line that says why, and what to do."""
 
 
-def run_section(name: str, quick: bool, limit: float, env: dict[str, str]) -> dict[str, Any]:
-    """What a section has found, with its status: done, failed or timed out."""
+def run_section(module: str, quick: bool, limit: float, env: dict[str, str]) -> dict[str, Any]:
+    """Runs a section and returns what it has found, with its status: done, failed or timed out."""
     with tempfile.TemporaryDirectory() as directory:
-        out = Path(directory) / f"{name}.json"
-        command = [sys.executable, "-m", SECTIONS[name].module, *(["--quick"] if quick else []), "--out", str(out)]
+        out = Path(directory) / "section.json"
+        command = [sys.executable, "-m", module, *(["--quick"] if quick else []), "--out", str(out)]
         start = time.perf_counter()
         # A session of its own, so that it can be ended with all that it has started.
-        process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path(), **env}, start_new_session=True)
+        process = subprocess.Popen(command, env=env, start_new_session=True)
         try:
             code = process.wait(limit)
             status, note = ("done", "") if code == 0 else ("failed", f"exit code {code}")
@@ -96,18 +96,18 @@ def uninterrupted() -> Iterator[None]:
 
 
 def limit_of(section: Section, quick: bool, platform: str) -> float:
-    """Seconds."""
+    """Returns the seconds after which a section is ended."""
     return section.quick_s if quick else section.cpu_s if platform == "cpu" else section.accelerator_s
 
 
 def default_out(device: str) -> Path:
-    """benchmarks/results/benchmark-<device>.json"""
+    """Returns benchmarks/results/benchmark-<device>.json."""
     slug = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((R|TM)\)|CPU|@.*", "", device).lower()).strip("-")
     return Path(__file__).parent / "results" / f"benchmark-{slug or 'unknown'}.json"
 
 
 def report(sections: dict[str, dict[str, Any]]) -> bool:
-    """Prints how each section ended, and whether all went well."""
+    """Prints how each section ended and returns whether all went well."""
     print("\nsection       status     seconds")
     for name, content in sections.items():
         print(f"{name:12}  {content['status']:9}  {content.get('wall_s', 0):7.1f}  {content['note']}".rstrip())
@@ -145,29 +145,30 @@ def alone() -> Iterator[None]:
 
 
 def measure(arguments: argparse.Namespace, machine: dict[str, Any], sections: dict[str, Any]) -> int:
-    """The exit code. Each of the sections is added as soon as it is in the file."""
+    """Runs the sections, adding each as soon as it is in the file, and returns the exit code."""
     out = arguments.out
     print(f"{machine['device']}, {machine['cpu_cores']} cores, jax {machine['versions']['jax']}, {machine['commit']}")
+    env = environment(**{PLATFORM_VARIABLE: machine["platform"]})
     result: dict[str, Any] = {"machine": machine, "quick": arguments.quick, "started": time.time(), "sections": {}}
     for i, name in enumerate(arguments.sections):
         section = SECTIONS[name]
         print(f"\n[{i + 1}/{len(arguments.sections)}] {name}: {section.title}", flush=True)
         limit = limit_of(section, arguments.quick, machine["platform"])
-        content = run_section(name, arguments.quick, limit, {PLATFORM_VARIABLE: machine["platform"]})
+        content = run_section(section.module, arguments.quick, limit, env)
         result["sections"][name] = content
         out.write_text(json.dumps(result, indent=1) + "\n")  # after each, so that what there is survives
         sections[name] = content
         print(" ".join(filter(None, [f"{name}: {content['status']}", content["note"]])), flush=True)
     fine = report(sections)
     draw = [sys.executable, "-m", "benchmarks.lib.plots", str(out)]
-    pictures = subprocess.run(draw, env={**os.environ, "PYTHONPATH": path()}, check=False)
+    pictures = subprocess.run(draw, env=environment(), check=False)
     print(f"written to {os.path.relpath(out)}")
     return 0 if fine and pictures.returncode == 0 else 1
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The exit code."""
-    options = parser(__doc__)
+    """Measures what the options ask for and returns the exit code."""
+    options = section_parser(__doc__)
     options.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="by default all")
     arguments = options.parse_args(argv)
     sections: dict[str, Any] = {}
@@ -181,14 +182,14 @@ def main(argv: list[str] | None = None) -> int:
                 check_out(arguments.out)
             return measure(arguments, machine, sections)
     except RefusedError as error:
-        print(f"bench: {error}", file=sys.stderr)
+        print(f"benchmark: {error}", file=sys.stderr)
         return 2
-    except ChildError as error:
-        print(f"bench: JAX does not start here: {error}\nbench: purejaxppo doctor tells more", file=sys.stderr)
+    except WorkerError as error:
+        print(f"benchmark: JAX does not start here: {error}\nbenchmark: purejaxppo doctor tells more", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         done = f"{', '.join(sections)} in {os.path.relpath(arguments.out)}" if sections else "nothing was measured yet"
-        print(f"bench: interrupted; {done}", file=sys.stderr)
+        print(f"benchmark: interrupted; {done}", file=sys.stderr)
         return 130
 
 

@@ -1,42 +1,44 @@
 """Bootstrap intervals of medians and of their ratios: what a handful of repetitions can tell."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-RESAMPLES = 4000
-LEVEL = 0.95
+from purejaxppo.stats import bootstrap_interval, stratified_interval
 
 
 class Interval(NamedTuple):
-    """A statistic of the sample, and the quantiles of it over resamples between which it lies with 95 %."""
+    """A statistic of the samples, and its 95 % percentile interval over resamples."""
 
     value: float
     low: float
     high: float
 
 
-def median_interval(samples: Sequence[float], seed: int = 0) -> Interval:
-    """Of the median of independent samples; of paired ratios, where pairs were measured.
-
-    Source: Efron & Tibshirani 1993, "An Introduction to the Bootstrap", sec. 13.3 (percentile interval).
-    """
-    return _interval(float(np.median(samples)), _medians(samples, np.random.default_rng(seed)))
-
-
-def ratio_interval(numerator: Sequence[float], denominator: Sequence[float], seed: int = 0) -> Interval:
-    """Of median(numerator) / median(denominator), the two having been measured apart."""
-    generator = np.random.default_rng(seed)
-    resampled = _medians(numerator, generator) / _medians(denominator, generator)
-    return _interval(float(np.median(numerator) / np.median(denominator)), resampled)
-
-
-def _medians(samples: Sequence[float], generator: np.random.Generator) -> np.ndarray:
+def median_interval(samples: Sequence[float]) -> Interval:
+    """Returns the interval of the median of independent samples; of paired ratios, where pairs were measured."""
     values = np.asarray(samples, np.float64)
-    return np.median(generator.choice(values, (RESAMPLES, len(values))), axis=1)
+    low, high = bootstrap_interval(values, _median)
+    return Interval(float(_median(values)), float(low), float(high))
 
 
-def _interval(value: float, resampled: np.ndarray) -> Interval:
-    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(value, float(low), float(high))
+def ratio_interval(numerator: Sequence[float], denominator: Sequence[float]) -> Interval:
+    """Returns the interval of median(numerator) / median(denominator), the two having been measured apart."""
+    above, below = len(numerator), len(denominator)
+    # Strata have equal sizes: each sample is repeated up to a common one, and a resample takes as many values from
+    # a stratum as were measured.
+    size = math.lcm(above, below)
+    strata = np.stack([np.repeat(numerator, size // above), np.repeat(denominator, size // below)])
+
+    def ratio(x: np.ndarray) -> np.ndarray:
+        return _median(x[..., :above]) / _median(x[..., size : size + below])
+
+    low, high = stratified_interval(strata, ratio)
+    value = np.median(numerator) / np.median(denominator)
+    return Interval(float(value), float(low), float(high))
+
+
+def _median(x: np.ndarray) -> np.ndarray:
+    return np.median(x, axis=-1)

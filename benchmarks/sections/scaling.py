@@ -2,15 +2,15 @@
 
 Every point is a process of its own, so that each peak is its own. Memory must not grow with the budget.
 
-    python benchmarks/scaling.py [--quick] --out result.json
+    python -m benchmarks.sections.scaling [--quick] --out result.json
 """
 
 import json
 import statistics
 from typing import Any
 
-from benchmarks.lib.children import ChildError, call, platform
-from benchmarks.lib.report import Row, figure, parser, progress, rounded, table, write
+from benchmarks.lib.report import Row, figure, progress, rounded, section_parser, table, write
+from benchmarks.lib.worker_process import WorkerError, call, end_workers_when_terminated, platform
 
 NUM_STEPS = 128
 # What grows -> its values, per platform (cpu or not) and quick or not.
@@ -38,15 +38,14 @@ HEAD = ["what grows", "value", "env steps/s", "program MB", "device peak MB", "p
 
 
 def measure(sweep: str, value: int, quick: bool) -> Row:
-    """One point, in a process of its own."""
+    """Returns one point, measured in a process of its own."""
     repetitions = 3 if quick else 5
-    # As the peak is wanted, an accelerator's memory is not to be taken as a whole.
-    env = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     request = json.dumps({"sweep": sweep, "value": value, "repetitions": repetitions, "num_steps": NUM_STEPS})
     row: Row = {"name": f"{sweep} = {value}", "sweep": sweep, "value": value}
     try:
-        row |= call("scaling_worker", request, env=env, limit=240.0)
-    except ChildError as error:
+        # As the peak is wanted, an accelerator's memory is not to be taken as a whole.
+        row |= call("scaling_worker", request, limit=240.0, env={"XLA_PYTHON_CLIENT_PREALLOCATE": "false"})
+    except WorkerError as error:
         return {**row, "error": str(error)}
     row["median_env_steps_per_s"] = statistics.median(row["env_steps_per_s"])
     figures = [figure(f"scaling, {row['name']}", "env steps/s", row["env_steps_per_s"])]
@@ -57,7 +56,7 @@ def measure(sweep: str, value: int, quick: bool) -> Row:
 
 
 def cells(row: Row) -> list[str]:
-    """A row of the table."""
+    """Returns a row of the table."""
     if "error" in row:
         return [row["sweep"], f"{row['value']:,}", row["error"], "", "", ""]
     sizes: list[Any] = [row[name] for name in ("program_bytes", "device_peak_bytes", "process_peak_bytes")]
@@ -66,8 +65,8 @@ def cells(row: Row) -> list[str]:
 
 
 def main() -> None:
-    options = parser(__doc__)
-    arguments = options.parse_args()
+    arguments = section_parser(__doc__).parse_args()
+    end_workers_when_terminated()
     on_cpu = platform() == "cpu"
     rows = []
     for sweep, points in POINTS.items():

@@ -4,10 +4,9 @@ Seconds from the start of the process until the first row of metrics is on the d
 two updates, so that there is a first update to see before a whole chunk of them is done. Every cold start has an empty
 cache directory of its own; the warm starts that follow it share it.
 
-    python benchmarks/startup.py [--quick] --out result.json
+    python -m benchmarks.sections.startup [--quick] --out result.json
 """
 
-import os
 import statistics
 import subprocess
 import sys
@@ -15,19 +14,18 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.lib.children import ChildError
-from benchmarks.lib.report import Row, figure, parser, progress, rounded, table, write
+from benchmarks.lib.report import Row, figure, progress, rounded, section_parser, table, write
+from benchmarks.lib.worker_process import WorkerError, environment
 
 ENV = "CartPole-v1"
 UPDATES = 2
 LIMIT = 120.0  # seconds
-GIVEN = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}  # importing purejaxppo sets NPROC
 TRAIN = "from purejaxppo.cli import main; raise SystemExit(main())"
 HELP = [sys.executable, "-c", TRAIN, "--help"]
 
 
 def train_command(out: Path) -> list[str]:
-    """The command line's own entry point, in this interpreter."""
+    """Returns the command line's own entry point, in this interpreter."""
     from purejaxppo.presets import preset
 
     settings = preset(ENV)
@@ -36,8 +34,8 @@ def train_command(out: Path) -> list[str]:
 
 
 def first_update(out: Path, cache: Path) -> float:
-    """Seconds until the first row of metrics; raises ChildError if there is none."""
-    env = GIVEN | {"XDG_CACHE_HOME": str(cache)}
+    """Returns the seconds until the first row of metrics; raises WorkerError if there is none."""
+    env = environment(XDG_CACHE_HOME=str(cache))
     start = time.perf_counter()
     process = subprocess.Popen(
         train_command(out), env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
@@ -51,12 +49,12 @@ def first_update(out: Path, cache: Path) -> float:
         process.kill()
     _, errors = process.communicate()
     if seconds is None or process.returncode:
-        raise ChildError(f"train: exit code {process.returncode}: {errors.strip().splitlines()[-1:]}")
+        raise WorkerError("train", f"exit code {process.returncode}: {' '.join(errors.strip().splitlines()[-1:])}")
     return seconds
 
 
 def measure(colds: int, warms: int) -> dict[str, list[float]]:
-    """All repetitions of each kind of start."""
+    """Returns all repetitions of each kind of start."""
     seconds: dict[str, list[float]] = {"--help": [], "train, cold": [], "train, warm": []}
     with tempfile.TemporaryDirectory() as directory:
         for cold in range(colds):
@@ -66,13 +64,13 @@ def measure(colds: int, warms: int) -> dict[str, list[float]]:
                 kind = "train, warm" if number else "train, cold"
                 seconds[kind].append(first_update(Path(directory) / f"run-{cold}-{number}", cache))
             start = time.perf_counter()
-            subprocess.run(HELP, check=True, env=GIVEN, stdout=subprocess.DEVNULL)
+            subprocess.run(HELP, check=True, env=environment(), stdout=subprocess.DEVNULL)
             seconds["--help"].append(time.perf_counter() - start)
     return seconds
 
 
 def rows_of(seconds: dict[str, list[float]]) -> list[Row]:
-    """A row per kind of start."""
+    """Returns a row per kind of start."""
     return [
         {
             "name": name,
@@ -84,7 +82,7 @@ def rows_of(seconds: dict[str, list[float]]) -> list[Row]:
 
 
 def main() -> None:
-    options = parser(__doc__)
+    options = section_parser(__doc__)
     options.add_argument("--colds", type=int, help="cold starts")
     options.add_argument("--warms", type=int, help="warm starts after each of them")
     arguments = options.parse_args()

@@ -1,31 +1,32 @@
 """Where the time of an update goes, and how far it is from what this machine could do.
 
-The parts (`parts.py`) are compiled apart and timed in turn; the limits (`limits.py`) are measured in the same minutes
-and turned into a bound by the model in `work_model.py`. A gradient step, with its share of shuffling and gathering, is
-the difference between four epochs and one, divided by the steps between them. "Rest of learning" is what the learning
-phase takes beyond its gradient steps, such as the measures of drift over the whole batch; "everything else" is what the
-whole takes beyond its parts: below zero where the compiler saves by fusing them.
+The parts (`workers/breakdown_worker.py`) are compiled apart and timed in turn. The limits, measured in the same minutes
+(`workers/hardware_limits.py`), are turned into a bound by the model in `lib/flop_model.py`. A gradient step, with its
+share of shuffling and gathering, is the difference between four epochs and one, divided by the steps between them.
+"Rest of learning" is what the learning phase takes beyond its gradient steps, such as the measures of drift over the
+whole batch; "everything else" is what the whole takes beyond its parts, below zero where the compiler saves by fusing.
 
-    python benchmarks/breakdown.py [--quick] [--shapes 64x128 2048x32] --out result.json
+    python -m benchmarks.sections.update_breakdown [--quick] [--shapes 64x128 2048x32] --out result.json
 """
 
 import statistics
 from typing import Any
 
-from benchmarks.lib.children import ChildError, call, platform
 from benchmarks.lib.flop_model import limit, per_step
-from benchmarks.lib.report import Row, figure, parser, progress, rounded, table, write
-from benchmarks.lib.work import SHARED
+from benchmarks.lib.report import Row, add_shapes, figure, progress, rounded, section_parser, table, write
+from benchmarks.lib.worker_process import WorkerError, call, end_workers_when_terminated, platform
+from benchmarks.trainers.protocol import Settings
 
-GRADIENT_STEPS = SHARED["num_epochs"] * SHARED["num_minibatches"]
+MINIBATCHES = Settings.num_minibatches
+GRADIENT_STEPS = Settings.num_epochs * MINIBATCHES
 CARTPOLE = 4, 2  # observation, actions
 # What an update is made of, in order; together they are the whole.
 PARTS = ["environment", "policy in the rollout", "advantage", "gradient steps", "rest of learning", "everything else"]
 
 
 def split(times: dict[str, float]) -> dict[str, float]:
-    """One repetition of `parts.py` as the seconds of each part of an update."""
-    between = GRADIENT_STEPS - SHARED["num_minibatches"]
+    """Turns one repetition of the worker into the seconds of each part of an update."""
+    between = GRADIENT_STEPS - MINIBATCHES
     step = (times["epochs"] - times["one epoch"]) / between
     parts = {
         "environment": times["environment"],
@@ -40,7 +41,7 @@ def split(times: dict[str, float]) -> dict[str, float]:
 
 
 def part_rows(shape: str, measured: Row) -> list[Row]:
-    """A row for each part of an update."""
+    """Returns a row for each part of an update."""
     split_times = [split(times) for times in measured["seconds"]]
     whole = statistics.median(times["whole update"] for times in split_times)
     rows = []
@@ -58,7 +59,7 @@ def part_rows(shape: str, measured: Row) -> list[Row]:
 
 
 def limit_row(shape: str, measured: Row, machine: Row, where: str) -> Row:
-    """What is achieved of the limit."""
+    """Returns what the limit is, and how much of it is achieved."""
     size = measured["env_steps_per_update"]
     kernels = measured["kernels_per_update"] / size if where != "cpu" else 0.0
     bound = limit(per_step(*CARTPOLE), machine, kernels)
@@ -72,7 +73,7 @@ def limit_row(shape: str, measured: Row, machine: Row, where: str) -> Row:
 
 
 def print_tables(parts: list[Row], machines: list[Row], limits: list[Row]) -> None:
-    """All that was found."""
+    """Prints all that was found."""
     head = ["part", "ms per update", "ns per env step", "share"]
     cells = [
         [row["name"], rounded(1e3 * row["median_s"]), rounded(row["ns_per_env_step"]), f"{row['share']:.0%}"]
@@ -92,7 +93,7 @@ def print_tables(parts: list[Row], machines: list[Row], limits: list[Row]) -> No
 
 
 def measure_limits(where: str, quick: bool) -> list[Row]:
-    """Of one thread, on a CPU, and of everything there is."""
+    """Returns the limits of one thread, on a CPU, and of everything there is."""
     modes: dict[str, dict[str, str]] = {"all cores": {}} if where == "cpu" else {where: {}}
     if where == "cpu" and not quick:
         modes = {"one thread": {"NPROC": "1"}, **modes}
@@ -100,10 +101,11 @@ def measure_limits(where: str, quick: bool) -> list[Row]:
 
 
 def main() -> None:
-    options = parser(__doc__)
-    options.add_argument("--shapes", nargs="+", help="environments x steps")
+    options = section_parser(__doc__)
+    add_shapes(options)
     options.add_argument("--repetitions", type=int)
     arguments = options.parse_args()
+    end_workers_when_terminated()
     where = platform()
     shapes = ["64x128"] if arguments.quick else ["64x128", "2048x32"]
     shapes = arguments.shapes or (shapes if where == "cpu" else ["2048x128"])
@@ -113,15 +115,15 @@ def main() -> None:
     failed: list[Any] = []
     progress("the limits of this machine")
     machines = measure_limits(where, arguments.quick)
-    for shape in shapes:
-        progress(f"the parts of an update, {shape}")
+    for name in shapes:
+        progress(f"the parts of an update, {name}")
         try:
-            measured = call("breakdown_worker", shape, "--repetitions", str(repetitions), limit=300.0)
-        except ChildError as error:
-            failed.append({"name": shape, "error": str(error)})
+            measured = call("breakdown_worker", name, "--repetitions", str(repetitions), limit=300.0)
+        except WorkerError as error:
+            failed.append({"name": name, "error": str(error)})
             continue
-        parts += part_rows(shape, measured)
-        bounds.append(limit_row(shape, measured, machines[-1], where))
+        parts += part_rows(name, measured)
+        bounds.append(limit_row(name, measured, machines[-1], where))
     write(arguments.out, [*parts, *machines, *bounds, *failed])
     print_tables(parts, machines, bounds)
     for row in failed:

@@ -1,12 +1,11 @@
-"""What the host loop costs: training in chunks with progress and metrics.jsonl, against one uninterrupted jitted scan.
+"""Measures the host loop: training in chunks with progress and metrics.jsonl, against one uninterrupted jitted scan.
 
 Both arms compile, make the same updates from the same seed, and alternate. Compilation, the checkpoint, the evaluation
 and the plot are left out of both.
 
-    python benchmarks/host_loop.py --shapes 64x128 4x128 2048x32 --repetitions 7
+    python -m benchmarks.studies.host_loop_overhead --shapes 64x128 4x128 2048x32 --repetitions 7
 """
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -17,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from rich.console import Console
 
+from benchmarks.lib.report import add_shapes, parser, sizes
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.host_loop import Hooks, Rows, chunk_lengths, train_in_chunks
 from purejaxppo.logger import JsonLines, ProgressDisplay
@@ -25,7 +25,7 @@ from purejaxppo.types import RunnerState, Trainer
 
 
 def uninterrupted_scan(config: TrainConfig, trainer: Trainer, hp: Hyperparams, seed: int) -> tuple[float, RunnerState]:
-    """Seconds for all updates of a run in one call of a freshly compiled program, and the state it ends in."""
+    """Returns the seconds for all updates in one call of a freshly compiled program, and the state it ends in."""
     # Arrays, as in the host loop: constants would let the compiler make another program of it.
     hp = jax.tree.map(jnp.float32, hp)
     runner = jax.block_until_ready(jax.jit(trainer.init)(jax.random.key(seed), hp))
@@ -37,7 +37,7 @@ def uninterrupted_scan(config: TrainConfig, trainer: Trainer, hp: Hyperparams, s
 
 
 def host_loop(config: TrainConfig, trainer: Trainer, hp: Hyperparams, seed: int) -> tuple[float, RunnerState]:
-    """Seconds that the host loop of `purejaxppo train` takes after it has compiled, and the state it ends in."""
+    """Returns the seconds of the host loop of `purejaxppo train` after its compilation, and the state it ends in."""
     starts: list[float] = []
     with tempfile.TemporaryDirectory() as directory, (Path(directory) / "terminal").open("w") as terminal:
         # A terminal gets a bar that is redrawn all the time: the dearer of the two displays.
@@ -59,8 +59,7 @@ def host_loop(config: TrainConfig, trainer: Trainer, hp: Hyperparams, seed: int)
 
 def measure(shape: str, env_steps: int, repetitions: int) -> None:
     """Prints one row of the table."""
-    envs, steps = map(int, shape.split("x"))
-    config, hp = TrainConfig("CartPole-v1", total_timesteps=env_steps, num_envs=envs, num_steps=steps), Hyperparams()
+    config, hp = TrainConfig("CartPole-v1", total_timesteps=env_steps, **sizes(shape)), Hyperparams()
     trainer = trainer_from_config(config)
     pairs, identical = [], True
     for seed in range(repetitions):
@@ -80,15 +79,15 @@ def measure(shape: str, env_steps: int, repetitions: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", default=["64x128", "4x128", "2048x32"], help="environments x steps")
-    parser.add_argument("--env-steps", type=int, default=2**19, help="per run")
-    parser.add_argument("--repetitions", type=int, default=7)
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    add_shapes(options, ["64x128", "4x128", "2048x32"])
+    options.add_argument("--env-steps", type=int, default=2**19, help="per run")
+    options.add_argument("--repetitions", type=int, default=7)
+    arguments = options.parse_args()
     print(jax.devices()[0].device_kind, jax.__version__)
     print("   shape  updates  chunks   scan s   loop s  ratio  min..max      same state")
-    for shape in arguments.shapes:
-        measure(shape, arguments.env_steps, arguments.repetitions)
+    for name in arguments.shapes:
+        measure(name, arguments.env_steps, arguments.repetitions)
 
 
 if __name__ == "__main__":

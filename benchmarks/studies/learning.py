@@ -1,12 +1,11 @@
-"""Final returns over seeds, against the targets: trains each environment with its preset and evaluates greedily.
+"""Measures final returns over seeds: trains each environment with its preset and evaluates greedily.
 
-    python benchmarks/learning.py --env CartPole-v1 Acrobot-v1 --seeds 10
+    python -m benchmarks.studies.learning --env CartPole-v1 Acrobot-v1 --seeds 10
 
 Reports the interquartile mean over seeds of the final evaluation's mean return, with a 95 % bootstrap interval; one
 JSON file per environment under benchmarks/results/. Seeds used for tuning presets start at 1000.
 """
 
-import argparse
 import dataclasses
 import json
 import math
@@ -18,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.lib.report import parser
 from purejaxppo.envs import from_gymnax
 from purejaxppo.evaluate import evaluate_runner, summarize
 from purejaxppo.host_loop import chunk_lengths
@@ -78,15 +78,15 @@ def learn(env_id: str, seeds: list[int], settings: dict[str, Any], episodes: int
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--env", nargs="+", default=list(TARGETS))
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--episodes", type=int, default=128)
-    parser.add_argument(
+    options = parser(__doc__)
+    options.add_argument("--env", nargs="+", default=list(TARGETS))
+    options.add_argument("--seeds", type=int, default=10)
+    options.add_argument("--first-seed", type=int, default=0)
+    options.add_argument("--episodes", type=int, default=128)
+    options.add_argument(
         "--settings", type=json.loads, default={}, help="overrides as JSON, for tuning; nothing is saved"
     )
-    args = parser.parse_args()
+    args = options.parse_args()
     for env_id in args.env:
         seeds = list(range(args.first_seed, args.first_seed + args.seeds))
         result = learn(env_id, seeds, args.settings, args.episodes)

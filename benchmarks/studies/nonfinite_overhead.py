@@ -1,9 +1,8 @@
-"""What looking for numbers that are not finite costs: training with it against training without, in alternation.
+"""Measures what looking for numbers that are not finite costs: training with it against training without it.
 
-python benchmarks/guard.py --shapes 64x128 4x128 --repetitions 31
+python -m benchmarks.studies.nonfinite_overhead --shapes 64x128 4x128 --repetitions 31
 """
 
-import argparse
 import statistics
 import time
 from typing import Any
@@ -12,22 +11,24 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 
-from benchmarks.lib.work import Block, Work, ours
+from benchmarks.lib.report import add_shapes, parser, sizes
+from benchmarks.trainers.compiled import CompiledBlock
+from benchmarks.trainers.ours import make_training, warm_block
+from benchmarks.trainers.protocol import Settings
 from purejaxppo.guard import nonfinite
 
 
-def arm(shape: str, updates: int, guarded: bool) -> Block:
-    """A compiled block of updates; without the guard, the metric `nonfinite` is a constant."""
-    envs, steps = map(int, shape.split("x"))
-    work = Work("CartPole-v1", envs, steps)
+def arm(shape: str, updates: int, guarded: bool) -> CompiledBlock:
+    """Returns a block of updates; without the guard, the metric `nonfinite` is a constant."""
+    settings = Settings(**sizes(shape), updates_per_block=updates)
 
     def nothing(_: Any) -> Any:
         return jnp.zeros((), jnp.int32)
 
     if guarded:
-        return Block(ours(work), updates)
+        return warm_block(settings)
     with mock.patch("purejaxppo.train.nonfinite", nothing):
-        return Block(ours(work), updates)
+        return warm_block(settings)
 
 
 def measure(shape: str, repetitions: int, seconds: float) -> None:
@@ -48,12 +49,12 @@ def measure(shape: str, repetitions: int, seconds: float) -> None:
 
 
 def alone(shape: str, times: int = 300) -> float:
-    """Seconds per update of the check by itself, as often as that in one scan; everything it sees is carried along."""
-    envs, steps = map(int, shape.split("x"))
-    _, runner = ours(Work("CartPole-v1", envs, steps)).state
+    """Returns the seconds per update of the check alone, by `times` checks in one scan that carries all it sees."""
+    settings = Settings(**sizes(shape))
+    _, runner = make_training(settings).state
     seen = {
-        "observation": jnp.ones((steps, *runner.obs.shape)),
-        "reward": jnp.ones((steps, envs)),
+        "observation": jnp.ones((settings.num_steps, *runner.obs.shape)),
+        "reward": jnp.ones((settings.num_steps, settings.num_envs)),
         "parameter": runner.learner.params,
         "optimizer_state": runner.learner.opt_state,
     }
@@ -72,13 +73,13 @@ def alone(shape: str, times: int = 300) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", default=["64x128", "4x128"], help="environments x steps")
-    parser.add_argument("--repetitions", type=int, default=31)
-    parser.add_argument("--seconds", type=float, default=0.5, help="per timed block")
-    arguments = parser.parse_args()
-    for shape in arguments.shapes:
-        measure(shape, arguments.repetitions, arguments.seconds)
+    options = parser(__doc__)
+    add_shapes(options, ["64x128", "4x128"])
+    options.add_argument("--repetitions", type=int, default=31)
+    options.add_argument("--seconds", type=float, default=0.5, help="per timed block")
+    arguments = options.parse_args()
+    for name in arguments.shapes:
+        measure(name, arguments.repetitions, arguments.seconds)
 
 
 if __name__ == "__main__":

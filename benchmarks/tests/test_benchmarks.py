@@ -8,24 +8,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks import compare_results as regression
-from benchmarks import run as bench
-from benchmarks.lib import plots as bench_pictures
-from benchmarks.lib import report
-from benchmarks.lib.children import Child, ChildError
+from benchmarks import compare_results, run
+from benchmarks.lib import plots, report
 from benchmarks.lib.flop_model import limit, per_step
 from benchmarks.lib.hlo_kernels import count_kernels
 from benchmarks.lib.intervals import median_interval, ratio_interval
-from benchmarks.lib.work import Work
-from benchmarks.sections import scaling, throughput
-from benchmarks.sections import update_breakdown as breakdown
-from benchmarks.workers.machine_info import facts
+from benchmarks.lib.worker_process import HOME, WorkerError, call
+from benchmarks.sections import scaling, throughput, update_breakdown
+from benchmarks.trainers.protocol import Settings
+from benchmarks.workers.machine_info import machine_info
 
 LIMIT_S = 240.0
 MACHINE = {"matmul_flop_per_s": 1e12, "tanh_per_s": 1e10, "bytes_per_s": 1e11, "kernel_s": 1e-6}
@@ -87,7 +83,7 @@ ENTRY %main (x: f32[4]) -> f32[4] {
 
 
 def test_both_arms_take_turns():
-    work = Work("CartPole-v1", 2, 8, num_runs=2)
+    work = Settings("CartPole-v1", 2, 8, num_runs=2)
     arms = throughput.arms_for(work)
     assert arms == ["purejaxppo", "common shape"]
     row = throughput.measure(work, arms, updates=1, repetitions=3, seconds=0.0)
@@ -103,44 +99,42 @@ def test_every_platform_has_its_work():
         assert len(set(names)) == len(names)
         assert {work.name for work in throughput.works(where, quick=True)} <= set(names)
         assert all(2 <= throughput.updates_per_call(w, where) <= 64 for w in throughput.works(where, quick=False))
-    assert throughput.arms_for(Work("Pendulum-v1", 32, 64)) == ["purejaxppo"]
+    assert throughput.arms_for(Settings("Pendulum-v1", 32, 64)) == ["purejaxppo"]
 
 
-def test_a_child_that_fails_says_why():
-    child = Child("train_worker", "nobody", json.dumps(Work("CartPole-v1", 2, 8)))
-    with pytest.raises(ChildError, match=r"train_worker.*nobody"):
-        child.receive(LIMIT_S)
-    child.close()
+def test_a_worker_that_fails_says_who_it_is_and_why():
+    with pytest.raises(WorkerError, match=r"scaling_worker: .*nothing"):
+        call("scaling_worker", json.dumps({"nothing": 1}), limit=LIMIT_S)
 
 
 def test_parts_of_an_update_add_up():
-    from benchmarks.workers import breakdown_worker as parts
+    from benchmarks.workers import breakdown_worker
 
-    measured = parts.measure(2, 8, repetitions=2)
-    rows = breakdown.part_rows("2x8", measured)
+    measured = breakdown_worker.measure(2, 8, repetitions=2)
+    rows = update_breakdown.part_rows("2x8", measured)
     for i in range(2):
         seconds = {row["part"]: row["seconds"][i] for row in rows}
-        assert sum(seconds[part] for part in breakdown.PARTS) == pytest.approx(seconds["whole update"])
-    bound = breakdown.limit_row("2x8", measured, MACHINE, "gpu")
+        assert sum(seconds[part] for part in update_breakdown.PARTS) == pytest.approx(seconds["whole update"])
+    bound = update_breakdown.limit_row("2x8", measured, MACHINE, "gpu")
     assert bound["chain_ns"] > 0
     assert bound["achieved"] > 0
-    assert breakdown.limit_row("2x8", measured, MACHINE, "cpu")["chain_ns"] == 0
+    assert update_breakdown.limit_row("2x8", measured, MACHINE, "cpu")["chain_ns"] == 0
 
 
 def test_limits_are_positive(monkeypatch):
-    from benchmarks.workers import hardware_limits as limits
+    from benchmarks.workers import hardware_limits
 
-    monkeypatch.setattr(limits, "SECONDS", 0.0)
-    found = limits.measure(limits.Sizes((16,), 16, 64, 256, 1e4))
+    monkeypatch.setattr(hardware_limits, "SECONDS", 0.0)
+    found = hardware_limits.measure(hardware_limits.Sizes((16,), 16, 64, 256, 1e4))
     assert all(found[name] > 0 for name in MACHINE)
     assert len(found["matmul_rates"]) == 3
 
 
 @pytest.mark.parametrize(("sweep", "value"), [("num_envs", 2), ("total_timesteps", 2 * 64 * 8)])
 def test_a_point_of_scaling(sweep, value):
-    from benchmarks.workers import scaling_worker as scaling_point
+    from benchmarks.workers import scaling_worker
 
-    row = scaling_point.measure(sweep, value, repetitions=2, num_steps=8)
+    row = scaling_worker.measure(sweep, value, repetitions=2, num_steps=8)
     assert all(math.isfinite(speed) and speed > 0 for speed in row["env_steps_per_s"])
     assert row["program_bytes"] > 0
     assert row["process_peak_bytes"] > 1e6
@@ -169,51 +163,50 @@ def test_a_section_that_breaks_is_reported(monkeypatch, tmp_path, name, status, 
     for section, code in SECTIONS.items():
         (tmp_path / f"{section}.py").write_text(f"import json, sys, time\n{code}\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setitem(bench.SECTIONS, name, bench.Section(name, "", 0, 0, 0))
-    content = bench.run_section(name, quick=True, limit=0.5 if name == "hanging" else LIMIT_S, env={})
+    content = run.run_section(name, True, limit=0.5 if name == "hanging" else LIMIT_S, env=dict(os.environ))
     assert (content["status"], len(content["rows"])) == (status, rows)
-    assert bench.report({name: content}) == (status == "done")
+    assert run.report({name: content}) == (status == "done")
 
 
 @pytest.mark.parametrize("out", ["", "directory", "file/result.json", "file/new/result.json"])
 def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(monkeypatch, tmp_path, capsys, out):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(bench, "call", lambda _: pytest.fail("something was begun"))
+    monkeypatch.setattr(run, "call", lambda _: pytest.fail("something was begun"))
     (tmp_path / "directory").mkdir()
     (tmp_path / "file").touch()
-    assert bench.main(["--out", out]) == 2
+    assert run.main(["--out", out]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("bench: --out")
+    assert error.startswith("benchmark: --out")
     assert error.count("\n") == 1
 
 
 def test_the_check_of_a_file_leaves_nothing_and_changes_nothing(tmp_path):
-    bench.check_out(tmp_path / "new" / "result.json")
+    run.check_out(tmp_path / "new" / "result.json")
     assert list((tmp_path / "new").iterdir()) == []
     (tmp_path / "result.json").write_text("kept")
-    bench.check_out(tmp_path / "result.json")
+    run.check_out(tmp_path / "result.json")
     assert (tmp_path / "result.json").read_text() == "kept"
 
 
 def test_a_second_benchmark_at_the_same_time_is_refused(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(bench, "call", lambda _: pytest.fail("something was begun"))
-    with bench.alone():
-        assert bench.main(["--out", str(tmp_path / "result.json")]) == 2
+    monkeypatch.setattr(run, "call", lambda _: pytest.fail("something was begun"))
+    with run.alone():
+        assert run.main(["--out", str(tmp_path / "result.json")]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("bench: another benchmark is running")
+    assert error.startswith("benchmark: another benchmark is running")
     assert error.count("\n") == 1
-    with bench.alone():  # free again
+    with run.alone():  # free again
         pass
 
 
 INTERRUPTED = """
 import sys
-from benchmarks import run as bench
+from benchmarks import run
 for name in ("startup", "clock"):
-    bench.SECTIONS[name] = bench.SECTIONS[name]._replace(module=name)
-bench.call = lambda _: {"device": "X", "cpu_cores": 1, "versions": {"jax": "1"}, "commit": "x", "platform": "cpu"}
-sys.exit(bench.main(["--out", sys.argv[1] + "/result.json", "--sections", *sys.argv[2:]]))
+    run.SECTIONS[name] = run.SECTIONS[name]._replace(module=name)
+run.call = lambda _: {"device": "X", "cpu_cores": 1, "versions": {"jax": "1"}, "commit": "x", "platform": "cpu"}
+sys.exit(run.main(["--out", sys.argv[1] + "/result.json", "--sections", *sys.argv[2:]]))
 """
 SAYS_ITS_PID = "open(sys.argv[0] + '.pid', 'w').write(str(os.getpid()) + '.'); time.sleep(600)"
 
@@ -225,11 +218,8 @@ SAYS_ITS_PID = "open(sys.argv[0] + '.pid', 'w').write(str(os.getpid()) + '.'); t
 def test_an_interrupted_benchmark_says_what_there_is_and_leaves_no_process(tmp_path, sections, says):
     for name, code in (("startup", SECTIONS["fine"]), ("clock", SAYS_ITS_PID)):
         (tmp_path / f"{name}.py").write_text(f"import json, os, sys, time\n{code}\n")
-    env = {
-        **os.environ,
-        "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(bench.__file__).parent.parent}",
-        "TMPDIR": str(tmp_path),
-    }
+    path = os.pathsep.join([str(tmp_path), str(HOME)])
+    env = {**os.environ, "PYTHONPATH": path, "TMPDIR": str(tmp_path)}
     command = [sys.executable, "-c", INTERRUPTED, str(tmp_path), *sections]
     process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
     pid = tmp_path / "clock.py.pid"
@@ -239,7 +229,7 @@ def test_an_interrupted_benchmark_says_what_there_is_and_leaves_no_process(tmp_p
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 130
-    assert errors.startswith("bench: interrupted")
+    assert errors.startswith("benchmark: interrupted")
     assert says in errors
     assert errors.count("\n") == 1
     with pytest.raises(ProcessLookupError):
@@ -247,15 +237,15 @@ def test_an_interrupted_benchmark_says_what_there_is_and_leaves_no_process(tmp_p
 
 
 def test_facts_are_complete_and_json():
-    found = json.loads(json.dumps(facts()))
+    found = json.loads(json.dumps(machine_info()))
     assert found["platform"] == "cpu"
     assert found["precision"]["matmul"] == "default"
     assert {"versions", "nvidia", "environment", "commit", "cpu", "cpu_cores", "device"} <= found.keys()
 
 
 def test_default_file_is_named_after_the_device():
-    assert bench.default_out("Intel(R) Xeon(R) CPU @ 2.60GHz").name == "benchmark-intel-xeon.json"
-    assert bench.default_out("NVIDIA H100 80GB HBM3").name == "benchmark-nvidia-h100-80gb-hbm3.json"
+    assert run.default_out("Intel(R) Xeon(R) CPU @ 2.60GHz").name == "benchmark-intel-xeon.json"
+    assert run.default_out("NVIDIA H100 80GB HBM3").name == "benchmark-nvidia-h100-80gb-hbm3.json"
 
 
 def point(sweep, value):
@@ -276,10 +266,10 @@ def test_pictures_are_drawn(tmp_path):
     result = example([1.0])
     timed = "environment", "rollout", "advantage", "one epoch", "epochs", "whole update"
     parts = {"seconds": [dict.fromkeys(timed, 1e-3)], "kernels_per_update": 10.0, "env_steps_per_update": 16}
-    rows = [*breakdown.part_rows("2x8", parts), breakdown.limit_row("2x8", parts, MACHINE, "cpu")]
+    rows = [*update_breakdown.part_rows("2x8", parts), update_breakdown.limit_row("2x8", parts, MACHINE, "cpu")]
     result["sections"]["breakdown"] = {"rows": rows}
     result["sections"]["scaling"] = {"rows": [point("num_envs", 2), point("num_envs", 2000), point("runs", 4)]}
-    drawn = bench_pictures.draw(result, tmp_path / "result.json")
+    drawn = plots.draw(result, tmp_path / "result.json")
     assert [path.name for path in drawn] == [f"result-{name}.png" for name in ("throughput", "breakdown", "scaling")]
     assert all(path.stat().st_size > 10_000 for path in drawn)
 
@@ -304,19 +294,19 @@ def test_regression(tmp_path, before, after, code):
     paths = [tmp_path / "a.json", tmp_path / "b.json"]
     for path, content in zip(paths, (before, after), strict=True):
         path.write_text(json.dumps(content))
-    assert regression.main([*map(str, paths)]) == code
+    assert compare_results.main([*map(str, paths)]) == code
 
 
 def test_regression_of_unreadable_files_and_other_machines(tmp_path, capsys):
     (tmp_path / "a.json").write_text(json.dumps(example([100] * 3)))
     (tmp_path / "b.json").write_text("{")
-    assert regression.main([str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 2
-    assert regression.main([str(tmp_path / "a.json"), str(tmp_path / "none.json")]) == 2
+    assert compare_results.main([str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 2
+    assert compare_results.main([str(tmp_path / "a.json"), str(tmp_path / "none.json")]) == 2
     other = example([94] * 3)
     other["machine"] |= {"device": "Y", "versions": {"jax": "2"}}
     (tmp_path / "b.json").write_text(json.dumps(other))
-    assert regression.main([str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 1
-    assert regression.main([str(tmp_path / "a.json"), str(tmp_path / "b.json"), "--tolerance", "10"]) == 0
+    assert compare_results.main([str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 1
+    assert compare_results.main([str(tmp_path / "a.json"), str(tmp_path / "b.json"), "--tolerance", "10"]) == 0
     errors = capsys.readouterr().err
     assert "differ in device: X and Y" in errors
     assert "differ in versions" in errors
@@ -325,10 +315,19 @@ def test_regression_of_unreadable_files_and_other_machines(tmp_path, capsys):
 @pytest.mark.parametrize("tolerance", ["nan", "inf", "-1", "100"])
 def test_regression_refuses_a_tolerance_that_hides_everything(tmp_path, capsys, tolerance):
     (tmp_path / "a.json").write_text(json.dumps(example([100] * 3)))
-    assert regression.main([*[str(tmp_path / "a.json")] * 2, "--tolerance", tolerance]) == 2
+    assert compare_results.main([*[str(tmp_path / "a.json")] * 2, "--tolerance", tolerance]) == 2
     errors = capsys.readouterr().err
     assert "--tolerance" in errors
     assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize("shape", ["64", "64x", "0x128", "64x128x2"])
+def test_what_is_no_shape_is_refused(capsys, shape):
+    options = report.section_parser(None)
+    report.add_shapes(options)
+    with pytest.raises(SystemExit, match="2"):
+        options.parse_args(["--shapes", shape])
+    assert f"'{shape}' is no shape" in capsys.readouterr().err
 
 
 BROKEN = {"name": "work", "error": "it broke", "figures": [report.figure("speed", "env steps/s", [100] * 3)]}
@@ -351,7 +350,7 @@ def test_what_vanished_is_no_pass(tmp_path, capsys, sections, quick, code):
     before["sections"]["peers"] = {"rows": [OTHER]}
     for name, content in (("a", before), ("b", {**before, "sections": sections, "quick": quick})):
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
-    assert regression.main([str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == code
+    assert compare_results.main([str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == code
     out, errors = capsys.readouterr()
     assert ("vanished: " in out) == (code == 1)
     assert ("throughput: speed" in out) == (code == 1)

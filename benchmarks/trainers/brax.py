@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.trainers.protocol import Settings, in_thread, serve
+from benchmarks.trainers.protocol import Settings, Trainer, in_thread, serve
 
 LEFT_RIGHT = np.array([0, 1])  # scores of the actions: none, and the mean of the Gaussian
 
 
-class Brax:
+class Brax(Trainer):
+    """brax's PPO, which waits in a thread of its own wherever it hands out its parameters."""
+
     packages = ("brax", "jax", "flax", "optax")
     differences = (
         "one continuous action of a tanh-Gaussian, with a standard deviation from the policy's tower",
@@ -33,31 +35,35 @@ class Brax:
 
     def __init__(self, settings: Settings) -> None:
         self.trained, self.wanted = threading.Event(), threading.Event()
-        # `train` is one call for a whole run: it waits, in a thread of its own, wherever it hands out its parameters.
-        in_thread(lambda: train(settings, self.hand_over))
+        in_thread(lambda: train_for_ever(settings, self.hand_over))
         self.trained.wait()
         import jax
 
         self.device = jax.devices()[0].device_kind
 
     def hand_over(self, _step: int, _policy: Any, params: Any) -> None:
+        """Takes the parameters in brax's thread and keeps it waiting for the next block."""
         self.params = params
         self.trained.set()
         self.wanted.wait()
         self.wanted.clear()
 
-    def block(self) -> None:
-        self.trained.clear()
-        self.wanted.set()
-        self.trained.wait()
+    def train(self, blocks: int) -> None:
+        """Trains so many blocks."""
+        for _ in range(blocks):
+            self.trained.clear()
+            self.wanted.set()
+            self.trained.wait()
 
     def actor(self) -> list[tuple[Any, Any]]:
+        """Returns the policy's tower with two scores for the sign of its action's mean."""
         layers = self.params[1]["params"]
         *hidden, (weight, bias) = [(layers[f"hidden_{i}"]["kernel"], layers[f"hidden_{i}"]["bias"]) for i in range(3)]
         return [*hidden, (weight[:, :1] * LEFT_RIGHT, bias[:1] * LEFT_RIGHT)]
 
 
-def train(settings: Settings, hand_over: Any) -> None:
+def train_for_ever(settings: Settings, hand_over: Any) -> None:
+    """Calls brax's `train`, which is one call for a whole run."""
     from brax.training.agents.ppo import networks, train
     from flax import linen
 

@@ -1,4 +1,4 @@
-"""The baseline arm of the benchmarks: PPO in the shape that most JAX codebases share.
+"""The baseline of the benchmarks: PPO in the shape that most JAX codebases share.
 
 Everything happens per step: actor, critic and log-probability inside the rollout scan, and the episode statistics of
 each step and environment handed out of the outermost scan. The shuffle is `jax.random.permutation`, the optimizer
@@ -6,7 +6,6 @@ lives in a flax `TrainState`, and a time limit counts as death. Written for this
 meant to be as fast as the shape allows: nothing in here is slow on purpose.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,28 +17,10 @@ import jax.numpy as jnp
 import optax
 from flax.training.train_state import TrainState
 
-from benchmarks.trainers import protocol
+from benchmarks.trainers.compiled import CompiledTrainer, Training
+from benchmarks.trainers.protocol import Settings, serve
 
 Info = dict[str, jax.Array]
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """All of them are compiled in."""
-
-    env: str = "CartPole-v1"
-    num_envs: int = 64
-    num_steps: int = 128
-    num_epochs: int = 4
-    num_minibatches: int = 4
-    num_updates: int = 36  # only the learning rate's schedule reads it
-    learning_rate: float = 3e-4
-    gamma: float = 0.99
-    gae_lambda: float = 0.95
-    clip_eps: float = 0.2
-    vf_coef: float = 0.5
-    ent_coef: float = 0.01
-    max_grad_norm: float = 0.5
 
 
 class Transition(NamedTuple):
@@ -98,13 +79,13 @@ class ActorCritic(nn.Module):
 
 
 def make_train(settings: Settings) -> CommonShape:
-    """The training run that the settings describe."""
+    """Returns the training run that the settings, all of them compiled in, describe."""
     env, env_params = gymnax.make(settings.env)
     network = ActorCritic(env.action_space(env_params).n)
     steps_per_update = settings.num_epochs * settings.num_minibatches
 
     def schedule(count: jax.Array) -> jax.Array:
-        return settings.learning_rate * (1.0 - (count // steps_per_update) / settings.num_updates)
+        return settings.learning_rate_after(count // steps_per_update)
 
     def init(key: jax.Array) -> RunnerState:
         key, key_params, key_env = jax.random.split(key, 3)
@@ -216,29 +197,31 @@ def advantages(settings: Settings, rollout: Transition, last_value: jax.Array) -
     return advantage, advantage + rollout.value
 
 
-class CommonShapePeer:
+def make_training(settings: Settings) -> Training:
+    """Returns a training of one run, or of many by `vmap`."""
+    train = make_train(settings)
+    if settings.num_runs == 1:
+        first = jax.jit(train.init)(jax.random.key(settings.seed))
+        return Training(first, lambda run, updates: advance(train, run, updates))
+    keys = jax.vmap(jax.random.key)(settings.seed + jnp.arange(settings.num_runs))
+    first = jax.jit(jax.vmap(train.init))(keys)
+    return Training(first, lambda runs, updates: jax.vmap(lambda run: advance(train, run, updates))(runs))
+
+
+class CommonShapeTrainer(CompiledTrainer):
+    """The common shape behind the protocol."""
+
     packages = ("jax", "flax", "optax", "gymnax")
     differences = ("the value is clipped by clip_eps", "a time limit counts as death")
 
-    def __init__(self, settings: protocol.Settings) -> None:
-        names = {field for field in Settings.__dataclass_fields__ if hasattr(settings, field)}
-        train = make_train(
-            Settings(
-                num_updates=settings.total_updates or 1_000_000, **{name: getattr(settings, name) for name in names}
-            )
-        )
-        self.state = jax.jit(train.init)(jax.random.key(settings.seed))
-        block = jax.jit(lambda state: advance(train, state, settings.updates_per_block), donate_argnums=0)
-        self.compiled = block.lower(self.state).compile()
-        self.device = jax.devices()[0].device_kind
-
-    def block(self) -> None:
-        self.state, _ = jax.block_until_ready(self.compiled(self.state))
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(make_training(settings), settings)
 
     def actor(self) -> list[tuple[Any, Any]]:
-        layers = [self.state.train.params["params"][f"Dense_{i}"] for i in range(3)]
+        """Returns the policy's tower of a single run."""
+        layers = [self.compiled.state.train.params["params"][f"Dense_{i}"] for i in range(3)]
         return [(layer["kernel"], layer["bias"]) for layer in layers]
 
 
 if __name__ == "__main__":
-    protocol.serve(CommonShapePeer)
+    serve(CommonShapeTrainer)

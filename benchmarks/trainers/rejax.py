@@ -9,10 +9,12 @@
 
 from typing import Any
 
-from benchmarks.trainers.protocol import Settings, serve
+from benchmarks.trainers.protocol import Settings, Trainer, serve
 
 
-class Rejax:
+class Rejax(Trainer):
+    """rejax's PPO."""
+
     packages = ("rejax", "jax", "flax", "optax", "gymnax")
     differences = (
         "gradients are clipped element by element, not by their norm",
@@ -26,8 +28,8 @@ class Rejax:
         from rejax import PPO
 
         per_update = settings.num_epochs * settings.num_minibatches
-        names = ("num_envs", "num_steps", "num_epochs", "num_minibatches")
-        names += ("gamma", "gae_lambda", "clip_eps", "vf_coef", "ent_coef", "max_grad_norm")
+        per_run = ("num_envs", "num_steps", "num_epochs", "num_minibatches")
+        per_loss = ("gamma", "gae_lambda", "clip_eps", "vf_coef", "ent_coef", "max_grad_norm")
         algorithm = PPO.create(
             env="CartPole-v1",
             total_timesteps=settings.block_steps,
@@ -35,19 +37,22 @@ class Rejax:
             skip_initial_evaluation=True,
             learning_rate=lambda count: settings.learning_rate_after(count // per_update),
             agent_kwargs={"activation": "tanh", "hidden_layer_sizes": (64, 64)},
-            **{name: getattr(settings, name) for name in names},
+            **{name: getattr(settings, name) for name in per_run + per_loss},
         ).replace(eval_callback=lambda *_: ())
         self.state = jax.jit(algorithm.init_state)(jax.random.key(settings.seed))
         block = jax.jit(lambda state: algorithm.train(train_state=state)[0], donate_argnums=0)
         self.compiled = block.lower(self.state).compile()
         self.device = jax.devices()[0].device_kind
 
-    def block(self) -> None:
+    def train(self, blocks: int) -> None:
+        """Trains so many blocks."""
         import jax
 
-        self.state = jax.block_until_ready(self.compiled(self.state))
+        for _ in range(blocks):
+            self.state = jax.block_until_ready(self.compiled(self.state))
 
     def actor(self) -> list[tuple[Any, Any]]:
+        """Returns the policy's tower."""
         params = self.state.actor_ts.params["params"]
         layers = [params["features"]["Dense_0"], params["features"]["Dense_1"], params["action_logits"]]
         return [(layer["kernel"], layer["bias"]) for layer in layers]

@@ -10,13 +10,15 @@
 
 from typing import Any
 
-from benchmarks.trainers import sb3_family as stable
-from benchmarks.trainers.protocol import Settings, serve
+from benchmarks.trainers import sb3_family
+from benchmarks.trainers.protocol import Settings, Trainer, serve
 
 
-class StableBaselines3:
+class StableBaselines3(Trainer):
+    """stable-baselines3's PPO."""
+
     packages = ("stable-baselines3", "torch", "gymnasium", "numpy")
-    differences = stable.DIFFERENCES
+    differences = sb3_family.DIFFERENCES
     device = "cpu"  # where its authors advise to run PPO without a CNN
 
     def __init__(self, settings: Settings) -> None:
@@ -24,12 +26,14 @@ class StableBaselines3:
 
         self.settings = settings
         policy = {"net_arch": {"pi": [64, 64], "vf": [64, 64]}}  # its activation is tanh, its Adam's eps 1e-5
-        self.model = stable.make_model(PPO, settings, device=self.device, policy_kwargs=policy)
+        self.model = sb3_family.make_model(PPO, settings, device=self.device, policy_kwargs=policy)
 
-    def block(self) -> None:
-        stable.train_block(self.model, self.settings)
+    def train(self, blocks: int) -> None:
+        """Trains so many blocks."""
+        sb3_family.train_blocks(self.model, self.settings, blocks)
 
     def actor(self) -> list[tuple[Any, Any]]:
+        """Returns the policy's tower."""
         policy = self.model.policy
         layers = [policy.mlp_extractor.policy_net[0], policy.mlp_extractor.policy_net[2], policy.action_net]
         return [(layer.weight.detach().numpy().T, layer.bias.detach().numpy()) for layer in layers]

@@ -12,12 +12,12 @@ DIFFERENCES = (
 
 
 def make_model(algorithm: Any, settings: Settings, **more: Any) -> Any:
-    """A model of the class `algorithm` on CartPole-v1."""
+    """Returns a model of the class `algorithm` on CartPole-v1."""
     import gymnasium
     from stable_baselines3.common.vec_env import DummyVecEnv
 
     batch = settings.num_envs * settings.num_steps
-    holder = []  # of the model: stable-baselines3's own progress starts anew at every call of `learn`
+    holder: list[Any] = []  # of the model: stable-baselines3's own progress starts anew at every call of `learn`
 
     def learning_rate(_progress: float) -> float:
         update = holder[0].num_timesteps // batch - 1 if holder else 0
@@ -43,8 +43,8 @@ def make_model(algorithm: Any, settings: Settings, **more: Any) -> Any:
     return model
 
 
-def train_block(model: Any, settings: Settings) -> None:
-    """Goes on where the model is, without its log."""
+def train_blocks(model: Any, settings: Settings, blocks: int) -> None:
+    """Trains on from where the model is, without its log."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model.learn(settings.block_steps, reset_num_timesteps=False, log_interval=None)
+        model.learn(blocks * settings.block_steps, reset_num_timesteps=False, log_interval=None)

@@ -1,12 +1,10 @@
-"""The parts of an update, each compiled by itself and timed in turn. `breakdown.py` starts it; it prints JSON.
+"""Answers with the seconds of the parts of an update, each compiled by itself and timed in turn.
 
-python benchmarks/parts.py 64x128 --repetitions 9
+python -m benchmarks.workers.breakdown_worker 64x128 --repetitions 9
 
 Nothing that a part computes is thrown away: it is carried from one round to the next and returned at the end.
 """
 
-import argparse
-import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +15,10 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks.lib.hlo_kernels import count_kernels
-from benchmarks.lib.work import SHARED, UPDATES_IN_SCHEDULE, Block, Work, ours
+from benchmarks.lib.report import parser, shape, sizes
+from benchmarks.lib.worker_process import answer_channel
+from benchmarks.trainers.ours import train_config, warm_block
+from benchmarks.trainers.protocol import Settings
 from purejaxppo import Hyperparams, TrainConfig, use_all_cores
 from purejaxppo.advantage import gae
 from purejaxppo.algorithms import make_algorithm
@@ -41,7 +42,7 @@ class Part(NamedTuple):
 
 
 def repeated(part: Part, rounds: int) -> Callable[[], float]:
-    """Compiles so many rounds of a part, and returns what times one round in seconds."""
+    """Compiles so many rounds of a part and returns the function that times one round, in seconds."""
     rest = zeros_like(jax.eval_shape(part.step, part.state)[1])
 
     def call(state: Any, rest: Any) -> Any:
@@ -60,12 +61,12 @@ def repeated(part: Part, rounds: int) -> Callable[[], float]:
 
 
 def zeros_like(shapes: Any) -> Any:
-    """Arrays of these shapes."""
+    """Returns arrays of these shapes."""
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
 
 def make_parts(config: TrainConfig) -> dict[str, Part]:
-    """The parts of one update of ppo_clip, on data of a first rollout."""
+    """Returns the parts of one update of ppo_clip, on data of a first rollout."""
     hp = jax.tree.map(jnp.float32, Hyperparams())
     wrapped = training_env(config, from_gymnax(config.env, config.num_envs), hp.gamma)
     network = make_network(config, wrapped)
@@ -119,7 +120,7 @@ def make_parts(config: TrainConfig) -> dict[str, Part]:
 
 
 def learning(algorithm: Algorithm, hp: Hyperparams, params: Any, batch: Batch) -> Part:
-    """All gradient steps of an update, with the shuffles and the measures of drift, on one batch over and over.
+    """Returns the part of all gradient steps, with the shuffles and the measures of drift, on one batch over and over.
 
     The batch is where it is learnt from: what brings it there, once per update, is in "everything else".
     """
@@ -134,14 +135,12 @@ def learning(algorithm: Algorithm, hp: Hyperparams, params: Any, batch: Batch) -
 
 
 def measure(num_envs: int, num_steps: int, repetitions: int) -> dict[str, Any]:
-    """Seconds per round of each part, all parts in turn, and the kernels of a whole update."""
-    work = Work("CartPole-v1", num_envs, num_steps)
-    budget = UPDATES_IN_SCHEDULE * work.env_steps
-    config = TrainConfig(work.env, num_envs=num_envs, num_steps=num_steps, total_timesteps=budget, **SHARED)
+    """Returns the seconds per round of each part, all parts in turn, and the kernels of a whole update."""
+    work = Settings(num_envs=num_envs, num_steps=num_steps)
     larger = 1 if jax.default_backend() == "cpu" else 16
     rounds = {name: max(2, min(64, larger * size // work.env_steps)) for name, size in ENV_STEPS.items()}
-    timers = {name: repeated(part, rounds[name]) for name, part in make_parts(config).items()}
-    block = Block(ours(work), rounds["epochs"])
+    timers = {name: repeated(part, rounds[name]) for name, part in make_parts(train_config(work)).items()}
+    block = warm_block(replace(work, updates_per_block=rounds["epochs"]))
     timers["whole update"] = lambda: block.time() / rounds["epochs"]
     times = [{name: timer() for name, timer in timers.items()} for _ in range(repetitions)]
     kernels = count_kernels(block.program.as_text() or "") / rounds["epochs"]
@@ -149,13 +148,13 @@ def measure(num_envs: int, num_steps: int, repetitions: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("shape", help="environments x steps of CartPole")
+    options = parser(__doc__)
+    options.add_argument("shape", type=shape, help="environments x steps of CartPole")
     options.add_argument("--repetitions", type=int, default=9)
     arguments = options.parse_args()
-    envs, steps = map(int, arguments.shape.split("x"))
+    answer = answer_channel()
     use_all_cores()
-    print(json.dumps(measure(envs, steps, arguments.repetitions)))
+    answer(measure(**sizes(arguments.shape), repetitions=arguments.repetitions))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""What this very machine can do, by small programs that do nothing else. `breakdown.py` starts it; it prints JSON.
+"""Answers with what this very machine can do, by small programs that do nothing else.
 
-NPROC=1 python benchmarks/limits.py    one thread, on a CPU
-python benchmarks/limits.py            all cores: a CPU device of one thread for each, or the accelerator
+    NPROC=1 python -m benchmarks.workers.hardware_limits    one thread, on a CPU
+    python -m benchmarks.workers.hardware_limits            all cores: a CPU device of one thread for each, or the
+                                                            accelerator
 
 The best of several repetitions counts, not the median: a limit is what nothing exceeds.
 """
 
-import json
 import os
 import time
 from collections.abc import Callable
@@ -18,6 +18,7 @@ import numpy as np
 
 import purejaxppo
 from benchmarks.lib.hlo_kernels import count_kernels
+from benchmarks.lib.worker_process import answer_channel
 
 SECONDS = 0.08  # per timed call, at least
 REPETITIONS = 5
@@ -39,7 +40,7 @@ ACCELERATOR = Sizes((32768, 262144), 4096, 1 << 24, 1 << 28, 1e12)
 
 
 def best(step: Step, constant: Any, x: Any, rounds: int) -> tuple[float, jax.stages.Compiled]:
-    """Seconds per round of x = step(constant, x), by the fastest call; every device does the same, all at once.
+    """Returns the seconds per round of x = step(constant, x), by the fastest call, on all devices at once.
 
     Rounds depend on each other, so that none can be left out. The program is that of the first device.
     """
@@ -58,7 +59,7 @@ def best(step: Step, constant: Any, x: Any, rounds: int) -> tuple[float, jax.sta
 
 
 def matmul_rates(sizes: Sizes) -> dict[str, float]:
-    """FLOP per second of products with orthogonal weights, which let nothing grow, in several layouts and sizes."""
+    """Returns the FLOP per second of products in several layouts; their orthogonal weights let nothing grow."""
     generator = np.random.default_rng(0)
     rates = {}
 
@@ -78,7 +79,7 @@ def matmul_rates(sizes: Sizes) -> dict[str, float]:
 
 
 def small_kernel_seconds(rounds: int = 500) -> float:
-    """Of one in a chain of kernels too small to take time of their own."""
+    """Returns the seconds of one in a chain of kernels too small to take time of their own."""
 
     def four_products(w: Any, x: Any) -> Any:
         for _ in range(4):
@@ -90,7 +91,7 @@ def small_kernel_seconds(rounds: int = 500) -> float:
 
 
 def tanh_rate(few: int) -> float:
-    """tanh per second, four at each visit to a cached x: one alone waits for the cache."""
+    """Returns the tanh per second, with four at each visit to a cached x: one alone waits for the cache."""
     scales = (1.0, 0.9, 0.8, 0.7)
 
     def step(_: Any, x: Any) -> Any:
@@ -102,7 +103,7 @@ def tanh_rate(few: int) -> float:
 
 
 def measure(sizes: Sizes | None = None) -> dict[str, Any]:
-    """All limits; rates are of all devices together."""
+    """Returns all limits; rates are of all devices together."""
     devices, on_cpu = jax.local_device_count(), jax.default_backend() == "cpu"
     sizes = sizes or (CPU if on_cpu else ACCELERATOR)
     rates = matmul_rates(sizes)
@@ -115,6 +116,7 @@ def measure(sizes: Sizes | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    answer = answer_channel()
     if os.environ.get("NPROC") != "1":
         purejaxppo.use_all_cores()
-    print(json.dumps(measure()))
+    answer(measure())

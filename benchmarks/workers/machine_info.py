@@ -1,6 +1,5 @@
-"""Prints, as one line of JSON, what a figure means nothing without: machine, devices, versions, settings, commit."""
+"""Answers with what a figure means nothing without: machine, devices, versions, settings, commit."""
 
-import json
 import os
 import platform
 import re
@@ -8,25 +7,27 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from benchmarks.lib.worker_process import answer_channel
+
 HERE = Path(__file__).parent
 
 
 def cpu_name() -> str:
-    """The model's name."""
+    """Returns the model's name."""
     cpuinfo = Path("/proc/cpuinfo")
     models = re.findall(r"model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.exists() else "")
     return models[0].strip() if models else platform.processor() or platform.machine()
 
 
 def commit() -> str | None:
-    """The commit that is checked out, -dirty if files differ from it."""
+    """Returns the commit that is checked out, with -dirty if files differ from it."""
     command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
     answer = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False)
     return answer.stdout.strip() or None
 
 
-def facts() -> dict[str, Any]:
-    """All of it. Starts JAX."""
+def machine_info() -> dict[str, Any]:
+    """Returns all of it. Starts JAX."""
     given = dict(os.environ)  # the package sets NPROC when it is imported
 
     import jax
@@ -52,4 +53,4 @@ def facts() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(facts()))
+    answer_channel()(machine_info())

@@ -1,33 +1,37 @@
-"""One point of `scaling.py`: its speed and its memory, as one line of JSON.
+"""Answers with one point of `sections/scaling.py`: its speed and its memory.
 
-python benchmarks/scaling_point.py '{"sweep": "runs", "value": 16, "repetitions": 5, "num_steps": 128}'
+python -m benchmarks.workers.scaling_worker '{"sweep": "runs", "value": 16, "repetitions": 5, "num_steps": 128}'
 """
 
 import json
 import resource
 import sys
 import tempfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lib.work import SHARED, Block, Work, ours
+from benchmarks.lib.worker_process import answer_channel
+from benchmarks.trainers.protocol import Settings
 
 ENV = "CartPole-v1"
 FEW_ENVS, MANY_ENVS = 4, 64  # of one run among many, and of a run by itself
 
 
-def block_of(work: Work, repetitions: int) -> dict[str, Any]:
-    """Speed of an arm of the benchmark, and what its compiled program needs."""
+def block_of(work: Settings, repetitions: int) -> dict[str, Any]:
+    """Returns the speed of a block of updates, and what its compiled program needs."""
+    from benchmarks.trainers.ours import warm_block
     from purejaxppo.memory import program_bytes
 
-    block = Block(ours(work), updates := max(2, min(64, (1 << 15) // work.env_steps)))
-    speeds = [work.env_steps * updates / block.time() for _ in range(repetitions)]
+    work = replace(work, updates_per_block=max(2, min(64, (1 << 15) // work.env_steps)))
+    block = warm_block(work)
+    speeds = [work.block_steps / block.time() for _ in range(repetitions)]
     return {"env_steps_per_s": speeds, "program_bytes": program_bytes(block.program)}
 
 
 def whole_run(total_timesteps: int, num_steps: int) -> dict[str, Any]:
-    """A run of `purejaxppo train`'s own loop with its file of metrics, without evaluation and pictures."""
+    """Measures a run of `purejaxppo train`'s own loop with its file of metrics, without evaluation and pictures."""
     import purejaxppo
 
     purejaxppo.use_all_cores()
@@ -37,7 +41,7 @@ def whole_run(total_timesteps: int, num_steps: int) -> dict[str, Any]:
     from purejaxppo.host_loop import Hooks, Rows, train_in_chunks
     from purejaxppo.logger import JsonLines
 
-    config = TrainConfig(ENV, total_timesteps=total_timesteps, num_envs=MANY_ENVS, num_steps=num_steps, **SHARED)
+    config = TrainConfig(ENV, total_timesteps=total_timesteps, num_envs=MANY_ENVS, num_steps=num_steps)
     trainer, hp = spread_trainer(config), Hyperparams()
     program: list[int] = []
     with tempfile.TemporaryDirectory() as directory, JsonLines(Path(directory) / "metrics.jsonl") as log:
@@ -48,13 +52,13 @@ def whole_run(total_timesteps: int, num_steps: int) -> dict[str, Any]:
 
 
 def measure(sweep: str, value: int, repetitions: int, num_steps: int) -> dict[str, Any]:
-    """The point's figures and the peaks of this process."""
+    """Returns the point's figures and the peaks of this process."""
     if sweep == "total_timesteps":
         measured = whole_run(value, num_steps)
     elif sweep == "runs":
-        measured = block_of(Work(ENV, FEW_ENVS, num_steps, value), repetitions)
+        measured = block_of(Settings(ENV, FEW_ENVS, num_steps, value), repetitions)
     else:
-        measured = block_of(Work(ENV, value, num_steps), repetitions)
+        measured = block_of(Settings(ENV, value, num_steps), repetitions)
 
     import jax
 
@@ -68,4 +72,4 @@ def measure(sweep: str, value: int, repetitions: int, num_steps: int) -> dict[st
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(**json.loads(sys.argv[1]))))
+    answer_channel()(measure(**json.loads(sys.argv[1])))
