@@ -23,7 +23,7 @@ FLOAT = 4  # bytes
 
 
 class PerStep(NamedTuple):
-    """Of one environment step, updates included."""
+    """What one environment step takes, its share of the update included."""
 
     flop: float
     tanh: float
@@ -41,12 +41,12 @@ class Limit(NamedTuple):
 
     @property
     def env_steps_per_s(self) -> float:
-        """What cannot be exceeded."""
+        """The speed that cannot be exceeded."""
         return 1 / max(self.compute, self.memory, self.chain)
 
 
 def per_step(inputs: int, outputs: int, hidden: tuple[int, ...] = (64, 64), epochs: int = 4) -> PerStep:
-    """Of separate actor and critic towers; `outputs` are the actor's."""
+    """Returns what separate actor and critic towers take; `outputs` are the actor's."""
     weights = first = units = 0
     for last in (outputs, 1):
         sizes = [inputs, *hidden, last]
@@ -58,7 +58,7 @@ def per_step(inputs: int, outputs: int, hidden: tuple[int, ...] = (64, 64), epoc
 
 
 def limit(step: PerStep, machine: Mapping[str, float], kernels_per_step: float = 0.0) -> Limit:
-    """Of a machine by what `limits.py` measures.
+    """Returns the limit of a machine by what `workers/hardware_limits.py` measures.
 
     Args:
       step: from `per_step`.

@@ -1,4 +1,4 @@
-"""How many kernels a compiled program launches one after the other, by its own text: an estimate.
+"""Estimates how many kernels a compiled program launches one after the other, from its own text.
 
 Each fusion, library call, reduction and the like counts as one, loops as often as they are known to run.
 """
@@ -16,7 +16,7 @@ _TRIPS = re.compile(r'known_trip_count\\?":\{\\?"n\\?":\\?"(\d+)')
 
 
 def count_kernels(text: str) -> int:
-    """Of a program's HLO, `compiled.as_text()`."""
+    """Counts the kernels in a program's HLO, `compiled.as_text()`."""
     bodies: dict[str, list[str]] = {}
     entry = name = ""
     for line in text.splitlines():

@@ -41,4 +41,6 @@ def ratio_interval(numerator: Sequence[float], denominator: Sequence[float]) -> 
 
 
 def _median(x: np.ndarray) -> np.ndarray:
-    return np.median(x, axis=-1)
+    x, size = np.sort(x, axis=-1), x.shape[-1]
+    # On so few numbers several times as fast as np.median.
+    return (x[..., (size - 1) // 2] + x[..., size // 2]) / 2

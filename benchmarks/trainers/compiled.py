@@ -46,6 +46,7 @@ class CompiledTrainer(Trainer):
     def __init__(self, training: Training, settings: Settings) -> None:
         self.compiled = CompiledBlock(training, settings.updates_per_block)
         self.device = jax.devices()[0].device_kind
+        self.threads = os.environ.get("NPROC")  # importing purejaxppo may change it
 
     def train(self, blocks: int) -> None:
         """Trains so many blocks."""
@@ -53,11 +54,11 @@ class CompiledTrainer(Trainer):
 
     def describe(self) -> dict[str, Any]:
         """Returns the devices and threads that it runs on, and what its compilation took and its program needs."""
-        from purejaxppo.memory import program_bytes  # not earlier: importing purejaxppo chooses a number of threads
+        from purejaxppo.memory import program_bytes  # not earlier, for the same reason
 
         return {
             "devices": len(jax.devices()),
-            "NPROC": os.environ.get("NPROC"),
+            "NPROC": self.threads,
             "compile_s": self.compiled.compile_s,
             "program_bytes": program_bytes(self.compiled.program),
         }
