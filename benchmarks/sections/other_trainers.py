@@ -5,8 +5,8 @@
 It installs what is missing, in environments of its own; with --quick it takes under a minute and has what is installed.
 
 The work is the same for all as far as each allows (trainers/protocol.py has the settings; what differs is in the
-result), and a step is a step of one environment: num_envs x num_steps x updates. A ratio
-is made of two neighbouring blocks; only ratios are worth quoting. Blocks differ in length, each at least one update.
+result), and a step is a step of one environment: num_envs x num_steps x updates. A ratio is made of two neighbouring
+blocks; only ratios are worth quoting. Blocks differ in length, each at least one update.
 """
 
 import argparse
