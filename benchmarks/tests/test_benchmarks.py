@@ -44,6 +44,19 @@ def test_interval_of_a_ratio():
     assert (value, low, high) == (2.0, 1.8, 2.2)
 
 
+@pytest.mark.parametrize("noisy", [0, 1])
+def test_interval_of_a_ratio_of_samples_of_different_sizes(noisy):
+    generator = np.random.default_rng(1)
+    spread = [0.02, 0.02]
+    spread[noisy] = 1.0  # so that this sample's size decides how wide the interval is
+    above, below = 10 + spread[0] * generator.uniform(-1, 1, 12), 5 + spread[1] * generator.uniform(-1, 1, 7)
+    medians = [np.median(generator.choice(x, (20_000, len(x))), axis=1) for x in (above, below)]
+    expected = np.quantile(medians[0] / medians[1], [0.025, 0.975])
+    value, low, high = ratio_interval(above, below)
+    assert value == pytest.approx(np.median(above) / np.median(below))
+    np.testing.assert_allclose([low, high], expected, atol=0.1 * (expected[1] - expected[0]))
+
+
 def test_model_of_the_work():
     step = per_step(4, 2)
     # 8,896 weights: 17,792 FLOP forward, three times that per epoch less 2 x 512 for the observations' gradient.

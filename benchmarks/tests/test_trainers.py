@@ -78,6 +78,7 @@ def test_peer_says_what_it_is_and_trains_whatever_its_libraries_print(peer):
     answer = process.ask({"do": "train", "blocks": 1}, 30)
     assert answer["env_steps"] == 105
     assert answer["seconds"] >= 0
+    assert process.ask({"do": "train", "blocks": 3}, 30)["env_steps"] == 315
 
 
 def test_peer_plays_as_many_episodes_as_asked(peer):
