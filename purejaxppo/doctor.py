@@ -171,7 +171,7 @@ def _for_cpus(cores: int) -> list[str]:
     sizes = [settings.get("num_envs", TrainConfig.num_envs) for settings in PRESETS.values()]
     advice = [
         f"num_envs: as in the presets, {min(sizes)} to {max(sizes)}; 2048 were not faster than 64 on two cores "
-        "(benchmarks/speed.md).",
+        "(benchmarks/log.md).",
         "Several seeds: one after the other by lax.map, as purejaxppo compare runs them on a CPU, where it is faster "
         "than vmap.",
     ]

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Installs what is missing, then lint, types and tests. Arguments go to pytest: bash scripts/test.sh -m learning
+# The tests of the benchmarks run when they are asked for: bash scripts/test.sh benchmarks/tests
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh

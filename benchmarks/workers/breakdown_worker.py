@@ -1,0 +1,161 @@
+"""Answers with the seconds of the parts of an update, each compiled by itself and timed in turn.
+
+python -m benchmarks.workers.breakdown_worker 64x128 --repetitions 9
+
+Nothing that a part computes is thrown away: it is carried from one round to the next and returned at the end.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from benchmarks.lib.hlo_kernels import count_kernels
+from benchmarks.lib.report import parser, shape, sizes
+from benchmarks.lib.worker_process import answer_channel
+from benchmarks.trainers.ours import train_config, warm_block
+from benchmarks.trainers.protocol import Settings
+from purejaxppo import Hyperparams, TrainConfig, use_all_cores
+from purejaxppo.advantage import gae
+from purejaxppo.algorithms import make_algorithm
+from purejaxppo.envs import from_gymnax
+from purejaxppo.networks import make_network
+from purejaxppo.rollout import rollout
+from purejaxppo.spread import devices_for, env_shardings, mesh_of, split_rows
+from purejaxppo.types import Algorithm, Batch, whole
+from purejaxppo.wrappers import training_env
+
+Step = Callable[[Any], tuple[Any, Any]]  # state -> (state, what else is computed)
+# Env steps per call on a CPU, for calls of some tens of milliseconds.
+ENV_STEPS = {"environment": 1 << 16, "rollout": 1 << 15, "advantage": 1 << 19, "one epoch": 1 << 14, "epochs": 1 << 13}
+
+
+class Part(NamedTuple):
+    """A step and the state that it starts from."""
+
+    state: Any
+    step: Step
+
+
+def repeated(part: Part, rounds: int) -> Callable[[], float]:
+    """Compiles so many rounds of a part and returns the function that times one round, in seconds."""
+    rest = zeros_like(jax.eval_shape(part.step, part.state)[1])
+
+    def call(state: Any, rest: Any) -> Any:
+        return jax.lax.scan(lambda carry, _: (part.step(carry[0]), None), (state, rest), length=rounds)[0]
+
+    program = jax.jit(call).lower(part.state, rest).compile()
+    carry = jax.block_until_ready(program(part.state, rest))
+
+    def measure() -> float:
+        nonlocal carry
+        start = time.perf_counter()
+        carry = jax.block_until_ready(program(*carry))
+        return (time.perf_counter() - start) / rounds
+
+    return measure
+
+
+def zeros_like(shapes: Any) -> Any:
+    """Returns arrays of these shapes."""
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+
+def make_parts(config: TrainConfig) -> dict[str, Part]:
+    """Returns the parts of one update of ppo_clip, on data of a first rollout."""
+    hp = jax.tree.map(jnp.float32, Hyperparams())
+    wrapped = training_env(config, from_gymnax(config.env, config.num_envs), hp.gamma)
+    network = make_network(config, wrapped)
+    mesh = mesh_of(devices_for(config))  # laid out as the whole update is
+    split = split_rows(mesh) if mesh.size > 1 else whole
+    key = jax.random.key(0)
+    env_state, obs = jax.jit(wrapped.reset)(key)
+    params = jax.jit(network.init)(key, obs)
+    env_state, obs = jax.device_put((env_state, obs), env_shardings(config.num_envs, mesh, (env_state, obs)))
+    key, params = jax.device_put((key, params), NamedSharding(mesh, PartitionSpec()))
+
+    def collect(state: Any) -> tuple[Any, Any]:
+        key, params, env_state, obs = state
+        key, now = jax.random.split(key)
+        env_state, obs, transition, sums = rollout(
+            now, wrapped, network.apply, params, env_state, obs, config.num_steps
+        )
+        return (key, params, env_state, obs), (transition, sums)
+
+    start = key, params, env_state, obs
+    _, (seen, _) = jax.jit(collect)(start)
+
+    def env_alone(state: Any) -> tuple[Any, Any]:
+        def step(carry: Any, inputs: Any) -> tuple[Any, None]:
+            env_state, result = wrapped.step(inputs[0], carry[0], inputs[1])
+            return (env_state, result), None
+
+        key, action, last = state
+        key, now = jax.random.split(key)
+        last, _ = jax.lax.scan(step, last, (jax.random.split(now, config.num_steps), action))
+        return (key, action, last), ()
+
+    def estimate(state: Any) -> tuple[Any, Any]:
+        seen, advantage, _ = state
+        reward = seen.reward + 1e-9 * advantage  # so that no round is like the last
+        ends = seen.terminated, seen.truncated
+        return (seen, *gae(reward, seen.value, seen.next_value, *ends, hp.gamma, hp.gae_lambda)), ()
+
+    first = zeros_like(jax.eval_shape(wrapped.step, key, env_state, seen.action[0])[1])
+    zeros = jnp.zeros_like(seen.reward)
+    columns = Batch(seen.obs, seen.action, seen.pi, seen.log_prob, seen.value, seen.reward, seen.reward)
+    batch = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), columns)
+    batch = jax.device_put(batch, NamedSharding(mesh, PartitionSpec()))
+    return {
+        "environment": Part((key, seen.action, (env_state, first)), env_alone),
+        "rollout": Part(start, collect),
+        "advantage": Part((seen, zeros, zeros), estimate),
+        "one epoch": learning(make_algorithm(replace(config, num_epochs=1), network.apply, split), hp, params, batch),
+        "epochs": learning(make_algorithm(config, network.apply, split), hp, params, batch),
+    }
+
+
+def learning(algorithm: Algorithm, hp: Hyperparams, params: Any, batch: Batch) -> Part:
+    """Returns the part of all gradient steps, with the shuffles and the measures of drift, on one batch over and over.
+
+    The batch is where it is learnt from: what brings it there, once per update, is in "everything else".
+    """
+
+    def step(state: Any) -> tuple[Any, Any]:
+        key, hp, learner, batch = state
+        key, now = jax.random.split(key)
+        learner, metrics = algorithm.update(now, hp, learner, batch)
+        return (key, hp, learner, batch), metrics
+
+    return Part((jax.random.key(1), hp, algorithm.init(hp, params), batch), step)
+
+
+def measure(num_envs: int, num_steps: int, repetitions: int) -> dict[str, Any]:
+    """Returns the seconds per round of each part, all parts in turn, and the kernels of a whole update."""
+    work = Settings(num_envs=num_envs, num_steps=num_steps)
+    larger = 1 if jax.default_backend() == "cpu" else 16
+    rounds = {name: max(2, min(64, larger * size // work.env_steps)) for name, size in ENV_STEPS.items()}
+    timers = {name: repeated(part, rounds[name]) for name, part in make_parts(train_config(work)).items()}
+    block = warm_block(replace(work, updates_per_block=rounds["epochs"]))
+    timers["whole update"] = lambda: block.time() / rounds["epochs"]
+    times = [{name: timer() for name, timer in timers.items()} for _ in range(repetitions)]
+    kernels = count_kernels(block.program.as_text() or "") / rounds["epochs"]
+    return {"seconds": times, "kernels_per_update": kernels, "env_steps_per_update": work.env_steps}
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("shape", type=shape, help="environments x steps of CartPole")
+    options.add_argument("--repetitions", type=int, default=9)
+    arguments = options.parse_args()
+    answer = answer_channel()
+    use_all_cores()
+    answer(measure(**sizes(arguments.shape), repetitions=arguments.repetitions))
+
+
+if __name__ == "__main__":
+    main()
