@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from purejaxppo.sums import centre, least_std, variance
 from purejaxppo.types import Apply, Batch, Metrics, Params, Split, whole
 
 
@@ -29,7 +30,7 @@ def importance_weights(log_ratio: jax.Array) -> Metrics:
     return {
         "kl_k3": jnp.mean(jnp.expm1(log_ratio) - log_ratio),
         "ratio/mean": jnp.mean(ratio),
-        "ratio/std": jnp.std(ratio),
+        "ratio/std": jnp.sqrt(variance(ratio)),
         "ratio/max": jnp.max(ratio),
         "ratio/effective_sample_size": effective_sample_size(log_ratio),
     }
@@ -47,7 +48,8 @@ def effective_sample_size(log_ratio: jax.Array) -> jax.Array:
 
 
 def explained_variance(value: jax.Array, target: jax.Array) -> jax.Array:
-    """1 - Var(target - value) / Var(target) over all entries; 0 where the target is constant."""
-    # The variance of equal numbers is not exactly 0 in float32, but their range is.
-    varies = jnp.max(target) > jnp.min(target)
-    return jnp.where(varies, 1.0 - jnp.var(target - value) / jnp.where(varies, jnp.var(target), 1.0), 0.0)
+    """1 - Var(target - value) / Var(target) over a batch [N]; 0 where the target is constant, but for its rounding."""
+    deviation, mean = centre(target)
+    spread = jnp.mean(deviation**2)
+    varies = spread > least_std(mean) ** 2
+    return jnp.where(varies, 1.0 - variance(target - value) / jnp.where(varies, spread, 1.0), 0.0)

@@ -19,6 +19,7 @@ from purejaxppo.machine import installed_versions
 from purejaxppo.networks import make_network
 from purejaxppo.restore import SavedRun
 from purejaxppo.run_dir import create_dir
+from purejaxppo.sums import RELATIVE_FLOOR
 from purejaxppo.types import Box, Discrete
 from purejaxppo.wrappers import NORMALIZER_CLIP, NORMALIZER_EPSILON, action_bound, observation_stats, standardize_by
 
@@ -126,7 +127,13 @@ def _weights(run: SavedRun) -> dict[str, np.ndarray]:
 def _spec(run: SavedRun, weights: dict[str, np.ndarray]) -> dict[str, Any]:
     """policy.json, but for the hash. Layers go by the prefix of their kernel and bias."""
     config, space = run.config, run.env.action_space
-    normalizer = {"mean": "normalizer/mean", "var": "normalizer/var", "epsilon": NORMALIZER_EPSILON}
+    normalizer = {
+        "mean": "normalizer/mean",
+        "var": "normalizer/var",
+        "epsilon": NORMALIZER_EPSILON,
+        "relative_floor": RELATIVE_FLOOR,
+        "clip": NORMALIZER_CLIP,
+    }
     return {
         "format_version": 1,
         "env": config.env,
@@ -142,7 +149,7 @@ def _spec(run: SavedRun, weights: dict[str, np.ndarray]) -> dict[str, Any]:
             "shared_torso": config.shared_torso,
             **_layers(run, weights),
         },
-        "normalizer": {**normalizer, "clip": NORMALIZER_CLIP} if normalizer["mean"] in weights else None,
+        "normalizer": normalizer if normalizer["mean"] in weights else None,
         "versions": installed_versions(),
     }
 

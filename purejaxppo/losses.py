@@ -4,6 +4,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from purejaxppo.sums import centre, least_std
+
 
 def clipped_surrogate(ratio: jax.Array, advantage: jax.Array, clip_eps: float | jax.Array) -> jax.Array:
     """mean_i min(r_i A_i, clip(r_i, 1 - eps, 1 + eps) A_i), to be maximised.
@@ -70,5 +72,11 @@ def clipped_value_loss(
 
 
 def standardize(x: jax.Array) -> jax.Array:
-    """(x - mean) / (std + 1e-8) over all entries."""
-    return (x - jnp.mean(x)) / (jnp.std(x) + 1e-8)
+    """(x - mean) / (std + 1e-8) over all entries.
+
+    The standard deviation is no less than float32 can tell from 0 around the mean, so that neither equal numbers nor
+    their rounding come out as +-1.
+    """
+    deviation, mean = centre(x.reshape(-1))
+    std = jnp.maximum(jnp.sqrt(jnp.mean(deviation**2)), least_std(mean))
+    return (deviation / (std + 1e-8)).reshape(x.shape)

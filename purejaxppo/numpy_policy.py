@@ -48,8 +48,9 @@ class Policy:
         network, normalizer = self.spec["network"], self.spec["normalizer"]
         activation, layers = ACTIVATIONS[network["activation"]], list(network["actor"])
         if normalizer is not None:
-            std = np.sqrt(self.weights[normalizer["var"]] + normalizer["epsilon"])
-            x = np.clip((x - self.weights[normalizer["mean"]]) / std, -normalizer["clip"], normalizer["clip"])
+            mean, var = self.weights[normalizer["mean"]], self.weights[normalizer["var"]]
+            std = np.maximum(np.sqrt(var + normalizer["epsilon"]), normalizer["relative_floor"] * np.abs(mean))
+            x = np.clip((x - mean) / std, -normalizer["clip"], normalizer["clip"])
         if network["torso"] == "conv":  # the first layer goes over the 3 x 3 patches
             patches = [x[:, i : x.shape[1] - 2 + i, j : x.shape[2] - 2 + j] for i in range(3) for j in range(3)]
             x = activation(self._dense(layers.pop(0), np.concatenate(patches, axis=-1)))

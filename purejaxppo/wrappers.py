@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from purejaxppo.config import TrainConfig
+from purejaxppo.sums import Sum, add, centre, empty_sum, least_std
 from purejaxppo.types import Box, Discrete, EnvState, EnvStep, VecEnv
 
 NORMALIZER_CLIP = 10.0  # standard deviations
@@ -41,21 +42,27 @@ def update_stats(stats: RunningStats, x: jax.Array) -> RunningStats:
     """
     rows = stats.rows + x.shape[0]
     weight = x.shape[0] / rows
-    delta = jnp.mean(x, axis=0) - stats.mean
+    deviation, mean_of_x = centre(x)
+    delta = mean_of_x - stats.mean
     mean = stats.mean + weight * delta
-    var = (1 - weight) * stats.var + weight * jnp.var(x, axis=0) + weight * (1 - weight) * delta**2
+    var = (1 - weight) * stats.var + weight * jnp.mean(deviation**2, axis=0) + weight * (1 - weight) * delta**2
     return RunningStats(mean, var, rows)
 
 
 def standardize_by(stats: RunningStats, x: jax.Array) -> jax.Array:
     """(x - mean) / std of rows x [E, ...], clipped to +-10."""
-    scaled = (x - stats.mean[None]) / jnp.sqrt(stats.var + NORMALIZER_EPSILON)[None]
+    scaled = (x - stats.mean[None]) / _std(stats)[None]
     return jnp.clip(scaled, -NORMALIZER_CLIP, NORMALIZER_CLIP)
+
+
+def _std(stats: RunningStats) -> jax.Array:
+    """Returns what to divide by: sqrt(var + 1e-8), or the least that float32 can tell from 0 around the mean."""
+    return jnp.maximum(jnp.sqrt(stats.var + NORMALIZER_EPSILON), least_std(stats.mean))
 
 
 class _Episodes(NamedTuple):
     inner: EnvState
-    episode_return: jax.Array  # [E] so far
+    episode_return: Sum  # [E] so far
     episode_length: jax.Array  # [E] int32, so far
 
 
@@ -94,20 +101,20 @@ def track_episodes(env: VecEnv) -> VecEnv:
 
     def reset(key: jax.Array) -> tuple[EnvState, jax.Array]:
         state, obs = env.reset(key)
-        return _Episodes(state, jnp.zeros(env.num_envs), jnp.zeros(env.num_envs, jnp.int32)), obs
+        return _Episodes(state, empty_sum((env.num_envs,)), jnp.zeros(env.num_envs, jnp.int32)), obs
 
     def step(key: jax.Array, state: _Episodes, action: jax.Array) -> tuple[EnvState, EnvStep]:
         inner, result = env.step(key, state.inner, action)
-        total, length = state.episode_return + result.reward, state.episode_length + 1
+        total, length = add(state.episode_return, result.reward), state.episode_length + 1
         done = result.terminated | result.truncated
         info = {
             **result.info,
-            "episode/return": jnp.where(done, total, 0.0),
+            "episode/return": jnp.where(done, total.value, 0.0),
             "episode/length": jnp.where(done, length, 0).astype(jnp.float32),
             "episode/count": done.astype(jnp.float32),
         }
-        running = _Episodes(inner, jnp.where(done, 0.0, total), jnp.where(done, 0, length))
-        return running, result._replace(info=info)
+        total, length = jax.tree.map(lambda x: jnp.where(done, 0, x), (total, length))
+        return _Episodes(inner, total, length), result._replace(info=info)
 
     return env._replace(reset=reset, step=step)
 
@@ -184,7 +191,7 @@ def normalize_reward(env: VecEnv, gamma: float | jax.Array) -> VecEnv:
         inner, result = env.step(key, state.inner, action)
         discounted = gamma * state.discounted + result.reward
         stats = update_stats(state.stats, discounted)
-        reward = jnp.clip(result.reward / jnp.sqrt(stats.var + NORMALIZER_EPSILON), -NORMALIZER_CLIP, NORMALIZER_CLIP)
+        reward = jnp.clip(result.reward / _std(stats), -NORMALIZER_CLIP, NORMALIZER_CLIP)
         running = jnp.where(result.terminated | result.truncated, 0.0, discounted)
         return _NormalizedReward(inner, stats, running), result._replace(reward=reward)
 

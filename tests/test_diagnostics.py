@@ -100,6 +100,23 @@ def test_explained_variance_of_a_constant_target(constant):
         assert float(explained_variance(values[:size], jnp.full(size, constant))) == 0.0
 
 
+@pytest.mark.parametrize("offset", [1.0, 1e3, -1e5])
+def test_explained_variance_far_from_zero(offset):
+    """A large mean costs no digits, and targets that differ in their last bit alone count as constant."""
+    rng = np.random.default_rng(6)
+    target = (offset + rng.normal(size=1000)).astype(np.float32)
+    value = (target + 0.5 * rng.normal(size=1000)).astype(np.float32)
+    expected = 1 - np.var(np.float64(target) - value) / np.var(np.float64(target))
+    np.testing.assert_allclose(explained_variance(jnp.asarray(value), jnp.asarray(target)), expected, rtol=1e-5)
+    rounding = np.where(np.arange(1000) % 2, np.float32(offset), np.nextafter(np.float32(offset), np.float32(0)))
+    assert float(explained_variance(jnp.zeros(1000), jnp.asarray(rounding))) == 0.0
+
+
+def test_equal_weights_have_no_standard_deviation():
+    """Exactly, also where their mean is rounded."""
+    assert float(importance_weights(jnp.full(1000, 0.3))["ratio/std"]) == 0.0
+
+
 @pytest.mark.parametrize(("function", "arguments"), [(explained_variance, 2), (effective_sample_size, 1)])
 def test_no_dtype_is_promoted_silently(function, arguments):
     """float32 in, a float32 scalar out, where JAX refuses mixed types."""

@@ -175,6 +175,21 @@ def test_the_cases_cover_every_activation():
     assert {case["activation"] for case in CASES.values()} == set(numpy_policy.ACTIVATIONS) == set(get_args(Activation))
 
 
+def test_an_observation_that_never_varied(exported):
+    """Its rounding is divided by no less than in evaluation, by both readers."""
+    run = make_run(**CASES["gaussian"])
+    stats = run.runner.env_state.stats
+    stats = stats._replace(mean=jnp.full_like(stats.mean, 1000.1), var=jnp.zeros_like(stats.var))
+    run = run._replace(runner=run.runner._replace(env_state=run.runner.env_state._replace(stats=stats)))
+    out = exported(run)
+    obs = np.float32(1000.1) + np.float32(2.0**-14) * np.arange(-6, 6, dtype=np.float32).reshape(4, 3)
+    expected, pi = own_actions(run, obs)
+    assert len(np.unique(expected)) == 4
+    assert_same_actions(run, numpy_policy.load(out)(obs), expected, pi)
+    module = jax.export.deserialize(bytearray((out / "policy.stablehlo").read_bytes()))
+    assert_same_actions(run, np.asarray(module.call(obs)["action"]), expected, pi)
+
+
 def test_an_action_without_a_bound_on_one_side(exported):
     """JSON has no infinity."""
     run = make_run(env="Pendulum-v1", activation="elu")

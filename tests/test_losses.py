@@ -244,9 +244,28 @@ def test_standardize():
     assert abs(found.std() - 1) < 1e-5
 
 
-def test_standardize_a_constant():
-    """Equal advantages become 0, not NaN."""
-    np.testing.assert_array_equal(standardize(jnp.full(8, 3.0)), 0.0)
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4, 1e7])
+@pytest.mark.parametrize("offset", [0.0, 1e-3, 1.0, 1e3, 1e7])
+def test_standardize_at_any_scale(offset, scale):
+    """As float64 has it; a spread that float32 cannot tell from the rounding of the mean stays small."""
+    x = (offset + scale * np.random.default_rng(4).normal(size=1000)).astype(np.float32)
+    exact = x.astype(np.float64)
+    std = max(exact.std(), 2.0**-20 * abs(exact.mean()))
+    np.testing.assert_allclose(standardize(jnp.asarray(x)), (exact - exact.mean()) / (std + 1e-8), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("constant", [3.0, 0.1, 1234.567, -1e7 / 3])
+@pytest.mark.parametrize("size", [1, 8, 1000, 1024])
+def test_standardize_a_constant(constant, size):
+    """Equal advantages become exactly 0, also where the mean of equal float32 numbers is not quite that number."""
+    np.testing.assert_array_equal(jax.jit(standardize)(jnp.full(size, constant)), 0.0)
+
+
+def test_standardize_does_not_blow_up_rounding():
+    """Advantages that differ in their last bit alone are nearly 0, and not +-1."""
+    x = np.full(512, 0.1, np.float32)
+    x[::2] = np.nextafter(x[::2], np.float32(1))
+    assert np.abs(standardize(jnp.asarray(x))).max() < 0.1
 
 
 @pytest.mark.parametrize(

@@ -140,10 +140,47 @@ def test_standardized_values_are_clipped_to_10():
     )
 
 
-def test_a_constant_observation_is_normalised_to_zero():
-    """No spread, no NaN."""
-    stats = update_stats(empty_stats((1,)), jnp.full((8, 1), 3.0))
-    np.testing.assert_array_equal(standardize_by(stats, jnp.full((8, 1), 3.0)), 0.0)
+def seen_one_by_one(rows):
+    """(final statistics, rows [N, E, O] each normalised by what had been seen with it), in one program."""
+
+    def see(stats, x):
+        stats = update_stats(stats, x)
+        return stats, standardize_by(stats, x)
+
+    return jax.jit(lambda rows: jax.lax.scan(see, empty_stats(rows.shape[2:]), rows))(jnp.asarray(rows))
+
+
+@pytest.mark.parametrize("num_envs", [1, 7, 64])
+def test_a_constant_observation_is_normalised_to_zero(num_envs):
+    """Exactly, whatever it is and however often it is seen; what varies beside it is normalised as ever."""
+    rows = np.empty((50, num_envs, 6), np.float32)
+    rows[...] = [3.0, 0.1, 1000.1, 1234567.0, -1e-3, 0.0]
+    rows[..., 5] = np.random.default_rng(2).normal(size=rows.shape[:2])
+    stats, normalised = seen_one_by_one(rows)
+    np.testing.assert_array_equal(normalised[..., :5], 0.0)
+    np.testing.assert_array_equal(stats.var[:5], 0.0)
+    np.testing.assert_allclose(stats.var[5], rows[..., 5].astype(np.float64).var(), rtol=1e-4)
+
+
+def test_rounding_of_an_observation_is_not_blown_up():
+    """A number that changes in its last bit alone, from step to step or between environments, stays near 0."""
+    rows = np.full((64, 8, 2), 1000.1, np.float32)
+    rows[::2, :, 0] = np.nextafter(rows[::2, :, 0], np.float32(2000))
+    rows[:, ::2, 1] = np.nextafter(rows[:, ::2, 1], np.float32(2000))
+    assert np.abs(seen_one_by_one(rows)[1]).max() <= 1 / 8
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4, 1e7])
+def test_observations_are_normalised_at_any_scale(scale):
+    """As float64 has it, from offsets of nothing to ten million, to what the rounding of the mean allows."""
+    offset = np.array([0.0, 1e-3, 1.0, 1e3, 1e7])
+    rows = (offset + scale * np.random.default_rng(3).normal(size=(40, 16, 5))).astype(np.float32)
+    stats, normalised = seen_one_by_one(rows)
+    exact = rows.astype(np.float64).reshape(-1, 5)
+    std = np.maximum(np.sqrt(exact.var(0) + EPSILON), 2.0**-20 * np.abs(exact.mean(0)))
+    np.testing.assert_allclose(stats.mean, exact.mean(0), rtol=1e-6, atol=1e-5 * scale)
+    expected = np.clip((exact[-16:] - exact.mean(0)) / std, -10, 10)
+    np.testing.assert_allclose(normalised[-1], expected, rtol=1e-4, atol=0.25 if scale < 1 else 2e-2)
 
 
 # --- observations -----------------------------------------------------------------------------------------------------
@@ -272,8 +309,33 @@ def test_episode_tracking_against_a_loop():
         np.testing.assert_array_equal(steps.info["episode/length"][t], np.where(done, length, 0))
         np.testing.assert_array_equal(steps.info["episode/count"][t], done)
         total, length = np.where(done, 0, total), np.where(done, 0, length)
-    np.testing.assert_allclose(state.episode_return, total, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(state.episode_return.value, total, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(state.episode_length, length)
+
+
+def test_the_return_of_a_million_steps():
+    """0.1 a step is 100,000; float32 added one by one would make it 100,958. The next episode begins with nothing."""
+    num_steps = 10**6
+
+    def step(key, time, action):
+        time, last = time + 1, (time + 1) % (num_steps // jnp.array([1, 10])) == 0
+        obs = jnp.zeros((2, 1))
+        return time, EnvStep(obs, obs, jnp.full(2, 0.1), last, last, {})
+
+    env = VecEnv(lambda key: (jnp.zeros((), jnp.int32), jnp.zeros((2, 1))), step, Box((1,)), Discrete(2), 2)
+    env = track_episodes(env)
+
+    def run(state):
+        def keep_last(carry, _):
+            state, seen = carry
+            state, result = env.step(None, state, None)
+            return (state, jnp.where(result.info["episode/count"], result.info["episode/return"], seen)), None
+
+        return jax.lax.scan(keep_last, (state, jnp.zeros(2)), length=num_steps)[0]
+
+    state, seen = jax.jit(run)(env.reset(None)[0])
+    np.testing.assert_allclose(seen, [100_000, 10_000], rtol=1e-7)
+    np.testing.assert_array_equal(state.episode_return.value, 0.0)
 
 
 def test_episode_returns_are_of_raw_rewards():
