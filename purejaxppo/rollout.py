@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from purejaxppo.ahead import scan_ahead
 from purejaxppo.distributions import Distribution
-from purejaxppo.sums import sum_rows
 from purejaxppo.types import Apply, EnvState, Metrics, Params, Transition, VecEnv
 
 _Carry = tuple[EnvState, jax.Array, jax.Array, jax.Array]
@@ -90,7 +89,7 @@ def rollout(
         terminated=seen.terminated,
         truncated=seen.truncated,
     )
-    return env_state, next_obs, transition, jax.tree.map(lambda x: sum_rows(sum_rows(x)), seen.info)
+    return env_state, next_obs, transition, jax.tree.map(lambda x: x.sum(), seen.info)
 
 
 def _values(apply: Apply, params: Params, obs: jax.Array) -> jax.Array:

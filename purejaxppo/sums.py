@@ -10,8 +10,6 @@ import jax.numpy as jnp
 # so that the product is exact wherever it is computed.
 RELATIVE_FLOOR = 2.0**-20
 
-_FEW = 16  # terms whose sum may be taken in any order
-
 
 class Sum(NamedTuple):
     """A sum as two float32 arrays of one shape, for `total` to read: the plain sum, and what rounding left out."""
@@ -39,17 +37,6 @@ def add(to: Sum, x: jax.Array) -> Sum:
 def total(of: Sum) -> jax.Array:
     """Returns the sum's nearest float32; an infinite one has no rest that could be told (inf - inf is NaN)."""
     return jnp.where(jnp.isfinite(of.plain), of.plain + of.rest, of.plain)
-
-
-def sum_rows(x: jax.Array) -> jax.Array:
-    """Sums x [N, ...] over its first axis [...], neighbours in pairs for as long as there are many and an even number.
-
-    Few roundings then meet in a sum, and rows that are shared out over devices in blocks are added where they lie.
-    """
-    while x.shape[0] > _FEW and x.shape[0] % 2 == 0:
-        pairs = x.reshape(-1, 2, *x.shape[1:])
-        x = pairs[:, 0] + pairs[:, 1]
-    return jnp.sum(x, axis=0)
 
 
 def centre(x: jax.Array) -> tuple[jax.Array, jax.Array]:

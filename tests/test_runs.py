@@ -250,13 +250,8 @@ def test_one_by_one_each_run_has_the_bits_that_it_has_alone(algorithm):
     assert len({take(metrics["loss/value"], i).tobytes() for i in range(R)}) == R
 
 
-@pytest.mark.parametrize(
-    ("num_envs", "num_steps", "normalize"),
-    [(8, 32, ["observation"]), (7, 9, ["observation", "reward"]), (16, 16, ["reward"])],
-    ids=["8x32", "7x9", "16x16"],
-)
-def test_one_by_one_normalisers_have_the_bits_that_they_have_alone(num_envs, num_steps, normalize):
-    """Statistics of every step, and the policy that acts on them, in programs as the compiler optimises them."""
+def alone_and_among_others(num_envs, num_steps, normalize, devices, level):
+    """(state and metrics of a run alone, those that it has beside another one) after two updates."""
     config = TrainConfig(
         num_envs=num_envs,
         num_steps=num_steps,
@@ -265,16 +260,31 @@ def test_one_by_one_normalisers_have_the_bits_that_they_have_alone(num_envs, num
         hidden_sizes=(8,),
         **{f"normalize_{what}": True for what in normalize},
     )
-    one = trainer_from_config(config, walk(num_envs))
+    one, options = trainer_from_config(config, walk(num_envs)), {"xla_backend_optimization_level": level}
     hps, seeds = grid(Hyperparams(), [0, 1])
-    hp = take(hps, 1)
-    level = {"xla_backend_optimization_level": 3}
+    hp, where = take(hps, 1), layout_for(2, devices=jax.devices()[:devices])
     update = jax.jit(lambda hp, runner: advance(one, hp, runner, 2))
-    alone = jax.jit(one.init)(jax.random.key(1), hp)
-    alone = host(update.lower(hp, alone).compile(level)(hp, alone))
-    runs = make_runs(one, hps, seeds)
-    runs, metrics = advance_runs.lower(one, hps, runs, 2).compile(level)(hps, runs)
-    assert same_bits(take((host(runs.runner), host(metrics)), 1), alone)
+    runner = jax.jit(one.init)(jax.random.key(1), hp)
+    alone = host(update.lower(hp, runner).compile(options)(hp, runner))
+    hps = jax.device_put(hps, where.sharding)
+    runs = make_runs(one, hps, seeds, layout=where)
+    runs, metrics = advance_runs.lower(one, hps, runs, 2, where).compile(options)(hps, runs)
+    return alone, take((host(runs.runner), host(metrics)), 1)
+
+
+@pytest.mark.parametrize(
+    ("num_envs", "num_steps", "normalize"),
+    [(8, 32, ["observation"]), (7, 9, ["observation", "reward"])],
+    ids=["8x32", "7x9"],
+)
+def test_one_by_one_normalisers_have_the_bits_that_they_have_alone(num_envs, num_steps, normalize):
+    """The operations are the same ones in both programs, and in one order."""
+    assert same_bits(*alone_and_among_others(num_envs, num_steps, normalize, devices=2, level=0))
+
+
+def test_on_one_device_the_bits_are_those_alone_whatever_is_optimised():
+    """Over several devices XLA may contract multiplications and additions otherwise; on one it does not."""
+    assert same_bits(*alone_and_among_others(8, 32, ["observation"], devices=1, level=3))
 
 
 def test_under_vmap_the_first_update_is_that_of_each_run_alone():

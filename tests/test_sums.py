@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from purejaxppo.sums import Sum, add, centre, empty_sum, sum_rows, total, variance
+from purejaxppo.sums import Sum, add, centre, empty_sum, total, variance
 
 MILLION = 10**6
 
@@ -43,14 +43,6 @@ def test_a_term_larger_than_the_sum_does_not_swallow_it():
 def test_an_infinite_term_makes_the_sum_infinite_and_not_nan():
     so_far = add(add(Sum(jnp.float32(1), jnp.float32(0)), jnp.float32(-jnp.inf)), jnp.float32(1))
     assert float(total(so_far)) == -np.inf
-
-
-@pytest.mark.parametrize("shape", [(1,), (7,), (128, 3), (100, 2), (1001,), (2**17,)])
-def test_sum_rows(shape):
-    """Of any number of rows; of 131,072 equal ones too, which one after the other would be off by 1e-3."""
-    x = np.random.default_rng(0).uniform(0, 1, shape).astype(np.float32)
-    for rows in (x, np.full(shape, 0.1, np.float32)):
-        np.testing.assert_allclose(optimized(sum_rows, rows), rows.sum(axis=0, dtype=np.float64), rtol=5e-6)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
