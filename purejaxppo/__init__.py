@@ -60,6 +60,10 @@ _MODULES = {
 }
 
 
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
+
+
 def __getattr__(name: str) -> Any:
     # Late, so that `purejaxppo --help` does not wait for JAX.
     if name not in _MODULES:

@@ -1,5 +1,15 @@
-"""`python -m purejaxppo` is the command line."""
+"""The entry point of the command line, which hears signals before anything slow is imported."""
 
-from purejaxppo.cli import main
+from purejaxppo.signals import end_process_on_signal
 
-main()
+
+def main() -> None:
+    """Runs the command of the process's arguments, and exits with its code."""
+    end_process_on_signal()
+    from purejaxppo.cli import main as run_command  # late: a second or more
+
+    run_command()
+
+
+if __name__ == "__main__":
+    main()

@@ -201,8 +201,9 @@ def _sweep(command: Sweep) -> int:
     sweep, allow_download = command.resolved, command.common.allow_download
     assert sweep is not None  # parse has seen to it
     if command.plan:
-        record = plan_record(make_plan(sweep, allow_download=allow_download))
         note(describe_settings(sweep.settings))
+        with announced(note, "compiling, to see what fits into memory"):
+            record = plan_record(make_plan(sweep, allow_download=allow_download))
         show(command.common, record, lambda: print_table([["plan", ""], *describe_plan(record)]))
         return 0
     with stop_process_on_signal() as stop:

@@ -84,7 +84,7 @@ def run_experiment(
             run_dir = create_run_dir(settings, out)
         with locked(run_dir):
             write_inputs(run_dir, settings)
-            when_interrupted(f"`purejaxppo resume {run_dir}` goes on from what was saved.")
+            when_interrupted(f"`purejaxppo resume {run_dir}` goes on from its last checkpoint, if it has one.")
             run = Run(run_dir, settings, env, trainer, console, stop, phases, sinks)
             say(console, _headline(settings, run_dir))
             say(console, describe_settings([(settings.config, settings.hp)]))
@@ -124,7 +124,7 @@ def resume_experiment(
     refuse_changes(own.record(), settings.record(), f"leave them as they are in {run_dir / 'config.json'}.")
     config = settings.config
     with listening(stop) as stop, locked(run_dir):
-        when_interrupted(f"`purejaxppo resume {run_dir}` goes on from what was saved.")
+        when_interrupted(f"`purejaxppo resume {run_dir}` goes on from its last checkpoint, if it has one.")
         summary = finished_run(run_dir, config)
         if summary:
             say(console, already_finished(summary))
@@ -175,6 +175,8 @@ def _finish(run: Run, start: Start) -> dict[str, Any]:
             summary["evaluation"] = _evaluate_at_the_end(run, runner)
         run.phases.end("evaluation")
     summary["exit_reason"] = run.stop() or "finished"
+    if summary["exit_reason"] == "finished":
+        when_interrupted(f"{run.run_dir} is trained and evaluated; `purejaxppo resume {run.run_dir}` shows its result.")
     _write_summary(run, summary)  # the picture shows what it says
     (run.run_dir / _PICTURE).unlink(missing_ok=True)
     _draw(run.run_dir, run.console)

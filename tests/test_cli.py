@@ -437,6 +437,21 @@ def test_devices_that_the_variable_asks_for_in_vain():
     assert "--device" not in done.stderr
 
 
+def test_a_signal_while_the_command_line_is_imported_ends_it_with_a_line():
+    """Nothing slow comes before the handlers: no traceback, whatever Python is doing."""
+    script = (
+        "import builtins, os, signal, time; from purejaxppo.__main__ import main; load = builtins.__import__\n"
+        "def slow(name, *rest):\n"
+        "    if name == 'purejaxppo.cli':\n"
+        "        os.kill(os.getpid(), signal.SIGINT); time.sleep(60)\n"
+        "    return load(name, *rest)\n"
+        "builtins.__import__ = slow; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=50)
+    assert done.returncode == 130
+    assert done.stderr == "purejaxppo: error: interrupted; nothing had been written yet, so nothing is lost.\n"
+
+
 # --- directories ------------------------------------------------------------------------------------------------------
 
 

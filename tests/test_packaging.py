@@ -5,6 +5,8 @@ import tomllib
 from importlib.resources import files
 from pathlib import Path
 
+import purejaxppo
+
 PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
 
 
@@ -24,3 +26,9 @@ def test_every_dependency_has_a_lower_bound():
 def test_the_environment_of_the_scripts_has_a_pip():
     """Without one, `pip` in the activated environment is another Python's."""
     assert "pip" in PROJECT["dependency-groups"]["dev"]
+
+
+def test_the_public_names_can_be_looked_up():
+    """By `dir`, and so by whatever completes names, before any of them is loaded."""
+    assert set(purejaxppo.__all__) <= set(dir(purejaxppo))
+    assert all(getattr(purejaxppo, name) is not None for name in purejaxppo.__all__)

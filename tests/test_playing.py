@@ -29,13 +29,13 @@ def staggered(limit=40):
 
     def reset(key):
         state, obs = env.reset(key)
-        return (0, state), obs  # a weakly typed number
+        return (0, state), obs  # a weakly typed number, which `step` returns as an int32
 
     def step(key, state, action):
         time, inner = state
         inner, result = env.step(key, inner, action)
         reward = jax.random.normal(key, (E,)) + action
-        return (time + 1, inner), result._replace(
+        return (time + jnp.int32(1), inner), result._replace(
             reward=reward, terminated=time + 1 >= ends, truncated=jnp.zeros(E, bool)
         )
 

@@ -83,7 +83,7 @@ def run_sweep(
                     plan.fit()
             phases.end("compilation")
             write_sweep(directory, sweep, plan.sizes)
-            when_interrupted(f"`purejaxppo resume {directory}` goes on from what was saved.")
+            when_interrupted(f"`purejaxppo resume {directory}` goes on from its checkpoints, if it has any.")
             say(console, "\n".join(f"{name:<20} {text}" for name, text in describe_plan(plan_record(plan))))
             say(console, f"{sweep.env}  {directory}")
             return _train(directory, plan, console, stop, phases)
@@ -115,7 +115,7 @@ def resume_sweep(
     sweep, sizes = read_sweep(directory)
     sweep = sweep._replace(options=_other_options(sweep, options or sweep.options))
     with listening(stop) as stop, locked(directory):
-        when_interrupted(f"`purejaxppo resume {directory}` goes on from what was saved.")
+        when_interrupted(f"`purejaxppo resume {directory}` goes on from its checkpoints, if it has any.")
         summary = finished_sweep(directory)
         if summary:
             say(console, already_finished(summary))
