@@ -8,6 +8,7 @@ import numpy as np
 
 from purejaxppo.config import TrainConfig
 from purejaxppo.stats import interquartile_mean
+from purejaxppo.sums import add, empty_sum
 from purejaxppo.types import Apply, Params, RunnerState, VecEnv
 from purejaxppo.wrappers import evaluation_env, observation_stats
 
@@ -44,23 +45,21 @@ def evaluate(
         return (step < limit) & ~jnp.all(episodes.finished)
 
     def step(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-        step, key, state, obs, episodes = carry
+        step, key, state, obs, total, episodes = carry
         key, key_action, key_env = jax.random.split(key, 3)
         pi, _ = apply(params, obs)
         action = pi.mode() if greedy else pi.sample(key_action)
         state, result = env.step(key_env, state, action)
         running = ~episodes.finished
-        episodes = Episodes(
-            episodes.episode_return + jnp.where(running, result.reward, 0.0),
-            episodes.episode_length + running,
-            episodes.finished | result.terminated | result.truncated,
-        )
-        return step + 1, key, state, result.obs, episodes
+        total = add(total, jnp.where(running, result.reward, 0.0))
+        length = episodes.episode_length + running
+        finished = episodes.finished | result.terminated | result.truncated
+        return step + 1, key, state, result.obs, total, Episodes(total.value, length, finished)
 
     key, key_reset = jax.random.split(key)
     state, obs = env.reset(key_reset)
     nothing = Episodes(jnp.zeros(env.num_envs), jnp.zeros(env.num_envs, jnp.int32), jnp.zeros(env.num_envs, jnp.bool_))
-    start = (jnp.zeros((), jnp.int32), key, state, obs, nothing)
+    start = (jnp.zeros((), jnp.int32), key, state, obs, empty_sum((env.num_envs,)), nothing)
     return jax.lax.while_loop(unfinished, step, start)[-1]
 
 

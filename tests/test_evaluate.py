@@ -54,6 +54,18 @@ def test_every_environment_contributes_exactly_its_first_episode():
     assert episodes.finished.all()
 
 
+def test_the_return_of_a_long_episode():
+    """0.1 a step; float32 added one by one would be off by 0.5 after 300,000 of them."""
+
+    def step(key, time, action):
+        never = jnp.zeros(E, bool)
+        obs = jnp.zeros((E, 1))
+        return time, EnvStep(obs, obs, jnp.full(E, 0.1), never, never, {})
+
+    env = VecEnv(lambda key: ((), jnp.zeros((E, 1))), step, Box((1,)), Discrete(2), E)
+    np.testing.assert_allclose(play(env, max_steps=300_000).episode_return, 30_000, rtol=1e-7)
+
+
 def test_an_endless_environment_is_broken_off_and_reported():
     episodes = play(countdown(endless=True), max_steps=3)
     np.testing.assert_array_equal(episodes.episode_length, 3)
