@@ -340,7 +340,7 @@ def test_the_exported_directory_needs_numpy_alone(program, saved):
 
 def test_the_reader_is_short_and_imports_nothing_of_ours():
     source = Path(numpy_policy.__file__).read_text()
-    assert len(source.splitlines()) < 100
+    assert len(source.splitlines()) <= 100
     imported = {name.name for node in ast.walk(ast.parse(source)) for name in getattr(node, "names", [])}
     assert imported == {"hashlib", "json", "math", "Path", "numpy"}
 
