@@ -165,7 +165,7 @@ class Sweep:
     halving: int | None = None
     """After each rung of the budget one setting in so many goes on, the others stop; 2 to the number of settings."""
     exact: bool = False
-    """Every run with the very bits that it has alone on one device, which costs speed. On a CPU it has them anyway."""
+    """Train the runs one after the other on one device, each with the very bits that it has alone; costs speed."""
     plan: bool = False
     """Print what would be trained, and how it is laid out, and stop there."""
     target: float | None = None

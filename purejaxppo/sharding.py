@@ -13,7 +13,7 @@ _RUNS = PartitionSpec("runs")
 
 
 def one_by_one(f: Callable[..., Any]) -> Callable[..., Any]:
-    """Batching without `vmap`: run after run, each with the very bits that it has alone."""
+    """Batching without `vmap`: run after run, each computed by itself."""
     return lambda *xs: jax.lax.map(lambda x: f(*x), xs)
 
 
@@ -40,10 +40,12 @@ def layout_for(num_runs: int, exact: bool = False, devices: Sequence[jax.Device]
 
     Args:
       num_runs: R; as many devices are used as divide it.
-      exact: `one_by_one` wherever it is.
+      exact: `one_by_one` on the first device alone, where each run has the very bits that it has by itself. A program
+        for several devices passes through XLA's partitioner, after which other operations of a run may be fused, and
+        other products and sums rounded as one.
       devices: to use, by default all.
     """
     devices = devices or jax.devices()
-    number = max(n for n in range(1, len(devices) + 1) if num_runs % n == 0)
+    number = 1 if exact else max(n for n in range(1, len(devices) + 1) if num_runs % n == 0)
     batching = one_by_one if exact or devices[0].platform == "cpu" else jax.vmap
     return Layout(Mesh(np.array(devices[:number]), ("runs",)), batching)

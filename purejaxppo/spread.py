@@ -1,8 +1,8 @@
 """One run over several CPU devices: each has a share of the environments, and of every minibatch's rows.
 
 What is computed stays the same but for the order of sums: random numbers, shuffles and statistics are those of one
-device. So the first update agrees to rounding; later ones drift apart as the rounding grows, into another run of the
-same kind.
+device. The first update therefore agrees to rounding, and later ones ever less (docs/architecture.md has figures); the
+same bits again take the same number of devices.
 """
 
 from collections.abc import Callable, Sequence

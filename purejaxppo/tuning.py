@@ -1,6 +1,7 @@
 """Settings that depend on the machine and not on the algorithm, each with the measurement that chose it.
 
-They change speed, and results by no more than rounding. benchmarks/log.md has every trial, those that lost included.
+They change speed, and what an update computes by no more than rounding, which later updates make grow.
+benchmarks/log.md has every trial, those that lost included.
 """
 
 from purejaxppo.config import TrainConfig

@@ -57,6 +57,7 @@ def standardize_by(stats: RunningStats, x: jax.Array) -> jax.Array:
 
 def _std(stats: RunningStats) -> jax.Array:
     """Returns what to divide by: sqrt(var + 1e-8), or the least that float32 can tell from 0 around the mean."""
+    # XLA makes a product with 1 / root of a division by a root, in some programs and not in others; not of this one.
     return jnp.maximum(jnp.sqrt(stats.var + NORMALIZER_EPSILON), least_std(stats.mean))
 
 

@@ -19,9 +19,12 @@ from test_sharding import collectives
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.errors import ConfigError
 from purejaxppo.guard import WATCHED
+from purejaxppo.networks import make_network
+from purejaxppo.rollout import rollout
 from purejaxppo.runs import advance_runs, grid, make_runs
 from purejaxppo.sharding import layout_for
 from purejaxppo.train import advance, trainer_from_config
+from purejaxppo.wrappers import training_env
 
 E, T = 4, 4
 UPDATES = 6
@@ -155,8 +158,8 @@ def settings(algorithm):
 
 def layout(kind):
     """Two devices, each with half of the runs; new every time, as a caller makes it."""
-    exact = layout_for(R, exact=True)
-    return exact if kind == "exact" else exact._replace(batching=jax.vmap)
+    default = layout_for(R)
+    return default if kind == "exact" else default._replace(batching=jax.vmap)
 
 
 def spread(tree, kind):
@@ -250,8 +253,13 @@ def test_one_by_one_each_run_has_the_bits_that_it_has_alone(algorithm):
     assert len({take(metrics["loss/value"], i).tobytes() for i in range(R)}) == R
 
 
-def alone_and_among_others(num_envs, num_steps, normalize, devices, level):
-    """(state and metrics of a run alone, those that it has beside another one) after two updates."""
+@pytest.mark.parametrize(
+    ("num_envs", "num_steps", "normalize"),
+    [(8, 32, ["observation"]), (7, 9, ["observation", "reward"])],
+    ids=["8x32", "7x9"],
+)
+def test_exact_is_exact_in_an_optimised_program_with_normalisers(num_envs, num_steps, normalize):
+    """State and metrics; the other tests' programs are not optimised, and so do without fused multiply-adds."""
     config = TrainConfig(
         num_envs=num_envs,
         num_steps=num_steps,
@@ -260,31 +268,38 @@ def alone_and_among_others(num_envs, num_steps, normalize, devices, level):
         hidden_sizes=(8,),
         **{f"normalize_{what}": True for what in normalize},
     )
-    one, options = trainer_from_config(config, walk(num_envs)), {"xla_backend_optimization_level": level}
+    one, optimized = trainer_from_config(config, walk(num_envs)), {"xla_backend_optimization_level": 3}
     hps, seeds = grid(Hyperparams(), [0, 1])
-    hp, where = take(hps, 1), layout_for(2, devices=jax.devices()[:devices])
+    hp, exact = take(hps, 1), layout_for(2, exact=True)
     update = jax.jit(lambda hp, runner: advance(one, hp, runner, 2))
     runner = jax.jit(one.init)(jax.random.key(1), hp)
-    alone = host(update.lower(hp, runner).compile(options)(hp, runner))
-    hps = jax.device_put(hps, where.sharding)
-    runs = make_runs(one, hps, seeds, layout=where)
-    runs, metrics = advance_runs.lower(one, hps, runs, 2, where).compile(options)(hps, runs)
-    return alone, take((host(runs.runner), host(metrics)), 1)
+    alone = host(update.lower(hp, runner).compile(optimized)(hp, runner))
+    hps = jax.device_put(hps, exact.sharding)
+    runs = make_runs(one, hps, seeds, layout=exact)
+    runs, metrics = advance_runs.lower(one, hps, runs, 2, exact).compile(optimized)(hps, runs)
+    assert same_bits(take((host(runs.runner), host(metrics)), 1), alone)
 
 
-@pytest.mark.parametrize(
-    ("num_envs", "num_steps", "normalize"),
-    [(8, 32, ["observation"]), (7, 9, ["observation", "reward"])],
-    ids=["8x32", "7x9"],
-)
-def test_one_by_one_normalisers_have_the_bits_that_they_have_alone(num_envs, num_steps, normalize):
-    """The operations are the same ones in both programs, and in one order."""
-    assert same_bits(*alone_and_among_others(num_envs, num_steps, normalize, devices=2, level=0))
+def test_over_two_devices_observations_are_normalised_as_alone():
+    """Bit by bit, as the policy sees them: no operation is there that XLA replaces in one of the programs alone."""
+    config = TrainConfig(num_envs=8, hidden_sizes=(8,), normalize_observation=True)
+    env, hp = walk(8), Hyperparams()
+    network = make_network(config, env)
+    runner = trainer_from_config(config, env).init(jax.random.key(0), hp)
 
+    def collect(params, env_state, obs):
+        wrapped = training_env(config, env, hp.gamma)
+        return rollout(jax.random.key(1), wrapped, network.apply, params, env_state, obs, 32)
 
-def test_on_one_device_the_bits_are_those_alone_whatever_is_optimised():
-    """Over several devices XLA may contract multiplications and additions otherwise; on one it does not."""
-    assert same_bits(*alone_and_among_others(8, 32, ["observation"], devices=1, level=3))
+    def seen(collected):
+        env_state, obs, transition, _ = collected
+        return env_state, obs, transition.obs, transition.pi, transition.value
+
+    args = runner.learner.params, runner.env_state, runner.obs
+    alone = jax.jit(collect)(*args)
+    twice = jax.device_put(jax.tree.map(lambda x: jnp.stack([x, x]), args), layout_for(2).sharding)
+    together = jax.jit(layout_for(2).over_runs(collect))(*twice)
+    assert same_bits(take(host(seen(together)), 1), host(seen(alone)))
 
 
 def test_under_vmap_the_first_update_is_that_of_each_run_alone():
@@ -350,7 +365,7 @@ def test_one_device_gives_the_bits_of_two_and_one_compilation_does_for_any_numbe
     counters, stop_at = np.zeros(R, np.int32), np.full(R, NEVER)
     counters[3], stop_at[8] = before(4), 3
     two = go_on("ppo_kl", "exact", begin("ppo_kl", "exact", stop_at=stop_at, counters=counters))
-    single = layout_for(R, exact=True, devices=jax.devices()[:1])
+    single = layout_for(R, exact=True)
     runs = jax.device_put(begin("ppo_kl", "exact", stop_at=stop_at, counters=counters), single.sharding)
     caplog.clear()
     with jax.log_compiles(), caplog.at_level(logging.WARNING):

@@ -61,7 +61,10 @@ def test_as_many_devices_as_divide_the_runs(runs, there, used):
     ],
 )
 def test_side_by_side_on_an_accelerator_unless_it_shall_be_exact(platform, exact, batching):
-    assert layout_for(4, exact, pretend(platform, 2)).batching is batching
+    """Exact is one run after the other on one device: a program for several is compiled in another way."""
+    layout = layout_for(4, exact, pretend(platform, 2))
+    assert layout.batching is batching
+    assert layout.mesh.size == (1 if exact else 2)
 
 
 def test_all_devices_by_default():

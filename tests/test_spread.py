@@ -42,6 +42,7 @@ def leaves(tree):
 
 @pytest.mark.parametrize("algorithm", ["ppo_clip", "ppo_kl", "policy_gradient"])
 def test_two_devices_do_what_one_does(algorithm):
+    """What is promised of the first update; later ones make the rounding grow until the runs differ as seeds do."""
     config = TrainConfig(total_timesteps=128 * 8, algorithm=algorithm, **SMALL)
     for one, two in zip(
         leaves(trained(trainer_from_config(config))), leaves(trained(spread_trainer(config))), strict=True

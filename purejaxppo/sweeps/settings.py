@@ -22,7 +22,7 @@ class SweepSettings(NamedTuple):
     seeds: tuple[int, ...]
     options: RunOptions
     halving: int | None = None  # of the settings, one in so many goes on after each rung
-    exact: bool = False  # every run with the very bits that it has alone
+    exact: bool = False  # every run with the very bits that it has alone, on one device
     target: float | None = None  # return that `steps to target` asks for
 
     @property
