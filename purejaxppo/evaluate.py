@@ -8,7 +8,7 @@ import numpy as np
 
 from purejaxppo.config import TrainConfig
 from purejaxppo.stats import interquartile_mean
-from purejaxppo.sums import Sum, add, empty_sum, total
+from purejaxppo.sums import Sum, add, empty_sum
 from purejaxppo.types import Apply, EnvState, Params, RunnerState, VecEnv
 from purejaxppo.wrappers import evaluation_env, observation_stats
 
@@ -31,7 +31,7 @@ class Play(NamedTuple):
     key: jax.Array
     env_state: EnvState
     obs: jax.Array  # [E, *shape]
-    rewards: Sum  # [E], of which `episodes.episode_return` is the total
+    rewards: Sum  # [E], of which `episodes.episode_return` is the value
     episodes: Episodes  # as far as they have come
 
 
@@ -90,7 +90,7 @@ def play(start: Play, until: int | jax.Array, env: VecEnv, apply: Apply, params:
         rewards = add(rewards, jnp.where(running, result.reward, 0.0))
         length = episodes.episode_length + running
         finished = episodes.finished | result.terminated | result.truncated
-        return Play(step + 1, key, state, result.obs, rewards, Episodes(total(rewards), length, finished))
+        return Play(step + 1, key, state, result.obs, rewards, Episodes(rewards.value, length, finished))
 
     return jax.lax.while_loop(unfinished, step, start)
 

@@ -12,9 +12,9 @@ RELATIVE_FLOOR = 2.0**-20
 
 
 class Sum(NamedTuple):
-    """A sum as two float32 arrays of one shape, for `total` to read: the plain sum, and what rounding left out."""
+    """A sum as two float32 arrays of one shape: its nearest value, and what rounding has left out of that."""
 
-    plain: jax.Array
+    value: jax.Array
     rest: jax.Array
 
 
@@ -23,20 +23,20 @@ def empty_sum(shape: tuple[int, ...]) -> Sum:
     return Sum(jnp.zeros(shape), jnp.zeros(shape))
 
 
-def add(to: Sum, x: jax.Array) -> Sum:
-    """Adds x and keeps the error of the addition, so that a million terms are as exact as one.
+def add(total: Sum, x: jax.Array) -> Sum:
+    """Adds x with about twice the digits of float32, so that a million terms are as exact as one.
 
-    Source: Knuth 1969, "The art of computer programming", vol. 2, sec. 4.2.2 (the error of an addition whose second
-    term may be the larger); Neumaier 1974, "Rundungsfehleranalyse einiger Verfahren zur Summation endlicher Summen".
+    Source: Dekker 1971, "A floating-point technique for extending the available precision", with the error of the
+    first addition by Knuth 1969 ("The art of computer programming", vol. 2, sec. 4.2.2), where x may be the larger.
     """
-    plain = to.plain + x
-    added = plain - to.plain
-    return Sum(plain, to.rest + ((to.plain - (plain - added)) + (x - added)))
-
-
-def total(of: Sum) -> jax.Array:
-    """Returns the sum's nearest float32; an infinite one has no rest that could be told (inf - inf is NaN)."""
-    return jnp.where(jnp.isfinite(of.plain), of.plain + of.rest, of.plain)
+    value = total.value + x
+    added = value - total.value
+    lost = (total.value - (value - added)) + (x - added)
+    # An infinite sum has lost nothing; inf - inf would make it NaN.
+    rest = jnp.where(jnp.isfinite(value), lost + total.rest, 0.0)
+    # The rest is kept small by moving what it amounts to into the value: it is a float32 too, and would lose digits.
+    nearest = value + rest
+    return Sum(nearest, rest - (nearest - value))
 
 
 def centre(x: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purejaxppo.config import TrainConfig
-from purejaxppo.sums import Sum, add, centre, empty_sum, least_std, total
+from purejaxppo.sums import Sum, add, centre, empty_sum, least_std
 from purejaxppo.types import Box, Discrete, EnvState, EnvStep, VecEnv
 
 NORMALIZER_CLIP = 10.0  # standard deviations
@@ -110,7 +110,7 @@ def track_episodes(env: VecEnv) -> VecEnv:
         done = result.terminated | result.truncated
         info = {
             **result.info,
-            "episode/return": jnp.where(done, total(rewards), 0.0),
+            "episode/return": jnp.where(done, rewards.value, 0.0),
             "episode/length": jnp.where(done, length, 0).astype(jnp.float32),
             "episode/count": done.astype(jnp.float32),
         }

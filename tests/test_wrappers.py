@@ -11,7 +11,6 @@ from probe_envs import walk
 from purejaxppo.config import TrainConfig
 from purejaxppo.distributions import DiagGaussian
 from purejaxppo.rollout import rollout
-from purejaxppo.sums import total
 from purejaxppo.types import Box, Discrete, EnvStep, VecEnv
 from purejaxppo.wrappers import (
     bound_action,
@@ -310,7 +309,7 @@ def test_episode_tracking_against_a_loop():
         np.testing.assert_array_equal(steps.info["episode/length"][t], np.where(done, length, 0))
         np.testing.assert_array_equal(steps.info["episode/count"][t], done)
         expected, length = np.where(done, 0, expected), np.where(done, 0, length)
-    np.testing.assert_allclose(total(state.episode_return), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(state.episode_return.value, expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(state.episode_length, length)
 
 
@@ -336,7 +335,7 @@ def test_the_return_of_a_million_steps():
 
     state, seen = jax.jit(run)(env.reset(None)[0])
     np.testing.assert_allclose(seen, [100_000, 10_000], rtol=1e-7)
-    np.testing.assert_array_equal(total(state.episode_return), 0.0)
+    np.testing.assert_array_equal(state.episode_return.value, 0.0)
 
 
 def test_episode_returns_are_of_raw_rewards():
