@@ -78,7 +78,7 @@ def _report_finished_run(command: Resume) -> int | None:
     if summary is None or not is_file(command.run_dir / "plots" / "learning_curve.png"):
         return None
     say(Terminal(), already_finished(summary))
-    return _report(_without_seconds(summary), command.common)
+    return _report(_retold(summary, command.common), command.common)
 
 
 def _report_finished_sweep(command: ResumeSweep) -> int | None:
@@ -92,12 +92,12 @@ def _report_finished_sweep(command: ResumeSweep) -> int | None:
     if summary is None or changed or summary["diverged"] == summary["runs"]:
         return None
     say(Terminal(), already_finished(summary))
-    return _report_sweep(_without_seconds(summary), sweep, command.common)
+    return _report_sweep(_retold(summary, command.common), sweep, command.common)
 
 
-def _without_seconds(summary: dict[str, Any]) -> dict[str, Any]:
-    """Leaves out where the seconds of the command went that trained: this one's are others."""
-    return {name: value for name, value in summary.items() if name != "seconds"}
+def _retold(summary: dict[str, Any], common: Common) -> dict[str, Any]:
+    """Leaves the seconds out of what people read: they are those of the command that trained, not of this one."""
+    return summary if common.json else {name: value for name, value in summary.items() if name != "seconds"}
 
 
 def _settings(command: Train | Resume) -> RunSettings:
