@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from purejaxppo import checkpoint, store
+from purejaxppo import store
 from purejaxppo.checkpoint import snapshot, state_sha256
 from purejaxppo.errors import CheckpointError
 from purejaxppo.store import Which, clean, fault, list_steps, load_newest, prune, save_step, survey
@@ -111,7 +111,7 @@ def test_the_same_place_again(run_dir):
 
 
 FAILURES = {
-    "orbax": (checkpoint, "write_state", RuntimeError("tensorstore: No space left on device\nlong\nstory")),
+    "orbax": (store, "write_state", RuntimeError("tensorstore: No space left on device\nlong\nstory")),
     "meta.json": (store, "write_json", OSError(28, "No space left on device")),
     "sync": (store, "sync", OSError(28, "No space left on device")),
     "COMMIT": (store, "write_text", CheckpointError("cannot write COMMIT: No space left on device")),
@@ -153,7 +153,7 @@ def test_a_kill_at_any_moment_of_saving_leaves_the_older_ones(run_dir, monkeypat
         pass
 
     functions = [
-        (checkpoint, "write_state"),
+        (store, "write_state"),
         (store, "write_json"),
         (store, "write_text"),
         (store, "sync"),
@@ -339,7 +339,7 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_another_tree_than_expected_is_refused(saved, monkeypatch, change):
     """Before anything is read: orbax would cast a type silently."""
-    monkeypatch.setattr(checkpoint, "read_state", None)
+    monkeypatch.setattr(store, "read_state", None)
     with pytest.raises(CheckpointError, match=r"another state .*\.(env_state|key|learner)"):
         load_newest(saved, abstract(CHANGES[change](make_state())))
 
