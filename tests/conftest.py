@@ -4,6 +4,7 @@ Environment variables rather than `jax.config`, so that programs which a test st
 """
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -45,6 +46,14 @@ def _few_programs():
     maps = Path("/proc/self/maps")
     if maps.exists() and len(maps.read_text().splitlines()) > _MOST_MAPPINGS:
         jax.clear_caches()
+
+
+@pytest.fixture(autouse=True)
+def _no_listener_stays():
+    """A test that leaves its listener for signals behind lets a signal of a later test end this process."""
+    yield
+    left = signal.set_wakeup_fd(-1)
+    assert left == -1, "this test has started to listen for signals, and not stopped"
 
 
 @pytest.fixture(scope="session")

@@ -4,14 +4,13 @@ import json
 import os
 import runpy
 import shlex
-import signal
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from purejaxppo import cli
+from purejaxppo import cli, signals
 from purejaxppo.checkpoint import snapshot
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.run_dir import RunSettings, write_settings
@@ -97,7 +96,7 @@ def test_a_shell_that_closes_the_streams():
 @pytest.mark.parametrize("module", ["purejaxppo", "purejaxppo.cli"])
 def test_both_modules_are_the_command(monkeypatch, capfd, module):
     """With `python -m`; the usage names what was started, as there need not be a command of that name."""
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(signals, "end_process_on_signal", lambda: None)
 
     def run(*argv):
         monkeypatch.setattr(sys, "argv", ["-m", *argv])
