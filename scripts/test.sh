@@ -7,4 +7,5 @@ bash scripts/setup.sh
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-exec .venv/bin/python -m pytest -n 2 --dist loadfile "$@"
+# A worker that dies ends the run: with another in its place, pytest-xdist has been seen to wait for ever.
+exec .venv/bin/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 "$@"

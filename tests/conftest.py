@@ -40,6 +40,13 @@ hypothesis.settings.register_profile("reproducible", deadline=None, derandomize=
 hypothesis.settings.load_profile("reproducible")
 
 
+def pytest_collection_modifyitems(items):
+    """Tests that take minutes by intent have no time limit."""
+    for item in items:
+        if item.get_closest_marker("slow") or item.get_closest_marker("learning"):
+            item.add_marker(pytest.mark.timeout(0))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _few_programs():
     """A process may have 65,530 mappings on Linux, and each compiled program takes some: past that XLA crashes."""

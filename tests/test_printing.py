@@ -96,7 +96,8 @@ def test_a_shell_that_closes_the_streams():
 @pytest.mark.parametrize("module", ["purejaxppo", "purejaxppo.cli"])
 def test_both_modules_are_the_command(monkeypatch, capfd, module):
     """With `python -m`; the usage names what was started, as there need not be a command of that name."""
-    monkeypatch.setattr(signals, "end_process_on_signal", lambda: None)
+    for place in (signals, cli):
+        monkeypatch.setattr(place, "end_process_on_signal", lambda: None)
 
     def run(*argv):
         monkeypatch.setattr(sys, "argv", ["-m", *argv])

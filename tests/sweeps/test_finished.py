@@ -1,11 +1,15 @@
 """What is finished is told by its files, without JAX, and only if nothing of them is missing or damaged."""
 
 import json
+import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
+from purejaxppo.checkpoint import snapshot
+from purejaxppo.store import save_step
 from purejaxppo.sweeps.finished import finished_sweep
 
 RESULT = {"updates": [2, 2], "diverged_at": [0, 0], "returns": [1.0, None], "metrics_bytes": 9, "seconds": 0.5}
@@ -14,7 +18,7 @@ SUMMARY = {"exit_reason": "finished", "runs": 2, "diverged": 0, "settings": [], 
 
 @pytest.fixture
 def sweep(tmp_path):
-    """A finished sweep's directory, without checkpoints."""
+    """A finished sweep's directory."""
     for name, text in {
         "summary.json": json.dumps(SUMMARY),
         "metrics.csv": "head\nrow\n",
@@ -27,6 +31,7 @@ def sweep(tmp_path):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
+    save_step(tmp_path / "parts" / "rung0_program1_batch1", 64, snapshot(np.zeros(1)), {"train_return": None})
     return tmp_path
 
 
@@ -69,7 +74,13 @@ def test_a_damaged_summary_is_written_again(sweep, gone):
 
 
 def test_a_damaged_checkpoint(sweep):
-    (sweep / "parts" / "rung0_program1_batch1" / "checkpoints" / "step_000000000064").mkdir(parents=True)
+    step = sweep / "parts" / "rung0_program1_batch1" / "checkpoints" / "step_000000000064"
+    (step / "meta.json").write_text("{}")
+    assert finished_sweep(sweep) is None
+
+
+def test_no_checkpoint(sweep):
+    shutil.rmtree(sweep / "parts" / "rung0_program1_batch1" / "checkpoints")
     assert finished_sweep(sweep) is None
 
 
