@@ -1,12 +1,12 @@
 """The entry point of the command line, which hears signals before anything slow is imported."""
 
-from purejaxppo.signals import end_process_on_signal
+from purejaxppo.experiment.signals import end_process_on_signal
 
 
 def main() -> None:
     """Runs the command of the process's arguments, and exits with its code."""
     end_process_on_signal()
-    from purejaxppo.cli import main as run_command  # late: a second or more
+    from purejaxppo.cli.main import main as run_command  # late: a second or more
 
     run_command()
 

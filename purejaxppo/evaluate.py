@@ -4,13 +4,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from purejaxppo.config import TrainConfig
-from purejaxppo.stats import interquartile_mean
-from purejaxppo.sums import Sum, add, empty_sum
-from purejaxppo.types import Apply, EnvState, Params, RunnerState, VecEnv
-from purejaxppo.wrappers import evaluation_env, observation_stats
+from purejaxppo.core.sums import Sum, add, empty_sum
+from purejaxppo.core.types import Apply, EnvState, Params, RunnerState, VecEnv
+from purejaxppo.envs.wrappers import evaluation_env, observation_stats
 
 LONGEST_EPISODE = 100_000  # steps after which an episode is broken off, whatever limit its environment has
 _ENDLESS = 10_000  # the same for an environment without a limit
@@ -115,25 +113,3 @@ def evaluate_runner(
 def evaluation_key(seed: int | jax.Array) -> jax.Array:
     """Another stream than training's own, whose key is the seed's."""
     return jax.random.fold_in(jax.random.key(seed), 0x5EED)
-
-
-def summarize(episodes: Episodes) -> dict[str, Any]:
-    """Host-side summary: episodes, return_mean, return_std, return_iqm (mean of the middle half), length_mean.
-
-    A return that is not finite, as an environment with a bad reward gives, makes its figures None. `unfinished` appears
-    only if episodes were broken off.
-    """
-    returns = np.asarray(episodes.episode_return, np.float64)
-    unfinished = int(np.sum(~np.asarray(episodes.finished)))
-    return {
-        "episodes": len(returns),
-        "return_mean": _finite(returns.mean()),
-        "return_std": _finite(returns.std()) if np.isfinite(returns).all() else None,
-        "return_iqm": None if np.isnan(returns).any() else _finite(interquartile_mean(returns)),
-        "length_mean": float(np.mean(np.asarray(episodes.episode_length, np.float64))),
-        **({"unfinished": unfinished} if unfinished else {}),
-    }
-
-
-def _finite(number: Any) -> float | None:
-    return float(number) if np.isfinite(number) else None

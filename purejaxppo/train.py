@@ -5,21 +5,22 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from purejaxppo.advantage import ESTIMATORS
 from purejaxppo.algorithms import make_algorithm
-from purejaxppo.algorithms.kl_adaptive import kl_adaptive
-from purejaxppo.checks import check_algorithm, check_env, check_hyperparams, check_network
-from purejaxppo.config import Hyperparams, TrainConfig, whole
-from purejaxppo.diagnostics import explained_variance
-from purejaxppo.envs import from_gymnax
+from purejaxppo.algorithms.adaptive_lr import kl_adaptive
+from purejaxppo.config import Hyperparams, TrainConfig
+from purejaxppo.config.fields import whole
+from purejaxppo.config.validate import validate_config
+from purejaxppo.core.advantage import ESTIMATORS
+from purejaxppo.core.checks import check_algorithm, check_env, check_hyperparams, check_network
+from purejaxppo.core.diagnostics import explained_variance
+from purejaxppo.core.nonfinite import GUARDS, no_value, nonfinite
+from purejaxppo.core.optimizer import anneal
+from purejaxppo.core.rollout import rollout
+from purejaxppo.core.types import Algorithm, Batch, Metrics, Network, RunnerState, Trainer, Transition, VecEnv
+from purejaxppo.envs.gymnax_adapter import from_gymnax
+from purejaxppo.envs.wrappers import running_stats, training_env
 from purejaxppo.errors import ConfigError
-from purejaxppo.guard import GUARDS, no_value, nonfinite
-from purejaxppo.networks import make_network
-from purejaxppo.optimizer import anneal
-from purejaxppo.rollout import rollout
-from purejaxppo.types import Algorithm, Batch, Metrics, Network, RunnerState, Trainer, Transition, VecEnv
-from purejaxppo.validation import validate_config
-from purejaxppo.wrappers import running_stats, training_env
+from purejaxppo.policies.networks import make_network
 
 
 def make_trainer(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from purejaxppo import Hyperparams, TrainConfig, advance, trainer_from_config
-from purejaxppo.types import Box, Discrete, EnvStep, VecEnv
+from purejaxppo.core.types import Box, Discrete, EnvStep, VecEnv
 
 LIMIT = 50
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from purejaxppo import Hyperparams, TrainConfig, advance, from_gymnax, make_trainer, ppo_clip
-from purejaxppo.distributions import Categorical
-from purejaxppo.types import Discrete
+from purejaxppo.core.distributions import Categorical
+from purejaxppo.core.types import Discrete
 
 
 class RandomFeatures:

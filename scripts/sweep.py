@@ -6,7 +6,7 @@
 import numpy as np
 
 import purejaxppo
-from purejaxppo.stats import bootstrap_interval, interquartile_mean
+from purejaxppo.experiment.statistics import bootstrap_interval, interquartile_mean
 
 LEARNING_RATES, CLIP_RANGES, SEEDS = (3e-4, 1e-3, 3e-3), (0.1, 0.2), range(4)
 

@@ -122,8 +122,8 @@ def serve():
     from jax._src import xla_bridge
     from orbax.checkpoint import v1  # noqa: F401
 
-    import purejaxppo.cli
-    import purejaxppo.experiment  # noqa: F401
+    import purejaxppo.cli.main
+    import purejaxppo.experiment.run  # noqa: F401
 
     assert not xla_bridge._backends, "something asked JAX for a device; its threads would not survive a fork"
     assert len(os.listdir("/proc/self/task")) == 1
@@ -154,20 +154,20 @@ def _poll(codes, pid):
 
 def _become(argv, log, faults, fill_cache):
     """The command itself. A killed process never fills the cache: half a program could be left there."""
-    import purejaxppo.cli
-    from purejaxppo import host_loop
+    import purejaxppo.cli.main
+    from purejaxppo.experiment import chunked_loop
 
     for number, suffix in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{log}.{suffix}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    host_loop._CHUNK_UPDATES = CHUNK_UPDATES
+    chunked_loop._CHUNK_UPDATES = CHUNK_UPDATES
     sys.argv = ["purejaxppo", *argv]
     code = 1
     try:
         for fault in faults:
             name, *arguments = fault.split("=", 1)
             FAULTS[name](*arguments)
-        purejaxppo.cli.main()
+        purejaxppo.cli.main.main()
     except SystemExit as end:
         code = end.code
     finally:
@@ -200,7 +200,7 @@ def compile_for_long(marker):
     import jax
     import jax.numpy as jnp
 
-    from purejaxppo import host_loop
+    from purejaxppo.experiment import chunked_loop
 
     def sorts(x):
         for _ in range(2000):
@@ -213,56 +213,56 @@ def compile_for_long(marker):
         lowered.compile()
         Path(marker).unlink()
 
-    _before(host_loop, "_compile_advance", compile_sorts)
+    _before(chunked_loop, "_compile_advance", compile_sorts)
 
 
 def hold_compilation(marker):
     """Compilation waits for the marker, which it makes, to be taken away."""
-    from purejaxppo import host_loop
+    from purejaxppo.experiment import chunked_loop
 
     def hold():
         Path(marker).touch()
         while Path(marker).exists():
             time.sleep(0.01)
 
-    _before(host_loop, "_compile_advance", hold)
+    _before(chunked_loop, "_compile_advance", hold)
 
 
 def slow_chunks(marker):
     """Rows take their time to be written."""
-    from purejaxppo import host_loop
+    from purejaxppo.experiment import chunked_loop
 
     def slow():
         Path(marker).touch()
         time.sleep(0.1)
 
-    _before(host_loop.Rows, "__call__", slow)
+    _before(chunked_loop.Rows, "__call__", slow)
 
 
 def endless_chunk(marker):
     """The first chunk does not end."""
-    from purejaxppo import host_loop
+    from purejaxppo.experiment import chunked_loop
 
-    _before(host_loop.Rows, "__call__", lambda: (Path(marker).touch(), _block()))
+    _before(chunked_loop.Rows, "__call__", lambda: (Path(marker).touch(), _block()))
 
 
 def slow_saving(marker):
     """A state takes its time to be written."""
-    from purejaxppo import store
+    from purejaxppo.experiment.checkpoints import store
 
     _before(store, "write_state", lambda: (Path(marker).touch(), time.sleep(0.5)))
 
 
 def endless_evaluation(marker):
     """The evaluation does not end."""
-    from purejaxppo import experiment
+    from purejaxppo.experiment import run as experiment_run
 
-    _before(experiment, "_evaluate", lambda: (Path(marker).touch(), _block()))
+    _before(experiment_run, "_evaluate", lambda: (Path(marker).touch(), _block()))
 
 
 def no_space(path):
     """No state can be written any more."""
-    from purejaxppo import store
+    from purejaxppo.experiment.checkpoints import store
 
     def fail(directory, tree):
         directory.mkdir()

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purejaxppo.advantage import ESTIMATORS
 from purejaxppo.config import TrainConfig
-from purejaxppo.networks import make_network
-from purejaxppo.types import Batch, Box, Discrete, VecEnv
+from purejaxppo.core.advantage import ESTIMATORS
+from purejaxppo.core.types import Batch, Box, Discrete, VecEnv
+from purejaxppo.policies.networks import make_network
 
 T, E, OBS = 4, 4, 3
 CONFIG = TrainConfig(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from purejaxppo.types import Box, Discrete, EnvStep, VecEnv
+from purejaxppo.core.types import Box, Discrete, EnvStep, VecEnv
 
 Make = Callable[[int], VecEnv]
 OBSERVATION = Box((1,))

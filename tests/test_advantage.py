@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from purejaxppo.advantage import ESTIMATORS, gae, rewards_to_go
+from purejaxppo.core.advantage import ESTIMATORS, gae, rewards_to_go
 
 T, E = 7, 3
 compiled = jax.jit(gae)

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from purejaxppo.ahead import scan_ahead
-from purejaxppo.envs import from_gymnax
+from purejaxppo.core.ahead import scan_ahead
+from purejaxppo.envs.gymnax_adapter import from_gymnax
 
 KEYS = jax.random.split(jax.random.key(3), 6)
 

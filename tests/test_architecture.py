@@ -1,6 +1,7 @@
-"""The package is a building: modules import from lower floors only, and the lower floors never call the host."""
+"""The folders are the architecture: imports go down the list, and what is computed never touches the host."""
 
 import ast
+import graphlib
 from pathlib import Path
 
 import pytest
@@ -10,45 +11,24 @@ import purejaxppo
 PACKAGE = Path(purejaxppo.__file__).parent
 NAME = PACKAGE.name
 
-# The table of docs/architecture.md; within a floor, .1 is built on .0. Modules need not exist yet, but must be listed.
-FLOORS = {
-    0.0: {"errors", "sums"},
-    0.1: {"config", "late", "distributions", "advantage", "losses", "ahead", "stats", "synonyms"},
-    0.2: {"validation", "tuning", "minibatch"},
-    1.0: {"types"},
-    1.1: {"networks", "optimizer", "diagnostics", "guard", "checks"},
-    2.0: {"envs", "wrappers", "rollout", "algorithms"},
-    3.0: {"train", "evaluate"},
-    4.0: {"sharding", "spread"},
-    4.1: {"runs"},
-    5.0: {"files", "checkpoint", "presets", "lock", "programs", "threads", "phases"},
-    5.1: {"logger", "plugins", "store"},
-    5.2: {"saver"},
-    6.0: {"comparison", "settings", "signals", "watch", "machine", "self_check"},
-    6.1: {"run_dir", "memory", "words"},
-    6.2: {"finished", "host_loop", "plot", "playing", "restore"},
-    6.3: {"plot_comparison", "stretch"},
-    6.4: {"session"},
-    7.0: {"experiment", "numpy_policy", "export", "doctor", "sweeps"},
-    7.1: {"commands", "compare"},
-    7.2: {"sweep_flags", "usage"},
-    7.3: {"flags"},
-    8.0: {"printing"},
-    8.1: {"actions"},
-    8.2: {"cli"},
-    8.3: {"__main__"},
-}
-FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules}
-# Within sweeps/, from the ground up; none imports from its own floor or what is above it.
-SWEEPS = {
-    0: {"settings"},
-    1: {"directory", "space", "results", "plan_text", "group"},
-    2: {"finished", "metrics", "pictures", "plan"},
-    3: {"schedule"},
-    4: {"parts"},
-    5: {"run", "members"},
-}
-HIGHEST_PURE = 4
+# Each imports from those before it only; docs/architecture.md says what they hold.
+ORDER = [
+    "errors",
+    "config",
+    "core",
+    "policies",
+    "algorithms",
+    "envs",
+    "train",
+    "evaluate",
+    "devices",
+    "experiment",
+    "sweeps",
+    "cli",
+    "__main__",
+]
+WITHOUT_JAX = {"errors", "config"}
+WITHOUT_HOST = {"core", "policies", "algorithms", "envs", "train", "evaluate"}
 HOST_PACKAGES = {"time", "os", "pathlib", "logging", "orbax", "matplotlib", "rich"}
 HOST_CALLS = {
     "io_callback",
@@ -72,16 +52,20 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 MODULES = [file for file in FILES if file != PACKAGE / "__init__.py"]
 
 
-def module_of(file):
-    """The first part of a file's module name below the package: a file, or a folder such as algorithms."""
-    return file.relative_to(PACKAGE).with_suffix("").parts[0]
-
-
 def ids(file):
     return str(file.relative_to(PACKAGE))
 
 
-def imports(tree, file=None):
+def part_of(file):
+    """The entry of ORDER that a file belongs to: a folder, or a module at the top."""
+    return file.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def parse(file):
+    return ast.parse(file.read_text(), str(file))
+
+
+def imports(tree, file):
     """Full dotted names of everything imported, inside functions too: `from a import b` gives a.b."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -103,7 +87,7 @@ def dotted(node):
     return ""
 
 
-def names(tree, file=None):
+def names(tree, file):
     """Every name that a file mentions: imported, plain, as an attribute, and as a dotted path."""
     for name in imports(tree, file):
         yield name
@@ -115,35 +99,20 @@ def names(tree, file=None):
             yield node.attr
 
 
-def own_modules(tree, file):
-    """The modules of the package that a file imports from; '' stands for the package itself."""
-    for name in imports(tree, file):
-        parts = name.split(".")
-        if parts[0] == NAME:
-            target = parts[1] if len(parts) > 1 else ""
-            yield target if (PACKAGE / f"{target}.py").exists() or (PACKAGE / target / "__init__.py").exists() else ""
-
-
 def packages(tree, file):
     """The top-level packages that a file imports."""
     return {name.split(".")[0] for name in imports(tree, file)}
 
 
-def parse(file):
-    return ast.parse(file.read_text(), str(file))
-
-
 def upward_imports(file, tree):
-    """What a module imports from its own floor or a higher one."""
-    module = module_of(file)
-    for target in own_modules(tree, file):
-        same_folder = target == module and (PACKAGE / module).is_dir()
-        if not same_folder and not FLOOR.get(target, float("inf")) < FLOOR[module]:
-            yield target
+    """What a file imports from entries of ORDER that come after its own, or from the package as a whole."""
+    allowed = ORDER[: ORDER.index(part_of(file)) + 1]
+    own = [name for name in imports(tree, file) if name.split(".")[0] == NAME]
+    return [name for name in own if [*name.split("."), ""][1] not in allowed]
 
 
 def host_traces(file, tree):
-    """What a module of the pure floors imports or names of the host's."""
+    """What a file imports or names of the host's."""
     return sorted((packages(tree, file) & HOST_PACKAGES) | (set(names(tree, file)) & HOST_CALLS))
 
 
@@ -161,49 +130,45 @@ def unsafe_calls(file, tree):
                 yield "allow_pickle"
 
 
-def test_there_are_modules():
-    """The tests below would pass for an empty list."""
-    assert {"config", "train", "algorithms"} <= {module_of(file) for file in MODULES}
+def test_the_folders_are_the_architecture():
+    """At most fifteen entries, and every one of them has its place in the order."""
+    entries = {file.name for file in PACKAGE.iterdir() if file.name != "__pycache__"}
+    assert entries <= {*ORDER, *(f"{name}.py" for name in ORDER), "__init__.py", "py.typed"}
+    assert len(entries) <= 15
 
 
 @pytest.mark.parametrize("file", MODULES, ids=ids)
-def test_every_module_has_a_floor(file):
-    """A new module is put into the table above first."""
-    assert module_of(file) in FLOOR
+def test_imports_go_down_the_folders(file):
+    """Imports inside functions and imports for type checking count."""
+    assert upward_imports(file, parse(file)) == []
 
 
-@pytest.mark.parametrize("file", [file for file in MODULES if module_of(file) in FLOOR], ids=ids)
-def test_modules_import_from_lower_floors_only(file):
-    """Late imports and imports for type checking count."""
-    assert list(upward_imports(file, parse(file))) == []
+def test_no_imports_go_round_in_circles():
+    """Within a folder there is an order too."""
+    known = {f"{NAME}." + ids(file).removesuffix(".py").replace("/", "."): file for file in MODULES}
+    known = {name.removesuffix(".__init__"): file for name, file in known.items()}
+    graph = {}
+    for name, file in known.items():
+        targets = {x if x in known else x.rpartition(".")[0] for x in imports(parse(file), file)}
+        graph[name] = targets & known.keys() - {name}
+    assert len(list(graphlib.TopologicalSorter(graph).static_order())) == len(known)
 
 
-@pytest.mark.parametrize("file", sorted((PACKAGE / "sweeps").glob("[a-z]*.py")), ids=ids)
-def test_modules_of_sweeps_import_from_lower_ones_only(file):
-    floors = {module: floor for floor, modules in SWEEPS.items() for module in modules}
-    there = [name.split(".")[2] for name in imports(parse(file), file) if name.startswith(f"{NAME}.sweeps.")]
-    assert [module for module in there if not floors[module] < floors[file.stem]] == []
-
-
-PURE = [file for file in MODULES if FLOOR.get(module_of(file), 99) < HIGHEST_PURE + 1]
-
-
-@pytest.mark.parametrize("file", PURE, ids=ids)
-def test_lower_floors_never_touch_the_host(file):
-    """No clock, disk, log or display, and no call out of a compiled function, on floors 0 to 4."""
+@pytest.mark.parametrize("file", [file for file in MODULES if part_of(file) in WITHOUT_HOST], ids=ids)
+def test_what_is_computed_never_touches_the_host(file):
+    """No clock, disk, log or display, and no call out of a compiled function."""
     assert host_traces(file, parse(file)) == []
 
 
-def test_only_envs_imports_gymnax():
-    """Another suite of environments is another file."""
-    assert [ids(file) for file in FILES if "gymnax" in packages(parse(file), file)] == ["envs.py"]
-
-
-@pytest.mark.parametrize("module", ["config", "errors"])
-def test_settings_need_no_jax(module):
+@pytest.mark.parametrize("file", [file for file in MODULES if part_of(file) in WITHOUT_JAX], ids=ids)
+def test_settings_need_no_jax(file):
     """The command line reads them before it has decided to start JAX."""
-    file = PACKAGE / f"{module}.py"
     assert not packages(parse(file), file) & {"jax", "jaxlib", "flax", "optax", "chex", "numpy", "gymnax", "orbax"}
+
+
+def test_only_its_adapter_imports_gymnax():
+    """Another suite of environments is another file."""
+    assert [ids(file) for file in FILES if "gymnax" in packages(parse(file), file)] == ["envs/gymnax_adapter.py"]
 
 
 @pytest.mark.parametrize("file", FILES, ids=ids)
@@ -213,66 +178,35 @@ def test_no_code_is_made_from_data(file):
 
 
 def test_modules_by_name_are_imported_where_the_user_asks_for_it():
-    """By --plugin, as the public names of the package, and late; no file that is read can name one."""
+    """By --plugin, as the public names of the package, and lazily; no file that is read can name one."""
     ways = {"import_module", "exec_module", "spec_from_file_location"}
     found = {ids(file) for file in FILES if ways & set(names(parse(file), file))}
-    assert found == {"__init__.py", "late.py", "plugins.py"}
-
-
-# --- the inspector itself ---------------------------------------------------------------------------------------------
+    assert found == {"__init__.py", "envs/late.py", "cli/plugins.py"}
 
 
 @pytest.mark.parametrize(
     ("file", "code"),
     [
-        ("losses.py", "from purejaxppo.types import Batch"),
-        ("losses.py", "import purejaxppo.train"),
-        ("losses.py", "from purejaxppo import train"),
-        ("losses.py", "from . import train"),
-        ("losses.py", "def f():\n    from .train import train"),
-        ("losses.py", "from purejaxppo import TrainConfig"),
-        ("losses.py", "from purejaxppo.advantage import gae"),
-        ("algorithms/ppo_clip.py", "from ..train import train"),
-        ("algorithms/ppo_clip.py", "from purejaxppo.rollout import rollout"),
+        ("core/losses.py", "import purejaxppo.train"),
+        ("core/losses.py", "from purejaxppo import train"),
+        ("core/losses.py", "from .. import train"),
+        ("core/losses.py", "def f():\n    from ..train import train"),
+        ("core/losses.py", "from purejaxppo import TrainConfig"),
+        ("algorithms/ppo_clip.py", "from purejaxppo.envs.wrappers import training_env"),
     ],
 )
-def test_the_inspector_sees_upward_imports(file, code):
-    """In every spelling of an import."""
-    assert list(upward_imports(PACKAGE / file, ast.parse(code)))
+def test_upward_imports_are_seen_in_every_spelling(file, code):
+    assert upward_imports(PACKAGE / file, ast.parse(code))
 
 
 @pytest.mark.parametrize(
-    "code",
-    [
-        "import os.path",
-        "from pathlib import Path",
-        "def f():\n    import time",
-        "import orbax.checkpoint as ocp",
-        "jax.debug.print('x')",
-        "from jax import debug",
-        "from jax.experimental import io_callback",
-        "x.block_until_ready()",
-        "jax.block_until_ready(x)",
-        "get = jax.device_get",
-    ],
+    "code", ["import os.path", "def f():\n    import time", "from jax import debug", "get = jax.device_get"]
 )
-def test_the_inspector_sees_the_host(code):
-    """Imports, calls and aliases."""
-    assert host_traces(PACKAGE / "losses.py", ast.parse(code))
+def test_the_host_is_seen_in_every_spelling(code):
+    assert host_traces(PACKAGE / "core/losses.py", ast.parse(code))
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        "import pickle",
-        "from dill import loads",
-        "eval('1')",
-        "exec(x)",
-        "yaml.load(f)",
-        "np.load(f, allow_pickle=True)",
-    ],
-)
-def test_the_inspector_sees_unsafe_calls(code):
-    """One of each kind; `net.eval()` and allow_pickle=False are harmless."""
-    assert list(unsafe_calls(PACKAGE / "losses.py", ast.parse(code)))
-    assert not list(unsafe_calls(PACKAGE / "losses.py", ast.parse("net.eval(); np.load(f, allow_pickle=False)")))
+@pytest.mark.parametrize("code", ["import pickle", "eval('1')", "yaml.load(f)", "np.load(f, allow_pickle=True)"])
+def test_unsafe_calls_are_seen(code):
+    assert list(unsafe_calls(PACKAGE / "core/losses.py", ast.parse(code)))
+    assert not list(unsafe_calls(PACKAGE / "core/losses.py", ast.parse("net.eval(); np.load(f, allow_pickle=False)")))

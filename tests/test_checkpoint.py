@@ -8,7 +8,14 @@ import numpy as np
 import optax
 import pytest
 
-from purejaxppo.checkpoint import is_finite, read_state, snapshot, state_sha256, tree_spec, write_state
+from purejaxppo.experiment.checkpoints.state import (
+    is_finite,
+    read_state,
+    snapshot,
+    state_sha256,
+    tree_spec,
+    write_state,
+)
 
 
 class State(NamedTuple):

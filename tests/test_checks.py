@@ -13,15 +13,15 @@ import pytest
 from probe_envs import walk
 
 from purejaxppo.algorithms import make_algorithm, ppo_clip
-from purejaxppo.checks import check_env
 from purejaxppo.config import Hyperparams, TrainConfig
-from purejaxppo.distributions import Categorical, DiagGaussian, TanhDiagGaussian
+from purejaxppo.core.checks import check_env
+from purejaxppo.core.distributions import Categorical, DiagGaussian, TanhDiagGaussian
+from purejaxppo.core.types import Box, Discrete
+from purejaxppo.devices.data_parallel import spread_trainer
+from purejaxppo.devices.vectorize import grid, make_runs
 from purejaxppo.errors import ConfigError, EnvError
-from purejaxppo.networks import make_network
-from purejaxppo.runs import grid, make_runs
-from purejaxppo.spread import spread_trainer
+from purejaxppo.policies.networks import make_network
 from purejaxppo.train import advance, make_trainer, train, trainer_from_config
-from purejaxppo.types import Box, Discrete
 
 E = 4
 CONFIG = TrainConfig(env="walk", num_envs=E, num_steps=4, hidden_sizes=(), total_timesteps=16)
@@ -272,7 +272,7 @@ def test_all_cores_are_asked_for_before_jax_starts(monkeypatch):
     monkeypatch.delenv("JAX_NUM_CPU_DEVICES")
 
     def say(first):
-        fake = "import purejaxppo.threads as t; t.cpu_cores = lambda: 3; "
+        fake = "import purejaxppo.devices.cpu as t; t.cpu_cores = lambda: 3; "
         run = [sys.executable, "-c", CORES.format(first=fake + first)]
         return subprocess.run(run, capture_output=True, text=True, check=True).stdout.strip()
 

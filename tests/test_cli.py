@@ -16,11 +16,13 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from purejaxppo import actions, cli
 from purejaxppo.algorithms import ALGORITHMS
-from purejaxppo.commands import Envs
-from purejaxppo.config import ALGORITHMS_WITH, Hyperparams, TrainConfig
-from purejaxppo.machine import find_machine
+from purejaxppo.cli import handlers
+from purejaxppo.cli import main as cli
+from purejaxppo.cli.arguments import Envs
+from purejaxppo.config import Hyperparams, TrainConfig
+from purejaxppo.config.fields import ALGORITHMS_WITH
+from purejaxppo.devices.machine import find_machine
 
 TINY = ["--num-envs", "4", "--num-steps", "8", "--num-epochs", "1", "--num-minibatches", "2", "--hidden-sizes", "4"]
 BUDGET = ["--total-timesteps", "64"]
@@ -387,7 +389,7 @@ def test_plugin_whose_reward_becomes_nan_ends_with_3(plugin, capfd, tmp_path):
 def test_devices_that_are_not_there():
     """In a process of their own, since JAX decides once."""
     script = (
-        "from purejaxppo.cli import run\n"
+        "from purejaxppo.cli.main import run\n"
         "for device in ('gpu', 'tpu'):\n"
         "    print(run(['train', '--device', device, '--out', 'out']))"
     )
@@ -415,8 +417,8 @@ def test_devices_that_are_not_there():
 def test_the_older_variable_is_named_too_and_the_flag_beats_it(variables, argv, says):
     """JAX_PLATFORM_NAME, for which JAX has no other message than that there is no such backend."""
     script = (
-        "import sys, purejaxppo.envs; from purejaxppo.cli import run\n"
-        "purejaxppo.envs.env_table = lambda allow_download: []; sys.exit(run(['envs', *sys.argv[1:]]))"
+        "import sys, purejaxppo.envs.gymnax_adapter; from purejaxppo.cli.main import run\n"
+        "purejaxppo.envs.gymnax_adapter.env_table = lambda allow_download: []; sys.exit(run(['envs', *sys.argv[1:]]))"
     )
     env = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
     env |= {"JAX_PLATFORM_NAME": "abacus", **variables}
@@ -428,7 +430,7 @@ def test_the_older_variable_is_named_too_and_the_flag_beats_it(variables, argv, 
 
 def test_devices_that_the_variable_asks_for_in_vain():
     """The flag was not given, so it is not to blame."""
-    script = "import sys; from purejaxppo.cli import run; sys.exit(run(['train', '--out', 'out']))"
+    script = "import sys; from purejaxppo.cli.main import run; sys.exit(run(['train', '--out', 'out']))"
     env = {**os.environ, "JAX_PLATFORMS": "abacus"}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env)
     assert done.returncode == 2
@@ -442,7 +444,7 @@ def test_a_signal_while_the_command_line_is_imported_ends_it_with_a_line():
     script = (
         "import builtins, os, signal, time; from purejaxppo.__main__ import main; load = builtins.__import__\n"
         "def slow(name, *rest):\n"
-        "    if name == 'purejaxppo.cli':\n"
+        "    if name == 'purejaxppo.cli.main':\n"
         "        os.kill(os.getpid(), signal.SIGINT); time.sleep(60)\n"
         "    return load(name, *rest)\n"
         "builtins.__import__ = slow; main()"
@@ -461,7 +463,7 @@ def test_a_picture_without_a_cache_directory_needs_no_words(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"update": 1, "env_steps": 1, "episode/return": 1.0}) + "\n")
     nowhere = dict.fromkeys(("XDG_CACHE_HOME", "XDG_CONFIG_HOME"), str(tmp_path / "config.json" / "directory"))
     env = {name: value for name, value in os.environ.items() if name != "MPLCONFIGDIR"} | nowhere
-    program = "from purejaxppo.cli import main; main()"
+    program = "from purejaxppo.cli.main import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", program, "plot", "."], env=env, cwd=tmp_path, capture_output=True, text=True
     )
@@ -644,7 +646,7 @@ def test_envs(capfd):
 def test_envs_as_a_table(capfd, monkeypatch):
     row = {"env": "CartPole-v1", "observation": [4], "actions": "2 discrete", "step_limit": None}
     broken = {"env": "Odd-v0", "observation": None, "actions": None, "step_limit": None, "error": "no luck"}
-    monkeypatch.setattr("purejaxppo.envs.env_table", lambda allow_download: [row, broken])
+    monkeypatch.setattr("purejaxppo.envs.gymnax_adapter.env_table", lambda allow_download: [row, broken])
     assert cli.run(["envs"]) == 0
     out = capfd.readouterr().out
     assert re.search(r"CartPole-v1 +4 +2 discrete +- +yes", out)
@@ -723,7 +725,7 @@ def test_a_plan_trains_nothing(engine, capfd):
 def test_a_sweep_that_cannot_work_is_refused_before_jax_is_loaded():
     """Although every value alone is right."""
     script = (
-        "import sys\nfrom purejaxppo.cli import run\n"
+        "import sys\nfrom purejaxppo.cli.main import run\n"
         "print(run(['sweep', '--num-minibatches', '4', '3']), {'jax', 'numpy'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
@@ -742,7 +744,7 @@ def test_a_sweep_that_cannot_work_is_refused_before_jax_is_loaded():
 def test_training_has_a_device_per_core(options, one_thread, variable, devices):
     """On a machine that seems to have three; the user's variable stands above. In a process of its own."""
     script = (
-        "from purejaxppo import cli, threads\nfrom purejaxppo.commands import Common\n"
+        "from purejaxppo import cli, threads\nfrom purejaxppo.cli.arguments import Common\n"
         "threads.cpu_cores = lambda: 3\n"
         f"for _ in range(2):\n    cli._prepare(Common(**{options}), one_thread={one_thread})\n"
         "import jax\nprint(len(jax.devices()))\n"
@@ -769,8 +771,8 @@ def test_training_has_a_device_per_core(options, one_thread, variable, devices):
 def test_which_commands_have_devices_of_one_thread(monkeypatch, argv, one_thread):
     seen = []
     monkeypatch.setattr(cli, "_prepare", lambda common, **options: seen.append(options["one_thread"]))
-    for kind in list(actions.ACTIONS):
-        monkeypatch.setitem(actions.ACTIONS, kind, lambda command: 0)
+    for kind in list(handlers.ACTIONS):
+        monkeypatch.setitem(handlers.ACTIONS, kind, lambda command: 0)
     assert cli.run(argv) == 0
     assert seen == [one_thread]
 
@@ -893,7 +895,7 @@ def test_doctor(capfd, monkeypatch):
     """What was found, checked and advised; 2 if a check failed."""
     check = {"name": "advantages", "status": "ok", "detail": "fine", "seconds": 0.1}
     report = {**find_machine(), "ok": True, "checks": [check], "recommendations": ["Do this."]}
-    monkeypatch.setattr("purejaxppo.doctor.examine", lambda directory: report)
+    monkeypatch.setattr("purejaxppo.cli.doctor.examine", lambda directory: report)
     assert cli.run(["doctor"]) == 0
     out = capfd.readouterr().out
     assert re.search(rf"jax +{re.escape(jax.__version__)}", out)
@@ -915,7 +917,7 @@ def raising(monkeypatch):
         def fail(command):
             raise error
 
-        monkeypatch.setitem(actions.ACTIONS, Envs, fail)
+        monkeypatch.setitem(handlers.ACTIONS, Envs, fail)
 
     return use
 
@@ -954,7 +956,7 @@ def test_help_is_fast_and_does_without_jax(argv):
     """Under two seconds of processor time, and nothing of what takes long is imported."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-c", "from purejaxppo.cli import main; main()", *argv],
+        [sys.executable, "-X", "importtime", "-c", "from purejaxppo.cli.main import main; main()", *argv],
         capture_output=True,
         text=True,
     )

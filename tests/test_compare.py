@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from purejaxppo import cli, compare, flags
-from purejaxppo.comparison import Result, markdown_table, steps_to_target
+from purejaxppo.cli import main as cli
+from purejaxppo.cli import parse
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
+from purejaxppo.core.nonfinite import WATCHED, Cause
 from purejaxppo.errors import CheckpointError, ConfigError, DivergedError, EnvError
-from purejaxppo.experiment import run_experiment
-from purejaxppo.guard import WATCHED, Cause
-from purejaxppo.host_loop import Chunk
-from purejaxppo.plot_comparison import plot_comparison
+from purejaxppo.experiment.chunked_loop import Chunk
+from purejaxppo.experiment.run import run_experiment
+from purejaxppo.sweeps import compare
+from purejaxppo.sweeps.compare_plot import plot_comparison
+from purejaxppo.sweeps.scoring import Result, markdown_table, steps_to_target
 
 UPDATES = 3
 CONFIG = TrainConfig(
@@ -426,7 +428,7 @@ def test_refusals(capfd, tmp_path, monkeypatch, argv, says):
 
 def test_each_algorithm_has_its_own_settings():
     """A flag of one goes to it; one of all goes to all; a file stands behind the flags."""
-    command = flags.parse(
+    command = parse.parse(
         ["compare", "--algorithms", "trpo", "ppo_clip", "--cg-damping", "0.5", "--learning-rate", "0.25"]
     )
     (trpo, trpo_hp), (clip, clip_hp) = command.resolved
@@ -439,7 +441,7 @@ def test_each_algorithm_has_its_own_settings():
 def test_configuration_file_of_a_comparison(tmp_path):
     path = tmp_path / "c.json"
     path.write_text(json.dumps({"env": "Acrobot-v1", "seed": 7, "gamma": 0.5, "num_envs": 3, "cg_iterations": 4}))
-    command = flags.parse(["compare", "--config", str(path), "--num-envs", "5"])
+    command = parse.parse(["compare", "--config", str(path), "--num-envs", "5"])
     assert command.seed == 0  # of a run, not of a comparison
     assert [config.cg_iterations for config, _ in command.resolved] == [10, 10, 4, 10]
     assert [config.algorithm for config, _ in command.resolved] == ["ppo_clip", "ppo_kl", "trpo", "policy_gradient"]

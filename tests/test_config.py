@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from purejaxppo.config import Hyperparams, RunOptions, TrainConfig, whole
-from purejaxppo.settings import settings_record
-from purejaxppo.types import RunnerState  # noqa: F401, which makes a tree of Hyperparams
-from purejaxppo.validation import validate_config, validate_hyperparams, validate_options
+from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
+from purejaxppo.config.fields import whole
+from purejaxppo.config.resolve import settings_record
+from purejaxppo.config.validate import validate_config, validate_hyperparams, validate_options
+from purejaxppo.core.types import RunnerState  # noqa: F401, which makes a tree of Hyperparams
 
 
 def test_derived_sizes():

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from purejaxppo.checkpoint import snapshot, state_sha256
 from purejaxppo.config import Hyperparams, TrainConfig
-from purejaxppo.envs import from_gymnax
+from purejaxppo.envs.gymnax_adapter import from_gymnax
 from purejaxppo.errors import CheckpointError
-from purejaxppo.store import Which, fault, list_steps, load_newest, save_step
+from purejaxppo.experiment.checkpoints.state import snapshot, state_sha256
+from purejaxppo.experiment.checkpoints.store import Which, fault, list_steps, load_newest, save_step
 from purejaxppo.train import trainer_from_config
 
 CONFIG = TrainConfig(

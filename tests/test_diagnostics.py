@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hand_batch import make_batch, make_policy
 
-from purejaxppo.diagnostics import drift, effective_sample_size, explained_variance, importance_weights
+from purejaxppo.core.diagnostics import drift, effective_sample_size, explained_variance, importance_weights
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from purejaxppo.distributions import Categorical, DiagGaussian, TanhDiagGaussian
+from purejaxppo.core.distributions import Categorical, DiagGaussian, TanhDiagGaussian
 
 GAUSSIANS = [DiagGaussian, TanhDiagGaussian]
 BATCH = (5, 3)  # two batch axes in front of the actions' one

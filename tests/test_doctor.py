@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import purejaxppo.advantage
-import purejaxppo.store
-from purejaxppo import doctor, machine, self_check
+import purejaxppo.core.advantage
+import purejaxppo.experiment.checkpoints.store
+from purejaxppo.cli import doctor, self_check
+from purejaxppo.devices import machine
 
 NO_NVIDIA = {"driver": None, "gpus": [], "problem": None}
 H200 = {"driver": "580.95.05", "gpus": ["NVIDIA H200"], "problem": None}
@@ -341,7 +342,7 @@ def test_a_ratio_that_is_not_one(monkeypatch, deviation):
     assert check("probability ratio").status == "failed"
 
 
-GAE = purejaxppo.advantage.gae
+GAE = purejaxppo.core.advantage.gae
 
 
 @pytest.mark.parametrize(
@@ -358,19 +359,19 @@ GAE = purejaxppo.advantage.gae
 )
 def test_advantages_that_are_wrong(monkeypatch, wrong):
     """Each of the ways in which a flag can be misread."""
-    monkeypatch.setattr(purejaxppo.advantage, "gae", wrong)
+    monkeypatch.setattr(purejaxppo.core.advantage, "gae", wrong)
     assert check("advantages").status == "failed"
 
 
 def test_a_state_that_comes_back_changed(monkeypatch):
     """By one bit."""
-    load = purejaxppo.store.load_newest
+    load = purejaxppo.experiment.checkpoints.store.load_newest
 
     def other(*args, **options):
         runner, meta = load(*args, **options)
         return runner._replace(updates=runner.updates ^ 1), meta
 
-    monkeypatch.setattr(purejaxppo.store, "load_newest", other)
+    monkeypatch.setattr(purejaxppo.experiment.checkpoints.store, "load_newest", other)
     result = check("checkpoint")
     assert result.status == "failed"
     assert "not the same" in result.detail

@@ -12,9 +12,9 @@ import pytest
 from gymnax.environments import spaces
 from gymnax.environments.classic_control.cartpole import CartPole
 
-from purejaxppo.envs import describe_actions, env_table, from_gymnax, registered_envs
+from purejaxppo.core.types import Box, Discrete
+from purejaxppo.envs.gymnax_adapter import describe_actions, env_table, from_gymnax, registered_envs
 from purejaxppo.errors import EnvError
-from purejaxppo.types import Box, Discrete
 
 E = 3
 ALL = [name for name in gymnax.registration.registered_envs if name != "MNISTBandit-bsuite"]

@@ -8,10 +8,11 @@ import pytest
 from probe_envs import match
 
 from purejaxppo.config import TrainConfig
-from purejaxppo.distributions import Categorical
-from purejaxppo.evaluate import LONGEST_EPISODE, Episodes, evaluate, most_steps, summarize
-from purejaxppo.types import Box, Discrete, EnvStep, VecEnv
-from purejaxppo.wrappers import RunningStats, evaluation_env, observation_stats, training_env
+from purejaxppo.core.distributions import Categorical
+from purejaxppo.core.types import Box, Discrete, EnvStep, VecEnv
+from purejaxppo.envs.wrappers import RunningStats, evaluation_env, observation_stats, training_env
+from purejaxppo.evaluate import LONGEST_EPISODE, Episodes, evaluate, most_steps
+from purejaxppo.experiment.evaluation import summarize
 
 E = 4
 CONFIG = TrainConfig()

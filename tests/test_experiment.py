@@ -17,13 +17,14 @@ from jax.experimental.compilation_cache import compilation_cache
 from probe_envs import spoiled, walk
 from rich.console import Console
 
-from purejaxppo import experiment, host_loop
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.errors import CheckpointError, ConfigError, DivergedError
-from purejaxppo.experiment import evaluate_saved, resume_experiment, run_experiment
-from purejaxppo.logger import mean_return
-from purejaxppo.restore import restore
-from purejaxppo.run_dir import read_run_settings
+from purejaxppo.experiment import chunked_loop
+from purejaxppo.experiment import run as experiment_run
+from purejaxppo.experiment.directory import read_run_settings
+from purejaxppo.experiment.load_run import restore
+from purejaxppo.experiment.metrics_log import mean_return
+from purejaxppo.experiment.run import evaluate_saved, resume_experiment, run_experiment
 
 HP = Hyperparams(learning_rate=1e-3)
 SMALL = {"num_envs": 4, "num_steps": 8, "num_epochs": 1, "num_minibatches": 2, "hidden_sizes": (4,)}
@@ -89,7 +90,7 @@ def walking(monkeypatch):
     """walking(make) puts an environment make(num_envs) in the place of gymnax's."""
 
     def use(make):
-        monkeypatch.setattr(experiment, "from_gymnax", lambda name, num_envs, **_: make(num_envs))
+        monkeypatch.setattr(experiment_run, "from_gymnax", lambda name, num_envs, **_: make(num_envs))
 
     return use
 
@@ -100,7 +101,7 @@ def short_chunks(monkeypatch):
 
     def use(*lengths):
         assert sum(lengths) == UPDATES
-        monkeypatch.setattr(host_loop, "chunk_lengths", lambda config, params, backend: list(lengths))
+        monkeypatch.setattr(chunked_loop, "chunk_lengths", lambda config, params, backend: list(lengths))
 
     return use
 

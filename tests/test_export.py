@@ -18,19 +18,20 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from purejaxppo import export, numpy_policy
-from purejaxppo.checkpoint import snapshot
-from purejaxppo.config import Activation, Hyperparams, RunOptions, TrainConfig
-from purejaxppo.envs import from_gymnax
+from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
+from purejaxppo.config.fields import Activation
+from purejaxppo.core.types import Box, EnvStep
+from purejaxppo.envs.gymnax_adapter import from_gymnax
+from purejaxppo.envs.wrappers import evaluation_env, observation_stats
 from purejaxppo.errors import CheckpointError, ConfigError
-from purejaxppo.export import export_saved
-from purejaxppo.networks import make_network
-from purejaxppo.restore import SavedRun, restore
-from purejaxppo.run_dir import RunSettings, write_inputs
-from purejaxppo.store import save_step
+from purejaxppo.experiment.checkpoints.state import snapshot
+from purejaxppo.experiment.checkpoints.store import save_step
+from purejaxppo.experiment.directory import RunSettings, write_inputs
+from purejaxppo.experiment.export import export, numpy_policy
+from purejaxppo.experiment.export.export import export_saved
+from purejaxppo.experiment.load_run import SavedRun, restore
+from purejaxppo.policies.networks import make_network
 from purejaxppo.train import trainer_from_config
-from purejaxppo.types import Box, EnvStep
-from purejaxppo.wrappers import evaluation_env, observation_stats
 
 FILES = ["numpy_policy.py", "policy.json", "policy.stablehlo", "weights.safetensors"]
 SMALL = {"num_envs": 2, "num_steps": 2, "num_minibatches": 1, "hidden_sizes": (8,)}

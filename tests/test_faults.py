@@ -14,8 +14,8 @@ from itertools import product
 import pytest
 from fault_runs import BATCH, UPDATES, assert_one_line, outcome, side_by_side, train_flags
 
-from purejaxppo.lock import LOCK
-from purejaxppo.store import clean, fault, list_steps
+from purejaxppo.experiment.checkpoints.store import clean, fault, list_steps
+from purejaxppo.experiment.lock import LOCK
 
 NAME = "ppo_kl"
 FLAGS = train_flags(NAME)

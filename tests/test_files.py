@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from purejaxppo import files
 from purejaxppo.errors import CheckpointError
-from purejaxppo.files import is_temporary, read_json, whole_file, write_json, write_text
+from purejaxppo.experiment import atomic_files
+from purejaxppo.experiment.atomic_files import is_temporary, read_json, whole_file, write_json, write_text
 
 
 def test_json_there_and_back(tmp_path):
@@ -41,7 +41,7 @@ def test_a_disk_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatc
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    target = files.os if moment == "fsync" else Path
+    target = atomic_files.os if moment == "fsync" else Path
     monkeypatch.setattr(target, moment, fail)
     with pytest.raises(CheckpointError, match="No space left"):
         write_text(path, "new")
@@ -69,6 +69,6 @@ def test_names_of_unfinished_files(name, is_one):
 
 
 def test_sync_needs_something_to_sync(tmp_path):
-    files.sync(tmp_path)
+    atomic_files.sync(tmp_path)
     with pytest.raises(FileNotFoundError):
-        files.sync(tmp_path / "missing")
+        atomic_files.sync(tmp_path / "missing")

@@ -4,19 +4,21 @@ import json
 
 import pytest
 
-from purejaxppo import cli, flags
 from purejaxppo.algorithms import ALGORITHMS
-from purejaxppo.config import ALGORITHMS_WITH, Hyperparams, RunOptions, TrainConfig
-from purejaxppo.presets import ALGORITHM_PRESETS, PRESETS
-from purejaxppo.settings import FIELDS, resolve
-from purejaxppo.sweep_flags import split_settings
+from purejaxppo.cli import main as cli
+from purejaxppo.cli import parse
+from purejaxppo.cli.parse_sweep import split_settings
+from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
+from purejaxppo.config.fields import ALGORITHMS_WITH
+from purejaxppo.config.presets import ALGORITHM_PRESETS, PRESETS
+from purejaxppo.config.resolve import FIELDS, resolve
 
 CARTPOLE = PRESETS["CartPole-v1"]
 
 
 def sweep(argv):
     """The settings of the sweep that a line asks for."""
-    return flags.parse(["sweep", *argv.split()]).resolved
+    return parse.parse(["sweep", *argv.split()]).resolved
 
 
 # --- axes -------------------------------------------------------------------------------------------------------------
@@ -162,7 +164,7 @@ def test_a_setting_is_the_one_that_train_would_have(tmp_path, algorithm):
     asked = sweep(f"{shared} --learning-rate 0.1 0.2 --algorithm {' '.join(ALGORITHMS)}")
     assert len(asked.settings) == 8
     for rate in (0.1, 0.2):
-        train = flags.parse(["train", *f"{shared} --learning-rate {rate} --algorithm {algorithm}".split()])
+        train = parse.parse(["train", *f"{shared} --learning-rate {rate} --algorithm {algorithm}".split()])
         assert (train.settings, train.hp) in asked.settings
 
 

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from probe_envs import walk
 
-from purejaxppo.checkpoint import is_finite, state_sha256
 from purejaxppo.config import Hyperparams, TrainConfig
-from purejaxppo.guard import GUARDS, WATCHED, Cause, every_run_diverged, first_nonfinite, nonfinite
+from purejaxppo.core.nonfinite import GUARDS, WATCHED, Cause, every_run_diverged, first_nonfinite, nonfinite
+from purejaxppo.core.types import Trainer
+from purejaxppo.experiment.checkpoints.state import is_finite, state_sha256
 from purejaxppo.train import trainer_from_config
-from purejaxppo.types import Trainer
 
 BAD = [np.nan, np.inf, -np.inf]
 E, T = 4, 4

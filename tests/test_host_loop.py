@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from probe_envs import walk
 
-from purejaxppo import host_loop
-from purejaxppo.checkpoint import state_sha256
 from purejaxppo.config import Hyperparams, TrainConfig
+from purejaxppo.core.nonfinite import WATCHED
 from purejaxppo.errors import DivergedError
-from purejaxppo.guard import WATCHED
-from purejaxppo.host_loop import Chunk, Hooks, Rows, chunk_lengths, train_in_chunks
+from purejaxppo.experiment import chunked_loop
+from purejaxppo.experiment.checkpoints.state import state_sha256
+from purejaxppo.experiment.chunked_loop import Chunk, Hooks, Rows, chunk_lengths, train_in_chunks
 from purejaxppo.train import trainer_from_config
 
 HP = Hyperparams(learning_rate=1e-3)
@@ -31,7 +31,7 @@ def short_chunks(monkeypatch):
 
     def use(*lengths):
         assert sum(lengths) == UPDATES
-        monkeypatch.setattr(host_loop, "chunk_lengths", lambda config, params, backend: list(lengths))
+        monkeypatch.setattr(chunked_loop, "chunk_lengths", lambda config, params, backend: list(lengths))
 
     return use
 
@@ -84,7 +84,7 @@ def test_a_divisor_is_taken_where_there_is_one_of_about_the_right_size():
 def test_chunks_are_about_as_long_as_the_work_in_them():
     """Rows x epochs x parameters: ten times the work per update is a tenth of the updates per chunk."""
     config = TrainConfig(num_envs=8, num_steps=128, num_epochs=4, total_timesteps=1024 * 1024)
-    size = int(host_loop._CHUNK_WORK["cpu"] / (config.batch_size * config.num_epochs * 32))
+    size = int(chunked_loop._CHUNK_WORK["cpu"] / (config.batch_size * config.num_epochs * 32))
     assert chunk_lengths(config, params_of(size), "cpu")[0] == 32
     assert chunk_lengths(config, params_of(8 * size), "cpu")[0] == 4
     assert chunk_lengths(dataclasses.replace(config, num_epochs=8), params_of(size), "cpu")[0] == 16
@@ -96,7 +96,7 @@ def test_chunks_are_about_as_long_as_the_work_in_them():
 def walked():
     """(trainer, host_loop._compile_advance that compiles each length once), for CONFIG walking."""
     trainer = trainer_from_config(CONFIG, walk(CONFIG.num_envs))
-    compiled, real = {}, host_loop._compile_advance
+    compiled, real = {}, chunked_loop._compile_advance
 
     def compile_advance(trainer, hp, runner, num_updates):
         if num_updates not in compiled:
@@ -115,7 +115,7 @@ def train_walking(trainer, sinks, start=None, **hooks):
 def test_the_chunks_length_changes_nothing(walked, short_chunks, monkeypatch):
     """State and metrics, bit by bit, for one chunk, three, and two of different lengths."""
     trainer, compile_advance = walked
-    monkeypatch.setattr(host_loop, "_compile_advance", compile_advance)
+    monkeypatch.setattr(chunked_loop, "_compile_advance", compile_advance)
     results = []
     for lengths in ([6], [2, 2, 2], [4, 2]):
         short_chunks(*lengths)
@@ -132,7 +132,7 @@ def test_the_chunks_length_changes_nothing(walked, short_chunks, monkeypatch):
 def test_chunks_are_reported_in_order_with_their_times(walked, short_chunks, monkeypatch):
     """Each begins where the one before ended, and holds its updates' metrics."""
     trainer, compile_advance = walked
-    monkeypatch.setattr(host_loop, "_compile_advance", compile_advance)
+    monkeypatch.setattr(chunked_loop, "_compile_advance", compile_advance)
     short_chunks(4, 2)
     chunks = []
     start = partial(trainer.init, jax.random.key(3), HP)
@@ -152,7 +152,7 @@ def test_one_compilation_for_any_number_of_chunks(walked, short_chunks, monkeypa
         asked.append(num_updates)
         return compile_advance(trainer, hp, runner, num_updates)
 
-    monkeypatch.setattr(host_loop, "_compile_advance", counted)
+    monkeypatch.setattr(chunked_loop, "_compile_advance", counted)
     short_chunks(2, 2, 2)
     train_walking(trainer, [])
     assert asked == [2]
@@ -161,7 +161,7 @@ def test_one_compilation_for_any_number_of_chunks(walked, short_chunks, monkeypa
 def test_the_host_looks_between_chunks(walked, short_chunks, monkeypatch):
     """What is started is finished and reported; then it stops."""
     trainer, compile_advance = walked
-    monkeypatch.setattr(host_loop, "_compile_advance", compile_advance)
+    monkeypatch.setattr(chunked_loop, "_compile_advance", compile_advance)
     short_chunks(2, 2, 2)
     answers = iter([False, False, True])
     rows = []
@@ -177,7 +177,7 @@ def test_the_host_looks_between_chunks(walked, short_chunks, monkeypatch):
 
 @pytest.mark.parametrize("done", range(UPDATES + 1))
 def test_what_is_left_is_cut_at_the_same_places(done):
-    left = host_loop._remaining([2, 3, 1], done)
+    left = chunked_loop._remaining([2, 3, 1], done)
     ends = [UPDATES - sum(left[i + 1 :]) for i in range(len(left))]
     assert ends == [end for end in (2, 5, 6) if end > done]
     assert sum(left) == UPDATES - done
@@ -186,7 +186,7 @@ def test_what_is_left_is_cut_at_the_same_places(done):
 def test_a_run_in_two_parts_is_the_whole_run(walked, short_chunks, monkeypatch):
     """State and rows, bit by bit, stopped after 4 of 6 updates."""
     trainer, compile_advance = walked
-    monkeypatch.setattr(host_loop, "_compile_advance", compile_advance)
+    monkeypatch.setattr(chunked_loop, "_compile_advance", compile_advance)
     short_chunks(2, 2, 2)
     whole, first, second = [], [], []
     expected, _ = train_walking(trainer, [lambda _, row: whole.append(without_time(row))])
@@ -200,7 +200,7 @@ def test_a_run_in_two_parts_is_the_whole_run(walked, short_chunks, monkeypatch):
 
 def test_nothing_left_to_do(walked, short_chunks, monkeypatch):
     trainer, compile_advance = walked
-    monkeypatch.setattr(host_loop, "_compile_advance", compile_advance)
+    monkeypatch.setattr(chunked_loop, "_compile_advance", compile_advance)
     short_chunks(2, 2, 2)
     done = trainer.init(jax.random.key(3), HP)._replace(updates=jax.numpy.int32(UPDATES))
     same, timing = train_walking(trainer, [], start=lambda: done)
@@ -211,7 +211,7 @@ def test_nothing_left_to_do(walked, short_chunks, monkeypatch):
 def test_saves_see_the_state_after_what_was_reported(walked, short_chunks, monkeypatch):
     """Whenever one is due: its count of updates, its state, and the rows so far are of one moment."""
     trainer, compile_advance = walked
-    monkeypatch.setattr(host_loop, "_compile_advance", compile_advance)
+    monkeypatch.setattr(chunked_loop, "_compile_advance", compile_advance)
     short_chunks(2, 2, 2)
     rows, saved = [], []
     due = iter([True, False, True])

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from purejaxppo.late import later
+from purejaxppo.envs.late import later
 
 
 def python(script):
@@ -17,7 +17,7 @@ def python(script):
 def test_gymnax_comes_without_drawing_libraries_and_draws_all_the_same():
     script = """
 import sys
-from purejaxppo.envs import from_gymnax
+from purejaxppo.envs.gymnax_adapter import from_gymnax
 from_gymnax("CartPole-v1", 2)
 print(*(name in sys.modules for name in ("gymnax", "matplotlib", "seaborn", "pandas")))
 from gymnax.environments.misc import pong

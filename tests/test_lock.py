@@ -12,14 +12,14 @@ from contextlib import contextmanager
 
 import pytest
 
-from purejaxppo import lock
 from purejaxppo.errors import CheckpointError, RunDirInUseError
-from purejaxppo.lock import LOCK, check_free, locked
+from purejaxppo.experiment import lock
+from purejaxppo.experiment.lock import LOCK, check_free, locked
 
 OWNER = """
 import subprocess, sys
 from pathlib import Path
-from purejaxppo.lock import locked
+from purejaxppo.experiment.lock import locked
 with locked(Path(sys.argv[1])):
     with_child = len(sys.argv) > 2
     sleep = ["sleep", "100"]

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from purejaxppo import logger
 from purejaxppo.errors import CheckpointError, ConfigError
-from purejaxppo.logger import (
+from purejaxppo.experiment import metrics_log
+from purejaxppo.experiment.metrics_log import (
     JsonLines,
     ProgressDisplay,
     RepeatedFile,
@@ -100,7 +100,7 @@ def test_an_empty_file_has_no_rows(tmp_path):
 
 # --- whole rows -------------------------------------------------------------------------------------------------------
 
-BLOCK = logger._LONGEST_ROW
+BLOCK = metrics_log._LONGEST_ROW
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def clock(monkeypatch):
     class Clock:
         now = 100.0
 
-    monkeypatch.setattr(logger.time, "monotonic", lambda: Clock.now)
+    monkeypatch.setattr(metrics_log.time, "monotonic", lambda: Clock.now)
     return Clock
 
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from purejaxppo.distributions import Categorical, DiagGaussian, TanhDiagGaussian
-from purejaxppo.losses import (
+from purejaxppo.core.distributions import Categorical, DiagGaussian, TanhDiagGaussian
+from purejaxppo.core.losses import (
     clipped_surrogate,
     clipped_value_loss,
     importance_surrogate,

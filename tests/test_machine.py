@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from purejaxppo import machine
-from purejaxppo.machine import code_revision
+from purejaxppo.devices import machine
+from purejaxppo.devices.machine import code_revision
 
 UNKNOWN = {"commit": None, "dirty": None}
 IDENTITY = ("-c", "user.name=A", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false")

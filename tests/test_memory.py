@@ -12,14 +12,16 @@ import pytest
 from probe_envs import walk
 from rich.console import Console
 
-from purejaxppo import cli, memory, session
+from purejaxppo.cli import main as cli
 from purejaxppo.config import Hyperparams, TrainConfig
-from purejaxppo.envs import from_gymnax
+from purejaxppo.config.validate import validate_config
+from purejaxppo.devices import memory
+from purejaxppo.devices.memory import device_bytes, explain, program_bytes, rollout_bytes, traced_bytes
+from purejaxppo.envs.gymnax_adapter import from_gymnax
 from purejaxppo.errors import OutOfMemoryError, is_out_of_memory
-from purejaxppo.experiment import run_experiment
-from purejaxppo.memory import device_bytes, explain, program_bytes, rollout_bytes, traced_bytes
+from purejaxppo.experiment import training
+from purejaxppo.experiment.run import run_experiment
 from purejaxppo.train import trainer_from_config
-from purejaxppo.validation import validate_config
 
 HP = Hyperparams()
 SMALL = TrainConfig(num_envs=4, num_steps=8, num_epochs=1, num_minibatches=2, hidden_sizes=(4,), total_timesteps=320)
@@ -209,7 +211,7 @@ def tiny_device(monkeypatch):
     """tiny_device(size): a device with so many bytes."""
 
     def use(size):
-        for module in (memory, session):
+        for module in (memory, training):
             monkeypatch.setattr(module, "device_bytes", lambda device: size)
 
     return use
@@ -238,7 +240,7 @@ def test_a_run_that_does_not_fit_is_not_begun(tmp_path, tiny_device):
 
 def test_a_first_state_that_does_not_fit_is_not_computed(tmp_path, tiny_device, monkeypatch):
     tiny_device(500)
-    monkeypatch.setattr(session, "train_in_chunks", lambda config, trainer, hp, start, hooks: start())
+    monkeypatch.setattr(training, "train_in_chunks", lambda config, trainer, hp, start, hooks: start())
     assert "the device has 500 bytes" in fails(tmp_path / "out")
 
 
@@ -249,7 +251,7 @@ def test_what_the_compiler_did_not_foresee(tmp_path, monkeypatch):
         hooks.on_start(12_345)
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte.\nlong story")
 
-    monkeypatch.setattr(session, "train_in_chunks", fail)
+    monkeypatch.setattr(training, "train_in_chunks", fail)
     assert "the compiled program 12.3 kB" in fails(tmp_path / "out")
 
 
@@ -257,7 +259,7 @@ def test_other_errors_are_not_explained_away(tmp_path, monkeypatch):
     def fail(*_):
         raise RuntimeError("INTERNAL: something else")
 
-    monkeypatch.setattr(session, "train_in_chunks", fail)
+    monkeypatch.setattr(training, "train_in_chunks", fail)
     with pytest.raises(RuntimeError, match="something else"):
         run_experiment(SMALL, HP, 0, out=tmp_path / "out", console=Console(file=io.StringIO()))
 

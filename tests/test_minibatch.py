@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from purejaxppo import minibatch
-from purejaxppo.minibatch import fold_minibatches, shuffled_indices, until
+from purejaxppo.core import minibatch
+from purejaxppo.core.minibatch import fold_minibatches, shuffled_indices, until
 
 shuffle = jax.jit(shuffled_indices, static_argnums=1)
 

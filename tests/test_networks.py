@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from purejaxppo import networks
 from purejaxppo.config import TrainConfig
-from purejaxppo.distributions import Categorical, DiagGaussian, TanhDiagGaussian
+from purejaxppo.core.distributions import Categorical, DiagGaussian, TanhDiagGaussian
+from purejaxppo.core.types import Box, Discrete, VecEnv
 from purejaxppo.errors import ConfigError, EnvError
-from purejaxppo.networks import make_network
-from purejaxppo.types import Box, Discrete, VecEnv
+from purejaxppo.policies import networks
+from purejaxppo.policies.networks import make_network
 
 T, E = 3, 2
 IMAGE = (6, 5, 4)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from purejaxppo.config import TrainConfig
-from purejaxppo.optimizer import anneal, make_optimizer
-from purejaxppo.types import Hyperparams  # from there, it is a pytree
+from purejaxppo.core.optimizer import anneal, make_optimizer
+from purejaxppo.core.types import Hyperparams  # from there, it is a pytree
 
 CONFIG = TrainConfig(total_timesteps=1000, num_envs=2, num_steps=5, num_minibatches=1)  # 100 updates
 SHAPES = {"w": (3, 2), "b": (2,), "scalar": ()}

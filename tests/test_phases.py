@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from purejaxppo.phases import Phases, process_age
+from purejaxppo.experiment.phases import Phases, process_age
 
 
 def test_phases_add_up_to_the_wall_clock():
@@ -33,7 +33,7 @@ def test_phases_add_up_to_the_wall_clock():
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only Linux tells")
 def test_the_age_of_a_process_is_that_since_its_start():
     """Which its parent has seen: to a hundredth of a second, the system's unit."""
-    program = "import time; time.sleep(0.3); from purejaxppo.phases import process_age; print(process_age())"
+    program = "import time; time.sleep(0.3); from purejaxppo.experiment.phases import process_age; print(process_age())"
     began = time.perf_counter()
     told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     elapsed = time.perf_counter() - began

@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 from probe_envs import endless
 
-from purejaxppo import evaluate, playing
+from purejaxppo import evaluate
 from purejaxppo.config import TrainConfig
-from purejaxppo.distributions import Categorical
-from purejaxppo.evaluate import evaluate_runner, summarize
-from purejaxppo.playing import play_in_pieces
-from purejaxppo.types import LearnerState, RunnerState
+from purejaxppo.core.distributions import Categorical
+from purejaxppo.core.types import LearnerState, RunnerState
+from purejaxppo.evaluate import evaluate_runner
+from purejaxppo.experiment import evaluation
+from purejaxppo.experiment.evaluation import play_in_pieces, summarize
 
 E = 6
 CONFIG = TrainConfig()
@@ -47,9 +48,9 @@ def pieces(env, monkeypatch, greedy=False, first=1, long=0.5, silence=0.0):
 
     Nothing is traced once there has been progress.
     """
-    monkeypatch.setattr(playing, "_FIRST_PIECE", first)
-    monkeypatch.setattr(playing, "_LONG_PIECE", long)
-    monkeypatch.setattr(playing, "_SILENCE", silence)
+    monkeypatch.setattr(evaluation, "_FIRST_PIECE", first)
+    monkeypatch.setattr(evaluation, "_LONG_PIECE", long)
+    monkeypatch.setattr(evaluation, "_SILENCE", silence)
     said, traced = [], []
 
     def counted(params, obs):

@@ -8,9 +8,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from purejaxppo import plot
 from purejaxppo.errors import CheckpointError
-from purejaxppo.plot import COLOURS, draw_runs, group_curves, learning_curve, plot_runs
+from purejaxppo.experiment import plots
+from purejaxppo.experiment.plots import COLOURS, draw_runs, group_curves, learning_curve, plot_runs
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -106,7 +106,7 @@ def ink(axes, colour):
 def test_a_single_point_is_seen(make_run, tmp_path, monkeypatch, runs):
     """Although there is no line through it: of one run without an evaluation, and of several."""
     saved = []
-    monkeypatch.setattr(plot, "save_figure", lambda figure, out: saved.append(figure))
+    monkeypatch.setattr(plots, "save_figure", lambda figure, out: saved.append(figure))
     plot_runs([make_run(f"r{i}", returns, evaluation=False) for i, returns in enumerate(runs)], tmp_path / "a.png")
     assert ink(saved[0].axes[0], COLOURS[0]) > 15
 

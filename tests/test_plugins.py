@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
+from purejaxppo.cli.plugins import import_plugins
 from purejaxppo.errors import EnvError
-from purejaxppo.plugins import import_plugins
 
 
 @pytest.fixture(autouse=True)

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from purejaxppo.algorithms import ALGORITHMS
-from purejaxppo.config import ALGORITHMS_WITH, Hyperparams, TrainConfig
+from purejaxppo.config import Hyperparams, TrainConfig
+from purejaxppo.config.fields import ALGORITHMS_WITH
+from purejaxppo.config.presets import ALGORITHM_PRESETS, HIDDEN, PRESETS, TARGETS
+from purejaxppo.config.resolve import resolve
+from purejaxppo.config.validate import validate_config, validate_hyperparams
+from purejaxppo.envs.presets import preset
 from purejaxppo.errors import ConfigError, EnvError
-from purejaxppo.presets import ALGORITHM_PRESETS, HIDDEN, PRESETS, TARGETS, preset
-from purejaxppo.settings import resolve
-from purejaxppo.validation import validate_config, validate_hyperparams
 
 BUDGETS = {"CartPole-v1": 150_000, "Acrobot-v1": 500_000, "MountainCarContinuous-v0": 250_000, "Catch-bsuite": 250_000}
 FIELDS = {field.name: field for kind in (TrainConfig, Hyperparams) for field in dataclasses.fields(kind)}

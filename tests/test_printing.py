@@ -10,11 +10,12 @@ import sys
 import numpy as np
 import pytest
 
-from purejaxppo import cli, signals
-from purejaxppo.checkpoint import snapshot
+from purejaxppo.cli import main as cli
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
-from purejaxppo.run_dir import RunSettings, write_settings
-from purejaxppo.store import save_step
+from purejaxppo.experiment import signals
+from purejaxppo.experiment.checkpoints.state import snapshot
+from purejaxppo.experiment.checkpoints.store import save_step
+from purejaxppo.experiment.directory import RunSettings, write_settings
 
 
 @pytest.fixture(autouse=True)
@@ -92,8 +93,8 @@ def test_a_shell_that_closes_the_streams():
     assert started("verify nowhere", "2>&-") == (4, "", "")
 
 
-@pytest.mark.filterwarnings("ignore:'purejaxppo.cli' found in sys.modules:RuntimeWarning")
-@pytest.mark.parametrize("module", ["purejaxppo", "purejaxppo.cli"])
+@pytest.mark.filterwarnings("ignore:'purejaxppo.cli.main' found in sys.modules:RuntimeWarning")
+@pytest.mark.parametrize("module", ["purejaxppo", "purejaxppo.cli.main"])
 def test_both_modules_are_the_command(monkeypatch, capfd, module):
     """With `python -m`; the usage names what was started, as there need not be a command of that name."""
     for place in (signals, cli):

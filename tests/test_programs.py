@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from purejaxppo import programs
+from purejaxppo.devices import compile_cache
 
 SCRIPT = """
 import jax, jax.numpy as jnp
-from purejaxppo.programs import keep_programs
+from purejaxppo.devices.compile_cache import keep_programs
 keep_programs()
 print(jax.config.jax_compilation_cache_dir or "nowhere")
 jax.jit(lambda x: jax.lax.scan(lambda c, _: (jnp.tanh(c @ c) + jnp.sin(c), None), x, length=9)[0])(jnp.ones((9, 9)))
@@ -51,8 +51,8 @@ def test_another_processor_has_another_place(monkeypatch, tmp_path, line):
     names = set()
     for text in ("processor : 0\ncpu MHz : 1", "processor : 0\ncpu MHz : 2", f"processor : 0\n{line}"):
         info.write_text(text)
-        monkeypatch.setattr(programs, "_CPU_INFO", info)
-        names.add(programs._processor())
+        monkeypatch.setattr(compile_cache, "_CPU_INFO", info)
+        names.add(compile_cache._processor())
     assert len(names) == 2
 
 
@@ -60,7 +60,7 @@ MENDING = """
 import json, shutil, sys, warnings
 from pathlib import Path
 import jax, jax.numpy as jnp
-from purejaxppo.programs import keep_programs
+from purejaxppo.devices.compile_cache import keep_programs
 
 keep_programs()
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

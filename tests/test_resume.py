@@ -14,17 +14,18 @@ import pytest
 from probe_envs import spoiled, walk
 from rich.console import Console
 
-from purejaxppo import experiment, host_loop, restore, session
-from purejaxppo.checkpoint import snapshot
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
-from purejaxppo.envs import from_gymnax
+from purejaxppo.core.nonfinite import GUARDS
+from purejaxppo.envs.gymnax_adapter import from_gymnax
 from purejaxppo.errors import CheckpointError, ConfigError, DivergedError, EnvError
-from purejaxppo.experiment import evaluate_saved, resume_experiment, run_experiment
-from purejaxppo.guard import GUARDS
-from purejaxppo.host_loop import Timing
-from purejaxppo.run_dir import RunSettings, read_run_settings
-from purejaxppo.session import train_session
-from purejaxppo.store import Which, list_steps, save_step
+from purejaxppo.experiment import chunked_loop, load_run, training
+from purejaxppo.experiment import run as experiment_run
+from purejaxppo.experiment.checkpoints.state import snapshot
+from purejaxppo.experiment.checkpoints.store import Which, list_steps, save_step
+from purejaxppo.experiment.chunked_loop import Timing
+from purejaxppo.experiment.directory import RunSettings, read_run_settings
+from purejaxppo.experiment.run import evaluate_saved, resume_experiment, run_experiment
+from purejaxppo.experiment.training import train_session
 from purejaxppo.train import trainer_from_config
 
 UPDATES = 6
@@ -67,18 +68,18 @@ def compile_once(trainer, num_updates):
     return COMPILE(trainer, jax.tree.map(jnp.float32, HP), runner, num_updates)
 
 
-COMPILE = host_loop._compile_advance
+COMPILE = chunked_loop._compile_advance
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _module_patch():
     """The walk in the place of gymnax's environments, and a chunk, hence a checkpoint, per update."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "from_gymnax", lambda name, num_envs, **_: make_once(walk, num_envs))
-        patch.setattr(experiment, "spread_trainer", build_once)
-        patch.setattr(host_loop, "_compile_advance", lambda trainer, hp, runner, n: compile_once(trainer, n))
-        patch.setattr(host_loop, "_CHUNK_UPDATES", 1)
-        patch.setattr(host_loop, "_CHUNK_WORK", {"cpu": 0.0})
+        patch.setattr(experiment_run, "from_gymnax", lambda name, num_envs, **_: make_once(walk, num_envs))
+        patch.setattr(experiment_run, "spread_trainer", build_once)
+        patch.setattr(chunked_loop, "_compile_advance", lambda trainer, hp, runner, n: compile_once(trainer, n))
+        patch.setattr(chunked_loop, "_CHUNK_UPDATES", 1)
+        patch.setattr(chunked_loop, "_CHUNK_WORK", {"cpu": 0.0})
         yield
 
 
@@ -318,7 +319,7 @@ def test_a_picture_that_is_missing_is_drawn(whole, tmp_path):
 
 
 def test_an_environment_that_is_gone(half, monkeypatch):
-    monkeypatch.setattr(experiment, "from_gymnax", from_gymnax)
+    monkeypatch.setattr(experiment_run, "from_gymnax", from_gymnax)
     with pytest.raises(EnvError, match="walk"):
         resume(half)
 
@@ -359,7 +360,7 @@ def now_and_then(num_envs, probability=0.02):
 def use(monkeypatch):
     """use(make) puts another environment in the walk's place."""
     return lambda make: monkeypatch.setattr(
-        experiment, "from_gymnax", lambda name, num_envs, **_: make_once(make, num_envs)
+        experiment_run, "from_gymnax", lambda name, num_envs, **_: make_once(make, num_envs)
     )
 
 
@@ -412,15 +413,15 @@ def test_rollbacks_are_counted_from_one_checkpoint(half, monkeypatch):
         if update:
             raise DivergedError("reward is not finite.", update)
         if start.updates == 3:  # a later checkpoint, and then it goes wrong again
-            runner = session.load_runner(run.run_dir, run.settings, run.trainer)[0]
+            runner = training.load_runner(run.run_dir, run.settings, run.trainer)[0]
             later = runner._replace(updates=jnp.int32(5))
             meta = {"updates": 5, "metrics_bytes": 0, "seconds": 0.0, "train_return": None}
             save_step(run.run_dir, 160, snapshot(later), {**meta, "settings": run.settings.record()})
             raise DivergedError("reward is not finite.", 6)
         return start.make(), Timing(0.0, 0.0, 0.0)
 
-    monkeypatch.setattr(session, "_train", train)
-    monkeypatch.setattr(experiment, "_finish", lambda run, start: train_session(run, start))
+    monkeypatch.setattr(training, "_train", train)
+    monkeypatch.setattr(experiment_run, "_finish", lambda run, start: train_session(run, start))
     failures[96][-1:] = [None]
     failures[160] = [6, 6, None]
     resume(half, settings=other_settings(half, on_nonfinite="rollback"))
@@ -448,7 +449,7 @@ def test_other_keys_depend_on_what_failed_alone():
     state = type("State", (), {"key": jax.random.key(0)})
 
     def key(failed_at):
-        runner = session._other_key(lambda: jnp_runner(state.key), failed_at)()
+        runner = training._other_key(lambda: jnp_runner(state.key), failed_at)()
         return tuple(jax.random.key_data(runner.key).tolist())
 
     keys = [key([3]), key([3, 3]), key([4]), key([3, 4]), key([4, 3])]
@@ -457,7 +458,7 @@ def test_other_keys_depend_on_what_failed_alone():
 
 
 def jnp_runner(key):
-    from purejaxppo.types import LearnerState, RunnerState
+    from purejaxppo.core.types import LearnerState, RunnerState
 
     return RunnerState(LearnerState({}, (), ()), (), jnp.zeros(1), key, jnp.int32(0))
 
@@ -474,17 +475,17 @@ def test_settings_are_checked_before_anything_is_touched(half):
 
 def test_evaluating_another_than_the_newest(half, monkeypatch):
     """By its number; while a run goes on the directory is not locked for readers."""
-    monkeypatch.setattr(restore, "from_gymnax", lambda name, num_envs, **_: walk(num_envs))
-    saved = [restore.restore(half, Which(steps)) for steps in (96, 32)]
+    monkeypatch.setattr(load_run, "from_gymnax", lambda name, num_envs, **_: walk(num_envs))
+    saved = [load_run.restore(half, Which(steps)) for steps in (96, 32)]
     assert [int(run.runner.updates) * run.config.batch_size for run in saved] == [96, 32]
     newest, oldest = (evaluate_saved(run, episodes=4) for run in saved)
-    assert newest == evaluate_saved(restore.restore(half), episodes=4)
+    assert newest == evaluate_saved(load_run.restore(half), episodes=4)
     assert newest["env_steps"] != oldest["env_steps"]
     with pytest.raises(CheckpointError, match="no checkpoint of 33 env steps"):
-        restore.restore(half, Which(33))
+        load_run.restore(half, Which(33))
     (list_steps(half)[0].path / "COMMIT").unlink()
     notes = []
-    assert evaluate_saved(restore.restore(half, Which(note=notes.append)), episodes=4) != newest
+    assert evaluate_saved(load_run.restore(half, Which(note=notes.append)), episodes=4) != newest
     assert len(notes) == 1
     with pytest.raises(CheckpointError, match="COMMIT is missing"):
-        restore.restore(half, Which(strict=True))
+        load_run.restore(half, Which(strict=True))

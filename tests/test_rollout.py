@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from probe_envs import walk
 
-from purejaxppo.distributions import Categorical
-from purejaxppo.envs import from_gymnax
-from purejaxppo.rollout import rollout
-from purejaxppo.types import Box, Discrete, EnvStep, VecEnv
-from purejaxppo.wrappers import track_episodes
+from purejaxppo.core.distributions import Categorical
+from purejaxppo.core.rollout import rollout
+from purejaxppo.core.types import Box, Discrete, EnvStep, VecEnv
+from purejaxppo.envs.gymnax_adapter import from_gymnax
+from purejaxppo.envs.wrappers import track_episodes
 
 E = 5
 LIMITS = (1, 3, 7, 40)

@@ -8,11 +8,11 @@ import sys
 import numpy as np
 import pytest
 
-from purejaxppo import run_dir as module
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
+from purejaxppo.config.resolve import differences
 from purejaxppo.errors import CheckpointError, PureJaxPPOError, RunDirInUseError
-from purejaxppo.lock import LOCK, locked
-from purejaxppo.run_dir import (
+from purejaxppo.experiment import directory as module
+from purejaxppo.experiment.directory import (
     RunSettings,
     add_command,
     changed_versions,
@@ -22,7 +22,7 @@ from purejaxppo.run_dir import (
     write_inputs,
     write_settings,
 )
-from purejaxppo.settings import differences
+from purejaxppo.experiment.lock import LOCK, locked
 
 SETTINGS = RunSettings(
     TrainConfig(env_params={"gravity": 9.5}, num_envs=4, num_steps=8, hidden_sizes=(5, 3), on_nonfinite="skip"),

@@ -17,14 +17,14 @@ from probe_envs import spoiled, walk
 from test_sharding import collectives
 
 from purejaxppo.config import Hyperparams, TrainConfig
+from purejaxppo.core.nonfinite import WATCHED
+from purejaxppo.core.rollout import rollout
+from purejaxppo.devices.sharding import layout_for
+from purejaxppo.devices.vectorize import advance_runs, grid, make_runs
+from purejaxppo.envs.wrappers import training_env
 from purejaxppo.errors import ConfigError
-from purejaxppo.guard import WATCHED
-from purejaxppo.networks import make_network
-from purejaxppo.rollout import rollout
-from purejaxppo.runs import advance_runs, grid, make_runs
-from purejaxppo.sharding import layout_for
+from purejaxppo.policies.networks import make_network
 from purejaxppo.train import advance, trainer_from_config
-from purejaxppo.wrappers import training_env
 
 E, T = 4, 4
 UPDATES = 6

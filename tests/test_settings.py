@@ -5,12 +5,13 @@ import json
 
 import pytest
 
-from purejaxppo import flags
-from purejaxppo.config import ALGORITHMS_WITH, Hyperparams, RunOptions, TrainConfig
+from purejaxppo.cli import parse
+from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
+from purejaxppo.config.fields import ALGORITHMS_WITH
+from purejaxppo.config.presets import PRESETS
+from purejaxppo.config.resolve import describe_settings, read_settings, resolve
+from purejaxppo.config.validate import validate_config, validate_hyperparams
 from purejaxppo.errors import ConfigError
-from purejaxppo.presets import PRESETS
-from purejaxppo.settings import describe_settings, read_settings, resolve
-from purejaxppo.validation import validate_config, validate_hyperparams
 
 # Differs from the default in a field of each kind.
 ENV = "CartPole-v1"
@@ -92,7 +93,7 @@ def test_which_environments_preset():
 def test_flag_beats_file_beats_preset_beats_default(write):
     """One field set at each level and all levels below; hyphens and underscores are the same."""
     path = write("c.json", {"env": ENV, "num-envs": 2, "learning_rate": 0.5, "num_steps": 64})
-    command = flags.parse(["train", "--config", str(path), "--learning-rate", "0.25"])
+    command = parse.parse(["train", "--config", str(path), "--learning-rate", "0.25"])
     assert command.hp.learning_rate == 0.25  # flag, file, preset
     assert command.settings.num_envs == 2  # file, preset
     assert command.settings.total_timesteps == PRESET["total_timesteps"]  # preset
@@ -103,11 +104,11 @@ def test_flag_beats_file_beats_preset_beats_default(write):
 @pytest.mark.parametrize("argv", [["--env", "Pendulum-v1"], ["--env=Pendulum-v1"]])
 def test_env_flag_decides_about_the_preset(write, argv):
     path = write("c.json", {"env": ENV, "seed": 7})
-    command = flags.parse(["train", *argv, "--config", str(path)])
+    command = parse.parse(["train", *argv, "--config", str(path)])
     assert command.settings.env == "Pendulum-v1"
     assert command.settings.normalize_reward
     assert command.seed == 7
-    assert flags.parse(["train", *argv, f"--config={path}", "--seed", "8"]).seed == 8
+    assert parse.parse(["train", *argv, f"--config={path}", "--seed", "8"]).seed == 8
 
 
 @pytest.mark.parametrize("algorithm", ["ppo_clip", "ppo_kl", "trpo", "policy_gradient"])
@@ -167,20 +168,20 @@ def test_every_field_is_a_flag(algorithm):
             argv += map(str, value)
         elif value is not True:
             argv.append(str(value))
-    command = flags.parse(["train", *argv])
+    command = parse.parse(["train", *argv])
     records = (command.settings, command.hp, command.options)
     parsed = {name: value for record in records for name, value in dataclasses.asdict(record).items()}
     assert {name: parsed[name] for name in given} == given
-    off = flags.parse(["train", "--env", "Pendulum-v1", "--no-normalize-observation", "--no-normalize-reward"])
+    off = parse.parse(["train", "--env", "Pendulum-v1", "--no-normalize-observation", "--no-normalize-reward"])
     assert not off.settings.normalize_observation
     assert not off.settings.normalize_reward
-    nothing = flags.parse(["train", "--target-kl", "None", "--vf-clip-eps", "None"])
+    nothing = parse.parse(["train", "--target-kl", "None", "--vf-clip-eps", "None"])
     assert nothing.hp.target_kl is nothing.hp.vf_clip_eps is None
 
 
 @pytest.mark.parametrize(("text", "number"), [("1e6", 10**6), ("1000", 1000), ("2.0", 2), ("1_000", 1000)])
 def test_whole_numbers_may_be_written_as_floats(text, number):
-    assert flags.parse(["train", "--total-timesteps", text]).settings.total_timesteps == number
+    assert parse.parse(["train", "--total-timesteps", text]).settings.total_timesteps == number
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

@@ -16,8 +16,8 @@ from jax.sharding import PartitionSpec
 from probe_envs import walk
 
 from purejaxppo.config import Hyperparams, TrainConfig
-from purejaxppo.runs import advance_runs, grid, make_runs
-from purejaxppo.sharding import Layout, layout_for, one_by_one
+from purejaxppo.devices.sharding import Layout, layout_for, one_by_one
+from purejaxppo.devices.vectorize import advance_runs, grid, make_runs
 from purejaxppo.train import advance, trainer_from_config
 
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "collective-broadcast", "reduce-scatter")

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from purejaxppo.signals import SIGNALS, StopRequest, stop_on_signal
+from purejaxppo.experiment.signals import SIGNALS, StopRequest, stop_on_signal
 
 NAMES = ["SIGINT", "SIGTERM", "SIGUSR1"]
 
@@ -110,7 +110,7 @@ def test_nothing_is_heard_outside_the_main_thread():
 
 PREAMBLE = """
 import ctypes, os, signal, sys, time
-from purejaxppo.signals import SIGNALS, stop_process_on_signal
+from purejaxppo.experiment.signals import SIGNALS, stop_process_on_signal
 
 def ready():
     print("ready", flush=True)

@@ -8,17 +8,24 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from purejaxppo import tuning
 from purejaxppo.config import Hyperparams, TrainConfig
-from purejaxppo.envs import from_gymnax
-from purejaxppo.networks import make_network
-from purejaxppo.presets import preset
-from purejaxppo.rollout import rollout
-from purejaxppo.spread import devices_for, env_shardings, gather_rows, mesh_of, split_rows, spread_trainer
+from purejaxppo.core.rollout import rollout
+from purejaxppo.core.types import Batch
+from purejaxppo.devices import cpu, data_parallel
+from purejaxppo.devices.cpu import one_thread_is_enough
+from purejaxppo.devices.data_parallel import (
+    devices_for,
+    env_shardings,
+    gather_rows,
+    mesh_of,
+    split_rows,
+    spread_trainer,
+)
+from purejaxppo.envs.gymnax_adapter import from_gymnax
+from purejaxppo.envs.presets import preset
+from purejaxppo.envs.wrappers import training_env
+from purejaxppo.policies.networks import make_network
 from purejaxppo.train import advance, trainer_from_config
-from purejaxppo.tuning import one_thread_is_enough
-from purejaxppo.types import Batch
-from purejaxppo.wrappers import training_env
 
 SMALL = {"env": "CartPole-v1", "num_envs": 4, "num_steps": 32, "num_epochs": 2, "num_minibatches": 2}
 CONFIG = TrainConfig(total_timesteps=128 * 8, **SMALL)
@@ -27,7 +34,7 @@ HP = Hyperparams(learning_rate=1e-3)
 
 @pytest.fixture(autouse=True)
 def any_size(monkeypatch):
-    monkeypatch.setattr(tuning, "ROWS_PER_DEVICE", 1)
+    monkeypatch.setattr(cpu, "ROWS_PER_DEVICE", 1)
 
 
 def trained(trainer, updates=1):
@@ -144,7 +151,7 @@ def test_devices(settings, number):
 
 
 def test_small_minibatches_stay_on_one_device(monkeypatch):
-    monkeypatch.setattr(tuning, "ROWS_PER_DEVICE", 512)
+    monkeypatch.setattr(cpu, "ROWS_PER_DEVICE", 512)
     assert len(devices_for(CONFIG)) == 1
     large = TrainConfig(total_timesteps=10**6, env="CartPole-v1", num_envs=64, num_steps=128, num_minibatches=4)
     assert len(devices_for(large)) == 2
@@ -162,7 +169,7 @@ def test_small_minibatches_stay_on_one_device(monkeypatch):
     ],
 )
 def test_threads_of_presets(monkeypatch, env, settings, enough):
-    monkeypatch.setattr(tuning, "ROWS_PER_DEVICE", 512)
+    monkeypatch.setattr(cpu, "ROWS_PER_DEVICE", 512)
     names = {field.name for field in dataclasses.fields(TrainConfig)}
     chosen = {name: value for name, value in preset(env).items() if name in names}
     assert one_thread_is_enough(TrainConfig(env=env, **{**chosen, **settings}), 2) == enough
@@ -193,7 +200,7 @@ def test_options(settings, hyperparams):
 
 def test_blocks_of_rows_change_nothing(monkeypatch):
     whole = trained(spread_trainer(CONFIG))
-    monkeypatch.setattr(tuning, "ROWS_PER_BLOCK", 8)
+    monkeypatch.setattr(data_parallel, "ROWS_PER_BLOCK", 8)
     text = str(jax.make_jaxpr(lambda: trained(spread_trainer(CONFIG)))())
     assert "f32[4,8,4]" in text  # of the 32 rows that a device has of a minibatch, four blocks of eight observations
     for one, two in zip(leaves(whole), leaves(trained(spread_trainer(CONFIG))), strict=True):
@@ -205,4 +212,4 @@ def test_blocks_of_rows_change_nothing(monkeypatch):
 )
 def test_blocks(rows, number):
     """As few as fit; one, if rows cannot be divided."""
-    assert tuning.blocks(rows) == number
+    assert data_parallel.blocks(rows) == number

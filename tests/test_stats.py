@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from purejaxppo.stats import bootstrap_interval, interquartile_mean, stratified_interval
+from purejaxppo.experiment.statistics import bootstrap_interval, interquartile_mean, stratified_interval
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from purejaxppo import store
-from purejaxppo.checkpoint import snapshot, state_sha256
 from purejaxppo.errors import CheckpointError
-from purejaxppo.store import Which, clean, fault, list_steps, load_newest, prune, save_step, survey
+from purejaxppo.experiment.checkpoints import store
+from purejaxppo.experiment.checkpoints.state import snapshot, state_sha256
+from purejaxppo.experiment.checkpoints.store import (
+    Which,
+    clean,
+    fault,
+    list_steps,
+    load_newest,
+    prune,
+    save_step,
+    survey,
+)
 
 
 class State(NamedTuple):

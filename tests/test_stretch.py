@@ -6,16 +6,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from purejaxppo import stretch as module
 from purejaxppo.config import RunOptions
+from purejaxppo.core.types import LearnerState, RunnerState
 from purejaxppo.errors import CheckpointError, DivergedError, OutOfMemoryError
-from purejaxppo.files import read_json
-from purejaxppo.host_loop import Chunk, Timing
-from purejaxppo.phases import Phases
-from purejaxppo.signals import StopRequest
-from purejaxppo.store import fault, list_steps
-from purejaxppo.stretch import Stretch, train_stretch
-from purejaxppo.types import LearnerState, RunnerState
+from purejaxppo.experiment import supervisor as module
+from purejaxppo.experiment.atomic_files import read_json
+from purejaxppo.experiment.checkpoints.store import fault, list_steps
+from purejaxppo.experiment.chunked_loop import Chunk, Timing
+from purejaxppo.experiment.phases import Phases
+from purejaxppo.experiment.signals import StopRequest
+from purejaxppo.experiment.supervisor import Stretch, train_stretch
 
 STEPS = 8  # environment steps per update
 PROGRAM = 1234  # bytes
@@ -327,7 +327,7 @@ def test_its_seconds_are_of_compilation_training_and_saving(tmp_path, monkeypatc
     def pass_by(seconds):
         now[0] += seconds
 
-    monkeypatch.setattr("purejaxppo.phases.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("purejaxppo.experiment.phases.time.perf_counter", lambda: now[0])
     rehearsal = Rehearsal(tmp_path)
     rehearsal.at[("compile",)] = lambda: pass_by(100.0)
     rehearsal.at |= {("chunk", updates): lambda: pass_by(1.0) for updates in (2, 4, 6)}

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from purejaxppo.sums import Sum, add, centre, empty_sum, variance
+from purejaxppo.core.sums import Sum, add, centre, empty_sum, variance
 
 MILLION = 10**6
 

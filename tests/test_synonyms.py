@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from purejaxppo import synonyms
 from purejaxppo.algorithms import ALGORITHMS
+from purejaxppo.cli.parse import parse
+from purejaxppo.config import synonyms
+from purejaxppo.config.resolve import FIELDS, OPTION_FIELDS, read_settings
+from purejaxppo.config.synonyms import note_on, our_name
+from purejaxppo.config.validate import suggestion, validate_algorithm
 from purejaxppo.errors import ConfigError
-from purejaxppo.flags import parse
-from purejaxppo.settings import FIELDS, OPTION_FIELDS, read_settings
-from purejaxppo.synonyms import note_on, our_name
-from purejaxppo.validation import suggestion, validate_algorithm
 
 OF_COMMANDS = {"algorithms", "seed", "out", "device", "episodes"}
 

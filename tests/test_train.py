@@ -24,13 +24,14 @@ from probe_envs import (
 )
 
 from purejaxppo.algorithms import ALGORITHMS, make_algorithm
-from purejaxppo.config import ALGORITHMS_WITH, Hyperparams, TrainConfig
-from purejaxppo.distributions import Categorical
+from purejaxppo.config import Hyperparams, TrainConfig
+from purejaxppo.config.fields import ALGORITHMS_WITH
+from purejaxppo.core.distributions import Categorical
+from purejaxppo.core.types import Discrete
+from purejaxppo.envs.wrappers import action_bound
 from purejaxppo.errors import ConfigError
-from purejaxppo.networks import make_network
+from purejaxppo.policies.networks import make_network
 from purejaxppo.train import advance, make_trainer, train, trainer_from_config
-from purejaxppo.types import Discrete
-from purejaxppo.wrappers import action_bound
 
 E, T = 4, 4
 CONFIG = TrainConfig(

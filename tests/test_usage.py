@@ -2,9 +2,9 @@
 
 import pytest
 
-from purejaxppo.actions import validate
+from purejaxppo.cli.handlers import validate
+from purejaxppo.cli.parse import parse
 from purejaxppo.errors import ConfigError
-from purejaxppo.flags import parse
 
 
 def refused(line):

@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
-from purejaxppo.errors import ConfigError, PureJaxPPOError
-from purejaxppo.validation import (
+from purejaxppo.config.validate import (
     nearest_divisors,
     suggestion,
     validate_algorithm,
@@ -21,6 +20,7 @@ from purejaxppo.validation import (
     validate_options,
     validate_seed,
 )
+from purejaxppo.errors import ConfigError, PureJaxPPOError
 
 COUNTS = ("total_timesteps", "num_envs", "num_steps", "num_epochs", "num_minibatches")
 POSITIVE = ("learning_rate", "clip_eps", "max_grad_norm", "vf_clip_eps", "target_kl")
@@ -239,7 +239,7 @@ def test_a_hyperparameter_without_a_range_is_told_what_is_missing():
     """The line that whoever adds a field has to write, and where."""
     more = dataclasses.make_dataclass("More", [("novel", float, 0.1)], bases=(Hyperparams,), frozen=True)
     message = refusal(validate_hyperparams, more())
-    assert message == "novel has no range yet; give it a line in _RANGES of purejaxppo/validation.py."
+    assert message == "novel has no range yet; give it a line in _RANGES of purejaxppo/config/validate.py."
 
 
 @pytest.mark.parametrize("value", [1.5, np.float64(1.5), np.float32("nan"), np.array(2.5), np.bool_(True)])

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from purejaxppo.watch import Watch, announced
+from purejaxppo.experiment.watchdog import Watch, announced
 
 PATIENCE = 0.15
 LONG = 10.0  # for what must happen; how long exactly is the machine's business

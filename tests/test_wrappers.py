@@ -9,10 +9,10 @@ import pytest
 from probe_envs import walk
 
 from purejaxppo.config import TrainConfig
-from purejaxppo.distributions import DiagGaussian
-from purejaxppo.rollout import rollout
-from purejaxppo.types import Box, Discrete, EnvStep, VecEnv
-from purejaxppo.wrappers import (
+from purejaxppo.core.distributions import DiagGaussian
+from purejaxppo.core.rollout import rollout
+from purejaxppo.core.types import Box, Discrete, EnvStep, VecEnv
+from purejaxppo.envs.wrappers import (
     bound_action,
     empty_stats,
     evaluation_env,

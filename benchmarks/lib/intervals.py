@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from purejaxppo.stats import bootstrap_interval, stratified_interval
+from purejaxppo.experiment.statistics import bootstrap_interval, stratified_interval
 
 
 class Interval(NamedTuple):

@@ -20,13 +20,13 @@ from benchmarks.lib.worker_process import WorkerError, environment
 ENV = "CartPole-v1"
 UPDATES = 2
 LIMIT = 120.0  # seconds
-TRAIN = "from purejaxppo.cli import main; raise SystemExit(main())"
+TRAIN = "from purejaxppo.cli.main import main; raise SystemExit(main())"
 HELP = [sys.executable, "-c", TRAIN, "--help"]
 
 
 def train_command(out: Path) -> list[str]:
     """Returns the command line's own entry point, in this interpreter."""
-    from purejaxppo.presets import preset
+    from purejaxppo.envs.presets import preset
 
     settings = preset(ENV)
     budget = str(UPDATES * settings["num_envs"] * settings["num_steps"])

@@ -28,7 +28,8 @@ from benchmarks.lib.worker_process import (
     end_workers_when_terminated,
 )
 from benchmarks.trainers.environments import NAMES, ours_first, start
-from purejaxppo.presets import TARGETS, preset
+from purejaxppo.config.presets import TARGETS
+from purejaxppo.envs.presets import preset
 
 ENV, EPISODES, UPDATES_PER_BLOCK = "CartPole-v1", 64, 2
 QUICK_SECONDS, LEAST_SECONDS = 24.0, 4.0  # for all; and without as much left, a trainer is not begun

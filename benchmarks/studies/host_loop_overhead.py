@@ -18,10 +18,10 @@ from rich.console import Console
 
 from benchmarks.lib.report import add_shapes, parser, sizes
 from purejaxppo.config import Hyperparams, TrainConfig
-from purejaxppo.host_loop import Hooks, Rows, chunk_lengths, train_in_chunks
-from purejaxppo.logger import JsonLines, ProgressDisplay
+from purejaxppo.core.types import RunnerState, Trainer
+from purejaxppo.experiment.chunked_loop import Hooks, Rows, chunk_lengths, train_in_chunks
+from purejaxppo.experiment.metrics_log import JsonLines, ProgressDisplay
 from purejaxppo.train import advance, trainer_from_config
-from purejaxppo.types import RunnerState, Trainer
 
 
 def uninterrupted_scan(config: TrainConfig, trainer: Trainer, hp: Hyperparams, seed: int) -> tuple[float, RunnerState]:

@@ -18,13 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.lib.report import parser
-from purejaxppo.envs import from_gymnax
-from purejaxppo.evaluate import evaluate_runner, summarize
-from purejaxppo.host_loop import chunk_lengths
-from purejaxppo.networks import make_network
-from purejaxppo.presets import TARGETS
-from purejaxppo.settings import resolve
-from purejaxppo.stats import bootstrap_interval, interquartile_mean
+from purejaxppo.config.presets import TARGETS
+from purejaxppo.config.resolve import resolve
+from purejaxppo.envs.gymnax_adapter import from_gymnax
+from purejaxppo.evaluate import evaluate_runner
+from purejaxppo.experiment.chunked_loop import chunk_lengths
+from purejaxppo.experiment.evaluation import summarize
+from purejaxppo.experiment.statistics import bootstrap_interval, interquartile_mean
+from purejaxppo.policies.networks import make_network
 from purejaxppo.train import advance, trainer_from_config
 
 RESULTS = Path(__file__).parent.parent / "results"

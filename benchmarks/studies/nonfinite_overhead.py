@@ -15,7 +15,7 @@ from benchmarks.lib.report import add_shapes, parser, sizes
 from benchmarks.trainers.compiled import CompiledBlock
 from benchmarks.trainers.ours import make_training, warm_block
 from benchmarks.trainers.protocol import Settings
-from purejaxppo.guard import nonfinite
+from purejaxppo.core.nonfinite import nonfinite
 
 
 def arm(shape: str, updates: int, guarded: bool) -> CompiledBlock:

@@ -22,7 +22,7 @@ from benchmarks.sections import other_trainers, time_to_target
 from benchmarks.trainers import cartpole_numpy, environments
 from benchmarks.trainers.environments import NAMES
 from benchmarks.trainers.protocol import Settings
-from purejaxppo.presets import preset
+from purejaxppo.envs.presets import preset
 
 LIMIT_S = 240.0
 ANSWERS = """

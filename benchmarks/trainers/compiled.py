@@ -54,7 +54,7 @@ class CompiledTrainer(Trainer):
 
     def describe(self) -> dict[str, Any]:
         """Returns the devices and threads that it runs on, and what its compilation took and its program needs."""
-        from purejaxppo.memory import program_bytes  # not earlier, for the same reason
+        from purejaxppo.devices.memory import program_bytes  # not earlier, for the same reason
 
         return {
             "devices": len(jax.devices()),

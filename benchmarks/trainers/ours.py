@@ -5,8 +5,7 @@ from typing import Any
 import purejaxppo
 from benchmarks.trainers.compiled import CompiledBlock, CompiledTrainer, Training
 from benchmarks.trainers.protocol import Settings, serve
-from purejaxppo.threads import cpu_cores
-from purejaxppo.tuning import one_thread_is_enough
+from purejaxppo.devices.cpu import cpu_cores, one_thread_is_enough
 
 HYPERPARAMS = ("learning_rate", "gamma", "gae_lambda", "clip_eps", "vf_coef", "ent_coef", "max_grad_norm")
 

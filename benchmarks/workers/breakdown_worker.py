@@ -20,14 +20,14 @@ from benchmarks.lib.worker_process import answer_channel
 from benchmarks.trainers.ours import train_config, warm_block
 from benchmarks.trainers.protocol import Settings
 from purejaxppo import Hyperparams, TrainConfig, use_all_cores
-from purejaxppo.advantage import gae
 from purejaxppo.algorithms import make_algorithm
-from purejaxppo.envs import from_gymnax
-from purejaxppo.networks import make_network
-from purejaxppo.rollout import rollout
-from purejaxppo.spread import devices_for, env_shardings, mesh_of, split_rows
-from purejaxppo.types import Algorithm, Batch, whole
-from purejaxppo.wrappers import training_env
+from purejaxppo.core.advantage import gae
+from purejaxppo.core.rollout import rollout
+from purejaxppo.core.types import Algorithm, Batch, whole
+from purejaxppo.devices.data_parallel import devices_for, env_shardings, mesh_of, split_rows
+from purejaxppo.envs.gymnax_adapter import from_gymnax
+from purejaxppo.envs.wrappers import training_env
+from purejaxppo.policies.networks import make_network
 
 Step = Callable[[Any], tuple[Any, Any]]  # state -> (state, what else is computed)
 # Env steps per call on a CPU, for calls of some tens of milliseconds.

@@ -32,7 +32,7 @@ def machine_info() -> dict[str, Any]:
 
     import jax
 
-    from purejaxppo.machine import find_machine
+    from purejaxppo.devices.machine import find_machine
 
     found = find_machine()
     del found["requirements"]

@@ -22,7 +22,7 @@ FEW_ENVS, MANY_ENVS = 4, 64  # of one run among many, and of a run by itself
 def block_of(work: Settings, repetitions: int) -> dict[str, Any]:
     """Returns the speed of a block of updates, and what its compiled program needs."""
     from benchmarks.trainers.ours import warm_block
-    from purejaxppo.memory import program_bytes
+    from purejaxppo.devices.memory import program_bytes
 
     work = replace(work, updates_per_block=max(2, min(64, (1 << 15) // work.env_steps)))
     block = warm_block(work)
@@ -38,8 +38,8 @@ def whole_run(total_timesteps: int, num_steps: int) -> dict[str, Any]:
     import jax
 
     from purejaxppo import Hyperparams, TrainConfig, spread_trainer
-    from purejaxppo.host_loop import Hooks, Rows, train_in_chunks
-    from purejaxppo.logger import JsonLines
+    from purejaxppo.experiment.chunked_loop import Hooks, Rows, train_in_chunks
+    from purejaxppo.experiment.metrics_log import JsonLines
 
     config = TrainConfig(ENV, total_timesteps=total_timesteps, num_envs=MANY_ENVS, num_steps=num_steps)
     trainer, hp = spread_trainer(config), Hyperparams()

@@ -7,8 +7,8 @@ from purejaxppo.algorithms.ppo_clip import ppo_clip
 from purejaxppo.algorithms.ppo_kl import ppo_kl
 from purejaxppo.algorithms.trpo import trpo
 from purejaxppo.config import TrainConfig
-from purejaxppo.types import Algorithm, Apply, Split, whole
-from purejaxppo.validation import validate_algorithm
+from purejaxppo.config.validate import validate_algorithm
+from purejaxppo.core.types import Algorithm, Apply, Split, whole
 
 ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "ppo_clip": ppo_clip,

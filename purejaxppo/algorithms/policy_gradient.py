@@ -4,10 +4,10 @@ from typing import Any
 
 import jax
 
-from purejaxppo.algorithms.gradient_steps import surrogate_algorithm
+from purejaxppo.algorithms.surrogate import surrogate_algorithm
 from purejaxppo.config import Hyperparams, TrainConfig
-from purejaxppo.losses import importance_surrogate
-from purejaxppo.types import Algorithm, Apply, Batch, Distribution, Metrics, Split, whole
+from purejaxppo.core.losses import importance_surrogate
+from purejaxppo.core.types import Algorithm, Apply, Batch, Distribution, Metrics, Split, whole
 
 
 def policy_gradient(config: TrainConfig, apply: Apply, *, split: Split = whole) -> Algorithm:

@@ -6,10 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from purejaxppo.algorithms.gradient_steps import surrogate_algorithm
+from purejaxppo.algorithms.surrogate import surrogate_algorithm
 from purejaxppo.config import Hyperparams, TrainConfig
-from purejaxppo.losses import clipped_surrogate
-from purejaxppo.types import Algorithm, Apply, Batch, Distribution, Metrics, Split, whole
+from purejaxppo.core.losses import clipped_surrogate
+from purejaxppo.core.types import Algorithm, Apply, Batch, Distribution, Metrics, Split, whole
 
 Objective = Callable[[jax.Array, jax.Array, float], jax.Array]
 

@@ -5,10 +5,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from purejaxppo.algorithms.gradient_steps import surrogate_algorithm
-from purejaxppo.config import KL_COEF_BOUNDS, Hyperparams, TrainConfig
-from purejaxppo.losses import kl_penalized_surrogate
-from purejaxppo.types import Algorithm, Apply, Batch, Distribution, LearnerState, Metrics, Params, Split, whole
+from purejaxppo.algorithms.surrogate import surrogate_algorithm
+from purejaxppo.config import Hyperparams, TrainConfig
+from purejaxppo.config.fields import KL_COEF_BOUNDS
+from purejaxppo.core.losses import kl_penalized_surrogate
+from purejaxppo.core.types import Algorithm, Apply, Batch, Distribution, LearnerState, Metrics, Params, Split, whole
 
 
 class KLPenalty(NamedTuple):

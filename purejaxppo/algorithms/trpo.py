@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from purejaxppo.algorithms.gradient_steps import critic_loss, gradient_steps
-from purejaxppo.config import DEFAULT_TARGET_KL, Hyperparams, TrainConfig
-from purejaxppo.diagnostics import drift
-from purejaxppo.losses import importance_surrogate, standardize
-from purejaxppo.optimizer import make_optimizer
-from purejaxppo.types import Algorithm, Apply, Batch, LearnerState, Metrics, Params, Split, whole
+from purejaxppo.algorithms.surrogate import critic_loss, gradient_steps
+from purejaxppo.config import Hyperparams, TrainConfig
+from purejaxppo.config.fields import DEFAULT_TARGET_KL
+from purejaxppo.core.diagnostics import drift
+from purejaxppo.core.losses import importance_surrogate, standardize
+from purejaxppo.core.optimizer import make_optimizer
+from purejaxppo.core.types import Algorithm, Apply, Batch, LearnerState, Metrics, Params, Split, whole
 
 Vector = jax.Array
 _BACKTRACK = 0.5

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
+from purejaxppo.config.fields import AnyPath
+from purejaxppo.config.resolve import settings_record
 from purejaxppo.errors import CheckpointError, ConfigError
-from purejaxppo.files import AnyPath, is_file, read_json, write_json
-from purejaxppo.run_dir import fields_of, refuse_comparison
-from purejaxppo.settings import settings_record
-from purejaxppo.sweeps.settings import SweepSettings
+from purejaxppo.experiment.atomic_files import is_file, read_json, write_json
+from purejaxppo.experiment.directory import fields_of, refuse_comparison
+from purejaxppo.sweeps.spec import SweepSettings
 
 FORMAT_VERSION = 2  # as that of its checkpoints (`store.FORMAT_VERSION`), so that old and new results do not mix
 METRICS = "metrics.csv"

@@ -1,12 +1,12 @@
-"""Sweeps that are finished already, which their files tell. No JAX in here, as in `purejaxppo.finished`."""
+"""Sweeps that are finished already, which their files tell. No JAX in here, as in `purejaxppo.experiment.finished`."""
 
 from pathlib import Path
 from typing import Any
 
 from purejaxppo.errors import CheckpointError
-from purejaxppo.files import is_file, read_json
-from purejaxppo.logger import whole_rows
-from purejaxppo.store import fault, list_steps
+from purejaxppo.experiment.atomic_files import is_file, read_json
+from purejaxppo.experiment.checkpoints.store import fault, list_steps
+from purejaxppo.experiment.metrics_log import whole_rows
 from purejaxppo.sweeps.directory import METRICS
 
 _OUTPUTS = (METRICS, "results.csv", "table.md", "plots/learning_curves.png")

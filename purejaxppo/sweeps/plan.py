@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 import jax
 
-from purejaxppo.comparison import finite
 from purejaxppo.config import Hyperparams, TrainConfig
-from purejaxppo.memory import explain
-from purejaxppo.settings import settings_record
+from purejaxppo.config.resolve import settings_record
+from purejaxppo.devices.memory import explain
+from purejaxppo.sweeps.compiled_group import Group, available_bytes
 from purejaxppo.sweeps.directory import Sizes, sweep_record
-from purejaxppo.sweeps.group import Group, available_bytes
-from purejaxppo.sweeps.settings import SweepSettings
+from purejaxppo.sweeps.scoring import finite
+from purejaxppo.sweeps.spec import SweepSettings
 
 
 class Plan:

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from purejaxppo.memory import readable
-from purejaxppo.sweeps.settings import value_text
+from purejaxppo.devices.memory import readable
+from purejaxppo.sweeps.spec import value_text
 
 
 def describe_plan(record: dict[str, Any]) -> list[list[str]]:

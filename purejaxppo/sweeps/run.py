@@ -11,25 +11,29 @@ import numpy as np
 from rich.console import Console
 
 from purejaxppo.config import RunOptions
+from purejaxppo.config.fields import AnyPath
+from purejaxppo.config.resolve import describe_settings
+from purejaxppo.config.validate import validate_options
+from purejaxppo.core.nonfinite import every_run_diverged
+from purejaxppo.devices.vectorize import Runs
 from purejaxppo.errors import CheckpointError, ConfigError
-from purejaxppo.files import AnyPath, is_file, whole_file, write_json, write_text
-from purejaxppo.guard import every_run_diverged
-from purejaxppo.lock import locked
-from purejaxppo.logger import ProgressDisplay, Terminal, remark, say, whole_rows
-from purejaxppo.phases import Phases
-from purejaxppo.run_dir import add_command, changed_versions, create_dir, write_origin
-from purejaxppo.runs import Runs
-from purejaxppo.settings import describe_settings
-from purejaxppo.signals import INTERRUPTED, StopRequest, listening, when_interrupted
-from purejaxppo.store import clean
+from purejaxppo.experiment.atomic_files import is_file, whole_file, write_json, write_text
+from purejaxppo.experiment.checkpoints.store import clean
+from purejaxppo.experiment.directory import add_command, changed_versions, create_dir, write_origin
+from purejaxppo.experiment.lock import locked
+from purejaxppo.experiment.metrics_log import ProgressDisplay, Terminal, remark, say, whole_rows
+from purejaxppo.experiment.phases import Phases
+from purejaxppo.experiment.signals import INTERRUPTED, StopRequest, listening, when_interrupted
+from purejaxppo.experiment.watchdog import Watch, announced
+from purejaxppo.sweeps.batches import Finished, Part, parts_of_rung, survivors
 from purejaxppo.sweeps.directory import METRICS, read_sweep, write_sweep
 from purejaxppo.sweeps.finished import already_finished, finished_sweep
-from purejaxppo.sweeps.metrics import metrics_head
-from purejaxppo.sweeps.parts import Session, chosen_state, finished_result, first_state, train_part
-from purejaxppo.sweeps.pictures import plot_sweep
+from purejaxppo.sweeps.metrics_csv import metrics_head
 from purejaxppo.sweeps.plan import Plan, plan_record
 from purejaxppo.sweeps.plan_text import describe_plan
-from purejaxppo.sweeps.results import (
+from purejaxppo.sweeps.plots import plot_sweep
+from purejaxppo.sweeps.spec import SweepSettings
+from purejaxppo.sweeps.tables import (
     Outcome,
     markdown_table,
     read_causes,
@@ -38,10 +42,7 @@ from purejaxppo.sweeps.results import (
     run_rows,
     setting_rows,
 )
-from purejaxppo.sweeps.schedule import Finished, Part, parts_of_rung, survivors
-from purejaxppo.sweeps.settings import SweepSettings
-from purejaxppo.validation import validate_options
-from purejaxppo.watch import Watch, announced
+from purejaxppo.sweeps.train_batch import Session, chosen_state, finished_result, first_state, train_part
 
 
 def run_sweep(

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from purejaxppo.config import Hyperparams
+from purejaxppo.config.resolve import FIELDS, whole_number
+from purejaxppo.config.validate import apart, validate_seed, validate_value
+from purejaxppo.config.words import parse_word
 from purejaxppo.errors import ConfigError
-from purejaxppo.settings import FIELDS, whole_number
-from purejaxppo.sweeps.settings import MAX_RUNS
-from purejaxppo.validation import apart, validate_seed, validate_value
-from purejaxppo.words import parse_word
+from purejaxppo.sweeps.spec import MAX_RUNS
 
 MAX_POINTS = 1_000_000
 _HYPERPARAMS = tuple(field.name for field in dataclasses.fields(Hyperparams))

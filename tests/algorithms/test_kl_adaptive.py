@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hand_batch import CONFIG, make_batch, make_policy
 
-from purejaxppo.algorithms.kl_adaptive import KLAdaptive, adapted_learning_rate, kl_adaptive
+from purejaxppo.algorithms.adaptive_lr import KLAdaptive, adapted_learning_rate, kl_adaptive
 from purejaxppo.algorithms.policy_gradient import policy_gradient
 from purejaxppo.config import Hyperparams
 

@@ -9,7 +9,8 @@ import pytest
 from hand_batch import CONFIG, make_batch, make_policy
 
 from purejaxppo.algorithms.ppo_kl import KLPenalty, adapted_kl_coef, ppo_kl
-from purejaxppo.config import KL_COEF_BOUNDS, Hyperparams
+from purejaxppo.config import Hyperparams
+from purejaxppo.config.fields import KL_COEF_BOUNDS
 
 LOW, HIGH = KL_COEF_BOUNDS
 

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from hand_batch import CONFIG, POLICIES, make_batch, make_policy
 
-from purejaxppo import minibatch
 from purejaxppo.algorithms import ALGORITHMS, make_algorithm
-from purejaxppo.algorithms.kl_adaptive import kl_adaptive
-from purejaxppo.config import ALGORITHMS_WITH, Hyperparams, TrainConfig
+from purejaxppo.algorithms.adaptive_lr import kl_adaptive
+from purejaxppo.config import Hyperparams, TrainConfig
+from purejaxppo.config.fields import ALGORITHMS_WITH
+from purejaxppo.config.resolve import has_option
+from purejaxppo.core import minibatch
+from purejaxppo.core.optimizer import anneal
 from purejaxppo.errors import ConfigError
-from purejaxppo.optimizer import anneal
-from purejaxppo.settings import has_option
 
 # The optional ones are given, but not reached: with None they would be another program.
 HP = Hyperparams(learning_rate=5e-2, gamma=0.9, gae_lambda=0.8, vf_clip_eps=1e3, target_kl=1e3, cg_damping=1e-2)

@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 
 from purejaxppo.algorithms.trpo import conjugate_gradient, line_search, policy_step, trpo
 from purejaxppo.config import Hyperparams
-from purejaxppo.losses import importance_surrogate, standardize
+from purejaxppo.core.losses import importance_surrogate, standardize
 
 TRPO = dataclasses.replace(CONFIG, algorithm="trpo", num_epochs=1)
 APPLY, PARAMS = make_policy()

@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from purejaxppo.checkpoint import snapshot
-from purejaxppo.store import save_step
+from purejaxppo.experiment.checkpoints.state import snapshot
+from purejaxppo.experiment.checkpoints.store import save_step
 from purejaxppo.sweeps.finished import finished_sweep
 
 RESULT = {"updates": [2, 2], "diverged_at": [0, 0], "returns": [1.0, None], "metrics_bytes": 9, "seconds": 0.5}
@@ -86,8 +86,7 @@ def test_no_checkpoint(sweep):
 
 def test_looking_takes_no_jax():
     """Which is most of what `resume` would take otherwise."""
-    program = (
-        "import sys, purejaxppo.finished, purejaxppo.sweeps.finished, purejaxppo.store; print('jax' in sys.modules)"
-    )
+    modules = "purejaxppo.experiment.finished, purejaxppo.sweeps.finished, purejaxppo.experiment.checkpoints.store"
+    program = f"import sys, {modules}; print('jax' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout == "False\n"

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_results import BATCH, sweep_of
 
-from purejaxppo.guard import WATCHED
-from purejaxppo.host_loop import Chunk
-from purejaxppo.sweeps.metrics import MetricRows, metrics_head, used_name
+from purejaxppo.core.nonfinite import WATCHED
+from purejaxppo.experiment.chunked_loop import Chunk
+from purejaxppo.sweeps.metrics_csv import MetricRows, metrics_head, used_name
 
 NAN, INF = math.nan, math.inf
 NAMES = ["episode/count", "episode/return", "kl"]

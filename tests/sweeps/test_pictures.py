@@ -7,10 +7,10 @@ import pytest
 from test_results import curves_of, outcome_of, sweep_of
 
 from purejaxppo.errors import CheckpointError
-from purejaxppo.stats import stratified_interval
-from purejaxppo.sweeps import pictures
-from purejaxppo.sweeps.pictures import plot_sweep
-from purejaxppo.sweeps.results import Curve, setting_rows
+from purejaxppo.experiment.statistics import stratified_interval
+from purejaxppo.sweeps import plots
+from purejaxppo.sweeps.plots import plot_sweep
+from purejaxppo.sweeps.tables import Curve, setting_rows
 
 GRID = [{"learning_rate": a, "clip_eps": b} for a in (1e-4, 1e-3, 1e-2) for b in (0.1, 0.3)]
 
@@ -25,7 +25,7 @@ def figures(monkeypatch):
         figure.canvas.draw()
         return out
 
-    monkeypatch.setattr(pictures, "save_figure", save)
+    monkeypatch.setattr(plots, "save_figure", save)
     return saved
 
 

@@ -7,11 +7,12 @@ import math
 import numpy as np
 import pytest
 
-from purejaxppo.comparison import steps_to_target
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.errors import CheckpointError
-from purejaxppo.stats import bootstrap_interval
-from purejaxppo.sweeps.results import (
+from purejaxppo.experiment.statistics import bootstrap_interval
+from purejaxppo.sweeps.scoring import steps_to_target
+from purejaxppo.sweeps.spec import SweepSettings
+from purejaxppo.sweeps.tables import (
     Curve,
     Outcome,
     markdown_table,
@@ -22,7 +23,6 @@ from purejaxppo.sweeps.results import (
     setting_rows,
     table_cells,
 )
-from purejaxppo.sweeps.settings import SweepSettings
 
 BATCH = 8
 HEAD = ["run", "seed", "clip_eps", "update", "env_steps", "kl", "episode/return", "episode/count"]

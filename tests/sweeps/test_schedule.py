@@ -12,11 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_results import BATCH, sweep_of
 
-from purejaxppo.files import write_json
-from purejaxppo.stats import interquartile_mean
-from purejaxppo.sweeps.directory import Sizes
-from purejaxppo.sweeps.plan import Plan
-from purejaxppo.sweeps.schedule import (
+from purejaxppo.experiment.atomic_files import write_json
+from purejaxppo.experiment.statistics import interquartile_mean
+from purejaxppo.sweeps.batches import (
     Part,
     PartResult,
     begun_parts,
@@ -26,6 +24,8 @@ from purejaxppo.sweeps.schedule import (
     survey_parts,
     survivors,
 )
+from purejaxppo.sweeps.directory import Sizes
+from purejaxppo.sweeps.plan import Plan
 
 
 def plan_of(points, sizes, seeds=(5, 6), updates=6, halving=None):

@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
+from purejaxppo.config.resolve import FIELDS
 from purejaxppo.errors import ConfigError
-from purejaxppo.settings import FIELDS
 from purejaxppo.sweeps.space import MAX_POINTS, Axis, Span, grid, parse_axis, parse_seeds, sample
 
 RATES = Axis("learning_rate", (1e-4, 1e-3))

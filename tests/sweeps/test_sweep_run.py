@@ -18,21 +18,21 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from purejaxppo import cli
-from purejaxppo import run_dir as run_dirs
+from purejaxppo.cli import main as cli
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.errors import CheckpointError, ConfigError, DivergedError, OutOfMemoryError, RunDirInUseError
 from purejaxppo.evaluate import Episodes
-from purejaxppo.experiment import evaluate_saved, resume_experiment, run_experiment
-from purejaxppo.lock import locked
-from purejaxppo.run_dir import RunSettings
-from purejaxppo.store import Which, list_steps
+from purejaxppo.experiment import directory as run_dirs
+from purejaxppo.experiment.checkpoints.store import Which, list_steps
+from purejaxppo.experiment.directory import RunSettings
+from purejaxppo.experiment.lock import locked
+from purejaxppo.experiment.run import evaluate_saved, resume_experiment, run_experiment
 from purejaxppo.sweeps import plan as planning
-from purejaxppo.sweeps.group import Group
-from purejaxppo.sweeps.members import extract_member, restore_member
+from purejaxppo.sweeps.batches import survey_parts
+from purejaxppo.sweeps.compiled_group import Group
+from purejaxppo.sweeps.extract import extract_member, restore_member
 from purejaxppo.sweeps.run import resume_sweep, run_sweep
-from purejaxppo.sweeps.schedule import survey_parts
-from purejaxppo.sweeps.settings import SweepSettings
+from purejaxppo.sweeps.spec import SweepSettings
 
 UPDATES = 9
 CONFIG = TrainConfig(
@@ -112,7 +112,7 @@ def rows_of(path):
 def short_chunks():
     """Two updates a call, so that a part has some."""
     patch = pytest.MonkeyPatch()
-    patch.setattr("purejaxppo.host_loop._CHUNK_UPDATES", 2)
+    patch.setattr("purejaxppo.experiment.chunked_loop._CHUNK_UPDATES", 2)
     yield
     patch.undo()
 

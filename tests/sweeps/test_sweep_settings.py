@@ -10,9 +10,9 @@ from test_results import sweep_of
 
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.errors import ConfigError
-from purejaxppo.sweeps import settings as module
+from purejaxppo.sweeps import spec as module
 from purejaxppo.sweeps.directory import sweep_record
-from purejaxppo.sweeps.settings import MAX_RUNS, SweepSettings
+from purejaxppo.sweeps.spec import MAX_RUNS, SweepSettings
 
 CLIPS = [{"clip_eps": 0.1}, {"clip_eps": 0.2}, {"clip_eps": 0.3}]
 

@@ -1,0 +1,56 @@
+"""A learning rate that follows the KL divergence, for any update rule that takes gradient steps."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from purejaxppo.config import Hyperparams
+from purejaxppo.config.fields import DEFAULT_TARGET_KL
+from purejaxppo.core.types import Algorithm, Batch, LearnerState, Metrics, Params
+
+_FACTOR = 1.5
+_BOUNDS = (1e-6, 1e-2)
+
+
+class KLAdaptive(NamedTuple):
+    """What outlives an update."""
+
+    learning_rate: jax.Array
+    inner: Any  # the algorithm's own
+
+
+def kl_adaptive(algorithm: Algorithm) -> Algorithm:
+    """The same update rule with a learning rate that is adapted after each update (`adapted_learning_rate`).
+
+    `target_kl` is what it aims at, and no longer stops an update early: both at once would fight.
+    """
+
+    def init(hp: Hyperparams, params: Params) -> LearnerState:
+        learner = algorithm.init(hp, params)
+        return learner._replace(algo_state=KLAdaptive(jnp.array(hp.learning_rate, jnp.float32), learner.algo_state))
+
+    def update(key: jax.Array, hp: Hyperparams, learner: LearnerState, batch: Batch) -> tuple[LearnerState, Metrics]:
+        used, inner = learner.algo_state
+        target_kl = DEFAULT_TARGET_KL if hp.target_kl is None else hp.target_kl
+        hp = dataclasses.replace(hp, learning_rate=used, target_kl=None)
+        learner, metrics = algorithm.update(key, hp, learner._replace(algo_state=inner), batch)
+        learning_rate = adapted_learning_rate(used, metrics["kl"], target_kl)
+        state = KLAdaptive(learning_rate, learner.algo_state)
+        return learner._replace(algo_state=state), {**metrics, "learning_rate": used}
+
+    return Algorithm(init, update)
+
+
+def adapted_learning_rate(learning_rate: jax.Array, kl: jax.Array, target_kl: float | jax.Array) -> jax.Array:
+    """Divided by 1.5 after a mean KL above 2 target_kl, times 1.5 below target_kl / 2, within [1e-6, 1e-2].
+
+    A rate that was outside from the start may come back, but is not moved further out.
+
+    Source: the rule of rl_games and rsl_rl (Rudin et al. 2022, arXiv:2109.11978, table 3), there per minibatch.
+    """
+    low, high = _BOUNDS
+    slower = jnp.minimum(learning_rate, jnp.maximum(learning_rate / _FACTOR, low))
+    faster = jnp.maximum(learning_rate, jnp.minimum(learning_rate * _FACTOR, high))
+    return jnp.where(kl > 2 * target_kl, slower, jnp.where(kl < 0.5 * target_kl, faster, learning_rate))

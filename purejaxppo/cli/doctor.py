@@ -1,0 +1,188 @@
+"""What `purejaxppo doctor` finds out: the machine, whether training works on it, and what suits it.
+
+Nothing that may be missing or broken is imported before a check tries it.
+"""
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from purejaxppo.cli.self_check import SELF_CHECKS, Status, Verdict
+from purejaxppo.config import TrainConfig
+from purejaxppo.config.fields import AnyPath
+from purejaxppo.config.presets import PRESETS
+from purejaxppo.devices.machine import PLATFORM_VARIABLES, cuda_extra, find_machine, out_of_range, pip_install
+
+_FREE_BYTES = 1e9  # below it, warn
+_FEW_CORES = 4  # purejaxppo/__init__.py sets NPROC below it
+
+_ASKING = f"{', '.join(PLATFORM_VARIABLES)} or --device"
+Facts = dict[str, Any]
+
+
+class Check(NamedTuple):
+    """One thing that was looked at."""
+
+    name: str
+    status: Status
+    detail: str  # one line
+    seconds: float
+
+
+def examine(directory: AnyPath) -> Facts:
+    """Looks at the machine and tries what training needs; takes less than ten seconds beside the imports.
+
+    Args:
+      directory: where runs would be written. It need not exist, and nothing is left in it.
+
+    Returns:
+      What `find_machine` found, with `directory`, `checks` (a dictionary per `Check`), `ok` (none failed; warnings
+      may be there) and `recommendations` (sentences); all of it fit for JSON. Nothing found out here raises.
+    """
+    facts = {"directory": str(directory), **find_machine()}
+    checks = [_run(name, partial(check, facts)) for name, check in _MACHINE_CHECKS.items()]
+    checks += [_run(name, check) for name, check in SELF_CHECKS.items()]
+    return {
+        "ok": all(check.status != "failed" for check in checks),
+        **facts,
+        "checks": [check._asdict() for check in checks],
+        "recommendations": recommend(facts),
+    }
+
+
+def describe_checks(report: Facts) -> list[list[str]]:
+    """A table of the checks, its head first."""
+    rows = [[c["name"], c["status"], c["detail"], f"{c['seconds']:.1f}"] for c in report["checks"]]
+    return [["check", "status", "detail", "seconds"], *rows]
+
+
+def _run(name: str, check: Callable[[], Verdict]) -> Check:
+    status: Status
+    began = time.perf_counter()
+    try:
+        status, detail = check()
+    except Exception as error:
+        status, detail = "failed", _reason(error)
+    return Check(name, status, detail, round(time.perf_counter() - began, 3))
+
+
+def _reason(error: Exception) -> str:
+    """An exception in one line; some have no text."""
+    return f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
+
+
+def _check_versions(facts: Facts) -> Verdict:
+    """Whether every dependency is one that the package allows."""
+    if not facts["requirements"]:
+        return (
+            "warning",
+            "purejaxppo is not installed as a package, so what it requires is unknown; in the clone, "
+            f"`{pip_install('.')}` installs it.",
+        )
+    wrong = out_of_range(facts["versions"], facts["requirements"])
+    if wrong:
+        return "failed", f"{'; '.join(wrong)}. bash scripts/setup.sh installs the versions that were tested."
+    return "ok", f"jax {facts['versions']['jax']} and the others are in the supported ranges"
+
+
+def _check_devices(facts: Facts) -> Verdict:
+    """Whether JAX sees the GPU that is there."""
+    import jax
+
+    asked = getattr(jax.config, "jax_platforms", None) or facts["environment"].get("JAX_PLATFORM_NAME", "")
+    try:
+        platforms = [device.platform for device in jax.devices()]
+    except Exception as error:
+        if asked:
+            return "failed", f"JAX cannot start on {asked}, as {_ASKING} asks ({_reason(error)})."
+        raise
+    found, nvidia = ", ".join(sorted(set(platforms))), facts["nvidia"]
+    if nvidia["problem"]:
+        return "warning", f"JAX uses {found}; {nvidia['problem']}."
+    if not nvidia["gpus"] or set(platforms) != {"cpu"}:
+        return "ok", f"JAX uses {len(platforms)} x {found}"
+    there = f"{nvidia['gpus'][0]} is there (driver {nvidia['driver']}), but JAX sees only the CPU"
+    if asked and not {"cuda", "gpu"} & set(asked.split(",")):
+        return "warning", f"{there}: it was told to use {asked} by {_ASKING}."
+    if facts["environment"].get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return "warning", f"{there}: CUDA_VISIBLE_DEVICES hides it; unset it."
+    extra = cuda_extra(nvidia["driver"])
+    if extra is None:
+        return "warning", f"{there}: the driver is too old; the extra cuda13 needs 580, cuda12 needs 525."
+    return (
+        "warning",
+        f"{there}: in the clone, `PUREJAXPPO_EXTRA={extra} bash scripts/setup.sh` makes .venv anew, or "
+        f"`{pip_install(f'.[{extra}]')}` adds what is missing.",
+    )
+
+
+def _check_directory(facts: Facts) -> Verdict:
+    """Whether a file can be made, written through to the disk and removed where runs would be written."""
+    directory = Path(facts["directory"])
+    place = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    with tempfile.NamedTemporaryFile(dir=place, prefix=".purejaxppo-doctor-") as file:
+        file.write(bytes(4096))
+        file.flush()
+        os.fsync(file.fileno())
+    free = shutil.disk_usage(place).free
+    if free < _FREE_BYTES:
+        return "warning", f"{place} can be written, but has only {free / 1e6:.0f} MB left; checkpoints need some."
+    return "ok", f"{place} can be written, {free / 1e9:.1f} GB free"
+
+
+_MACHINE_CHECKS: dict[str, Callable[[Facts], Verdict]] = {
+    "versions": _check_versions,
+    "devices": _check_devices,
+    "directory": _check_directory,
+}
+
+
+def recommend(facts: Facts) -> list[str]:
+    """Sentences about what suits the machine; each says where it comes from."""
+    platforms = {device["platform"] for device in facts["devices"]}
+    threads = facts["environment"].get("NPROC")
+    advice = []
+    if threads in ("2", "3"):
+        advice.append(f"NPROC={threads}: unset it; with two or three threads vmapped training may hang on a CPU.")
+    if "gpu" in platforms:
+        advice += _for_gpus()
+    elif platforms == {"cpu"}:
+        advice += _for_cpus(facts["cpu_cores"])
+    ranges = [line for line in facts["requirements"] if "<" in line or ">" in line]
+    if ranges:
+        advice.append(f"Supported versions: {', '.join(ranges)}.")
+    return advice
+
+
+def _for_gpus() -> list[str]:
+    return [
+        "num_envs: 2048 or more, with fewer num_steps, is what a GPU can be filled with; the time of a rollout is that "
+        "of num_steps kernels in a row (an estimate, not a measurement). Tune learning_rate anew for the larger batch.",
+        "Several seeds: side by side by vmap over the keys, as purejaxppo compare runs them on an accelerator.",
+    ]
+
+
+def _for_cpus(cores: int) -> list[str]:
+    sizes = [settings.get("num_envs", TrainConfig.num_envs) for settings in PRESETS.values()]
+    advice = [
+        f"num_envs: as in the presets, {min(sizes)} to {max(sizes)}; 2048 were not faster than 64 on two cores "
+        "(benchmarks/log.md).",
+        "Several seeds: one after the other by lax.map, as purejaxppo compare runs them on a CPU, where it is faster "
+        "than vmap.",
+    ]
+    if cores < _FEW_CORES:
+        advice.append(
+            f"With fewer than {_FEW_CORES} cores, import purejaxppo before JAX is used: it sets NPROC={_FEW_CORES}, "
+            "unless it is set; with two or three threads vmapped training may hang (docs/architecture.md)."
+        )
+    if 1 < cores < _FEW_CORES:
+        advice.append(
+            "In a program of your own, purejaxppo.use_all_cores() and spread_trainer(config) train as the command line "
+            "does: a device of one thread per core (benchmarks/log.md)."
+        )
+    return advice

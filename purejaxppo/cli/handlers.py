@@ -1,0 +1,384 @@
+"""What each command does, from its settings to its exit code. Nothing slow is imported before it is needed."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from purejaxppo.cli.arguments import (
+    Command,
+    Common,
+    Compare,
+    Doctor,
+    Envs,
+    Evaluate,
+    Export,
+    Extract,
+    Plot,
+    Resume,
+    ResumeSweep,
+    Sweep,
+    Train,
+    Verify,
+)
+from purejaxppo.cli.output import (
+    describe_checkpoints,
+    describe_envs,
+    describe_evaluation,
+    describe_run,
+    describe_seconds,
+    note,
+    print_table,
+    show,
+)
+from purejaxppo.config.presets import PRESETS, target_of
+from purejaxppo.config.resolve import describe_settings
+from purejaxppo.config.validate import validate_config, validate_evaluation, validate_hyperparams, validate_seed
+from purejaxppo.errors import CheckpointError, ConfigError
+from purejaxppo.experiment.atomic_files import is_file
+from purejaxppo.experiment.directory import RunSettings
+from purejaxppo.experiment.lock import locked
+from purejaxppo.experiment.phases import Phases, process_age
+from purejaxppo.experiment.signals import STOPPED, stop_process_on_signal
+from purejaxppo.experiment.watchdog import announced
+from purejaxppo.sweeps.directory import read_sweep
+from purejaxppo.sweeps.spec import SweepSettings
+
+if TYPE_CHECKING:
+    from purejaxppo.experiment.load_run import SavedRun
+
+_MAX_RUNS = 65_536
+
+
+def validate(command: Command | ResumeSweep) -> None:
+    """Raises ConfigError for what can be told before JAX is loaded, so that a typing error costs no seconds."""
+    if isinstance(command, Train | Resume):
+        _settings(command).validate()
+    if isinstance(command, Evaluate):
+        validate_evaluation(command.episodes, command.seed)
+    if isinstance(command, Compare):
+        _validate_compare(command)
+
+
+def report_finished(command: Command | ResumeSweep) -> int | None:
+    """Reports on what `resume` finds finished, before JAX is loaded; returns the exit code.
+
+    None if there may be something to do, or something else to say than that all went well.
+    """
+    if isinstance(command, Resume):
+        return _report_finished_run(command)
+    return _report_finished_sweep(command) if isinstance(command, ResumeSweep) else None
+
+
+def _report_finished_run(command: Resume) -> int | None:
+    from purejaxppo.experiment.finished import already_finished, finished_run
+    from purejaxppo.experiment.metrics_log import Terminal, say
+
+    with locked(command.run_dir):
+        summary = finished_run(command.run_dir, command.settings)
+    if summary is None or not is_file(command.run_dir / "plots" / "learning_curve.png"):
+        return None
+    say(Terminal(), already_finished(summary))
+    return _report(_retold(summary, command.common), command.common)
+
+
+def _report_finished_sweep(command: ResumeSweep) -> int | None:
+    from purejaxppo.experiment.metrics_log import Terminal, say
+    from purejaxppo.sweeps.finished import already_finished, finished_sweep
+
+    sweep, _ = read_sweep(command.run_dir)
+    with locked(command.run_dir):
+        summary = finished_sweep(command.run_dir)
+    changed = command.options.eval_episodes != sweep.options.eval_episodes
+    if summary is None or changed or summary["diverged"] == summary["runs"]:
+        return None
+    say(Terminal(), already_finished(summary))
+    return _report_sweep(_retold(summary, command.common), sweep, command.common)
+
+
+def _retold(summary: dict[str, Any], common: Common) -> dict[str, Any]:
+    """Leaves the seconds out of what people read: they are those of the command that trained, not of this one."""
+    return summary if common.json else {name: value for name, value in summary.items() if name != "seconds"}
+
+
+def _settings(command: Train | Resume) -> RunSettings:
+    return RunSettings(command.settings, command.hp, command.seed, command.options)
+
+
+def _validate_compare(command: Compare) -> None:
+    """`compare` sees to the rest."""
+    if not 1 <= command.seeds <= _MAX_RUNS:
+        raise ConfigError(f"--seeds {command.seeds} is no number of runs; give one from 1 to {_MAX_RUNS}.")
+    validate_seed(command.seed)
+    if command.seed + command.seeds > 2**32:
+        raise ConfigError(f"--seed {command.seed} --seeds {command.seeds} goes beyond 2**32 - 1; start lower.")
+    for config, hp in command.resolved:
+        validate_config(config)
+        validate_hyperparams(hp)
+
+
+def _loaded() -> Phases:
+    """The seconds of a command, of which everything up to here was spent on loading it."""
+    phases = Phases(process_age())
+    phases.end("start")
+    return phases
+
+
+def _train(command: Train) -> int:
+    from purejaxppo.experiment.run import run_experiment
+
+    with stop_process_on_signal() as stop:
+        summary = run_experiment(
+            command.settings,
+            command.hp,
+            command.seed,
+            options=command.options,
+            out=command.out,
+            allow_download=command.common.allow_download,
+            stop=stop,
+            phases=_loaded(),
+        )
+    return _report(summary, command.common)
+
+
+def _resume(command: Resume) -> int:
+    from purejaxppo.experiment.run import resume_experiment
+
+    with stop_process_on_signal() as stop:
+        summary = resume_experiment(
+            command.run_dir,
+            settings=_settings(command),
+            strict=command.strict,
+            allow_download=command.common.allow_download,
+            stop=stop,
+            phases=_loaded(),
+        )
+    return _report(summary, command.common)
+
+
+def _report(summary: dict[str, Any], common: Common) -> int:
+    """Prints what a run came to; returns the exit code."""
+    show(common, summary, lambda: print(describe_run(summary)))
+    return _exit_code(summary["exit_reason"], summary["run_dir"])
+
+
+def _exit_code(exit_reason: str, directory: str) -> int:
+    """0 for what finished; for what a signal stopped its own code, after a line about how to go on."""
+    if exit_reason == "finished":
+        return 0
+    note(f"stopped by {exit_reason}; the state is saved, `purejaxppo resume {directory}` goes on")
+    return STOPPED
+
+
+def _compare(command: Compare) -> int:
+    from purejaxppo.sweeps.compare import compare
+    from purejaxppo.sweeps.scoring import table_cells
+
+    target = target_of(command.settings) if command.target is None else command.target
+    summary = compare(
+        command.resolved,
+        range(command.seed, command.seed + command.seeds),
+        out=command.out,
+        eval_episodes=command.eval_episodes,
+        target=target,
+        allow_download=command.common.allow_download,
+        phases=_loaded(),
+    )
+
+    def words() -> None:
+        print_table(table_cells(summary["algorithms"], target))
+        _print_end(summary, sum(row.get("unfinished", 0) for row in summary["algorithms"]))
+        print(f"results in {summary['out']}: comparison.png, table.md, results.csv, curves.csv")
+
+    show(command.common, summary, words)
+    return 0
+
+
+def _sweep(command: Sweep) -> int:
+    from purejaxppo.sweeps.plan import make_plan, plan_record
+    from purejaxppo.sweeps.plan_text import describe_plan
+    from purejaxppo.sweeps.run import run_sweep
+
+    sweep, allow_download = command.resolved, command.common.allow_download
+    assert sweep is not None  # parse has seen to it
+    if command.plan:
+        note(describe_settings(sweep.settings))
+        with announced(note, "compiling, to see what fits into memory"):
+            record = plan_record(make_plan(sweep, allow_download=allow_download))
+        show(command.common, record, lambda: print_table([["plan", ""], *describe_plan(record)]))
+        return 0
+    with stop_process_on_signal() as stop:
+        summary = run_sweep(sweep, out=command.out, allow_download=allow_download, stop=stop, phases=_loaded())
+    return _report_sweep(summary, sweep, command.common)
+
+
+def _resume_sweep(command: ResumeSweep) -> int:
+    from purejaxppo.sweeps.run import resume_sweep
+
+    with stop_process_on_signal() as stop:
+        summary = resume_sweep(
+            command.run_dir,
+            options=command.options,
+            strict=command.strict,
+            allow_download=command.common.allow_download,
+            stop=stop,
+            phases=_loaded(),
+        )
+    return _report_sweep(summary, read_sweep(command.run_dir)[0], command.common)
+
+
+def _report_sweep(summary: dict[str, Any], sweep: SweepSettings, common: Common) -> int:
+    """Prints what a sweep came to; returns the exit code."""
+    from purejaxppo.sweeps.tables import table_cells
+
+    def words() -> None:
+        if summary["settings"]:
+            print_table(table_cells(summary["settings"], sweep))
+            _print_end(summary, summary.get("unfinished", 0))
+            print(f"results in {summary['out']}: table.md, results.csv, metrics.csv, plots/")
+
+    show(common, summary, words)
+    return _exit_code(summary["exit_reason"], summary["out"])
+
+
+def _print_end(summary: dict[str, Any], unfinished: int) -> None:
+    """What a table of evaluations does not say."""
+    if unfinished:
+        print(f"{unfinished:,} episodes of the evaluation were broken off unfinished; their returns count so far")
+    if "seconds" in summary:
+        print(describe_seconds(summary["seconds"]))
+
+
+def _saved(command: Evaluate | Export) -> "SavedRun":
+    """The run that a command is about: of its own directory, or one of a sweep's."""
+    from purejaxppo.experiment.checkpoints.store import Which
+    from purejaxppo.experiment.load_run import restore
+    from purejaxppo.sweeps.extract import restore_member
+
+    which, allow_download = Which(command.step, command.strict, note), command.common.allow_download
+    with announced(note, f"checking and loading a checkpoint of {command.run_dir}"):
+        if command.member is None:
+            return restore(command.run_dir, which, allow_download=allow_download)
+        return restore_member(command.run_dir, command.member, which, allow_download=allow_download)
+
+
+def _evaluate(command: Evaluate) -> int:
+    from purejaxppo.experiment.run import evaluate_saved
+
+    result = evaluate_saved(
+        _saved(command),
+        episodes=command.episodes,
+        greedy=not command.sampled,
+        seed=command.seed,
+        allow_download=command.common.allow_download,
+        note=note,
+    )
+    show(
+        command.common,
+        result,
+        lambda: print(f"policy of {result['env_steps']:,} env steps, {describe_evaluation(result)}"),
+    )
+    return 0
+
+
+def _export(command: Export) -> int:
+    from purejaxppo.experiment.export.export import export_saved
+
+    saved = _saved(command)
+    with announced(note, "writing the policy"):
+        written = export_saved(saved, command.out)
+    text = f"policy of {written['env_steps']:,} env steps written to {command.out}: {', '.join(written['files'])}"
+    show(command.common, written, lambda: print(text))
+    return 0
+
+
+def _extract(command: Extract) -> int:
+    from purejaxppo.experiment.checkpoints.store import Which
+    from purejaxppo.sweeps.extract import extract_member
+
+    which, allow_download = Which(command.step, command.strict, note), command.common.allow_download
+    with announced(note, f"taking a run out of {command.run_dir}"):
+        made = extract_member(command.run_dir, command.member, command.out, which, allow_download=allow_download)
+    text = (
+        f"run {made['member']} (seed {made['seed']}) of {made['env_steps']:,} env steps is now {made['run_dir']}; "
+        f"`purejaxppo resume {made['run_dir']}` goes on with it, --total-timesteps as far as you say"
+    )
+    show(command.common, made, lambda: print(text))
+    return 0
+
+
+def _verify(command: Verify) -> int:
+    from purejaxppo.experiment.checkpoints.store import survey
+    from purejaxppo.experiment.directory import read_run_settings
+    from purejaxppo.sweeps.batches import survey_parts
+    from purejaxppo.sweeps.directory import is_sweep
+
+    check, look = (read_sweep, survey_parts) if is_sweep(command.run_dir) else (read_run_settings, survey)
+    check(command.run_dir)  # that it is what it seems to be
+    with announced(note, f"checking every checkpoint of {command.run_dir}"):
+        rows = look(command.run_dir)
+    if not rows:
+        raise CheckpointError(
+            f"{command.run_dir} holds no checkpoint; `purejaxppo resume` starts it from the beginning."
+        )
+    show(command.common, rows, lambda: print_table(describe_checkpoints(rows)))
+    damaged = [row for row in rows if row["fault"]]
+    if damaged:
+        raise CheckpointError(
+            f"{len(damaged)} of {len(rows)} checkpoints of {command.run_dir} are damaged; resume and evaluate pass "
+            f"over them, and their directories may be removed."
+        )
+    return 0
+
+
+def _doctor(command: Doctor) -> int:
+    from purejaxppo.cli.doctor import describe_checks, examine
+    from purejaxppo.devices.machine import describe_machine
+
+    with announced(note, "looking at this machine"):
+        report = examine(command.directory)
+
+    def words() -> None:
+        print_table(describe_machine(report))
+        print_table(describe_checks(report))
+        print("\n".join(f"- {sentence}" for sentence in report["recommendations"]))
+
+    show(command.common, report, words)
+    return 0 if report["ok"] else ConfigError.exit_code
+
+
+def _plot(command: Plot) -> int:
+    from purejaxppo.experiment.plots import plot_runs
+
+    if not command.run_dirs:
+        raise ConfigError("plot needs at least one run directory, such as runs/CartPole-v1__*.")
+    single = command.run_dirs[0] / "plots" / "learning_curve.png"
+    out = command.out or (single if len(command.run_dirs) == 1 else Path("learning_curves.png"))
+    with announced(note, f"drawing {out}"):
+        plot_runs(command.run_dirs, out)
+    show(command.common, {"picture": str(out)}, lambda: print(out))
+    return 0
+
+
+def _envs(command: Envs) -> int:
+    from purejaxppo.envs.gymnax_adapter import env_table
+
+    with announced(note, "building every environment"):
+        rows = [{**row, "preset": row["env"] in PRESETS} for row in env_table(command.common.allow_download)]
+    show(command.common, rows, lambda: print_table(describe_envs(rows)))
+    return 0
+
+
+ACTIONS: dict[type, Callable[[Any], int]] = {
+    Train: _train,
+    Resume: _resume,
+    ResumeSweep: _resume_sweep,
+    Compare: _compare,
+    Sweep: _sweep,
+    Evaluate: _evaluate,
+    Export: _export,
+    Extract: _extract,
+    Plot: _plot,
+    Verify: _verify,
+    Envs: _envs,
+    Doctor: _doctor,
+}

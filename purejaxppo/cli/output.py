@@ -1,0 +1,146 @@
+"""What a command says on standard output: JSON where it is asked for, and words, mostly tables, otherwise."""
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from purejaxppo.cli.arguments import Common
+from purejaxppo.errors import CheckpointError, PureJaxPPOError
+
+
+def show(common: Common, content: Any, words: Callable[[], None]) -> None:
+    """Prints the content as JSON if --json was given, and otherwise lets `words` print.
+
+    Raises CheckpointError if it cannot be written.
+    """
+    with written_through():
+        if common.json:
+            print(json.dumps(content, indent=2, allow_nan=False))
+        else:
+            words()
+
+
+@contextlib.contextmanager
+def written_through() -> Iterator[None]:
+    """Standard output is written by the end of it, and not when the process ends, which would be too late to say so.
+
+    Raises CheckpointError if it cannot be written, but BrokenPipeError if nobody reads it any more.
+    """
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except (PureJaxPPOError, BrokenPipeError):
+        raise
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write to standard output: {error.strerror}; what was done before that stands, only the result is "
+            f"not printed."
+        ) from error
+
+
+def note(text: str) -> None:
+    """A line on standard error, beside the result; lost if it cannot be written."""
+    with contextlib.suppress(OSError):
+        print(f"purejaxppo: {text}", file=sys.stderr)
+
+
+def fill_closed_streams() -> None:
+    """Gives the process its three standard streams, where it was started without one.
+
+    The next file that is opened would get the number of a closed one, and with it what C code writes there. What is
+    written to a closed output fails as before, and what is written to a closed standard error is lost.
+    """
+    for name, mode, flags in [("stdin", "r", os.O_RDONLY), ("stdout", "w", os.O_RDONLY), ("stderr", "w", os.O_WRONLY)]:
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, flags)  # the lowest number that is free, which is that of the closed one
+            setattr(sys, name, open(descriptor, mode, encoding="utf-8", errors="backslashreplace"))  # noqa: SIM115
+
+
+def drop_unwritten() -> None:
+    """Lets go of what could not be written, which Python would try once more when the process ends, and complain."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())
+            os.close(null)
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Rows of text, the first being the head; as wide as they are where nobody looks at a screen."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    name, *others = rows[0]
+    table = Table(Column(name, no_wrap=True, overflow="fold"), *others, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for row in rows[1:]:
+        table.add_row(*map(Text, row))  # not a string, which may look like markup
+    console = Console(width=None if sys.stdout.isatty() else 1000)
+    with console.capture() as text:  # rich would end the process where nobody reads
+        console.print(table)
+    print(text.get(), end="")
+
+
+def describe_run(summary: dict[str, Any]) -> str:
+    """What a run came to, in three or four lines."""
+    ended = "finished" if summary["exit_reason"] == "finished" else f"stopped by {summary['exit_reason']}"
+    lines = [
+        f"{ended}: {summary['env_steps']:,} env steps in {summary['train_seconds']:.1f} s "
+        f"(+ {summary['compile_seconds']:.1f} s compilation), {summary['env_steps_per_second']:,.0f} env steps/s",
+    ]
+    if summary["evaluation"]:
+        lines.append(describe_evaluation(summary["evaluation"]))
+    if "seconds" in summary:
+        lines.append(describe_seconds(summary["seconds"]))
+    lines.append(f"run directory {summary['run_dir']}")
+    return "\n".join(lines)
+
+
+def describe_seconds(seconds: dict[str, float]) -> str:
+    """The whole time of a command, and its phases of at least 0.1 s."""
+    phases = ", ".join(f"{name} {x:.1f} s" for name, x in seconds.items() if x >= 0.1)
+    return f"{sum(seconds.values()):.1f} s in all: {phases}"
+
+
+def describe_evaluation(result: dict[str, Any]) -> str:
+    """An evaluation in half a sentence."""
+    unfinished = f", {result['unfinished']} broken off unfinished" if "unfinished" in result else ""
+    mean, std, iqm = (
+        "not finite" if result[name] is None else f"{result[name]:.{digits}g}"
+        for name, digits in (("return_mean", 4), ("return_std", 3), ("return_iqm", 4))
+    )
+    return (
+        f"evaluation over {result['episodes']} episodes{unfinished}: return {mean} +- {std} "
+        f"(interquartile mean {iqm}), length {result['length_mean']:.4g}"
+    )
+
+
+def describe_checkpoints(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """A table of what a survey of checkpoints found, its head first."""
+    table = [["checkpoint", "env steps", "training return", "MB", "state"]]
+    for row in rows:
+        known = "-" if row["train_return"] is None else f"{row['train_return']:.4g}"
+        size = f"{row['bytes'] / 1e6:.2f}"
+        table.append([row["checkpoint"], f"{row['env_steps']:,}", known, size, row["fault"] or "sound"])
+    return table
+
+
+def describe_envs(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """A table of environments, its head first."""
+    table = [["environment", "observation", "actions", "step limit", "preset"]]
+    for row in rows:
+        if "error" in row:
+            table.append([row["env"], row["error"]])
+        else:
+            shape = " x ".join(map(str, row["observation"]))
+            limit = str(row["step_limit"] or "-")
+            table.append([row["env"], shape, row["actions"], limit, "yes" if row["preset"] else ""])
+    return table

@@ -1,0 +1,220 @@
+"""The kinds of setting: `TrainConfig` is compiled in, `Hyperparams` are arguments of the compiled program, and
+`RunOptions` are the host's, which never change a result.
+
+No JAX in here, so that `purejaxppo --help` can read the dataclasses without waiting for it (`types.py` registers
+`Hyperparams` as a pytree). The docstring under each field is its help text on the command line.
+"""
+
+import contextlib
+import dataclasses
+import numbers
+import os
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from purejaxppo.errors import ConfigError
+
+Activation = Literal["tanh", "relu", "elu", "gelu", "silu"]
+AdvantageNormalization = Literal["minibatch", "batch", "off"]
+Policy = Literal["gaussian", "tanh_gaussian"]
+Schedule = Literal["linear", "constant"]
+LearningRateSchedule = Literal["linear", "constant", "kl_adaptive"]
+ValueTarget = Literal["gae", "rewards_to_go"]
+OnNonfinite = Literal["stop", "skip", "rollback"]
+EnvParams = tuple[tuple[str, Any], ...]
+AnyPath = str | os.PathLike[str]  # what the functions take that a program calls; within, paths are `pathlib.Path`
+_MAX_WHOLE = 2.0**63  # beyond every count; a larger float stays one, and is refused as such
+
+
+def plain(value: Any) -> Any:
+    """Python's own value of a scalar or of an array without axes, from NumPy or JAX; anything else as it is."""
+    if getattr(value, "ndim", None) == 0:
+        with contextlib.suppress(AttributeError, TypeError):  # a shape alone, or a tracer of JAX
+            value = value.item()
+    if isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, numbers.Real):  # a long double, or a fraction
+        return int(value) if isinstance(value, numbers.Integral) else float(value)
+    return value
+
+
+def whole(value: Any) -> Any:
+    """`plain`, with a float that is a whole number as an int: 1e6 is what people write."""
+    value = plain(value)
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < _MAX_WHOLE else value
+
+
+def _settle(record: Any) -> None:
+    """Replaces the values of a frozen dataclass by Python's own, whole numbers where a field is an int.
+
+    A value of the wrong kind stays, to be refused by `validation.py` in the words that it was written in.
+    """
+    for field in dataclasses.fields(record):
+        settled = (whole if field.type is int else plain)(getattr(record, field.name))
+        object.__setattr__(record, field.name, settled)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """What shapes the compiled program. Frozen and hashable: changing a field recompiles."""
+
+    env: str = "CartPole-v1"
+    """gymnax environment id; `purejaxppo envs` lists them."""
+    env_params: EnvParams = ()
+    """Environment parameters as name=value, for example max_steps_in_episode=200."""
+    algorithm: str = "ppo_clip"
+    """Update rule: ppo_clip, ppo_kl, trpo or policy_gradient, the files of purejaxppo/algorithms."""
+    total_timesteps: int = 1_000_000
+    """Budget in environment steps, over all environments; rounded down to whole updates."""
+    num_envs: int = 64
+    """Environments stepped side by side."""
+    num_steps: int = 128
+    """Steps of each environment per update."""
+    num_epochs: int = 4
+    """Passes over the collected batch per update."""
+    num_minibatches: int = 4
+    """Gradient steps per epoch; must divide num_envs * num_steps."""
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    """Widths of the hidden layers (after the convolution, for image observations)."""
+    activation: Activation = "tanh"
+    """Activation of the hidden layers."""
+    shared_torso: bool = False
+    """Let policy and value function share all but their heads."""
+    policy: Policy = "gaussian"
+    """Continuous actions only: Gaussian clipped to the bounds, or squashed into them by tanh; its 0 is their middle."""
+    normalize_observation: bool = False
+    """Standardise observations by running statistics and clip them to +-10."""
+    normalize_reward: bool = False
+    """Divide rewards by the running standard deviation of the discounted return and clip them to +-10."""
+    normalize_advantage: AdvantageNormalization = "minibatch"
+    """Standardise advantages per minibatch, per batch, or not at all."""
+    value_target: ValueTarget = "gae"
+    """What the value function is fitted to: advantage + value, or the rewards-to-go (lambda = 1)."""
+    learning_rate_schedule: LearningRateSchedule = "linear"
+    """Linear decay to 0 over the updates, constant, or kl_adaptive: after each update times or divided by 1.5, to hold
+    KL(old || new) near target_kl (which then stops no update early)."""
+    ent_coef_schedule: Schedule = "constant"
+    """Linear decay of ent_coef to 0 over the updates, or constant."""
+    clip_eps_schedule: Schedule = "constant"
+    """ppo_clip: linear decay of clip_eps to 0 over the updates, or constant."""
+    cg_iterations: int = 10
+    """trpo: conjugate-gradient iterations per update."""
+    line_search_steps: int = 10
+    """trpo: step lengths tried per update, each half of the one before."""
+    on_nonfinite: OnNonfinite = "stop"
+    """When a reward, observation, loss, gradient or parameter is not finite: stop; skip, which undoes the update and
+    tries again with other random numbers; or rollback to the newest checkpoint, from there with others."""
+
+    def __post_init__(self) -> None:
+        _settle(self)
+        # JSON and Python users write lists and dicts; a hashable record holds tuples.
+        pairs = self.env_params.items() if isinstance(self.env_params, Mapping) else self.env_params
+        try:
+            object.__setattr__(self, "env_params", tuple(sorted((str(k), plain(v)) for k, v in pairs)))
+            object.__setattr__(self, "hidden_sizes", tuple(whole(width) for width in self.hidden_sizes))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"hidden_sizes = {self.hidden_sizes!r} must be a list of widths, and env_params = {self.env_params!r} "
+                f"pairs of name and value."
+            ) from error
+
+    @property
+    def batch_size(self) -> int:
+        """Environment steps per update, N = num_envs * num_steps."""
+        return self.num_envs * self.num_steps
+
+    @property
+    def minibatch_size(self) -> int:
+        """Rows per gradient step."""
+        return self.batch_size // self.num_minibatches
+
+    @property
+    def num_updates(self) -> int:
+        """Updates that fit into the budget."""
+        return self.total_timesteps // self.batch_size
+
+    @property
+    def env_steps(self) -> int:
+        """Environment steps that will really run: the budget rounded down to whole updates."""
+        return self.num_updates * self.batch_size
+
+
+@dataclasses.dataclass(frozen=True)
+class Hyperparams:
+    """What may be swept. Each field is a scalar, or an array [R] under `vmap` over R runs."""
+
+    learning_rate: float = 3e-4
+    """Adam's step size (its start, under a linear schedule)."""
+    gamma: float = 0.99
+    """Discount per step, in [0, 1]."""
+    gae_lambda: float = 0.95
+    """Generalised advantage estimation's lambda, in [0, 1]: 0 is the TD error, 1 the Monte-Carlo return."""
+    clip_eps: float = 0.2
+    """ppo_clip: clip range of the probability ratio, 1 +- clip_eps."""
+    vf_coef: float = 0.5
+    """Weight of the value loss."""
+    ent_coef: float = 0.01
+    """Weight of the entropy bonus, per nat."""
+    max_grad_norm: float = 0.5
+    """Gradients are scaled down to this global L2 norm."""
+    vf_clip_eps: float | None = None
+    """Clip the value's change per update to this range (reward units); None leaves it free."""
+    target_kl: float | None = None
+    """KL(old || new) in nats: trpo's trust region, the aim of kl_adaptive (None: 0.01 for both); otherwise the rest of
+    an update is skipped once a minibatch exceeds it (None: never)."""
+    kl_coef: float = 1.0
+    """ppo_kl: weight of the KL penalty at the start of the run, per nat, in [0.001, 1000]."""
+    kl_coef_factor: float = 2.0
+    """ppo_kl: kl_coef is multiplied or divided by it after an update whose KL left [kl_min, kl_max]; 1 holds it."""
+    kl_min: float = 0.005
+    """ppo_kl: below this mean KL of an update, in nats, kl_coef falls."""
+    kl_max: float = 0.02
+    """ppo_kl: above this mean KL of an update, in nats, kl_coef rises."""
+    cg_damping: float = 0.1
+    """trpo: added to the Fisher matrix's diagonal."""
+
+    def __post_init__(self) -> None:
+        # JAX builds this record anew for whatever it puts into the fields, arrays and tracers of its own above all.
+        # Those stay; `plain` below is for them.
+        for name, value in vars(self).items():
+            if isinstance(value, numbers.Real) or type(value).__module__ == "numpy":
+                object.__setattr__(self, name, plain(value))
+
+    def plain(self) -> "Hyperparams":
+        """Those of one run with Python's own numbers, whatever they were; on the host, never under `jit` or `vmap`."""
+        return Hyperparams(**{name: plain(value) for name, value in vars(self).items()})
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """What the host does around training."""
+
+    eval_episodes: int = 128
+    """Greedy episodes after training."""
+    checkpoint_seconds: float = 60.0
+    """Save the state whenever this many seconds have passed (0: about every second), and at the end."""
+    keep_newest: int = 2
+    """Checkpoints to keep: the newest ones, at least two, so that one may be damaged ..."""
+    keep_best: int = 1
+    """... and those with the best training returns."""
+
+    def __post_init__(self) -> None:
+        _settle(self)
+
+
+# Options that only some update rules have; every other one belongs to all of them. A rule that is named nowhere in here
+# has them all, as nothing says which of them it reads.
+ALGORITHMS_WITH: dict[str, tuple[str, ...]] = {
+    "clip_eps": ("ppo_clip",),
+    "clip_eps_schedule": ("ppo_clip",),
+    "vf_coef": ("ppo_clip", "ppo_kl", "policy_gradient"),
+    "kl_coef": ("ppo_kl",),
+    "kl_coef_factor": ("ppo_kl",),
+    "kl_min": ("ppo_kl",),
+    "kl_max": ("ppo_kl",),
+    "cg_iterations": ("trpo",),
+    "cg_damping": ("trpo",),
+    "line_search_steps": ("trpo",),
+}
+DEFAULT_TARGET_KL = 0.01  # nats, where a target is needed and none is given
+KL_COEF_BOUNDS = (1e-3, 1e3)  # the adaptive penalty stays within: about ten updates from 1 to either end

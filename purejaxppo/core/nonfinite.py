@@ -1,0 +1,121 @@
+"""Numbers that are not finite: found on the device, once per update; what a trainer does about them, and the advice."""
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from functools import reduce
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from purejaxppo.config import Hyperparams
+from purejaxppo.config.fields import OnNonfinite
+from purejaxppo.core.types import Metrics, RunnerState, Trainer
+from purejaxppo.errors import DivergedError
+
+# What is watched, a cause before what follows from it.
+WATCHED = (
+    "observation",
+    "reward",
+    "normalizer",
+    "loss/policy",
+    "loss/value",
+    "entropy",
+    "grad_norm",
+    "optimizer_state",
+    "parameter",
+    "kl",  # of the policies before and after the update
+)
+# Computed from what the environment returned and from nothing that is learnt.
+_OF_THE_ENVIRONMENT = frozenset({"observation", "reward", "normalizer"})
+
+
+class Cause(NamedTuple):
+    """Why a run diverged."""
+
+    update: int  # counted from 1, in which it did
+    quantity: str  # the first of WATCHED that was not finite
+
+
+def no_value() -> float:
+    """What a metric holds where there is nothing to tell: NaN, or -inf under `jax.debug_nans`, which refuses any NaN.
+
+    JAX does not trace a function anew when that mode is switched, so what counts is the mode at its first call.
+    """
+    return -math.inf if jax.config.jax_debug_nans else math.nan  # type: ignore[attr-defined]
+
+
+def nonfinite(quantities: Mapping[str, Any]) -> jax.Array:
+    """int32: bit i is set if the tree of arrays quantities[WATCHED[i]] holds a number that is not finite."""
+    bits = [jnp.where(_all_finite(quantities[name]), 0, 1 << i) for i, name in enumerate(WATCHED) if name in quantities]
+    return jnp.sum(jnp.stack(bits)).astype(jnp.int32)
+
+
+def _all_finite(tree: Any) -> jax.Array:
+    floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return reduce(jnp.logical_and, (jnp.all(jnp.isfinite(leaf)) for leaf in floats), jnp.array(True))
+
+
+def first_nonfinite(bits: int) -> str | None:
+    """The first of WATCHED whose bit is set."""
+    return next((name for i, name in enumerate(WATCHED) if bits >> i & 1), None)
+
+
+def advice(quantities: Collection[str], learnt: bool) -> str:
+    """What a user is told to do about quantities of WATCHED that were not finite.
+
+    Args:
+      quantities: the first one of each update or run; none at all where it was the rewards of an evaluation.
+      learnt: whether a policy acted that had learnt anything; with an untrained one the environment alone is to blame.
+    """
+    if not _OF_THE_ENVIRONMENT.issuperset(quantities):
+        return "Try a lower learning_rate, or normalize_observation and normalize_reward."
+    if not learnt:
+        return (
+            "This comes from the environment, as nothing had been learnt yet: check what its reset and step return, "
+            "and its env_params."
+        )
+    return (
+        "This comes from the environment: check what its step returns. If that is sound whatever the actions, the "
+        "policy may have gone too far: try a lower learning_rate."
+    )
+
+
+def every_run_diverged(causes: Collection[Cause], directory: str) -> DivergedError:
+    """The error of many runs side by side of which none is left, with their causes and where their results are."""
+    quantities = sorted({cause.quantity for cause in causes})
+    what = " and ".join(quantities) or "the evaluation's return"
+    learnt = {cause.update for cause in causes} != {1}
+    return DivergedError(
+        f"every run diverged ({what} not finite); the results are in {directory}. {advice(quantities, learnt)}"
+    )
+
+
+def undo_nonfinite(trainer: Trainer) -> Trainer:
+    """An update with a number that is not finite leaves the state as it was, but for the key and the count of updates.
+
+    The next update thus sets out from the same environments with other random numbers.
+    """
+
+    def update(hp: Hyperparams, runner: RunnerState) -> tuple[RunnerState, Metrics]:
+        updated, metrics = trainer.update(hp, runner)
+        undone = runner._replace(key=updated.key, updates=updated.updates)
+        bad = metrics["nonfinite"] != 0
+        return jax.tree.map(lambda old, new: jnp.where(bad, old, new), undone, updated), metrics
+
+    return trainer._replace(update=update)
+
+
+class Guard(NamedTuple):
+    """What is done about a number that is not finite: by the trainer itself, and by the host."""
+
+    wrap: Callable[[Trainer], Trainer] = lambda trainer: trainer
+    patience: int = 1  # updates in a row that may be bad, before the host stops the run
+    rollbacks: int = 0  # times that it then goes back to one and the same checkpoint
+
+
+GUARDS: dict[OnNonfinite, Guard] = {
+    "stop": Guard(),
+    "skip": Guard(wrap=undo_nonfinite, patience=10),
+    "rollback": Guard(rollbacks=3),
+}

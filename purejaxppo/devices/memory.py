@@ -1,0 +1,113 @@
+"""Too little memory: how much it would have taken, and what to reduce."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from itertools import islice
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import subjaxprs
+
+from purejaxppo.config import Hyperparams, TrainConfig
+from purejaxppo.config.validate import validate_config
+from purejaxppo.core.rollout import rollout
+from purejaxppo.core.types import VecEnv
+from purejaxppo.devices.machine import memory_bytes, ram_bytes
+from purejaxppo.envs.wrappers import training_env
+from purejaxppo.errors import ConfigError, OutOfMemoryError
+from purejaxppo.policies.networks import make_network
+
+_TRIES = 1000  # values of a setting, from half of it downwards
+
+
+def program_bytes(compiled: jax.stages.Compiled) -> int:
+    """What a compiled program needs at a time, by the compiler's own account: arguments, results and scratch."""
+    figures: Any = compiled.memory_analysis()
+    if figures is None:  # which a backend may leave out
+        return 0
+    return (
+        figures.argument_size_in_bytes
+        + figures.output_size_in_bytes
+        + figures.temp_size_in_bytes
+        - figures.alias_size_in_bytes
+    )
+
+
+def traced_bytes(f: Callable[..., Any], *shapes: Any) -> int:
+    """Bytes of all arrays that a function comes to, loops once, as it is traced for arguments of these shapes.
+
+    No place is used again in this account: it is far above what the compiled program needs.
+    """
+    return _traced_bytes(jax.make_jaxpr(f)(*shapes).jaxpr)
+
+
+def _traced_bytes(jaxpr: Any) -> int:
+    own = sum(x.aval.size * x.aval.dtype.itemsize for equation in jaxpr.eqns for x in equation.outvars)
+    return own + sum(map(_traced_bytes, subjaxprs(jaxpr)))
+
+
+def device_bytes(device: jax.Device) -> int | None:
+    """The memory that a device may use, or the machine's on a CPU; None where nobody knows."""
+    return memory_bytes(device) or (ram_bytes() if device.platform == "cpu" else None)
+
+
+def rollout_bytes(config: TrainConfig, env: VecEnv) -> int:
+    """Bytes of one rollout as it is kept for the update."""
+    network = make_network(config, env)
+
+    def collect(key: jax.Array) -> Any:
+        wrapped = training_env(config, env, Hyperparams.gamma)
+        state, obs = wrapped.reset(key)
+        params = network.init(key, obs)
+        return rollout(key, wrapped, network.apply, params, state, obs, config.num_steps)[2]
+
+    shapes = jax.tree.leaves(jax.eval_shape(collect, jax.random.key(0)))
+    return sum(leaf.size * jnp.dtype(leaf.dtype).itemsize for leaf in shapes)
+
+
+def explain(config: TrainConfig, env: VecEnv, program: int | None) -> OutOfMemoryError:
+    """The error to raise: what the rollout and the compiled program need, and three things to reduce.
+
+    `program` is from `program_bytes`, if the program got that far.
+    """
+    available = device_bytes(jax.devices()[0])
+    needs = [f"its rollout buffer takes {readable(rollout_bytes(config, env))}"]
+    needs += [f"the compiled program {readable(program)}"] if program else []
+    needs += [f"the device has {readable(available)}"] if available else []
+    advice = ", or ".join(_reductions(config)) or "a device with more memory"
+    return OutOfMemoryError(f"out of memory: {', '.join(needs)}; try {advice}.")
+
+
+def _reductions(config: TrainConfig) -> list[str]:
+    """Up to three flags that would take less and are valid."""
+    smaller: dict[str, Iterable[Any]] = {
+        "num_envs": range(config.num_envs // 2, 0, -1),
+        "num_steps": range(config.num_steps // 2, 0, -1),
+        "num_minibatches": range(config.num_minibatches * 2, config.batch_size),
+        "hidden_sizes": [tuple(width // 2 for width in config.hidden_sizes)] if config.hidden_sizes else [],
+    }
+    flags = []
+    for name, values in smaller.items():
+        value = next((value for value in islice(values, _TRIES) if _is_valid(config, name, value)), None)
+        if value is not None:
+            text = " ".join(map(str, value)) if isinstance(value, tuple) else value
+            flags.append(f"--{name.replace('_', '-')} {text}")
+    return flags[:3]
+
+
+def _is_valid(config: TrainConfig, name: str, value: Any) -> bool:
+    try:
+        validate_config(dataclasses.replace(config, **{name: value}))
+    except ConfigError:
+        return False
+    return True
+
+
+def readable(size: float) -> str:
+    """With three digits and a unit."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"

@@ -1,0 +1,1 @@
+"""Environments: the adapter of gymnax, and the wrappers that training and evaluation put around an environment."""

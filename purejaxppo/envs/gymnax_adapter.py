@@ -1,0 +1,211 @@
+"""gymnax environments as a `VecEnv`. The only file that imports gymnax, and it does so late: that takes a while."""
+
+import dataclasses
+import functools
+import inspect
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from purejaxppo.config.fields import plain, whole
+from purejaxppo.config.validate import suggestion
+from purejaxppo.core.checks import check_env, describe
+from purejaxppo.core.types import Box, Discrete, EnvState, EnvStep, VecEnv
+from purejaxppo.envs.late import later
+from purejaxppo.errors import EnvError
+
+_DOWNLOADS = {"MNISTBandit-bsuite"}
+
+
+def from_gymnax(name: str, num_envs: int, *, allow_download: bool = False, **env_params: Any) -> VecEnv:
+    """`num_envs` copies of a registered gymnax environment, with exact time limits.
+
+    Observations come out as float32 whatever the environment declares (a discrete one as a one-hot vector), rewards
+    as float32.
+
+    Args:
+      name: a gymnax id.
+      num_envs: E.
+      allow_download: let environments that fetch a data set from the network do so.
+      **env_params: fields of the environment's parameters, or arguments of its constructor.
+
+    Raises:
+      EnvError: unknown id or parameter, a value that cannot work, an unsupported space, or an environment that does
+        not trace.
+    """
+    num_envs = whole(num_envs)
+    env, params = _make(name, allow_download, {field: plain(value) for field, value in env_params.items()})
+    try:
+        observation_space, action_space = env.observation_space(params), env.action_space(params)
+    except Exception as error:
+        raise EnvError(f"{name} cannot describe its spaces: {describe(error)}.") from error
+    encode, obs_space = _observation(name, observation_space)
+    act_space = _action_space(name, action_space)
+    action_dtype = np.dtype(action_space.dtype)
+
+    def reset(key: jax.Array) -> tuple[EnvState, jax.Array]:
+        obs, state = jax.vmap(env.reset, in_axes=(0, None))(jax.random.split(key, num_envs), params)
+        return state, encode(obs)
+
+    def step(key: jax.Array, state: EnvState, action: jax.Array) -> tuple[EnvState, EnvStep]:
+        keys = jax.random.split(key, num_envs)
+        action = action.astype(action_dtype)
+        result = jax.vmap(env.step, in_axes=(0, 0, 0, None))(keys, state, action, params)
+        if len(result) != 6:
+            raise EnvError(
+                f"{name}.step returns {len(result)} values; purejaxppo needs gymnax 1.0's six: "
+                f"obs, state, reward, terminated, truncated, info."
+            )
+        obs, state, reward, terminated, truncated, info = result
+        final_obs = encode(info["final_observation"])
+        reward = reward.astype(jnp.float32)
+        return state, EnvStep(encode(obs), final_obs, reward, terminated != 0, truncated != 0, {})
+
+    limit = _step_limit(params)
+    gap = limit if limit and _truncates_by_limit_alone(env) else 1
+    vec_env = VecEnv(reset, step, obs_space, act_space, num_envs, limit, gap)
+    check_env(vec_env, name)
+    return vec_env
+
+
+def env_table(allow_download: bool = False) -> list[dict[str, Any]]:
+    """One row per registered id: env, observation (shape), actions, step_limit; or `error` where it does not build."""
+    rows: list[dict[str, Any]] = []
+    for name in registered_envs():
+        try:
+            env = from_gymnax(name, 1, allow_download=allow_download)
+        except EnvError as error:
+            rows.append({"env": name, "observation": None, "actions": None, "step_limit": None, "error": str(error)})
+            continue
+        rows.append(
+            {
+                "env": name,
+                "observation": list(env.observation_space.shape),
+                "actions": describe_actions(env.action_space),
+                "step_limit": env.step_limit,
+            }
+        )
+    return rows
+
+
+def registered_envs() -> list[str]:
+    """All ids that gymnax knows by now, those of plugins included."""
+    gymnax = _gymnax()
+
+    return list(gymnax.registration.registered_envs)
+
+
+def refuse_unknown(name: str) -> None:
+    """Raises EnvError, with a suggestion, for an id that gymnax does not know."""
+    known = registered_envs()
+    if name not in known:
+        raise EnvError(
+            f"unknown environment {name!r}.{suggestion(name, known)} `purejaxppo envs` lists all; "
+            f"one of your own needs its --plugin."
+        )
+
+
+def describe_actions(space: Discrete | Box) -> str:
+    """`3 discrete`, or `2 continuous`."""
+    return f"{space.n} discrete" if isinstance(space, Discrete) else f"{math.prod(space.shape)} continuous"
+
+
+@functools.cache
+def _gymnax() -> Any:
+    """gymnax, without the drawing libraries that it imports for pictures which nobody here asks for: 3 of 3.5 s."""
+    try:
+        with later(("matplotlib", "matplotlib.colors", "matplotlib.pyplot", "seaborn")):
+            import gymnax
+    except (ImportError, AttributeError, ValueError):  # one that draws as it is imported
+        import gymnax
+    return gymnax
+
+
+def _make(name: str, allow_download: bool, env_params: Mapping[str, float]) -> tuple[Any, Any]:
+    gymnax = _gymnax()
+
+    refuse_unknown(name)
+    if name in _DOWNLOADS and not allow_download:
+        raise EnvError(f"{name} downloads its data set when it is built; pass --allow-download to let it.")
+    try:
+        env, params = gymnax.make(name)
+        fields = {field.name for field in dataclasses.fields(params)}
+        arguments = {k: v for k, v in env_params.items() if k not in fields}
+        accepted = _constructor_arguments(env)
+        for unknown in arguments.keys() - accepted:
+            known = sorted(fields | accepted)
+            raise EnvError(
+                f"{name} has no parameter {unknown!r}.{suggestion(unknown, known)} It has: {', '.join(known)}."
+            )
+        if arguments:
+            env, params = gymnax.make(name, **arguments)
+    except EnvError:
+        raise
+    except Exception as error:
+        raise EnvError(f"{name} cannot be built: {describe(error)}.") from error
+    changed = {k: _checked(name, k, v, getattr(params, k)) for k, v in env_params.items() if k in fields}
+    return env, dataclasses.replace(params, **changed)
+
+
+def _constructor_arguments(env: Any) -> set[str]:
+    parameters = inspect.signature(type(env).__init__).parameters.values()
+    return {p.name for p in parameters if p.name != "self" and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+
+def _checked(name: str, field: str, value: Any, default: Any) -> Any:
+    """A parameter's value in its default's type. gymnax checks nothing: gravity NaN or a limit of 0 steps would run."""
+    if np.ndim(default) > 0:
+        raise EnvError(f"{name}'s parameter {field} is an array, which cannot be set from here; use the Python API.")
+    if isinstance(default, bool):
+        if value not in (0, 1):
+            raise EnvError(f"{name}: {field} = {value!r} is not true or false.")
+        return bool(value)
+    if isinstance(value, str | bool) or not math.isfinite(value):
+        raise EnvError(f"{name}: {field} = {value!r} is not a finite number.")
+    if field == "max_steps_in_episode" and (value < 1 or value != int(value) or value >= 2**31):
+        raise EnvError(f"{name}: {field} = {value!r} is not a whole number from 1 to 2**31 - 1.")
+    if isinstance(default, int):
+        if value != int(value) or abs(value) >= 2**31:
+            raise EnvError(f"{name}: {field} = {value!r} is not a whole number below 2**31, as {default!r} is.")
+        return int(value)
+    return float(value)
+
+
+def _truncates_by_limit_alone(env: Any) -> bool:
+    """True for gymnax's own environments that keep its rule; others may cut an episode whenever they like."""
+    gymnax = _gymnax()
+
+    rule = gymnax.environments.environment.Environment.is_truncated
+    return _is_gymnax_own(env) and type(env).is_truncated is rule
+
+
+def _is_gymnax_own(env: Any) -> bool:
+    return type(env).__module__.startswith("gymnax.")
+
+
+def _step_limit(params: Any) -> int | None:
+    # A float in some environments, and a limit beyond int32 in none that ends.
+    limit = getattr(params, "max_steps_in_episode", None)
+    return None if limit is None else int(limit)
+
+
+def _observation(name: str, space: Any) -> tuple[Any, Box]:
+    """How to encode an observation as float32, and the space it then has."""
+    if hasattr(space, "n"):
+        return lambda obs: jax.nn.one_hot(obs, space.n, dtype=jnp.float32), Box((int(space.n),))
+    if hasattr(space, "low"):
+        return lambda obs: obs.astype(jnp.float32), Box(tuple(int(n) for n in space.shape))
+    raise EnvError(f"{name} has observations {type(space).__name__}; supported are Discrete and Box.")
+
+
+def _action_space(name: str, space: Any) -> Discrete | Box:
+    if hasattr(space, "n"):
+        return Discrete(int(space.n))
+    if hasattr(space, "low") and len(space.shape) == 1:
+        low, high = (np.broadcast_to(np.asarray(x, np.float64), space.shape) for x in (space.low, space.high))
+        return Box(tuple(space.shape), tuple(low.tolist()), tuple(high.tolist()))
+    raise EnvError(f"{name} has actions {space!r}; supported are Discrete and one-dimensional Box.")

@@ -1,0 +1,221 @@
+"""VecEnv -> VecEnv: episode statistics, action bounds, and normalisation by running statistics.
+
+The statistics are part of the environment's state: carried from update to update, saved with the run, and handed
+frozen to the evaluation. What a rollout stores is what the policy saw, so a later change of the statistics cannot
+move the probability ratio away from 1 before the first gradient step.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from purejaxppo.config import TrainConfig
+from purejaxppo.core.sums import Sum, add, centre, empty_sum, least_std
+from purejaxppo.core.types import Box, Discrete, EnvState, EnvStep, VecEnv
+
+NORMALIZER_CLIP = 10.0  # standard deviations
+NORMALIZER_EPSILON = 1e-8  # added to a variance before its root
+
+
+class RunningStats(NamedTuple):
+    """Mean and variance per element of everything seen so far."""
+
+    mean: jax.Array
+    var: jax.Array
+    # float32, how many: it saturates near 2**24 * num_envs, where this turns into a very slow moving average
+    rows: jax.Array
+
+
+def empty_stats(shape: tuple[int, ...]) -> RunningStats:
+    """Statistics of nothing: variance 1, so that they already divide by something."""
+    return RunningStats(jnp.zeros(shape), jnp.ones(shape), jnp.zeros(()))
+
+
+def update_stats(stats: RunningStats, x: jax.Array) -> RunningStats:
+    """Adds the rows of x [E, ...], exactly as if all rows so far had been averaged at once.
+
+    Source: Chan, Golub & LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances",
+    in weights rather than sums, so that nothing grows with the number of rows.
+    """
+    rows = stats.rows + x.shape[0]
+    weight = x.shape[0] / rows
+    deviation, mean_of_x = centre(x)
+    delta = mean_of_x - stats.mean
+    mean = stats.mean + weight * delta
+    var = (1 - weight) * stats.var + weight * jnp.mean(deviation**2, axis=0) + weight * (1 - weight) * delta**2
+    return RunningStats(mean, var, rows)
+
+
+def standardize_by(stats: RunningStats, x: jax.Array) -> jax.Array:
+    """(x - mean) / std of rows x [E, ...], clipped to +-10."""
+    scaled = (x - stats.mean[None]) / _std(stats)[None]
+    return jnp.clip(scaled, -NORMALIZER_CLIP, NORMALIZER_CLIP)
+
+
+def _std(stats: RunningStats) -> jax.Array:
+    """Returns what to divide by: sqrt(var + 1e-8), or the least that float32 can tell from 0 around the mean."""
+    # XLA makes a product with 1 / root of a division by a root, in some programs and not in others; not of this one.
+    return jnp.maximum(jnp.sqrt(stats.var + NORMALIZER_EPSILON), least_std(stats.mean))
+
+
+class _Episodes(NamedTuple):
+    inner: EnvState
+    episode_return: Sum  # [E] so far
+    episode_length: jax.Array  # [E] int32, so far
+
+
+class _NormalizedObservation(NamedTuple):
+    inner: EnvState
+    stats: RunningStats
+
+
+class _NormalizedReward(NamedTuple):
+    inner: EnvState
+    stats: RunningStats
+    discounted: jax.Array  # [E] discounted return of the running episode
+
+
+def training_env(config: TrainConfig, env: VecEnv, gamma: float | jax.Array) -> VecEnv:
+    """The environment as the trainer sees it. The statistics of episodes are of the raw rewards.
+
+    `gamma` may be traced: call this inside the traced function.
+    """
+    env = bound_action(config, track_episodes(env))
+    if config.normalize_reward:
+        env = normalize_reward(env, gamma)
+    if config.normalize_observation:
+        env = normalize_observation(env)
+    return env
+
+
+def evaluation_env(config: TrainConfig, env: VecEnv, stats: RunningStats | None) -> VecEnv:
+    """The environment as a frozen policy sees it: raw rewards, observations by the given statistics."""
+    env = bound_action(config, env)
+    return env if stats is None else freeze_observation(env, stats)
+
+
+def track_episodes(env: VecEnv) -> VecEnv:
+    """Reports each finished episode's return and length in `info`, in the step that ends it, and zeros elsewhere."""
+
+    def reset(key: jax.Array) -> tuple[EnvState, jax.Array]:
+        state, obs = env.reset(key)
+        return _Episodes(state, empty_sum((env.num_envs,)), jnp.zeros(env.num_envs, jnp.int32)), obs
+
+    def step(key: jax.Array, state: _Episodes, action: jax.Array) -> tuple[EnvState, EnvStep]:
+        inner, result = env.step(key, state.inner, action)
+        rewards, length = add(state.episode_return, result.reward), state.episode_length + 1
+        done = result.terminated | result.truncated
+        info = {
+            **result.info,
+            "episode/return": jnp.where(done, rewards.value, 0.0),
+            "episode/length": jnp.where(done, length, 0).astype(jnp.float32),
+            "episode/count": done.astype(jnp.float32),
+        }
+        rewards, length = jax.tree.map(lambda x: jnp.where(done, 0, x), (rewards, length))
+        return _Episodes(inner, rewards, length), result._replace(info=info)
+
+    return env._replace(reset=reset, step=step)
+
+
+def bound_action(config: TrainConfig, env: VecEnv) -> VecEnv:
+    """Brings the policy's continuous actions to the environment's bounds, by `action_bound`. Others pass unchanged."""
+    bound = action_bound(config, env.action_space)
+    if bound is None:
+        return env
+    return env._replace(step=lambda key, state, action: env.step(key, state, bound(action)))
+
+
+def action_bound(config: TrainConfig, space: Discrete | Box) -> Callable[[jax.Array], jax.Array] | None:
+    """Returns what makes the environment's actions [E, A] of the policy's x [E, A], or None if there are no bounds.
+
+    For `gaussian` it is clip(centre + unit x, low, high) and for `tanh_gaussian` the same of tanh(x), element by
+    element, with the `action_units` of the space.
+    """
+    if not isinstance(space, Box) or (space.low is None and space.high is None):
+        return None
+    low, high = (jnp.asarray(side, jnp.float32)[None] for side in space.bounds())
+    centre, unit = (jnp.asarray(x)[None] for x in action_units(space))
+    squash = {"gaussian": lambda x: x, "tanh_gaussian": jnp.tanh}[config.policy]
+    # The clip is last, so that no rounding leaves the bounds.
+    return lambda action: jnp.clip(centre + unit * squash(action), low, high)
+
+
+def action_units(space: Box) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the action [A] that the policy's 0 stands for, and what its 1 adds to that [A], as float32.
+
+    They are the centre of the bounds and half of their distance, so that the policy's [-1, 1] is the whole range. Where
+    an element lacks a bound they are 0 and 1: the policy's action is the environment's own.
+    """
+    bounded = space.bounded()
+    low, high = (np.where(bounded, side, end) for side, end in zip(space.bounds(), (-1.0, 1.0), strict=True))
+    return ((low + high) / 2).astype(np.float32), ((high - low) / 2).astype(np.float32)
+
+
+def normalize_observation(env: VecEnv) -> VecEnv:
+    """Standardises observations, from the very first one on, by the statistics of all that the policy saw."""
+
+    def reset(key: jax.Array) -> tuple[EnvState, jax.Array]:
+        inner, obs = env.reset(key)
+        stats = update_stats(empty_stats(obs.shape[1:]), obs)
+        return _NormalizedObservation(inner, stats), standardize_by(stats, obs)
+
+    def step(key: jax.Array, state: _NormalizedObservation, action: jax.Array) -> tuple[EnvState, EnvStep]:
+        inner, result = env.step(key, state.inner, action)
+        stats = update_stats(state.stats, result.obs)
+        obs, final_obs = standardize_by(stats, result.obs), standardize_by(stats, result.final_obs)
+        return _NormalizedObservation(inner, stats), result._replace(obs=obs, final_obs=final_obs)
+
+    return env._replace(reset=reset, step=step)
+
+
+def freeze_observation(env: VecEnv, stats: RunningStats) -> VecEnv:
+    """Standardises observations by statistics that do not change."""
+
+    def reset(key: jax.Array) -> tuple[EnvState, jax.Array]:
+        state, obs = env.reset(key)
+        return state, standardize_by(stats, obs)
+
+    def step(key: jax.Array, state: EnvState, action: jax.Array) -> tuple[EnvState, EnvStep]:
+        state, result = env.step(key, state, action)
+        obs, final_obs = standardize_by(stats, result.obs), standardize_by(stats, result.final_obs)
+        return state, result._replace(obs=obs, final_obs=final_obs)
+
+    return env._replace(reset=reset, step=step)
+
+
+def normalize_reward(env: VecEnv, gamma: float | jax.Array) -> VecEnv:
+    """Divides rewards by the running standard deviation of the discounted return, without shifting them.
+
+    The return of an episode's last step enters the statistics, and the next episode starts from nothing.
+    """
+
+    def reset(key: jax.Array) -> tuple[EnvState, jax.Array]:
+        inner, obs = env.reset(key)
+        return _NormalizedReward(inner, empty_stats(()), jnp.zeros(env.num_envs)), obs
+
+    def step(key: jax.Array, state: _NormalizedReward, action: jax.Array) -> tuple[EnvState, EnvStep]:
+        inner, result = env.step(key, state.inner, action)
+        discounted = gamma * state.discounted + result.reward
+        stats = update_stats(state.stats, discounted)
+        reward = jnp.clip(result.reward / _std(stats), -NORMALIZER_CLIP, NORMALIZER_CLIP)
+        running = jnp.where(result.terminated | result.truncated, 0.0, discounted)
+        return _NormalizedReward(inner, stats, running), result._replace(reward=reward)
+
+    return env._replace(reset=reset, step=step)
+
+
+def running_stats(env_state: Any) -> list[RunningStats]:
+    """All statistics in a training environment's state."""
+    found = []
+    while isinstance(env_state, _NormalizedObservation | _NormalizedReward):
+        found.append(env_state.stats)
+        env_state = env_state.inner
+    return found
+
+
+def observation_stats(env_state: Any) -> RunningStats | None:
+    """The observation statistics in a training environment's state, if it normalises observations."""
+    return env_state.stats if isinstance(env_state, _NormalizedObservation) else None

@@ -1,0 +1,1 @@
+"""One run on the host: its directory, checkpoints, metrics, progress, pictures and exports."""

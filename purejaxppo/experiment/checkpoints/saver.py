@@ -1,0 +1,69 @@
+"""Checkpoints while training goes on: every so many seconds, written by a thread."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from purejaxppo.config import RunOptions
+from purejaxppo.core.types import RunnerState
+from purejaxppo.errors import CheckpointError, DivergedError
+from purejaxppo.experiment.checkpoints.state import Snapshot, is_finite, snapshot
+from purejaxppo.experiment.checkpoints.store import prune, save_step
+
+
+class Saver:
+    """Saves a run's state. Training waits for its copy to the host, and for the save before if that is not done yet."""
+
+    def __init__(self, run_dir: Path, options: RunOptions) -> None:
+        self._run_dir = run_dir
+        self._options = options
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+        self._last = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether the last save is long enough ago."""
+        return time.monotonic() - self._last >= self._options.checkpoint_seconds
+
+    def save(self, env_steps: int, runner: RunnerState, describe: Callable[[], dict[str, Any]]) -> None:
+        """Starts saving a state; `describe` gives its meta.json, and is called by the thread.
+
+        Raises:
+          CheckpointError: the save before has failed.
+          DivergedError: the state is not finite.
+        """
+        self.wait()
+        state = snapshot(runner)
+        if not is_finite(state.tree.learner):
+            raise DivergedError(f"a parameter or an optimizer state is not finite after {env_steps} env steps.")
+        self._pending = self._thread.submit(self._write, env_steps, state, describe)
+        self._last = time.monotonic()
+
+    def _write(self, env_steps: int, state: Snapshot, describe: Callable[[], dict[str, Any]]) -> None:
+        try:
+            meta = describe()
+        except OSError as error:
+            raise CheckpointError(f"cannot save the checkpoint of {env_steps} env steps: {error}") from error
+        save_step(self._run_dir, env_steps, state, meta)
+        prune(self._run_dir, self._options.keep_newest, self._options.keep_best)
+
+    def wait(self) -> None:
+        """Until what has been started is on the disk. Raises CheckpointError if it is not."""
+        pending, self._pending = self._pending, None
+        if pending:
+            pending.result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        try:
+            self.wait()
+        except Exception:
+            if error is None:  # which would otherwise be the one to be told
+                raise
+        finally:
+            self._thread.shutdown()

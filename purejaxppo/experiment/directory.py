@@ -1,0 +1,234 @@
+"""A run's directory: made new, never into something that holds files; and read back."""
+
+import contextlib
+import dataclasses
+import os
+import re
+import shlex
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
+from purejaxppo.config.fields import AnyPath, whole
+from purejaxppo.config.resolve import differences, settings_record
+from purejaxppo.config.validate import validate_config, validate_hyperparams, validate_options, validate_seed
+from purejaxppo.devices.machine import code_revision, installed_versions
+from purejaxppo.errors import CheckpointError
+from purejaxppo.experiment.atomic_files import is_file, is_temporary, read_json, write_json, write_text
+from purejaxppo.experiment.lock import LOCK, check_free
+
+FORMAT_VERSION = 1
+_LONGEST_PATH = 4096 - 256  # bytes: Linux's limit, less what is created further down
+_FROM = ("jax", "jaxlib", "device", "platform")  # of versions.json: what decides the last bit of a result
+_CODE = ("commit", "dirty")  # and what may decide more than that, where git knows it
+
+
+class RunSettings(NamedTuple):
+    """What a run was asked for."""
+
+    config: TrainConfig
+    hp: Hyperparams
+    seed: int
+    options: RunOptions
+
+    def record(self) -> dict[str, Any]:
+        """What decides the result, as JSON has it."""
+        return {"seed": self.seed, **settings_record(self.config, self.hp)}
+
+    def plain(self) -> "RunSettings":
+        """The same with Python's own numbers; `TrainConfig` and `RunOptions` have no others."""
+        return self._replace(hp=self.hp.plain(), seed=whole(self.seed))
+
+    def validate(self) -> None:
+        """Raises ConfigError for what cannot work."""
+        validate_config(self.config)
+        validate_hyperparams(self.hp)
+        validate_seed(self.seed)
+        validate_options(self.options)
+
+
+def _check_free(run_dir: Path) -> None:
+    with contextlib.suppress(OSError, ValueError):  # no directory, or no name of one
+        check_free(run_dir)
+
+
+def create_run_dir(settings: RunSettings, out: AnyPath | None) -> Path:
+    """Makes a new directory for a run, by default runs/<env>__<algorithm>__s<seed>__<UTC time>."""
+    config = settings.config
+    return create_dir(out, f"{config.env}__{config.algorithm}__s{settings.seed}")
+
+
+def create_dir(out: AnyPath | None, name: str) -> Path:
+    """Makes a new directory: `out`, or runs/<name>__<UTC time>. One that holds anything is never touched.
+
+    Raises:
+      RunDirInUseError: it is a run's that goes on at this moment.
+      CheckpointError: it cannot be made, or is not empty.
+    """
+    if out is None:
+        return _create_named(name)
+    out = Path(out)
+    try:
+        check_free(out)
+        if out.exists() and (not out.is_dir() or _holds_anything(out)):
+            ours = is_file(out / "config.json") or is_file(out / "sweep.json")
+            resume = f", or continue it by `purejaxppo resume {out}`" if ours else ""
+            raise CheckpointError(f"{out} exists already and is not an empty directory; choose another --out{resume}.")
+        if len(str(out.absolute()).encode()) > _LONGEST_PATH:  # a name that is not UTF-8 raises ValueError
+            raise CheckpointError(f"the path of {out.name[:50]!r} is too long; choose a shorter --out.")
+        out.mkdir(parents=True, exist_ok=True)
+    except CheckpointError:
+        raise
+    except (OSError, ValueError) as error:
+        raise _no_directory(out, error) from error
+    return out
+
+
+def _no_directory(path: Path, error: Exception) -> CheckpointError:
+    """That it cannot be made, and why."""
+    return CheckpointError(f"cannot create the directory {str(path)!r} ({error}); choose another with --out.")
+
+
+def _create_named(name: str) -> Path:
+    """A directory of runs/ that nobody else has made in the same second."""
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    safe = re.sub(r"[^\w.-]", "_", name)
+    base = Path("runs") / f"{safe}__{stamp}"
+    for path in (base, *(base.with_name(f"{base.name}-{i}") for i in range(2, 1000))):
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise _no_directory(path, error) from error
+    raise CheckpointError(f"{base} and 998 more like it exist already; choose an --out.")
+
+
+def _holds_anything(directory: Path) -> bool:
+    """Whether there is more than what a run that was killed in its first moments leaves: all before config.json."""
+    early = (LOCK, "versions.json", "command.txt")
+    return any(path.name not in early and not is_temporary(path) for path in directory.iterdir())
+
+
+def write_inputs(run_dir: Path, settings: RunSettings) -> None:
+    """config.json, and what `write_origin` writes. Raises CheckpointError if another run has come before."""
+    if _holds_anything(run_dir):
+        raise CheckpointError(f"{run_dir} has just been taken by another run; choose another --out.")
+    write_origin(run_dir)
+    write_settings(run_dir, settings)
+
+
+def write_settings(run_dir: Path, settings: RunSettings) -> None:
+    """config.json, which makes a directory a run's."""
+    content = {"format_version": FORMAT_VERSION, **settings.record(), **dataclasses.asdict(settings.options)}
+    write_json(run_dir / "config.json", content)
+
+
+def write_origin(directory: Path) -> None:
+    """versions.json and command.txt: what the results came from."""
+    write_json(directory / "versions.json", _versions())
+    write_text(directory / "command.txt", _command())
+
+
+def add_command(run_dir: Path) -> None:
+    """Adds the present command to command.txt."""
+    path = run_dir / "command.txt"
+    before = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    write_text(path, before + _command())
+
+
+def changed_versions(run_dir: Path) -> list[str]:
+    """What of JAX, the device and the package's code is another than when the run began, as `name old -> new`."""
+    try:
+        then = read_json(run_dir / "versions.json")
+    except CheckpointError:  # it is there for people; a run goes on without it
+        return [f"{run_dir / 'versions.json'} cannot be read; JAX or the device may have changed"]
+    now = _versions()
+    names = [*_FROM, *(name for name in _CODE if then.get(name) is not None and now[name] is not None)]
+    changed = differences({name: then.get(name) for name in names}, {name: now[name] for name in names})
+    return list(changed.values())
+
+
+def _command() -> str:
+    return f"{program_name()} {shlex.join(sys.argv[1:])}".rstrip() + "\n"
+
+
+def program_name() -> str:
+    """What was typed before the arguments of this process: a script's name, or `python -m` and a module's."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is None or spec.origin != sys.argv[0]:
+        return shlex.quote(Path(sys.argv[0]).name)
+    return f"{shlex.quote(Path(sys.executable).name)} -m {spec.name.removesuffix('.__main__')}"
+
+
+def _versions() -> dict[str, Any]:
+    import jax  # late: reading a run's settings must not wait for it
+
+    device = jax.devices()[0]
+    return {
+        **installed_versions(),
+        **code_revision(),
+        "device": device.device_kind,
+        "platform": device.client.platform_version.split("\n")[0],
+        "xla_flags": os.environ.get("XLA_FLAGS"),
+    }
+
+
+def refuse_others(directory: Path) -> None:
+    """Raises CheckpointError for a sweep's or a comparison's directory, where a run's is expected."""
+    refuse_comparison(directory)
+    if is_file(directory / "sweep.json"):
+        raise CheckpointError(
+            f"{directory} is a sweep's directory, not a run's: `purejaxppo extract {directory} --member best "
+            f"--out NEW` makes a run of one member; evaluate and export take --member."
+        )
+
+
+def refuse_comparison(directory: Path) -> None:
+    """Raises CheckpointError for a directory that `purejaxppo compare` made, which holds results only."""
+    if is_file(directory / "comparison.json"):
+        raise CheckpointError(
+            f"{directory} is a comparison's directory: it holds tables and curves, and no checkpoint to go on from or "
+            f"to look at. `purejaxppo compare` again with another --out, or `purejaxppo sweep --algorithm A B`, which "
+            f"keeps checkpoints."
+        )
+
+
+def read_run_settings(run_dir: AnyPath) -> RunSettings:
+    """The settings that a run was started with. Raises CheckpointError if the directory is not a run's.
+
+    What a run of an older version does not name has its default, which is what there was then.
+    """
+    run_dir = Path(run_dir)
+    path = run_dir / "config.json"
+    refuse_others(run_dir)
+    if not is_file(path):
+        _check_free(run_dir)  # one that has begun in this moment
+        raise CheckpointError(f"{run_dir} is not a run directory: it has no config.json.")
+    content = read_json(path)
+    try:
+        if content["format_version"] != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{path} has format version {content['format_version']}; this version reads {FORMAT_VERSION}."
+            )
+        settings = RunSettings(
+            TrainConfig(
+                **{**fields_of(TrainConfig, content), "env": content["env"], "algorithm": content["algorithm"]}
+            ),
+            Hyperparams(**fields_of(Hyperparams, content)),
+            content["seed"],
+            RunOptions(**fields_of(RunOptions, content)),
+        )
+        settings.validate()
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a run's configuration: {error!r}") from error
+    return settings
+
+
+def fields_of(kind: Any, content: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file's content says of the fields of a dataclass."""
+    return {field.name: content[field.name] for field in dataclasses.fields(kind) if field.name in content}

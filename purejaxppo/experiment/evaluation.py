@@ -1,0 +1,87 @@
+"""An evaluation from the host: episodes are played in pieces, so that there is progress and signals are heard."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from purejaxppo.config import TrainConfig
+from purejaxppo.core.types import Apply, RunnerState, VecEnv
+from purejaxppo.envs.wrappers import evaluation_env, observation_stats
+from purejaxppo.evaluate import Episodes, Play, begin_play, most_steps, play
+from purejaxppo.experiment.statistics import interquartile_mean
+from purejaxppo.experiment.watchdog import announced
+
+_FIRST_PIECE = 128  # steps
+_LONG_PIECE = 0.5  # seconds; a shorter piece is followed by one of twice as many steps
+_SILENCE = 5.0  # seconds between two lines of progress
+
+
+def play_in_pieces(
+    key: jax.Array,
+    config: TrainConfig,
+    env: VecEnv,
+    apply: Apply,
+    runner: RunnerState,
+    greedy: bool,
+    say: Callable[[str], object],
+) -> Episodes:
+    """The very episodes of `evaluate.evaluate_runner`, by calls of a compiled program that each take about a second.
+
+    How many steps a call plays is an argument of the program, so there is one compilation, and changes no result.
+
+    Args:
+      key, config, env, apply, runner, greedy: as there.
+      say: told of the progress if the episodes take longer than a few seconds.
+    """
+
+    def frozen(runner: RunnerState) -> VecEnv:
+        return evaluation_env(config, env, observation_stats(runner.env_state))
+
+    @jax.jit
+    def begin(key: jax.Array, runner: RunnerState) -> Play:
+        return begin_play(key, frozen(runner))
+
+    @jax.jit
+    def go_on(state: Play, until: int, runner: RunnerState) -> Play:
+        return play(state, until, frozen(runner), apply, runner.learner.params, greedy)
+
+    limit = most_steps(env)
+    with announced(say, f"evaluating {env.num_envs:,} episodes"):  # above all, compiling
+        state = jax.block_until_ready(go_on(begin(key, runner), min(_FIRST_PIECE, limit), runner))
+    length, said = _FIRST_PIECE, time.monotonic()
+    while True:
+        steps, finished = int(state.steps), int(np.asarray(state.episodes.finished).sum())
+        if steps >= limit or finished == env.num_envs:
+            return state.episodes
+        began = time.monotonic()
+        if began - said >= _SILENCE:
+            said = began
+            say(f"evaluation: {finished:,} of {env.num_envs:,} episodes finished in {steps:,} of {limit:,} steps")
+        state = jax.block_until_ready(go_on(state, min(steps + length, limit), runner))
+        if time.monotonic() - began < _LONG_PIECE:
+            length *= 2
+
+
+def summarize(episodes: Episodes) -> dict[str, Any]:
+    """Host-side summary: episodes, return_mean, return_std, return_iqm (mean of the middle half), length_mean.
+
+    A return that is not finite, as an environment with a bad reward gives, makes its figures None. `unfinished` appears
+    only if episodes were broken off.
+    """
+    returns = np.asarray(episodes.episode_return, np.float64)
+    unfinished = int(np.sum(~np.asarray(episodes.finished)))
+    return {
+        "episodes": len(returns),
+        "return_mean": _finite(returns.mean()),
+        "return_std": _finite(returns.std()) if np.isfinite(returns).all() else None,
+        "return_iqm": None if np.isnan(returns).any() else _finite(interquartile_mean(returns)),
+        "length_mean": float(np.mean(np.asarray(episodes.episode_length, np.float64))),
+        **({"unfinished": unfinished} if unfinished else {}),
+    }
+
+
+def _finite(number: Any) -> float | None:
+    return float(number) if np.isfinite(number) else None

@@ -1,0 +1,1 @@
+"""Exported policies: what writes them, and what reads them with NumPy alone."""

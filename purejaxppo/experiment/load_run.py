@@ -1,0 +1,63 @@
+"""A saved run, back from its directory."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from purejaxppo.config import TrainConfig
+from purejaxppo.config.fields import AnyPath
+from purejaxppo.config.resolve import refuse_changes
+from purejaxppo.core.types import RunnerState, Trainer, VecEnv
+from purejaxppo.envs.gymnax_adapter import from_gymnax
+from purejaxppo.errors import CheckpointError, ConfigError
+from purejaxppo.experiment.checkpoints.store import NEWEST, Which, load_newest
+from purejaxppo.experiment.directory import RunSettings, read_run_settings
+from purejaxppo.train import trainer_from_config
+
+
+class SavedRun(NamedTuple):
+    """What a run directory says and holds."""
+
+    config: TrainConfig
+    env: VecEnv  # of config.num_envs copies
+    runner: RunnerState
+    meta: dict[str, Any]  # the checkpoint's meta.json
+
+
+def restore(run_dir: AnyPath, which: Which = NEWEST, *, allow_download: bool = False) -> SavedRun:
+    """A checkpoint of a run, with everything that is needed to use it.
+
+    Args:
+      run_dir: of the run; it may be in use.
+      which: by default the newest sound one.
+      allow_download: let the environment fetch its data set.
+
+    Raises:
+      CheckpointError: there is no checkpoint that can be used.
+      EnvError: the environment cannot be built.
+    """
+    run_dir = Path(run_dir)
+    settings = read_run_settings(run_dir)
+    config = settings.config
+    env = from_gymnax(config.env, config.num_envs, allow_download=allow_download, **dict(config.env_params))
+    runner, meta = load_runner(run_dir, settings, trainer_from_config(config, env), which)
+    return SavedRun(config, env, runner, meta)
+
+
+def load_runner(
+    run_dir: Path, settings: RunSettings, trainer: Trainer, which: Which = NEWEST
+) -> tuple[RunnerState, dict[str, Any]]:
+    """The state and meta.json of a run's checkpoint.
+
+    Raises CheckpointError if none can be used, or if it was made with settings other than these that may not change.
+    """
+    expected = jax.eval_shape(trainer.init, jax.random.key(0), jax.tree.map(jnp.float32, settings.hp))
+    runner, meta = load_newest(run_dir, expected, which)
+    path = run_dir / "config.json"
+    try:
+        refuse_changes(meta["settings"], settings.record(), f"change {path} back, or train anew with the new settings.")
+    except ConfigError as error:
+        raise CheckpointError(f"{path} has been changed since the checkpoint was saved: {error}") from error
+    return runner, meta

@@ -1,0 +1,195 @@
+"""Learning curves from run directories."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from purejaxppo.config.fields import AnyPath
+from purejaxppo.errors import CheckpointError
+from purejaxppo.experiment.atomic_files import read_json
+from purejaxppo.experiment.directory import refuse_others
+from purejaxppo.experiment.metrics_log import Terminal, read_metrics, say
+from purejaxppo.experiment.statistics import bootstrap_interval, interquartile_mean
+
+_POINTS = 200
+_DRAWS = 500
+COLOURS = ("#3b6fb6", "#d1782b", "#3f9b57", "#a34fa5", "#b0413e", "#6b7280")
+Curve = tuple[np.ndarray, np.ndarray]
+
+
+class NoEpisodeError(CheckpointError):
+    """A run in which no episode has finished, so that there is nothing to draw."""
+
+
+def plot_runs(run_dirs: AnyPath | Sequence[AnyPath], out: AnyPath) -> Path:
+    """Draws return against env steps: one run with its evaluation, or the mean and range per group of runs.
+
+    Runs of one environment and algorithm form a group. A run without a single finished episode is left out, with a
+    line on standard error.
+
+    Raises:
+      CheckpointError: a run directory without metrics, no run with a finished episode, or an output that cannot be
+        written.
+    """
+    from matplotlib.figure import Figure
+
+    if isinstance(run_dirs, str | os.PathLike):
+        run_dirs = [run_dirs]
+    groups = _groups([Path(run_dir) for run_dir in run_dirs])
+    out = Path(out)
+    out = out if out.suffix else out.with_suffix(".png")
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for colour, (label, runs) in zip(COLOURS * len(groups), groups.items(), strict=False):
+        curves = [curve for _, curve in runs]
+        if len(curves) == 1:
+            _draw_run(axes, curves[0], runs[0][0], colour, label)
+        else:
+            _draw_group(axes, curves, colour, f"{label}  mean and range of {len(curves)} runs")
+    axes.set_xlabel("environment steps")
+    axes.set_ylabel("return of finished episodes")
+    axes.xaxis.set_major_formatter(format_steps)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="best")
+    return save_figure(figure, out)
+
+
+def _groups(run_dirs: Sequence[Path]) -> dict[str, list[tuple[Path, Curve]]]:
+    """The runs that have a curve, by environment and algorithm. Raises CheckpointError if none has."""
+    groups: dict[str, list[tuple[Path, Curve]]] = {}
+    curveless: list[NoEpisodeError] = []
+    for run_dir in run_dirs:
+        refuse_others(run_dir)
+        config = read_json(run_dir / "config.json")
+        if not {"env", "algorithm"} <= config.keys():
+            raise CheckpointError(f"{run_dir / 'config.json'} is not a run's configuration.")
+        try:
+            curve = learning_curve(run_dir)
+        except NoEpisodeError as error:
+            curveless.append(error)
+        else:
+            groups.setdefault(f"{config['env']}  {config['algorithm']}", []).append((run_dir, curve))
+    if curveless and not groups:
+        raise curveless[0]
+    for missing in curveless:
+        say(Terminal(), f"left out: {missing}")
+    return groups
+
+
+def format_steps(x: float, _: object) -> str:
+    """Tick labels such as 150 k and 2 M."""
+    return f"{x / 1e6:g} M" if x >= 1e6 else f"{x / 1e3:g} k"
+
+
+def save_figure(figure: Any, out: Path) -> Path:
+    """Raises CheckpointError if the picture cannot be written."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(out, dpi=150)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot write the picture {out}: {error}") from error
+    return out
+
+
+def learning_curve(run_dir: AnyPath) -> Curve:
+    """env_steps [n] and episode/return [n] of the updates in which an episode finished.
+
+    Raises NoEpisodeError if there is none.
+    """
+    rows = [row for row in read_metrics(Path(run_dir) / "metrics.jsonl") if row.get("episode/return") is not None]
+    if not rows:
+        raise NoEpisodeError(
+            f"{run_dir} has no finished episode to plot; train it for longer, unless it has diverged, as the losses in "
+            f"its metrics.jsonl tell."
+        )
+    return np.array([r["env_steps"] for r in rows], float), np.array([r["episode/return"] for r in rows], float)
+
+
+def group_curves(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray]:
+    """Curves brought to one grid of env steps where all of them exist: grid [n], returns [runs, n]."""
+    start, end = max(steps[0] for steps, _ in curves), min(steps[-1] for steps, _ in curves)
+    grid = np.linspace(start, end, _POINTS) if end > start else np.array([start])
+    return grid, np.stack([np.interp(grid, steps, smooth(returns)) for steps, returns in curves])
+
+
+def smooth(returns: np.ndarray) -> np.ndarray:
+    """Mean over a centred window of about 2 % of the curve, shorter at its ends."""
+    half = len(returns) // 100
+    total = np.concatenate([[0.0], np.cumsum(returns)])
+    index = np.arange(len(returns))
+    low, high = np.maximum(index - half, 0), np.minimum(index + half + 1, len(returns))
+    return (total[high] - total[low]) / (high - low)
+
+
+def draw_runs(axes: Any, env_steps: np.ndarray, values: np.ndarray, colour: str, label: str) -> None:
+    """Interquartile mean over runs and its 95 % bootstrap band; no band for a single run, no line for no value.
+
+    Args:
+      env_steps: [U].
+      values: [U, runs], not finite where a run has none.
+    """
+    brought = bring_together(env_steps, values)
+    if brought is None:
+        axes.plot([], [], color=colour, label=label)
+        return
+    grid, curves = brought
+    if len(curves) > 1:
+        draw_band(axes, grid, *bootstrap_interval(curves.T, draws=_DRAWS), colour)
+    draw_curve(axes, grid, interquartile_mean(curves.T), color=colour, label=label)
+
+
+def draw_curve(axes: Any, x: np.ndarray, y: np.ndarray, **style: Any) -> None:
+    """Draws a line through points [n]; a single point, of which no line would be seen, becomes a dot."""
+    axes.plot(x, y, marker="o" if len(x) == 1 else None, **style)
+
+
+def draw_band(axes: Any, x: np.ndarray, low: np.ndarray, high: np.ndarray, colour: str) -> None:
+    """Shades what lies between two curves [n]; at a single point it becomes a vertical line."""
+    if len(x) == 1:
+        axes.vlines(x, low, high, color=colour, alpha=0.4, linewidth=3)
+    else:
+        axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+
+
+def bring_together(env_steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Grid [n] and smoothed curves [runs, n] of values [U, runs]; None if there is not a single value.
+
+    A run without any has no curve. Without a gap the curves are thinned to what can be seen, else interpolated.
+    """
+    finite = np.isfinite(values)
+    if not finite.any():
+        return None
+    if not finite.all():
+        return group_curves([(env_steps[f], v[f]) for v, f in zip(values.T, finite.T, strict=True) if f.any()])
+    keep = np.unique(np.linspace(0, len(env_steps) - 1, _POINTS).round().astype(int))
+    return env_steps[keep], np.stack([smooth(run)[keep] for run in values.T])
+
+
+def _draw_run(axes: Any, curve: Curve, run_dir: Path, colour: str, label: str) -> None:
+    steps, returns = curve
+    axes.plot(steps, returns, color=colour, alpha=0.3, linewidth=0.8)
+    draw_curve(axes, steps, smooth(returns), color=colour, label=label)
+    summary = run_dir / "summary.json"
+    result = read_json(summary) if summary.is_file() else {}
+    evaluation = result.get("evaluation")
+    if evaluation and evaluation["return_mean"] is not None:
+        axes.errorbar(
+            [result["env_steps"]],
+            [evaluation["return_mean"]],
+            yerr=[evaluation["return_std"] or 0.0],
+            fmt="D",
+            color=colour,
+            capsize=3,
+            label=f"final evaluation, {evaluation['episodes']} episodes: {evaluation['return_mean']:.4g}",
+        )
+
+
+def _draw_group(axes: Any, curves: Sequence[Curve], colour: str, label: str) -> None:
+    grid, returns = group_curves(curves)
+    draw_band(axes, grid, returns.min(axis=0), returns.max(axis=0), colour)
+    draw_curve(axes, grid, returns.mean(axis=0), color=colour, label=label)

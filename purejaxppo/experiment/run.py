@@ -1,0 +1,295 @@
+"""One run on the host: train it, save it, evaluate it, draw it; and go on with one that was stopped."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
+from purejaxppo.config.fields import AnyPath, whole
+from purejaxppo.config.resolve import describe_settings, refuse_changes
+from purejaxppo.config.validate import validate_evaluation
+from purejaxppo.core.types import RunnerState, VecEnv
+from purejaxppo.devices.data_parallel import devices_for, spread_trainer
+from purejaxppo.envs.gymnax_adapter import from_gymnax
+from purejaxppo.errors import ConfigError, OutOfMemoryError, is_out_of_memory
+from purejaxppo.evaluate import evaluation_key
+from purejaxppo.experiment.atomic_files import write_json
+from purejaxppo.experiment.checkpoints.state import state_sha256
+from purejaxppo.experiment.checkpoints.store import clean
+from purejaxppo.experiment.chunked_loop import Timing
+from purejaxppo.experiment.directory import (
+    RunSettings,
+    add_command,
+    changed_versions,
+    create_run_dir,
+    read_run_settings,
+    write_inputs,
+    write_settings,
+)
+from purejaxppo.experiment.evaluation import play_in_pieces, summarize
+from purejaxppo.experiment.finished import already_finished, finished_run
+from purejaxppo.experiment.load_run import SavedRun
+from purejaxppo.experiment.lock import locked
+from purejaxppo.experiment.metrics_log import Sink, Terminal, mean_return, read_metrics, remark, say
+from purejaxppo.experiment.phases import Phases
+from purejaxppo.experiment.plots import plot_runs
+from purejaxppo.experiment.signals import INTERRUPTED, StopRequest, listening, when_interrupted
+from purejaxppo.experiment.training import Run, Start, from_checkpoint, from_the_beginning, train_session
+from purejaxppo.experiment.watchdog import announced
+from purejaxppo.policies.networks import make_network
+
+_OPTIONS = RunOptions()
+_PICTURE = Path("plots") / "learning_curve.png"
+
+
+def run_experiment(
+    config: TrainConfig,
+    hp: Hyperparams,
+    seed: int,
+    *,
+    options: RunOptions = _OPTIONS,
+    out: AnyPath | None = None,
+    allow_download: bool = False,
+    console: Console | None = None,
+    sinks: Sequence[Sink] = (),
+    stop: StopRequest | None = None,
+    phases: Phases | None = None,
+) -> dict[str, Any]:
+    """Trains, saves, evaluates and draws; leaves a run directory and returns its summary (`summary.json`).
+
+    Args:
+      config, hp, seed: the run.
+      options: what happens around it.
+      out: its directory; by default runs/<env>__<algorithm>__s<seed>__<UTC time>.
+      allow_download: let an environment fetch its data set.
+      console: for progress; by default standard error.
+      sinks: further receivers of metrics, each called as sink(env_steps, metrics) once per update.
+      stop: asks the run to stop; by default SIGINT, SIGTERM and SIGUSR1 do.
+      phases: takes the seconds that the summary reports; by default they begin here.
+
+    Raises:
+      PureJaxPPOError: of the kind that says what went wrong; what had been written stays.
+    """
+    console, phases = console or Terminal(), phases or Phases()
+    settings = RunSettings(config, hp, seed, options).plain()
+    settings.validate()
+    with listening(stop) as stop:
+        with stop.ending_at_once("no run had begun.", INTERRUPTED):
+            env = from_gymnax(config.env, config.num_envs, allow_download=allow_download, **dict(config.env_params))
+            trainer = spread_trainer(config, env)
+            run_dir = create_run_dir(settings, out)
+        with locked(run_dir):
+            write_inputs(run_dir, settings)
+            when_interrupted(f"`purejaxppo resume {run_dir}` goes on from its last checkpoint, if it has one.")
+            run = Run(run_dir, settings, env, trainer, console, stop, phases, sinks)
+            say(console, _headline(settings, run_dir))
+            say(console, describe_settings([(settings.config, settings.hp)]))
+            phases.end("setup")
+            return _finish(run, from_the_beginning(run))
+
+
+def resume_experiment(
+    run_dir: AnyPath,
+    *,
+    settings: RunSettings | None = None,
+    strict: bool = False,
+    allow_download: bool = False,
+    console: Console | None = None,
+    sinks: Sequence[Sink] = (),
+    stop: StopRequest | None = None,
+    phases: Phases | None = None,
+) -> dict[str, Any]:
+    """Goes on with a run that was stopped, from its newest sound checkpoint, to the same end bit for bit.
+
+    A run that is finished already is left as it is, and its summary returned.
+
+    Args:
+      run_dir: of the run.
+      settings: by default the run's own; `total_timesteps`, `on_nonfinite` and the options may be others.
+      strict: refuse to fall back to an older checkpoint than the newest.
+      allow_download, console, sinks, stop, phases: as in `run_experiment`.
+
+    Raises:
+      PureJaxPPOError: of the kind that says what went wrong.
+    """
+    console, phases = console or Terminal(), phases or Phases()
+    run_dir = Path(run_dir)
+    own = read_run_settings(run_dir)
+    settings = settings.plain() if settings else own
+    settings.validate()
+    refuse_changes(own.record(), settings.record(), f"leave them as they are in {run_dir / 'config.json'}.")
+    config = settings.config
+    with listening(stop) as stop, locked(run_dir):
+        when_interrupted(f"`purejaxppo resume {run_dir}` goes on from its last checkpoint, if it has one.")
+        summary = finished_run(run_dir, config)
+        if summary:
+            say(console, already_finished(summary))
+            _draw(run_dir, console)
+            return summary
+        clean(run_dir)
+        env = from_gymnax(config.env, config.num_envs, allow_download=allow_download, **dict(config.env_params))
+        run = Run(run_dir, settings, env, spread_trainer(config, env), console, stop, phases, sinks)
+        with announced(run.note, f"checking and loading a checkpoint of {run_dir}"):
+            start = from_checkpoint(run, strict)
+        _check_budget(run, start)
+        for change in changed_versions(run_dir):
+            run.note(f"{change} since the run began; its results may differ, as those of another seed do.")
+        write_settings(run_dir, settings)
+        (run_dir / "summary.json").unlink(missing_ok=True)  # of what is to be more than that now
+        add_command(run_dir)
+        say(console, f"{_headline(settings, run_dir)}  resumed at {start.updates * config.batch_size:,} env steps")
+        phases.end("setup")
+        return _finish(run, start)
+
+
+def _check_budget(run: Run, start: Start) -> None:
+    config = run.settings.config
+    if config.num_updates < start.updates:
+        raise ConfigError(
+            f"total_timesteps = {config.total_timesteps} is less than what {run.run_dir} has done, "
+            f"{start.updates * config.batch_size} env steps; give more, or leave it out."
+        )
+    before = read_run_settings(run.run_dir).config
+    scheduled = "linear" in (config.learning_rate_schedule, config.ent_coef_schedule, config.clip_eps_schedule)
+    if scheduled and start.updates and before.num_updates != config.num_updates:
+        run.note(
+            f"a linear schedule now ends at {config.env_steps:,} env steps instead of {before.env_steps:,}: from here "
+            f"on this is another run than one with this budget from its start."
+        )
+
+
+def _finish(run: Run, start: Start) -> dict[str, Any]:
+    """Trains to the end, and does everything that comes after."""
+    runner, timing = train_session(run, start)
+    runner = jax.device_put(runner, jax.devices()[0])  # for what comes after, one device does
+    history = read_metrics(run.metrics_file)
+    summary = _summary(run, runner, timing, history)
+    run.phases.end("saving")
+    if not run.stop():
+        farewell = f"the trained state is saved; `purejaxppo resume {run.run_dir}` evaluates it."
+        with run.stop.ending_at_once(farewell):
+            summary["evaluation"] = _evaluate_at_the_end(run, runner)
+        run.phases.end("evaluation")
+    summary["exit_reason"] = run.stop() or "finished"
+    if summary["exit_reason"] == "finished":
+        when_interrupted(f"{run.run_dir} is trained and evaluated; `purejaxppo resume {run.run_dir}` shows its result.")
+    _write_summary(run, summary)  # the picture shows what it says
+    (run.run_dir / _PICTURE).unlink(missing_ok=True)
+    _draw(run.run_dir, run.console)
+    run.phases.end("picture")
+    _write_summary(run, summary)
+    return summary
+
+
+def _write_summary(run: Run, summary: dict[str, Any]) -> None:
+    """summary.json, with the seconds of all phases that have ended."""
+    summary["seconds"] = run.phases.seconds()
+    write_json(run.run_dir / "summary.json", summary)
+
+
+def _draw(run_dir: Path, console: Console) -> None:
+    """The learning curve, unless it is there, or no episode has finished that it could show."""
+    rows = read_metrics(run_dir / "metrics.jsonl")
+    if not (run_dir / _PICTURE).exists() and any(row["episode/return"] is not None for row in rows):
+        with announced(partial(remark, console), "drawing the learning curve"):
+            plot_runs([run_dir], run_dir / _PICTURE)
+
+
+def _summary(run: Run, runner: RunnerState, timing: Timing, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    config = run.settings.config
+    updates = int(runner.updates)
+    return {
+        "env": config.env,
+        "algorithm": config.algorithm,
+        "seed": run.settings.seed,
+        "env_steps": updates * config.batch_size,
+        "updates": updates,
+        "compile_seconds": round(timing.compile_seconds, 3),
+        "train_seconds": round(timing.train_seconds, 3),
+        "env_steps_per_second": round(timing.env_steps_per_second or _mean_speed(run, updates, timing), 1),
+        "train_return": mean_return(rows[len(rows) - math.ceil(len(rows) / 10) :]),
+        "evaluation": None,
+        "state_sha256": state_sha256(runner),
+        "exit_reason": None,
+        "seconds": {},
+        "run_dir": str(run.run_dir),
+    }
+
+
+def _mean_speed(run: Run, updates: int, timing: Timing) -> float:
+    """Over the whole run, where nothing was left to train."""
+    return updates * run.settings.config.batch_size / timing.train_seconds if timing.train_seconds else 0.0
+
+
+def _evaluate_at_the_end(run: Run, runner: RunnerState) -> dict[str, Any]:
+    config, _, seed, options = run.settings
+    try:
+        return _evaluate(config, run.env, runner, options.eval_episodes, seed, greedy=True, note=run.note)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise OutOfMemoryError(
+                f"out of memory in the evaluation of {options.eval_episodes} episodes side by side; the trained state "
+                f"is saved: `purejaxppo resume {run.run_dir} --eval-episodes {max(1, options.eval_episodes // 4)}`."
+            ) from error
+        raise
+
+
+def evaluate_saved(
+    saved: SavedRun,
+    *,
+    episodes: int = 128,
+    greedy: bool = True,
+    seed: int = 0,
+    allow_download: bool = False,
+    note: Callable[[str], object] = lambda _: None,
+) -> dict[str, Any]:
+    """Plays episodes with a saved policy and its frozen normalisers; returns their summary, and its env_steps.
+
+    Args:
+      saved: of `restore`, or of `sweeps.members.restore_member`.
+      episodes: one per environment, all side by side.
+      greedy: take the most probable action instead of a sample.
+      seed: of the environments and of sampling.
+      allow_download: let the environment fetch its data set.
+      note: told of the progress if it takes longer than a few seconds.
+
+    Raises:
+      PureJaxPPOError: of the kind that says what went wrong.
+    """
+    episodes, seed = whole(episodes), whole(seed)
+    validate_evaluation(episodes, seed)
+    summary = _evaluate(saved.config, saved.env, saved.runner, episodes, seed, greedy, note, allow_download)
+    return {"env_steps": saved.meta["env_steps"], **summary}
+
+
+def _evaluate(
+    config: TrainConfig,
+    env: VecEnv,
+    runner: RunnerState,
+    episodes: int,
+    seed: int,
+    greedy: bool,
+    note: Callable[[str], object],
+    allow_download: bool = True,
+) -> dict[str, Any]:
+    network = make_network(config, env)
+    copies = from_gymnax(config.env, episodes, allow_download=allow_download, **dict(config.env_params))
+    return summarize(play_in_pieces(evaluation_key(seed), config, copies, network.apply, runner, greedy, note))
+
+
+def _headline(settings: RunSettings, run_dir: Path) -> str:
+    config = settings.config
+    device, *others = devices_for(config)
+    several = f"{1 + len(others)} x " if others else ""
+    slow = " (no accelerator)" if device.platform == "cpu" else ""
+    rounded = f" (of {config.total_timesteps:,} asked for)" if config.env_steps != config.total_timesteps else ""
+    return (
+        f"{config.env}  {config.algorithm}  {config.env_steps:,} env steps{rounded} = {config.num_updates:,} updates "
+        f"of {config.num_envs} envs x {config.num_steps} steps  device {several}{device.device_kind}{slow}  "
+        f"seed {settings.seed}  {run_dir}"
+    )

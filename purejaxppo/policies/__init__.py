@@ -1,0 +1,1 @@
+"""Networks: what maps observations to a distribution over actions and a value."""

@@ -1,0 +1,212 @@
+"""Several algorithms side by side: the same environment, seeds and budget, one directory of results."""
+
+import csv
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from purejaxppo.algorithms import ALGORITHMS
+from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
+from purejaxppo.config.fields import AnyPath
+from purejaxppo.config.resolve import describe_settings, settings_record
+from purejaxppo.config.validate import validate_algorithm
+from purejaxppo.core.nonfinite import Cause, every_run_diverged, first_nonfinite
+from purejaxppo.errors import ConfigError
+from purejaxppo.experiment.atomic_files import whole_file, write_json, write_text
+from purejaxppo.experiment.chunked_loop import Chunk, Hooks, Loop, advance_in_chunks
+from purejaxppo.experiment.directory import create_dir, write_origin
+from purejaxppo.experiment.metrics_log import ProgressDisplay, Terminal, remark, say
+from purejaxppo.experiment.phases import Phases
+from purejaxppo.experiment.signals import when_interrupted
+from purejaxppo.experiment.watchdog import announced
+from purejaxppo.sweeps.batches import Part
+from purejaxppo.sweeps.compare_plot import plot_comparison
+from purejaxppo.sweeps.compiled_group import Group
+from purejaxppo.sweeps.plan import Plan
+from purejaxppo.sweeps.scoring import (
+    RESULT_COLUMNS,
+    Result,
+    curve_columns,
+    curve_rows,
+    markdown_table,
+    result_rows,
+    table_row,
+)
+from purejaxppo.sweeps.spec import SweepSettings
+from purejaxppo.sweeps.train_batch import first_state, mean_ended
+
+
+def compare(
+    runs: Sequence[tuple[TrainConfig, Hyperparams]],
+    seeds: Sequence[int],
+    *,
+    out: AnyPath | None = None,
+    eval_episodes: int = 128,
+    target: float | None = None,
+    allow_download: bool = False,
+    console: Console | None = None,
+    phases: Phases | None = None,
+) -> dict[str, Any]:
+    """Trains every pair of settings with every seed; leaves tables and a picture in `out`, returns the summary.
+
+    curves.csv (a row per algorithm, seed and update), results.csv (a row per algorithm and seed), table.md,
+    summary.json, comparison.png, and comparison.json with all settings. All but the picture grow as algorithms finish.
+
+    Args:
+      runs: settings, one pair per algorithm; all of one environment.
+      seeds: of every one of them.
+      out: new directory; by default runs/<env>__compare__<UTC time>.
+      eval_episodes: greedy episodes per run at the end.
+      target: return that `steps to target` asks for.
+      allow_download: let an environment fetch its data set.
+      console: for progress; by default standard error.
+      phases: takes the seconds that the summary reports; by default they begin here.
+
+    Raises:
+      DivergedError: every single run diverged.
+      PureJaxPPOError: of the kind that says what went wrong; the results of finished algorithms stay.
+    """
+    console, phases = console or Terminal(), phases or Phases()
+    sweep = _as_sweep(runs, seeds, eval_episodes, target).plain()
+    sweep.validate()
+    runs, seeds, target = sweep.settings, sweep.seeds, sweep.target
+    plan = Plan(sweep, allow_download)
+    out = create_dir(out, f"{sweep.env}__compare")
+    write_origin(out)
+    record = [settings_record(config, hp) for config, hp in runs]
+    write_json(out / "comparison.json", {"format_version": 1, "seeds": list(seeds), "runs": record})
+    when_interrupted(f"{out} has the results of the algorithms that had finished; compare anew with another --out.")
+    say(console, _headline(runs, seeds, out))
+    say(console, describe_settings(runs))
+    phases.end("setup")
+
+    results: list[Result] = []
+    summary: dict[str, Any] = {"env": sweep.env, "seeds": list(seeds), "target": target}
+    for group in plan.groups:
+        results.append(_train_all(plan, group, console, phases))
+        summary |= {"algorithms": _write_tables(out, results, target), "out": str(out)}
+        phases.end("tables")
+        write_json(out / "summary.json", summary | {"seconds": phases.seconds()})
+    with announced(partial(remark, console), "drawing the picture"):
+        plot_comparison(results, sweep.env, target, out / "comparison.png")
+    phases.end("picture")
+    summary["seconds"] = phases.seconds()
+    write_json(out / "summary.json", summary)
+    if all(np.isnan(result.returns).all() for result in results):
+        raise every_run_diverged([cause for result in results for cause in result.causes], str(out))
+    return summary
+
+
+def _as_sweep(
+    runs: Sequence[tuple[TrainConfig, Hyperparams]], seeds: Sequence[int], eval_episodes: int, target: float | None
+) -> SweepSettings:
+    """A comparison is a sweep over algorithms, each with settings of its own."""
+    names = [config.algorithm for config, _ in runs]
+    if not names or len(set(names)) < len(names):
+        raise ConfigError(f"algorithms = {' '.join(names) or 'none'}: a comparison takes different ones, at least one.")
+    for name in names:
+        validate_algorithm(name, ALGORITHMS)
+    points = tuple({"algorithm": name} for name in names)
+    options = RunOptions(eval_episodes=eval_episodes)
+    return SweepSettings(("algorithm",), points, tuple(runs), tuple(seeds), options, target=target)
+
+
+def _train_all(plan: Plan, group: Group, console: Console, phases: Phases) -> Result:
+    """All seeds of one algorithm in one compiled program."""
+    config, seeds = group.config, plan.sweep.seeds
+    number, size = plan.groups.index(group), plan.balanced(len(seeds), len(seeds) + plan.sizes.devices)
+    part = Part(config.algorithm, number, 0, tuple(group.runs), size, since=0, until=config.num_updates)
+    hps, all_seeds = group.arguments(part.runs, size)
+    length = plan.chunk(group, part.size)
+    loop = Loop(
+        compile=lambda _, updates: group.advance(part.size, updates, hps),
+        lengths=lambda _: [length] * -(-config.num_updates // length),
+        done=lambda _: 0,
+        env_steps=config.batch_size * len(seeds),
+    )
+    say(console, config.algorithm)
+    with ProgressDisplay(console, config.env_steps * len(seeds)) as progress:
+        curves = _Curves(config, len(seeds), progress)
+
+        def begin(_: int) -> None:
+            phases.end("compilation")
+            progress.start_clock()
+
+        hooks = Hooks(report=curves, on_start=begin)
+        runs, timing = advance_in_chunks(loop, lambda: first_state(plan, part), hooks)
+    phases.end("training")
+    with announced(partial(remark, console), f"evaluating {len(seeds):,} runs"):
+        returns, unfinished = (x[: len(seeds)] for x in group.evaluate(all_seeds, runs))
+    phases.end("evaluation")
+    env_steps = np.arange(1, config.num_updates + 1) * config.batch_size
+    diverged_at = np.asarray(runs.diverged)[: len(seeds)]
+    metrics, speed = curves.collected(), timing.env_steps_per_second
+    return Result(
+        config.algorithm,
+        seeds,
+        env_steps,
+        metrics,
+        returns,
+        diverged_at,
+        speed,
+        unfinished=int(unfinished.sum()),
+        causes=curves.causes(),
+    )
+
+
+def _write_tables(out: Path, results: Sequence[Result], target: float | None) -> list[dict[str, Any]]:
+    """What there is so far; returns the rows of the table."""
+    rows = [table_row(result, target) for result in results]
+    _write_csv(out / "curves.csv", curve_columns(results), (row for x in results for row in curve_rows(x)))
+    _write_csv(out / "results.csv", RESULT_COLUMNS, (row for x in results for row in result_rows(x, target)))
+    write_text(out / "table.md", markdown_table(rows, target))
+    return rows
+
+
+class _Curves:
+    """Keeps the metrics of all chunks, and shows progress with the mean return over the runs."""
+
+    def __init__(self, config: TrainConfig, runs: int, progress: ProgressDisplay) -> None:
+        self._config = config
+        self._runs = runs
+        self._progress = progress
+        self._chunks: list[dict[str, np.ndarray]] = []
+
+    def __call__(self, chunk: Chunk) -> None:
+        self._chunks.append(chunk.metrics)
+        done = min(chunk.last_update, self._config.num_updates)
+        self._progress(done * self._config.batch_size * self._runs, {"episode/return": mean_ended(chunk)})
+
+    def collected(self) -> dict[str, np.ndarray]:
+        """Each [updates, runs], as far as the runs really are."""
+        return {name: self._whole(name) for name in sorted(self._chunks[0].keys() - {"nonfinite"})}
+
+    def causes(self) -> list[Cause]:
+        """Why each of the runs that diverged did."""
+        updates, runs = np.nonzero(bits := self._whole("nonfinite"))  # one update of a run at most: then it rests
+        return [Cause(int(u) + 1, str(first_nonfinite(int(bits[u, r])))) for u, r in zip(updates, runs, strict=True)]
+
+    def _whole(self, name: str) -> np.ndarray:
+        whole = np.concatenate([chunk[name] for chunk in self._chunks], axis=1)
+        return whole[: self._runs, : self._config.num_updates].T
+
+
+def _write_csv(path: Path, columns: Iterable[str], rows: Iterable[dict[str, Any]]) -> None:
+    """Row by row; what a row does not have is left empty."""
+    with whole_file(path) as file:
+        writer = csv.DictWriter(file, list(columns), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _headline(runs: Sequence[tuple[TrainConfig, Hyperparams]], seeds: Sequence[int], out: Path) -> str:
+    device = jax.devices()[0]
+    slow = " (no accelerator)" if device.platform == "cpu" else ""
+    each = ", ".join(f"{config.algorithm} {config.env_steps:,}" for config, _ in runs)
+    count = f"seeds {seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"seed {seeds[0]} alone: no intervals, no bands"
+    return f"{runs[0][0].env}  env steps per run: {each}  {count}  device {device.device_kind}{slow}  {out}"

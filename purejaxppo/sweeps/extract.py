@@ -1,0 +1,173 @@
+"""One run of a sweep, back from its directory: to be evaluated and exported, or as a run of its own that goes on."""
+
+import csv
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from purejaxppo.config import RunOptions
+from purejaxppo.config.fields import AnyPath
+from purejaxppo.errors import CheckpointError, ConfigError
+from purejaxppo.experiment.atomic_files import read_json
+from purejaxppo.experiment.checkpoints.state import snapshot
+from purejaxppo.experiment.checkpoints.store import NEWEST, Which, list_steps, save_step
+from purejaxppo.experiment.directory import RunSettings, create_dir, write_inputs
+from purejaxppo.experiment.load_run import SavedRun
+from purejaxppo.experiment.lock import locked
+from purejaxppo.experiment.metrics_log import JsonLines, recent_return
+from purejaxppo.experiment.signals import when_interrupted
+from purejaxppo.experiment.training import RECENT
+from purejaxppo.sweeps.batches import Part, begun_parts, part_dir
+from purejaxppo.sweeps.compiled_group import Group
+from purejaxppo.sweeps.directory import METRICS, read_sweep
+from purejaxppo.sweeps.metrics_csv import used_name
+from purejaxppo.sweeps.plan import Plan
+from purejaxppo.sweeps.spec import SweepSettings
+from purejaxppo.sweeps.train_batch import load_runs
+
+
+class _Member(NamedTuple):
+    number: int
+    settings: RunSettings
+    axes: tuple[str, ...]
+    group: Group
+    saved: SavedRun
+    diverged_at: int  # update, 0 for never
+
+
+def restore_member(
+    directory: AnyPath, member: str | int, which: Which = NEWEST, *, allow_download: bool = False
+) -> SavedRun:
+    """What `restore` gives for a run's directory, of one run of a sweep.
+
+    Args:
+      directory: of the sweep; it may be in use.
+      member: `best`, or the number of a run as results.csv and metrics.csv have it.
+      which: its checkpoint, by default the newest sound one.
+      allow_download: let the environment fetch its data set.
+
+    Raises:
+      ConfigError: no such member.
+      CheckpointError: there is no checkpoint that can be used, or no best member yet.
+    """
+    return _find(Path(directory), str(member), which, allow_download).saved
+
+
+def extract_member(
+    directory: AnyPath, member: str | int, out: AnyPath | None, which: Which = NEWEST, *, allow_download: bool = False
+) -> dict[str, Any]:
+    """Makes a run's directory of one run of a sweep: settings, metrics and checkpoint; `resume` goes on with it.
+
+    Args:
+      directory, member, which, allow_download: as in `restore_member`.
+      out: new directory; by default runs/<env>__<algorithm>__s<seed>__<UTC time>.
+
+    Returns:
+      run_dir, member, seed, env_steps, diverged_at.
+
+    Raises:
+      PureJaxPPOError: of the kind that says what went wrong.
+    """
+    directory = Path(directory)
+    found = _find(directory, str(member), which, allow_download)
+    config, _, seed, _ = found.settings
+    env_steps = found.saved.meta["env_steps"]
+    out = create_dir(out, f"{config.env}__{config.algorithm}__s{seed}")
+    when_interrupted(f"{out} is whole if `purejaxppo verify {out}` lists a checkpoint.")
+    with locked(out):
+        write_inputs(out, found.settings)
+        with JsonLines(out / "metrics.jsonl", 0) as log:
+            for row in _rows(directory, found, env_steps):
+                log(row["env_steps"], row)
+            position = log.position()
+            log.sync()
+        meta = {
+            "updates": env_steps // config.batch_size,
+            "metrics_bytes": position,
+            "seconds": found.saved.meta["seconds"],
+            "train_return": recent_return(out / "metrics.jsonl", position, RECENT),
+            "settings": found.settings.record(),
+        }
+        save_step(out, env_steps, snapshot(found.saved.runner), meta)
+    return {
+        "run_dir": str(out),
+        "member": found.number,
+        "seed": seed,
+        "env_steps": env_steps,
+        "diverged_at": found.diverged_at or None,
+    }
+
+
+def _find(directory: Path, member: str, which: Which, allow_download: bool) -> _Member:
+    sweep, sizes = read_sweep(directory)
+    number = _number(directory, sweep, member)
+    plan = Plan(sweep, allow_download, sizes)
+    part = _last_part(directory, plan, number, which)
+    runs, meta = load_runs(directory, plan, part, which)
+    place = part.runs.index(number)
+    runner = jax.tree.map(lambda leaf: leaf[place], runs.runner)
+    diverged_at = int(runs.diverged[place])
+    if diverged_at:
+        which.note(f"run {number} diverged at update {diverged_at}; this is its state before that")
+    setting, i = divmod(number, len(sweep.seeds))
+    config, hp = sweep.settings[setting]
+    group = plan.groups[part.group]
+    # Its share of the seconds.
+    meta = {**meta, "env_steps": int(runner.updates) * config.batch_size, "seconds": meta["seconds"] / len(part.runs)}
+    settings = RunSettings(
+        config, hp, sweep.seeds[i], dataclasses.replace(sweep.options, keep_best=RunOptions.keep_best)
+    )
+    return _Member(number, settings, sweep.axes, group, SavedRun(config, group.env, runner, meta), diverged_at)
+
+
+def _number(directory: Path, sweep: SweepSettings, member: str) -> int:
+    if member == "best":
+        best = read_json(directory / "summary.json").get("best_run") if _is_finished(directory) else None
+        if best is None:
+            why = "no run has a return" if _is_finished(directory) else "the sweep is not finished"
+            raise CheckpointError(f"{directory} has no best member: {why}; give a run's number.")
+        return int(best)
+    if not (member.isascii() and member.isdigit() and int(member) < sweep.num_runs):
+        raise ConfigError(
+            f"member {member!r} is unknown; it is best, or a run's number from 0 to {sweep.num_runs - 1}."
+        )
+    return int(member)
+
+
+def _is_finished(directory: Path) -> bool:
+    path = directory / "summary.json"
+    return path.is_file() and read_json(path).get("exit_reason") == "finished"
+
+
+def _last_part(directory: Path, plan: Plan, number: int, which: Which) -> Part:
+    """The last one with a checkpoint that the run was trained in, or with the checkpoint that is asked for."""
+    for part in reversed(list(begun_parts(directory, plan))):
+        steps = [step.env_steps for step in list_steps(part_dir(directory, part))]
+        if number in part.runs and which.env_steps in (None, *steps):
+            return part
+    none = "" if which.env_steps is None else f" of {which.env_steps} env steps"
+    raise CheckpointError(f"{directory} has no checkpoint{none} of run {number}; `purejaxppo resume` goes on with it.")
+
+
+def _rows(directory: Path, found: _Member, env_steps: int) -> Iterator[dict[str, Any]]:
+    """The run's rows of metrics.csv up to its state, as metrics.jsonl of a run of its own has them."""
+    path = directory / METRICS
+    names = {name: used_name(found.axes, name) for name in sorted(found.group.metric_names())}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                if row["run"] == str(found.number) and int(row["env_steps"]) <= env_steps:
+                    counts = {name: int(row[name]) for name in ("update", "env_steps")}
+                    metrics = {name: _number_of(row[column]) for name, column in names.items()}
+                    yield {**counts, **metrics, "episode/count": int(row["episode/count"])}
+    except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
+        raise CheckpointError(f"cannot read {path}: {error!r}") from error
+
+
+def _number_of(text: str) -> float | None:
+    """The float32 that was written."""
+    return float(np.float32(text)) if text else None

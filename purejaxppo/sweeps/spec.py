@@ -1,0 +1,139 @@
+"""What a sweep was asked for."""
+
+import dataclasses
+import math
+from collections import Counter
+from numbers import Integral, Real
+from typing import Any, NamedTuple
+
+from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
+from purejaxppo.config.fields import plain, whole
+from purejaxppo.config.validate import validate_config, validate_hyperparams, validate_options, validate_seed
+from purejaxppo.errors import ConfigError
+
+MAX_RUNS = 1_000_000
+
+
+class SweepSettings(NamedTuple):
+    """S settings x seeds. Run number `setting * len(seeds) + i` has seed `seeds[i]`."""
+
+    axes: tuple[str, ...]  # the swept fields of TrainConfig and Hyperparams
+    points: tuple[dict[str, Any], ...]  # [S] swept field -> value; without the fields that an algorithm does not have
+    settings: tuple[tuple[TrainConfig, Hyperparams], ...]  # [S] complete, all of one environment
+    seeds: tuple[int, ...]
+    options: RunOptions
+    halving: int | None = None  # of the settings, one in so many goes on after each rung
+    exact: bool = False  # every run with the very bits that it has alone, on one device
+    target: float | None = None  # return that `steps to target` asks for
+
+    @property
+    def env(self) -> str:
+        """The environment's id."""
+        return self.settings[0][0].env
+
+    @property
+    def num_runs(self) -> int:
+        """Settings x seeds."""
+        return len(self.settings) * len(self.seeds)
+
+    def plain(self) -> "SweepSettings":
+        """The same with Python's own numbers, and the points' values as the fields have them."""
+        settings = tuple((config, hp.plain()) for config, hp in self.settings)
+        points = tuple(self.points)
+        if len(points) == len(settings):  # or else `validate` says so
+            points = tuple(_as_fields(*pair) for pair in zip(points, settings, strict=True))
+        return self._replace(
+            points=points,
+            settings=settings,
+            seeds=tuple(whole(seed) for seed in self.seeds),
+            halving=whole(self.halving),
+            exact=plain(self.exact),
+            target=plain(self.target),
+        )
+
+    def validate(self) -> None:
+        """Raises ConfigError for what cannot work."""
+        if not self.settings or not self.seeds:
+            raise ConfigError("a sweep takes at least one setting and one seed.")
+        if self.num_runs > MAX_RUNS:
+            raise ConfigError(
+                f"{len(self.settings)} settings x {len(self.seeds)} seeds = {self.num_runs} runs are more than "
+                f"{MAX_RUNS}; take fewer."
+            )
+        for seed in self.seeds:
+            validate_seed(seed)
+        double, times = Counter(self.seeds).most_common(1)[0]
+        if times > 1:
+            raise ConfigError(f"seed {double} is given twice, which would be the same run twice; take different ones.")
+        for config, hp in self.settings:
+            validate_config(config)
+            validate_hyperparams(hp)
+            if config.on_nonfinite != "stop":
+                raise ConfigError(
+                    f"on_nonfinite = {config.on_nonfinite}: a sweep freezes the runs that diverge and counts them; "
+                    f"leave it at stop."
+                )
+        if len({(config.env, config.env_params) for config, _ in self.settings}) > 1:
+            raise ConfigError(
+                "the settings are of different environments, whose returns do not compare; sweep each apart."
+            )
+        self._validate_points()
+        validate_options(self.options)
+        if self.target is not None and not _is_finite(self.target):
+            raise ConfigError(f"target = {self.target!r}; it takes a finite return.")
+        if self.halving is not None and not (_is(self.halving, Integral) and 2 <= self.halving <= len(self.settings)):
+            raise ConfigError(
+                f"halving = {self.halving!r}: after each rung one setting in so many goes on, so it takes 2 to "
+                f"{len(self.settings)}, the number of settings."
+            )
+        shortest = min(config.num_updates for config, _ in self.settings)
+        if self.halving is not None and self.halving > shortest:
+            raise ConfigError(
+                f"halving = {self.halving} divides a budget of {shortest} updates; raise total_timesteps, or take no "
+                f"more than that."
+            )
+
+    def _validate_points(self) -> None:
+        """They say of the settings what is so."""
+        if len(self.points) != len(self.settings):
+            raise ConfigError(f"{len(self.points)} points are not {len(self.settings)} settings; give each its own.")
+        for i, (point, pair) in enumerate(zip(self.points, self.settings, strict=True)):
+            fields = {**vars(pair[0]), **vars(pair[1])}
+            for name, value in point.items():
+                if name not in self.axes or name not in fields or fields[name] != value:
+                    raise ConfigError(f"point {i} has {name} = {value!r}, which its setting or the axes do not have.")
+
+    def programs(self) -> list[list[int]]:
+        """The settings, grouped by what is compiled in."""
+        groups: dict[Any, list[int]] = {}
+        for i, (config, hp) in enumerate(self.settings):
+            absent = tuple(name for name, value in vars(hp).items() if value is None)
+            groups.setdefault((config, absent), []).append(i)
+        return list(groups.values())
+
+
+def _as_fields(point: dict[str, Any], pair: tuple[TrainConfig, Hyperparams]) -> dict[str, Any]:
+    """A point with each value as the record has it of which it is a field."""
+    owner = {name: record for record in pair for name in vars(record)}
+    return {
+        name: getattr(dataclasses.replace(owner[name], **{name: value}), name) if name in owner else value
+        for name, value in point.items()
+    }
+
+
+def _is(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return _is(value, Real) and math.isfinite(value)
+    except OverflowError:  # a whole number beyond every float
+        return False
+
+
+def value_text(value: Any) -> str:
+    """A swept value for people: a float in four digits, the parts of a tuple side by side."""
+    if isinstance(value, tuple | list):
+        return " ".join(value_text(part) for part in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,211 @@
+"""What a sweep found: its learning curves in bins, its table of settings, and its rows for results.csv."""
+
+import csv
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from purejaxppo.core.nonfinite import Cause
+from purejaxppo.errors import CheckpointError
+from purejaxppo.experiment.statistics import interquartile_mean
+from purejaxppo.sweeps.scoring import (
+    finite,
+    markdown,
+    score_cells,
+    score_head,
+    score_rows,
+    steps_to_target,
+    target_row,
+    worst_if_diverged,
+)
+from purejaxppo.sweeps.spec import SweepSettings, value_text
+
+_BINS = 400  # a window of `steps_to_target`, 2 %, is 8 of them
+_COLUMNS = ("run", "update", "episode/return", "episode/count")
+
+
+class Outcome(NamedTuple):
+    """How every run ended, in the order of their numbers [R]."""
+
+    env_steps: np.ndarray  # done; less than the budget where the run diverged or was dropped by successive halving
+    returns: np.ndarray  # float64, of the greedy final evaluation; NaN where the run diverged
+    diverged_at: np.ndarray  # update, from 1, in which a number became non-finite; 0 for never
+    rung: np.ndarray  # last one of successive halving that the run trained in, from 0
+
+
+class Curve(NamedTuple):
+    """The training episodes of one setting's runs, in bins of consecutive updates."""
+
+    env_steps: np.ndarray  # [B], at the end of each bin
+    total: np.ndarray  # [n_seeds, B], sum of the returns of the episodes that ended in the bin
+    count: np.ndarray  # type: ignore[assignment]  # [n_seeds, B], of these episodes
+
+
+def read_curves(path: Path, sweep: SweepSettings) -> list[Curve]:
+    """The learning curves in a sweep's metrics.csv, one per setting, of at most 400 bins.
+
+    The file is read row by row: the memory is that of the curves, whatever its length.
+
+    Raises CheckpointError for a file that is missing, broken or of another sweep.
+    """
+    updates = [config.num_updates for config, _ in sweep.settings]
+    curves = [_empty_curve(config.num_updates, config.batch_size, len(sweep.seeds)) for config, _ in sweep.settings]
+    for run, update, mean, count in _episodes(path, [u for u in updates for _ in sweep.seeds]):
+        setting, i = divmod(run, len(sweep.seeds))
+        b = _bin(update, updates[setting])
+        curves[setting].total[i, b] += mean * count
+        curves[setting].count[i, b] += count
+    return curves
+
+
+def _episodes(path: Path, updates: Sequence[int]) -> Iterator[tuple[int, int, float, int]]:
+    """Run, update, mean return and count of the episodes, for each row in which any ended; `updates` are per run."""
+    last = [0] * len(updates)
+    line = 0
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = csv.reader(file)
+            head = next(rows, [])
+            line = rows.line_num
+            columns = [head.index(name) for name in _COLUMNS]
+            for row in rows:
+                line = rows.line_num
+                run_text, update_text, mean_text, count_text = (row[column] for column in columns)
+                run, update = int(run_text), int(update_text)
+                if len(row) != len(head) or not 0 <= run < len(updates):
+                    raise ValueError(f"{len(row)} of {len(head)} columns, run {run} of {len(updates)}")
+                if not last[run] < update <= updates[run]:
+                    raise ValueError(f"update {update} after update {last[run]} of {updates[run]}")
+                last[run] = update
+                # A mean that is not finite is that of the update in which the run diverged.
+                if mean_text and math.isfinite(mean := float(mean_text)):
+                    yield run, update, mean, int(float(count_text))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+    except (ValueError, IndexError, OverflowError, csv.Error) as error:
+        raise CheckpointError(
+            f"{path}, line {line}, is not of this sweep's metrics: {error}; remove it, and `resume` makes it again."
+        ) from error
+
+
+def read_causes(path: Path) -> list[Cause]:
+    """Why runs diverged, by a sweep's metrics.csv. Raises CheckpointError for a file that is missing or broken."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [Cause(int(row["update"]), row["nonfinite"]) for row in csv.DictReader(file) if row["nonfinite"]]
+    except (OSError, ValueError, KeyError, csv.Error) as error:
+        raise CheckpointError(f"cannot read {path}: {error!r}; remove it, and `resume` makes it again.") from error
+
+
+def _empty_curve(updates: int, batch_size: int, seeds: int) -> Curve:
+    bins = min(updates, _BINS)
+    ends = -(-np.arange(1, bins + 1) * updates // bins)  # rounded up: the last update u of which _bin(u) is b
+    return Curve(ends * batch_size, np.zeros((seeds, bins)), np.zeros((seeds, bins), np.int64))
+
+
+def _bin(update: int, updates: int) -> int:
+    """In which bin an update, from 1, of so many is; they differ by one update at most."""
+    return (update - 1) * min(updates, _BINS) // updates
+
+
+def setting_rows(sweep: SweepSettings, outcome: Outcome, curves: Sequence[Curve]) -> list[dict[str, Any]]:
+    """What the table and summary.json say of each setting, the best first; None for what cannot be said.
+
+    Best is who came furthest in successive halving, then who has the highest interquartile mean of the final
+    evaluation; among equals who has the fewest diverged runs, the highest lower end, the fewest steps to the target.
+    `env_steps` are those of the runs that did not diverge.
+    """
+    shape = len(sweep.settings), len(sweep.seeds)
+    env_steps, returns, rung = (x.reshape(shape) for x in (outcome.env_steps, outcome.returns, outcome.rung))
+    scores = worst_if_diverged(returns)
+    rows = []
+    for s, score_row in enumerate(score_rows(returns)):
+        alive = np.isfinite(scores[s])
+        row = {"setting": s, "values": dict(sweep.points[s]), **score_row}
+        row["env_steps"] = int(env_steps[s][alive].max()) if alive.any() else None
+        steps = np.zeros(shape[1])
+        if sweep.target is not None:
+            steps = _steps_per_run(curves[s], env_steps[s], returns[s], sweep.target)
+            row |= target_row(steps)
+        row["best_run"] = s * shape[1] + int(np.lexsort((steps, -scores[s]))[0]) if alive.any() else None
+        if sweep.halving is not None:
+            row["rung"] = int(rung[s].max())
+        rows.append(row)
+    middle, alive = interquartile_mean(scores), np.isfinite(scores).sum(axis=1)
+
+    def place(row: dict[str, Any]) -> tuple[float, ...]:
+        s, low = row["setting"], row["return_low"]
+        steps = row.get("steps_to_target")
+        return (-rung[s].max(), -middle[s], -alive[s], math.inf if low is None else -low, steps or math.inf)
+
+    return sorted(rows, key=place)
+
+
+def _steps_per_run(curve: Curve, env_steps: np.ndarray, returns: np.ndarray, target: float) -> np.ndarray:
+    """`steps_to_target` of a setting's runs [n_seeds]; inf for one that diverged, whatever it had reached before.
+
+    Where a run was dropped its last window is over, too: what is left of it in later windows is no longer a mean.
+    """
+    last = curve.env_steps[np.searchsorted(curve.env_steps, env_steps)]
+    steps = steps_to_target(curve.env_steps, curve.total, curve.count, target)
+    return np.where(np.isnan(returns) | (steps > last), math.inf, np.minimum(steps, env_steps))
+
+
+def run_columns(sweep: SweepSettings) -> list[str]:
+    """Of results.csv."""
+    ends = ["env_steps", "evaluation_return", "diverged_at", "rung", "steps_to_target"]
+    return ["run", "setting", "seed", *sweep.axes, *ends]
+
+
+def run_rows(sweep: SweepSettings, outcome: Outcome, curves: Sequence[Curve]) -> Iterator[dict[str, Any]]:
+    """One row per run; a field that its setting does not have, and what cannot be said, is left empty."""
+    n = len(sweep.seeds)
+    for s in range(len(sweep.points)):
+        mine = slice(s * n, (s + 1) * n)
+        steps = np.full(n, math.inf)
+        if sweep.target is not None:
+            steps = _steps_per_run(curves[s], outcome.env_steps[mine], outcome.returns[mine], sweep.target)
+        for i, seed in enumerate(sweep.seeds):
+            run = s * n + i
+            yield {
+                "run": run,
+                "setting": s,
+                "seed": seed,
+                **point_cells(sweep, s),
+                "env_steps": int(outcome.env_steps[run]),
+                "evaluation_return": finite(outcome.returns[run]),
+                "diverged_at": int(outcome.diverged_at[run]),
+                "rung": int(outcome.rung[run]),
+                "steps_to_target": int(steps[i]) if math.isfinite(steps[i]) else None,
+            }
+
+
+def point_cells(sweep: SweepSettings, setting: int) -> dict[str, str]:
+    """A setting's swept values as a CSV file has them: exact, and empty for a field that it does not have."""
+    point = sweep.points[setting]
+    return {axis: _exact(point[axis]) if axis in point else "" for axis in sweep.axes}
+
+
+def _exact(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+
+
+def markdown_table(rows: Sequence[dict[str, Any]], sweep: SweepSettings) -> str:
+    """The settings as a Markdown table."""
+    return markdown(table_cells(rows, sweep))
+
+
+def table_cells(rows: Sequence[dict[str, Any]], sweep: SweepSettings) -> list[list[str]]:
+    """Head and rows of the table, as text: the first of the rows has rank 1; env steps only if the rungs differ."""
+    halved = len({row.get("rung") for row in rows}) > 1
+    table = [["rank", *sweep.axes, *score_head(sweep.target), *(["env steps"] if halved else [])]]
+    for rank, row in enumerate(rows, start=1):
+        values = [value_text(row["values"][axis]) if axis in row["values"] else "-" for axis in sweep.axes]
+        cells = [str(rank), *values, *score_cells(row, sweep.target)]
+        if halved:
+            cells.append("-" if row["env_steps"] is None else f"{row['env_steps']:,}")
+        table.append(cells)
+    return table

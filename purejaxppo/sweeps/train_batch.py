@@ -1,0 +1,247 @@
+"""A part of a sweep: runs side by side, trained from one rung to the next; saved and resumed like a run."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+
+from purejaxppo.devices.memory import explain
+from purejaxppo.devices.vectorize import Runs, make_runs
+from purejaxppo.errors import CheckpointError, OutOfMemoryError, is_out_of_memory
+from purejaxppo.experiment.atomic_files import write_json
+from purejaxppo.experiment.checkpoints.store import Which, clean, fault, list_steps, load_newest
+from purejaxppo.experiment.chunked_loop import Chunk, Loop, Timing, advance_in_chunks
+from purejaxppo.experiment.metrics_log import ProgressDisplay, RepeatedFile, remark, whole_rows
+from purejaxppo.experiment.phases import Phases
+from purejaxppo.experiment.signals import StopRequest
+from purejaxppo.experiment.supervisor import Stretch, train_stretch
+from purejaxppo.experiment.watchdog import announced
+from purejaxppo.sweeps.batches import Part, PartResult, part_dir, read_result
+from purejaxppo.sweeps.compiled_group import Group
+from purejaxppo.sweeps.directory import METRICS
+from purejaxppo.sweeps.metrics_csv import MetricRows
+from purejaxppo.sweeps.plan import Plan
+
+
+class Session(NamedTuple):
+    """A sweep that is locked and ready to train."""
+
+    directory: Path
+    plan: Plan
+    columns: Sequence[str]  # of the metrics
+    console: Console
+    progress: ProgressDisplay
+    stop: StopRequest
+    phases: Phases
+    strict: bool = False  # refuse to fall back to an older checkpoint than the newest
+
+    def note(self, text: str) -> None:
+        """Says something beside the progress."""
+        remark(self.console, text)
+
+
+def train_part(session: Session, part: Part, begin: Callable[[], Runs], metrics_bytes: int) -> PartResult | None:
+    """Trains a part to its end, from its newest sound checkpoint if there is one, and evaluates it.
+
+    Args:
+      begin: gives the state to begin from if there is none.
+      metrics_bytes: of metrics.csv that are of the parts before.
+
+    Returns:
+      How it ended; None if a signal has stopped it.
+    """
+    directory = part_dir(session.directory, part)
+    clean(directory) if directory.exists() else directory.mkdir(parents=True)
+    group = session.plan.groups[part.group]
+    start, done, seconds, metrics_bytes = _start(session, part, begin, metrics_bytes)
+    hps, seeds = group.arguments(part.runs, part.size)
+    session.progress.skip(group.config.batch_size * len(part.runs) * (done - part.since))
+    chunk = session.plan.chunk(group, part.size)
+    loop = Loop(
+        compile=lambda _, updates: group.advance(part.size, updates, hps),
+        lengths=lambda _: [chunk] * -(-(part.until - done) // chunk),
+        done=lambda _: done,
+        env_steps=group.config.batch_size * len(part.runs),
+    )
+    # What is trained again, for a damaged checkpoint, leaves the rows of later parts alone.
+    with RepeatedFile(session.directory / METRICS, metrics_bytes) as log:
+        stretch = _stretch(session, part, log, done, seconds, start, loop)
+        runs, timing = train_stretch(stretch)
+        position = log.position()
+    if session.stop():
+        return None
+    farewell = f"the trained states are saved; `purejaxppo resume {session.directory}` evaluates them."
+    with session.stop.ending_at_once(farewell):
+        what = f"evaluating {len(part.runs):,} runs, each with {session.plan.sweep.options.eval_episodes:,} episodes"
+        with announced(session.note, what):
+            result = _result(part, group, runs, seeds, position, timing)
+    write_json(directory / "result.json", result._asdict())
+    session.phases.end("evaluation")
+    return result
+
+
+def _start(session: Session, part: Part, begin: Callable[[], Runs], metrics_bytes: int) -> tuple[Runs, int, float, int]:
+    """State, updates done, seconds that they took, and bytes of metrics.csv."""
+    saved = list_steps(part_dir(session.directory, part))
+    damaged = bool(saved) and all(fault(step.path) for step in saved)
+    if damaged and not session.strict:
+        session.note(f"every checkpoint of {part.name} is damaged ({fault(saved[0].path)}); its runs begin anew.")
+    if saved and (session.strict or not damaged):
+        which = Which(strict=session.strict, note=session.note)
+        runs, meta = load_runs(session.directory, session.plan, part, which)
+        if whole_rows(session.directory / METRICS, meta["metrics_bytes"]) == meta["metrics_bytes"]:
+            return runs, meta["updates"], meta["seconds"], meta["metrics_bytes"]
+        session.note(f"{METRICS} has lost rows; the runs of {part.name} begin anew, which makes them again.")
+    return begin(), part.since, 0.0, metrics_bytes
+
+
+def load_runs(directory: Path, plan: Plan, part: Part, which: Which) -> tuple[Runs, dict[str, Any]]:
+    """The states, on their devices, and meta.json of a part's checkpoint; raises CheckpointError if there is none."""
+    _, expected = plan.groups[part.group].shapes(part.size)
+    runs, meta = load_newest(part_dir(directory, part), expected, which)
+    if meta.get("sweep") != plan.fingerprint or meta.get("runs") != list(part.runs):
+        path = directory / "sweep.json"
+        raise CheckpointError(f"{path} has been changed since the checkpoint was saved; change it back, or sweep anew.")
+    return runs, meta
+
+
+def finished_result(session: Session, part: Part) -> PartResult | None:
+    """How a part ended, if it has: its rows are there, and its last checkpoint is, sound.
+
+    Raises CheckpointError if it is not and `session.strict`.
+    """
+    result = read_result(session.directory, part)
+    if result is None or whole_rows(session.directory / METRICS, result.metrics_bytes) < result.metrics_bytes:
+        return None
+    steps = list_steps(part_dir(session.directory, part))
+    last = next((step.path for step in steps if step.env_steps == _env_steps(session.plan, part)), None)
+    reason = "its last checkpoint is missing" if last is None else fault(last)
+    if reason and session.strict:
+        raise CheckpointError(f"{part.name}: {reason}; leave --strict out to train again what is lost.")
+    return None if reason else result
+
+
+def _stretch(
+    session: Session, part: Part, log: RepeatedFile, done: int, seconds: float, start: Runs, loop: Loop
+) -> Stretch:
+    group = session.plan.groups[part.group]
+    diverged = np.asarray(start.diverged)
+    rows = MetricRows(session.plan.sweep, part.runs, session.columns, part.until, diverged)
+    report = _Report(rows, log, session.progress, group.config.batch_size * len(part.runs), part.until, done)
+    mark = {"sweep": session.plan.fingerprint, "runs": list(part.runs)}
+
+    def describe(updates: int, seconds: float) -> Callable[[], dict[str, Any]]:
+        position = log.position()
+
+        def meta() -> dict[str, Any]:
+            log.sync()  # a checkpoint must not be on the disk before the rows that it counts on
+            done = min(updates, part.until)
+            return {"updates": done, "metrics_bytes": position, "seconds": seconds, "train_return": None, **mark}
+
+        return meta
+
+    states = [start]  # which the loop takes out: their memory is given away
+    return Stretch(
+        advance=lambda hooks: advance_in_chunks(loop, states.pop, hooks),
+        report=report,
+        directory=part_dir(session.directory, part),
+        options=dataclasses.replace(session.plan.sweep.options, keep_best=0),  # which of many runs?
+        env_steps=lambda updates: min(updates, part.until) * group.config.batch_size,
+        describe=describe,
+        check_memory=lambda _: None,  # the plan has
+        explain=lambda program: explain(group.config, group.env, program),
+        progress=session.progress,
+        stop=session.stop,
+        farewell=f"what was saved stays; `purejaxppo resume {session.directory}` goes on from there.",
+        note=session.note,
+        phases=session.phases,
+        updates=done,
+        seconds=seconds,
+    )
+
+
+class _Report:
+    """Takes each chunk's metrics to the file and to the progress."""
+
+    def __init__(
+        self, rows: MetricRows, log: RepeatedFile, progress: ProgressDisplay, env_steps: int, until: int, done: int
+    ) -> None:
+        self._rows, self._log, self._progress = rows, log, progress
+        self._env_steps = env_steps
+        self._until = until
+        self._done = done
+
+    def __call__(self, chunk: Chunk) -> None:
+        self._log.write(self._rows(chunk))
+        done = min(chunk.last_update, self._until)
+        steps = (done - self._done) * self._env_steps
+        self._done = done
+        self._progress.advance(steps, {"episode/return": mean_ended(chunk)})
+
+
+def mean_ended(chunk: Chunk) -> float | None:
+    """The mean of the returns that a chunk's updates report; None if no episode ended in it."""
+    returns = chunk.metrics["episode/return"]
+    ended = returns[np.isfinite(returns)]
+    return float(ended.mean()) if ended.size else None
+
+
+def _result(part: Part, group: Group, runs: Runs, seeds: jax.Array, metrics_bytes: int, timing: Timing) -> PartResult:
+    count = len(part.runs)
+    try:
+        returns, unfinished = group.evaluate(seeds, runs)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise OutOfMemoryError(
+                f"out of memory in the evaluation of {part.name}; sweep anew with fewer --eval-episodes."
+            ) from error
+        raise
+    return PartResult(
+        updates=np.asarray(runs.runner.updates)[:count].tolist(),
+        diverged_at=np.asarray(runs.diverged)[:count].tolist(),
+        returns=[float(x) if np.isfinite(x) else None for x in returns[:count]],
+        metrics_bytes=metrics_bytes,
+        seconds=timing.train_seconds,
+        unfinished=int(unfinished[:count].sum()),
+    )
+
+
+def first_state(plan: Plan, part: Part) -> Runs:
+    """Of runs that have not been trained."""
+    group = plan.groups[part.group]
+    hps, seeds = group.arguments(part.runs, part.size)
+    return make_runs(group.trainer, hps, seeds, _stop_at(part), group.layout(part.size))
+
+
+def chosen_state(directory: Path, plan: Plan, part: Part, before: Sequence[Part]) -> Runs:
+    """Of runs that go on, from the parts that they were in. Raises CheckpointError."""
+    chosen, order = [], []
+    for old in before:  # one part at a time: all of them together may be more than the memory holds
+        rows = [i for i, run in enumerate(old.runs) if run in part.runs]
+        if rows:
+            runs, _ = load_runs(directory, plan, old, Which(env_steps=_env_steps(plan, old)))
+            chosen.append(_take(runs, rows))
+            order += [old.runs[i] for i in rows]
+    filled = [*part.runs, *[part.runs[-1]] * (part.size - len(part.runs))]
+    places = np.array([order.index(run) for run in filled])
+    runs = jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[places], *chosen)
+    return jax.device_put(runs._replace(stop_at=_stop_at(part)), plan.groups[part.group].layout(part.size).sharding)
+
+
+def _take(runs: Runs, rows: Sequence[int]) -> Runs:
+    index = np.array(rows)
+    return jax.tree.map(lambda leaf: leaf[index], runs)
+
+
+def _stop_at(part: Part) -> np.ndarray:
+    """What fills the devices beyond the runs rests from the beginning."""
+    return np.where(np.arange(part.size) < len(part.runs), part.until, 0).astype(np.int32)
+
+
+def _env_steps(plan: Plan, part: Part) -> int:
+    return part.until * plan.groups[part.group].config.batch_size
