@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hlo import collectives
 from probe_envs import spoiled, walk
-from test_sharding import collectives
 
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.core.nonfinite import WATCHED

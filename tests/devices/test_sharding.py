@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hlo import collectives
 from jax.sharding import PartitionSpec
 from probe_envs import walk
 
@@ -19,14 +19,6 @@ from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.devices.sharding import Layout, layout_for, one_by_one
 from purejaxppo.devices.vectorize import advance_runs, grid, make_runs
 from purejaxppo.train import advance, trainer_from_config
-
-COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "collective-broadcast", "reduce-scatter")
-
-
-def collectives(program):
-    """What a compiled program exchanges between devices."""
-    text = program.as_text()
-    return [name for name in COLLECTIVES if re.search(rf"\b{name}\b", text)]
 
 
 def pretend(platform, count):
@@ -219,7 +211,7 @@ def test_four_devices():
     others.
     """
     program = [sys.executable, "-c", "import test_sharding; test_sharding.train_eight_runs()"]
-    env = os.environ | {"JAX_NUM_CPU_DEVICES": "4", "XLA_FLAGS": ""}
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": "4", "XLA_FLAGS": "", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(program, cwd=Path(__file__).parent, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {

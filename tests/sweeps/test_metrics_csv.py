@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_results import BATCH, sweep_of
+from sample_sweeps import BATCH, sweep_of
 
 from purejaxppo.core.nonfinite import WATCHED
 from purejaxppo.experiment.chunked_loop import Chunk

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from test_results import curves_of, outcome_of, sweep_of
+from sample_sweeps import curves_of, outcome_of, sweep_of
 
 from purejaxppo.errors import CheckpointError
 from purejaxppo.experiment.statistics import stratified_interval

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_results import BATCH, sweep_of
+from sample_sweeps import BATCH, sweep_of
 
 from purejaxppo.experiment.atomic_files import write_json
 from purejaxppo.experiment.statistics import interquartile_mean
