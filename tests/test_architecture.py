@@ -181,7 +181,7 @@ def test_modules_by_name_are_imported_where_the_user_asks_for_it():
     """By --plugin, as the public names of the package, and lazily; no file that is read can name one."""
     ways = {"import_module", "exec_module", "spec_from_file_location"}
     found = {ids(file) for file in FILES if ways & set(names(parse(file), file))}
-    assert found == {"__init__.py", "envs/late.py", "cli/plugins.py"}
+    assert found == {"__init__.py", "envs/lazy_imports.py", "cli/plugins.py"}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from purejaxppo.config.fields import plain, whole
 from purejaxppo.config.validate import suggestion
 from purejaxppo.core.checks import check_env, describe
 from purejaxppo.core.types import Box, Discrete, EnvState, EnvStep, VecEnv
-from purejaxppo.envs.late import later
+from purejaxppo.envs.lazy_imports import imported_lazily
 from purejaxppo.errors import EnvError
 
 _DOWNLOADS = {"MNISTBandit-bsuite"}
@@ -118,7 +118,7 @@ def describe_actions(space: Discrete | Box) -> str:
 def _gymnax() -> Any:
     """gymnax, without the drawing libraries that it imports for pictures which nobody here asks for: 3 of 3.5 s."""
     try:
-        with later(("matplotlib", "matplotlib.colors", "matplotlib.pyplot", "seaborn")):
+        with imported_lazily(("matplotlib", "matplotlib.colors", "matplotlib.pyplot", "seaborn")):
             import gymnax
     except (ImportError, AttributeError, ValueError):  # one that draws as it is imported
         import gymnax

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from purejaxppo.envs.late import later
+from purejaxppo.envs.lazy_imports import imported_lazily
 
 
 def python(script):
@@ -32,7 +32,7 @@ print(matplotlib.pyplot.figure is pong.plt.figure)
 def test_stand_ins_go_and_what_was_there_stays(monkeypatch):
     monkeypatch.delitem(sys.modules, "wave", raising=False)
     before = sys.modules["json"]
-    with later(("json", "wave")):
+    with imported_lazily(("json", "wave")):
         import json
         import wave
 
@@ -45,6 +45,6 @@ def test_stand_ins_go_and_what_was_there_stays(monkeypatch):
 
 def test_a_name_of_one_cannot_be_imported_yet(monkeypatch):
     monkeypatch.delitem(sys.modules, "wave", raising=False)
-    with pytest.raises(ImportError, match="Wave_read"), later(("wave",)):
+    with pytest.raises(ImportError, match="Wave_read"), imported_lazily(("wave",)):
         from wave import Wave_read  # noqa: F401
     assert "wave" not in sys.modules
