@@ -6,7 +6,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from purejaxppo.experiment.checkpoints.store import fault, list_steps
+from purejaxppo.experiment.checkpoints.directory import fault, list_steps
 
 SIZE = "--num-envs 4 --num-steps 8 --num-minibatches 2 --hidden-sizes 4 --eval-episodes 4 --keep-newest 3 --seed 7"
 CONFIGURATIONS = {

@@ -307,7 +307,7 @@ def _extract(command: Extract) -> int:
 
 
 def _verify(command: Verify) -> int:
-    from purejaxppo.experiment.checkpoints.store import survey
+    from purejaxppo.experiment.checkpoints.directory import survey
     from purejaxppo.experiment.directory import read_run_settings
     from purejaxppo.sweeps.batches import survey_parts
     from purejaxppo.sweeps.directory import is_sweep

@@ -9,7 +9,7 @@ from typing import Any
 from purejaxppo.config import TrainConfig
 from purejaxppo.errors import CheckpointError
 from purejaxppo.experiment.atomic_files import read_json
-from purejaxppo.experiment.checkpoints.store import fault, list_steps
+from purejaxppo.experiment.checkpoints.directory import fault, list_steps
 
 _OF_SUMMARY = {"exit_reason", "env_steps", "train_seconds", "compile_seconds", "env_steps_per_second", "evaluation"}
 

@@ -19,8 +19,8 @@ from purejaxppo.envs.gymnax_adapter import from_gymnax
 from purejaxppo.errors import ConfigError, OutOfMemoryError, is_out_of_memory
 from purejaxppo.evaluate import evaluation_key
 from purejaxppo.experiment.atomic_files import write_json
+from purejaxppo.experiment.checkpoints.directory import clean
 from purejaxppo.experiment.checkpoints.state import state_sha256
-from purejaxppo.experiment.checkpoints.store import clean
 from purejaxppo.experiment.chunked_loop import Timing
 from purejaxppo.experiment.directory import (
     RunSettings,

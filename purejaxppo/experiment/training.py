@@ -15,7 +15,8 @@ from purejaxppo.core.types import RunnerState, Trainer, VecEnv
 from purejaxppo.devices.data_parallel import devices_for
 from purejaxppo.devices.memory import device_bytes, explain, program_bytes
 from purejaxppo.errors import DivergedError
-from purejaxppo.experiment.checkpoints.store import Which, fault, list_steps
+from purejaxppo.experiment.checkpoints.directory import fault, list_steps
+from purejaxppo.experiment.checkpoints.store import Which
 from purejaxppo.experiment.chunked_loop import Rows, Timing, train_in_chunks
 from purejaxppo.experiment.directory import RunSettings
 from purejaxppo.experiment.load_run import load_runner

@@ -11,7 +11,7 @@ import numpy as np
 from purejaxppo.config.fields import AnyPath
 from purejaxppo.errors import CheckpointError
 from purejaxppo.experiment.atomic_files import read_json
-from purejaxppo.experiment.checkpoints.store import list_steps, survey
+from purejaxppo.experiment.checkpoints.directory import list_steps, survey
 from purejaxppo.experiment.statistics import interquartile_mean
 from purejaxppo.sweeps.plan import Plan
 

@@ -13,8 +13,9 @@ from purejaxppo.config import RunOptions
 from purejaxppo.config.fields import AnyPath
 from purejaxppo.errors import CheckpointError, ConfigError
 from purejaxppo.experiment.atomic_files import read_json
+from purejaxppo.experiment.checkpoints.directory import list_steps
 from purejaxppo.experiment.checkpoints.state import snapshot
-from purejaxppo.experiment.checkpoints.store import NEWEST, Which, list_steps, save_step
+from purejaxppo.experiment.checkpoints.store import NEWEST, Which, save_step
 from purejaxppo.experiment.directory import RunSettings, create_dir, write_inputs
 from purejaxppo.experiment.load_run import SavedRun
 from purejaxppo.experiment.lock import locked

@@ -5,7 +5,7 @@ from typing import Any
 
 from purejaxppo.errors import CheckpointError
 from purejaxppo.experiment.atomic_files import is_file, read_json
-from purejaxppo.experiment.checkpoints.store import fault, list_steps
+from purejaxppo.experiment.checkpoints.directory import fault, list_steps
 from purejaxppo.experiment.metrics_log import whole_rows
 from purejaxppo.sweeps.directory import METRICS
 

@@ -18,7 +18,7 @@ from purejaxppo.core.nonfinite import every_run_diverged
 from purejaxppo.devices.vectorize import Runs
 from purejaxppo.errors import CheckpointError, ConfigError
 from purejaxppo.experiment.atomic_files import is_file, whole_file, write_json, write_text
-from purejaxppo.experiment.checkpoints.store import clean
+from purejaxppo.experiment.checkpoints.directory import clean
 from purejaxppo.experiment.directory import add_command, changed_versions, create_dir, write_origin
 from purejaxppo.experiment.lock import locked
 from purejaxppo.experiment.metrics_log import ProgressDisplay, Terminal, remark, say, whole_rows

@@ -14,7 +14,8 @@ from purejaxppo.devices.memory import explain
 from purejaxppo.devices.vectorize import Runs, make_runs
 from purejaxppo.errors import CheckpointError, OutOfMemoryError, is_out_of_memory
 from purejaxppo.experiment.atomic_files import write_json
-from purejaxppo.experiment.checkpoints.store import Which, clean, fault, list_steps, load_newest
+from purejaxppo.experiment.checkpoints.directory import clean, fault, list_steps
+from purejaxppo.experiment.checkpoints.store import Which, load_newest
 from purejaxppo.experiment.chunked_loop import Chunk, Loop, Timing, advance_in_chunks
 from purejaxppo.experiment.metrics_log import ProgressDisplay, RepeatedFile, remark, whole_rows
 from purejaxppo.experiment.phases import Phases

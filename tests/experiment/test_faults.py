@@ -14,7 +14,7 @@ from itertools import product
 import pytest
 from fault_runs import BATCH, UPDATES, assert_one_line, outcome, side_by_side, train_flags
 
-from purejaxppo.experiment.checkpoints.store import clean, fault, list_steps
+from purejaxppo.experiment.checkpoints.directory import clean, fault, list_steps
 from purejaxppo.experiment.lock import LOCK
 
 NAME = "ppo_kl"

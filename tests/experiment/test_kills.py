@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 from fault_runs import BATCH, UPDATES, outcome, side_by_side, train_flags
 
-from purejaxppo.experiment.checkpoints.store import list_steps
+from purejaxppo.experiment.checkpoints.directory import list_steps
 
 # --- moments ----------------------------------------------------------------------------------------------------------
 

@@ -20,8 +20,9 @@ from purejaxppo.envs.gymnax_adapter import from_gymnax
 from purejaxppo.errors import CheckpointError, ConfigError, DivergedError, EnvError
 from purejaxppo.experiment import chunked_loop, load_run, training
 from purejaxppo.experiment import run as experiment_run
+from purejaxppo.experiment.checkpoints.directory import list_steps
 from purejaxppo.experiment.checkpoints.state import snapshot
-from purejaxppo.experiment.checkpoints.store import Which, list_steps, save_step
+from purejaxppo.experiment.checkpoints.store import Which, save_step
 from purejaxppo.experiment.chunked_loop import Timing
 from purejaxppo.experiment.directory import RunSettings, read_run_settings
 from purejaxppo.experiment.run import evaluate_saved, resume_experiment, run_experiment

@@ -11,7 +11,7 @@ from purejaxppo.core.types import LearnerState, RunnerState
 from purejaxppo.errors import CheckpointError, DivergedError, OutOfMemoryError
 from purejaxppo.experiment import supervisor as module
 from purejaxppo.experiment.atomic_files import read_json
-from purejaxppo.experiment.checkpoints.store import fault, list_steps
+from purejaxppo.experiment.checkpoints.directory import fault, list_steps
 from purejaxppo.experiment.chunked_loop import Chunk, Timing
 from purejaxppo.experiment.phases import Phases
 from purejaxppo.experiment.signals import StopRequest

@@ -10,7 +10,7 @@ import time
 import pytest
 from fault_runs import side_by_side
 
-from purejaxppo.experiment.checkpoints.store import fault, list_steps
+from purejaxppo.experiment.checkpoints.directory import fault, list_steps
 
 # Two programs and two rungs: sixteen runs for ten updates, then four for all forty.
 FLAGS = (

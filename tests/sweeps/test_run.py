@@ -23,7 +23,8 @@ from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.errors import CheckpointError, ConfigError, DivergedError, OutOfMemoryError, RunDirInUseError
 from purejaxppo.evaluate import Episodes
 from purejaxppo.experiment import directory as run_dirs
-from purejaxppo.experiment.checkpoints.store import Which, list_steps
+from purejaxppo.experiment.checkpoints.directory import list_steps
+from purejaxppo.experiment.checkpoints.store import Which
 from purejaxppo.experiment.directory import RunSettings
 from purejaxppo.experiment.lock import locked
 from purejaxppo.experiment.run import evaluate_saved, resume_experiment, run_experiment

@@ -10,8 +10,9 @@ from typing import Any, Self
 from purejaxppo.config import RunOptions
 from purejaxppo.core.types import RunnerState
 from purejaxppo.errors import CheckpointError, DivergedError
+from purejaxppo.experiment.checkpoints.directory import prune
 from purejaxppo.experiment.checkpoints.state import Snapshot, is_finite, snapshot
-from purejaxppo.experiment.checkpoints.store import prune, save_step
+from purejaxppo.experiment.checkpoints.store import save_step
 
 
 class Saver:

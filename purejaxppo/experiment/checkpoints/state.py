@@ -9,13 +9,9 @@ import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-
-from purejaxppo.envs.late import later
-
-with later(("jax", "jax.numpy")):  # whoever only looks at a checkpoint's files does not wait for it
-    import jax
-    import jax.numpy as jnp
 
 State = TypeVar("State")
 _WIDE = {"float64": "float32", "int64": "int32", "uint64": "uint32", "complex128": "complex64"}

@@ -14,8 +14,9 @@ import pytest
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.envs.gymnax_adapter import from_gymnax
 from purejaxppo.errors import CheckpointError
+from purejaxppo.experiment.checkpoints.directory import fault, list_steps
 from purejaxppo.experiment.checkpoints.state import snapshot, state_sha256
-from purejaxppo.experiment.checkpoints.store import Which, fault, list_steps, load_newest, save_step
+from purejaxppo.experiment.checkpoints.store import Which, load_newest, save_step
 from purejaxppo.train import trainer_from_config
 
 CONFIG = TrainConfig(

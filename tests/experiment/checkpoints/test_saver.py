@@ -13,9 +13,10 @@ from purejaxppo.config import RunOptions
 from purejaxppo.core.types import LearnerState, RunnerState
 from purejaxppo.errors import CheckpointError, DivergedError
 from purejaxppo.experiment.checkpoints import saver as module
+from purejaxppo.experiment.checkpoints.directory import fault, list_steps
 from purejaxppo.experiment.checkpoints.saver import Saver
 from purejaxppo.experiment.checkpoints.state import state_sha256
-from purejaxppo.experiment.checkpoints.store import Which, fault, list_steps, load_newest
+from purejaxppo.experiment.checkpoints.store import Which, load_newest
 
 LONG = 60  # seconds, for what must happen
 

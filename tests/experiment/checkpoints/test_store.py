@@ -12,18 +12,10 @@ import numpy as np
 import pytest
 
 from purejaxppo.errors import CheckpointError
-from purejaxppo.experiment.checkpoints import store
+from purejaxppo.experiment.checkpoints import directory, store
+from purejaxppo.experiment.checkpoints.directory import clean, commit, fault, list_steps, prune, survey
 from purejaxppo.experiment.checkpoints.state import snapshot, state_sha256
-from purejaxppo.experiment.checkpoints.store import (
-    Which,
-    clean,
-    fault,
-    list_steps,
-    load_newest,
-    prune,
-    save_step,
-    survey,
-)
+from purejaxppo.experiment.checkpoints.store import Which, load_newest, save_step
 
 
 class State(NamedTuple):
@@ -122,8 +114,8 @@ def test_the_same_place_again(run_dir):
 FAILURES = {
     "orbax": (store, "write_state", RuntimeError("tensorstore: No space left on device\nlong\nstory")),
     "meta.json": (store, "write_json", OSError(28, "No space left on device")),
-    "sync": (store, "sync", OSError(28, "No space left on device")),
-    "COMMIT": (store, "write_text", CheckpointError("cannot write COMMIT: No space left on device")),
+    "sync": (directory, "sync", OSError(28, "No space left on device")),
+    "COMMIT": (directory, "write_text", CheckpointError("cannot write COMMIT: No space left on device")),
 }
 
 
@@ -164,7 +156,9 @@ def test_a_kill_at_any_moment_of_saving_leaves_the_older_ones(run_dir, monkeypat
     functions = [
         (store, "write_state"),
         (store, "write_json"),
-        (store, "write_text"),
+        (directory, "write_json"),
+        (directory, "write_text"),
+        (directory, "sync"),
         (store, "sync"),
         (Path, "replace"),
     ]
@@ -274,7 +268,7 @@ def resigned(directory, **changes):
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     for name in ("MANIFEST.json", "COMMIT"):
         (directory / name).unlink()
-    store._commit(directory)
+    commit(directory)
 
 
 def not_finite(directory):

@@ -1,0 +1,179 @@
+"""The checkpoint directories of a run: named, hashed, committed, verified and pruned. No JAX in here.
+
+    checkpoints/step_000000012345/     env steps
+      state/                           orbax
+      meta.json                        what the state belongs to
+      MANIFEST.json                    every file -> size, sha256
+      COMMIT                           sha256 of the manifest, written last
+
+A checkpoint is prepared under another name and renamed when it is on the disk, so that a crash at any moment leaves it
+whole or absent; what happens to its bytes afterwards, the hashes tell.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from purejaxppo.config.fields import AnyPath
+from purejaxppo.errors import CheckpointError
+from purejaxppo.experiment.atomic_files import is_temporary, read_json, sync, write_json, write_text
+
+_STEP = re.compile(r"step_(\d{12,19})")
+_LEFTOVER = re.compile(r"step_\d{12,19}\.tmp-\d+")
+_MAX_MANIFEST = 2**24  # bytes; far above any real one
+
+
+class Step(NamedTuple):
+    """A checkpoint's place."""
+
+    env_steps: int
+    path: Path
+
+
+def list_steps(run_dir: AnyPath) -> list[Step]:
+    """What is named like a checkpoint, newest first; nothing is said yet of what it holds.
+
+    Raises CheckpointError if the directory is there and cannot be read: that is not the same as there being none.
+    """
+    directory = Path(run_dir) / "checkpoints"
+    try:
+        found = list(directory.iterdir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise CheckpointError(f"cannot read {directory}: {error}") from error
+    steps = [Step(int(match[1]), path) for path in found if (match := _STEP.fullmatch(path.name))]
+    return sorted(steps, reverse=True)
+
+
+def commit(step_dir: Path) -> None:
+    """Hashes and syncs all that is there, and writes the two files that say so."""
+    manifest = {}
+    for name, path in _files(step_dir):
+        manifest[name] = {"size": path.stat().st_size, "sha256": _sha256(path)}
+        sync(path)
+    write_json(step_dir / "MANIFEST.json", manifest)
+    write_text(step_dir / "COMMIT", _sha256(step_dir / "MANIFEST.json") + "\n")
+    for directory in [step_dir, *(path for path in step_dir.rglob("*") if path.is_dir())]:
+        sync(directory)
+
+
+def fault(step_dir: Path) -> str | None:
+    """Why a checkpoint cannot be trusted, or None: every file is there, no other, and each has its size and hash."""
+    try:
+        return _fault(step_dir)
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"cannot be read: {first_line(error)}"  # also what is vouched for, but none of ours
+
+
+def _fault(step_dir: Path) -> str | None:
+    manifest_path = step_dir / "MANIFEST.json"
+    if not step_dir.is_dir() or step_dir.is_symlink():
+        return "not a directory"
+    if (step_dir / "COMMIT").stat().st_size > 100 or manifest_path.stat().st_size > _MAX_MANIFEST:
+        return "COMMIT or MANIFEST.json is too large to be one"
+    if (step_dir / "COMMIT").read_bytes() != f"{_sha256(manifest_path)}\n".encode():
+        return "MANIFEST.json is not what COMMIT vouches for"
+    manifest = json.loads(manifest_path.read_bytes())
+    present = dict(_files(step_dir))
+    for name, entry in manifest.items():
+        if name not in present:
+            return f"{name} is missing"
+        if present[name].stat().st_size != entry["size"]:
+            return f"{name} has {present[name].stat().st_size} bytes instead of {entry['size']}"
+        if _sha256(present[name]) != entry["sha256"]:
+            return f"{name} has changed"
+    extra = sorted(present.keys() - manifest.keys())
+    if extra:
+        return f"{extra[0]} does not belong there"
+    env_steps = read_json(step_dir / "meta.json")["env_steps"]
+    return None if step_dir.name.startswith(f"step_{env_steps:012d}") else f"is that of {env_steps} env steps"
+
+
+def _files(step_dir: Path) -> Iterator[tuple[str, Path]]:
+    """Everything but directories and the two files that vouch for the rest, by its path within the checkpoint."""
+    for path in sorted(step_dir.rglob("*")):
+        name = path.relative_to(step_dir).as_posix()
+        if name not in ("MANIFEST.json", "COMMIT") and (path.is_symlink() or not path.is_dir()):
+            yield name, path
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def prune(run_dir: Path, newest: int, best: int) -> None:
+    """Removes sound checkpoints that are neither among the newest nor among the best by `train_return`.
+
+    A damaged one neither counts nor is removed: it may be what somebody wants to look at. At least one stays.
+    """
+    sound = [step for step in list_steps(run_dir) if fault(step.path) is None]
+    kept = {*sound[: max(1, newest)], *sorted(sound, key=_train_return, reverse=True)[:best]}
+    for step in sound:
+        if step not in kept:
+            with contextlib.suppress(OSError):
+                remove(step.path)
+
+
+def _train_return(step: Step) -> float:
+    value = read_json(step.path / "meta.json").get("train_return")
+    return value if isinstance(value, int | float) and math.isfinite(value) else -math.inf
+
+
+def survey(run_dir: AnyPath) -> list[dict[str, Any]]:
+    """What `verify` tells of every checkpoint, newest first: checkpoint, env_steps, train_return, bytes, fault."""
+    rows = [_survey(step) for step in list_steps(run_dir)]
+    there = {step.path.name for step in list_steps(run_dir)}  # training may have removed some meanwhile
+    return [row for row in rows if row["checkpoint"] in there]
+
+
+def _survey(step: Step) -> dict[str, Any]:
+    reason = fault(step.path)
+    train_return = -math.inf if reason else _train_return(step)
+    return {
+        "checkpoint": step.path.name,
+        "env_steps": step.env_steps,
+        "train_return": train_return if math.isfinite(train_return) else None,
+        "bytes": _size(step.path),
+        "fault": reason,
+    }
+
+
+def _size(step_dir: Path) -> int:
+    try:
+        return sum(path.stat().st_size for path in step_dir.rglob("*") if path.is_file())
+    except OSError:
+        return 0
+
+
+def clean(run_dir: Path) -> None:
+    """Removes what a killed process left half-written. Call it with the run directory locked."""
+    for path in (run_dir / "checkpoints").glob("step_*"):
+        if _LEFTOVER.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+    for path in run_dir.iterdir():
+        if is_temporary(path) and path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def remove(step_dir: Path) -> None:
+    """Under another name first: a removal that is broken off must not look like a damaged checkpoint."""
+    doomed = step_dir.with_name(f"{step_dir.name}.tmp-{os.getpid()}0")
+    step_dir.replace(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def first_line(error: Exception) -> str:
+    """Returns an error's first line, without what TensorStore adds to it."""
+    text = str(error).partition(" [tensorstore_spec=")[0].strip()  # kilobytes that say nothing of the error
+    return text.splitlines()[0] if text else type(error).__name__
