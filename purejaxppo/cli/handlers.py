@@ -194,8 +194,7 @@ def _compare(command: Compare) -> int:
 
 
 def _sweep(command: Sweep) -> int:
-    from purejaxppo.sweeps.plan import make_plan, plan_record
-    from purejaxppo.sweeps.plan_text import describe_plan
+    from purejaxppo.sweeps.plan import describe_plan, make_plan, plan_record
     from purejaxppo.sweeps.run import run_sweep
 
     sweep, allow_download = command.resolved, command.common.allow_download

@@ -8,8 +8,7 @@ import numpy as np
 
 from purejaxppo.config import Hyperparams
 from purejaxppo.devices.memory import device_bytes, program_bytes, traced_bytes
-from purejaxppo.devices.sharding import Layout, layout_for, one_by_one
-from purejaxppo.devices.vectorize import Runs, advance_runs, make_runs
+from purejaxppo.devices.vectorize import Layout, Runs, advance_runs, layout_for, make_runs, one_by_one
 from purejaxppo.envs.gymnax_adapter import from_gymnax
 from purejaxppo.errors import is_out_of_memory
 from purejaxppo.evaluate import Episodes, evaluate_runner, evaluation_key

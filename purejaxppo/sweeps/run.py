@@ -29,8 +29,7 @@ from purejaxppo.sweeps.batches import Finished, Part, parts_of_rung, survivors
 from purejaxppo.sweeps.directory import METRICS, read_sweep, write_sweep
 from purejaxppo.sweeps.finished import already_finished, finished_sweep
 from purejaxppo.sweeps.metrics_csv import metrics_head
-from purejaxppo.sweeps.plan import Plan, plan_record
-from purejaxppo.sweeps.plan_text import describe_plan
+from purejaxppo.sweeps.plan import Plan, describe_plan, plan_record
 from purejaxppo.sweeps.plots import plot_sweep
 from purejaxppo.sweeps.spec import SweepSettings
 from purejaxppo.sweeps.tables import (

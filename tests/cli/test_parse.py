@@ -7,7 +7,7 @@ import pytest
 from purejaxppo.algorithms import ALGORITHMS
 from purejaxppo.cli import main as cli
 from purejaxppo.cli import parse
-from purejaxppo.cli.parse_sweep import split_settings
+from purejaxppo.cli.parse import split_settings
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.config.fields import ALGORITHMS_WITH
 from purejaxppo.config.presets import ALGORITHM_PRESETS, PRESETS

@@ -19,8 +19,7 @@ from probe_envs import spoiled, walk
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.core.nonfinite import WATCHED
 from purejaxppo.core.rollout import rollout
-from purejaxppo.devices.sharding import layout_for
-from purejaxppo.devices.vectorize import advance_runs, grid, make_runs
+from purejaxppo.devices.vectorize import advance_runs, grid, layout_for, make_runs
 from purejaxppo.envs.wrappers import training_env
 from purejaxppo.errors import ConfigError
 from purejaxppo.policies.networks import make_network

@@ -20,7 +20,7 @@ from purejaxppo.errors import CheckpointError, ConfigError, DivergedError, EnvEr
 from purejaxppo.experiment.chunked_loop import Chunk
 from purejaxppo.experiment.run import run_experiment
 from purejaxppo.sweeps import compare
-from purejaxppo.sweeps.compare_plot import plot_comparison
+from purejaxppo.sweeps.compare import plot_comparison
 from purejaxppo.sweeps.scoring import Result, markdown_table, steps_to_target
 
 UPDATES = 3

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.sweeps import compiled_group as groups
 from purejaxppo.sweeps.directory import Sizes
-from purejaxppo.sweeps.plan import Plan, plan_record
-from purejaxppo.sweeps.plan_text import describe_plan
+from purejaxppo.sweeps.plan import Plan, describe_plan, plan_record
 from purejaxppo.sweeps.spec import SweepSettings
 
 SMALL = TrainConfig(num_envs=4, num_steps=8, num_epochs=1, num_minibatches=2, hidden_sizes=(4,), total_timesteps=320)

@@ -16,8 +16,7 @@ from jax.sharding import PartitionSpec
 from probe_envs import walk
 
 from purejaxppo.config import Hyperparams, TrainConfig
-from purejaxppo.devices.sharding import Layout, layout_for, one_by_one
-from purejaxppo.devices.vectorize import advance_runs, grid, make_runs
+from purejaxppo.devices.vectorize import Layout, advance_runs, grid, layout_for, make_runs, one_by_one
 from purejaxppo.train import advance, trainer_from_config
 
 
@@ -210,7 +209,7 @@ def test_four_devices():
     Compiled as users have it: with the little that conftest.py lets LLVM do, vmap has the same bits, and here it has
     others.
     """
-    program = [sys.executable, "-c", "import test_sharding; test_sharding.train_eight_runs()"]
+    program = [sys.executable, "-c", "import test_vectorize_layout as here; here.train_eight_runs()"]
     env = os.environ | {"JAX_NUM_CPU_DEVICES": "4", "XLA_FLAGS": "", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(program, cwd=Path(__file__).parent, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
