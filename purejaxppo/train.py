@@ -13,7 +13,7 @@ from purejaxppo.config.validate import validate_config
 from purejaxppo.core.advantage import ESTIMATORS
 from purejaxppo.core.checks import check_algorithm, check_env, check_hyperparams, check_network
 from purejaxppo.core.diagnostics import explained_variance
-from purejaxppo.core.nonfinite import GUARDS, no_value, nonfinite
+from purejaxppo.core.nonfinite import POLICIES, no_value, nonfinite, undo_nonfinite
 from purejaxppo.core.optimizer import anneal
 from purejaxppo.core.rollout import rollout
 from purejaxppo.core.types import Algorithm, Batch, Metrics, Network, RunnerState, Trainer, Transition, VecEnv
@@ -87,7 +87,8 @@ def make_trainer(
         metrics["nonfinite"] = nonfinite(watched)
         return RunnerState(learner, env_state, obs, key, runner.updates + 1), metrics
 
-    return GUARDS[config.on_nonfinite].wrap(Trainer(init, update))
+    trainer = Trainer(init, update)
+    return undo_nonfinite(trainer) if POLICIES[config.on_nonfinite].undo else trainer
 
 
 def advance(trainer: Trainer, hp: Hyperparams, runner: RunnerState, num_updates: int) -> tuple[RunnerState, Metrics]:

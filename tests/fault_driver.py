@@ -241,9 +241,9 @@ def slow_chunks(marker):
 
 def endless_chunk(marker):
     """The first chunk does not end."""
-    from purejaxppo.experiment import chunked_loop
+    from purejaxppo.experiment import training
 
-    _before(chunked_loop.Rows, "__call__", lambda: (Path(marker).touch(), _block()))
+    _before(training.MetricsRows, "write", lambda: (Path(marker).touch(), _block()))
 
 
 def slow_saving(marker):

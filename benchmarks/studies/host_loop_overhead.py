@@ -18,9 +18,12 @@ from rich.console import Console
 
 from benchmarks.lib.report import add_shapes, parser, sizes
 from purejaxppo.config import Hyperparams, TrainConfig
+from purejaxppo.core.nonfinite import NonfiniteLimit
 from purejaxppo.core.types import RunnerState, Trainer
-from purejaxppo.experiment.chunked_loop import Hooks, Rows, chunk_lengths, train_in_chunks
-from purejaxppo.experiment.metrics_log import JsonLines, ProgressDisplay
+from purejaxppo.experiment.chunked_loop import advance_in_chunks, chunk_lengths, compile_chunks
+from purejaxppo.experiment.metrics_log import JsonLines
+from purejaxppo.experiment.progress import ProgressDisplay
+from purejaxppo.experiment.training import MetricsRows
 from purejaxppo.train import advance, trainer_from_config
 
 
@@ -38,7 +41,6 @@ def uninterrupted_scan(config: TrainConfig, trainer: Trainer, hp: Hyperparams, s
 
 def host_loop(config: TrainConfig, trainer: Trainer, hp: Hyperparams, seed: int) -> tuple[float, RunnerState]:
     """Returns the seconds of the host loop of `purejaxppo train` after its compilation, and the state it ends in."""
-    starts: list[float] = []
     with tempfile.TemporaryDirectory() as directory, (Path(directory) / "terminal").open("w") as terminal:
         # A terminal gets a bar that is redrawn all the time: the dearer of the two displays.
         console = Console(file=terminal, force_terminal=True)
@@ -46,15 +48,17 @@ def host_loop(config: TrainConfig, trainer: Trainer, hp: Hyperparams, seed: int)
             JsonLines(Path(directory) / "metrics.jsonl") as log,
             ProgressDisplay(console, config.env_steps) as progress,
         ):
-
-            def begin(_: int) -> None:
-                progress.start_clock()
-                starts.append(time.perf_counter())
-
-            hooks = Hooks(Rows(config, [log, progress]), begin)
-            first = partial(jax.jit(trainer.init), jax.random.key(seed), hp)
-            runner, _ = train_in_chunks(config, trainer, hp, first, hooks)
-            return time.perf_counter() - starts[0], runner
+            rows = MetricsRows(config, [log, progress], NonfiniteLimit(config.on_nonfinite))
+            hp = jax.tree.map(jnp.float32, hp)
+            runner = jax.jit(trainer.init)(jax.random.key(seed), hp)
+            lengths = chunk_lengths(config, runner.learner.params, jax.default_backend())
+            programs = compile_chunks(trainer, hp, runner, lengths)
+            calls = {length: partial(program, hp) for length, program in programs.items()}
+            progress.start_clock()
+            start = time.perf_counter()
+            for chunk in advance_in_chunks(calls, lengths, runner, updates=0):
+                rows.write(chunk)
+            return time.perf_counter() - start, chunk.state
 
 
 def measure(shape: str, env_steps: int, repetitions: int) -> None:

@@ -36,19 +36,30 @@ def whole_run(total_timesteps: int, num_steps: int) -> dict[str, Any]:
 
     purejaxppo.use_all_cores()
     import jax
+    import jax.numpy as jnp
 
     from purejaxppo import Hyperparams, TrainConfig, spread_trainer
-    from purejaxppo.experiment.chunked_loop import Hooks, Rows, train_in_chunks
+    from purejaxppo.core.nonfinite import NonfiniteLimit
+    from purejaxppo.devices.memory import program_bytes
+    from purejaxppo.experiment.chunked_loop import advance_in_chunks, chunk_lengths, compile_chunks, steady_speed
     from purejaxppo.experiment.metrics_log import JsonLines
+    from purejaxppo.experiment.training import MetricsRows
 
     config = TrainConfig(ENV, total_timesteps=total_timesteps, num_envs=MANY_ENVS, num_steps=num_steps)
-    trainer, hp = spread_trainer(config), Hyperparams()
-    program: list[int] = []
+    trainer = spread_trainer(config)
+    hp = jax.tree.map(jnp.float32, Hyperparams())
+    runner = jax.jit(trainer.init)(jax.random.key(0), hp)
+    lengths = chunk_lengths(config, runner.learner.params, jax.default_backend())
+    programs = compile_chunks(trainer, hp, runner, lengths)
+    calls = {length: partial(program, hp) for length, program in programs.items()}
+    first = chunk = None
     with tempfile.TemporaryDirectory() as directory, JsonLines(Path(directory) / "metrics.jsonl") as log:
-        hooks = Hooks(Rows(config, [log]), program.append)
-        first = partial(jax.jit(trainer.init), jax.random.key(0), hp)
-        _, timing = train_in_chunks(config, trainer, hp, first, hooks)
-    return {"env_steps_per_s": [timing.env_steps_per_second], "program_bytes": program[0]}
+        rows = MetricsRows(config, [log], NonfiniteLimit(config.on_nonfinite))
+        for chunk in advance_in_chunks(calls, lengths, runner, updates=0):
+            rows.write(chunk)
+            first = first or chunk
+    speed = steady_speed(first, chunk, config.batch_size)
+    return {"env_steps_per_s": [speed], "program_bytes": max(map(program_bytes, programs.values()))}
 
 
 def measure(sweep: str, value: int, repetitions: int, num_steps: int) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def report_finished(command: Command | ResumeSweep) -> int | None:
 
 def _report_finished_run(command: Resume) -> int | None:
     from purejaxppo.experiment.finished import already_finished, finished_run
-    from purejaxppo.experiment.metrics_log import Terminal, say
+    from purejaxppo.experiment.progress import Terminal, say
 
     with locked(command.run_dir):
         summary = finished_run(command.run_dir, command.settings)
@@ -82,7 +82,7 @@ def _report_finished_run(command: Resume) -> int | None:
 
 
 def _report_finished_sweep(command: ResumeSweep) -> int | None:
-    from purejaxppo.experiment.metrics_log import Terminal, say
+    from purejaxppo.experiment.progress import Terminal, say
     from purejaxppo.sweeps.finished import already_finished, finished_sweep
 
     sweep, _ = read_sweep(command.run_dir)

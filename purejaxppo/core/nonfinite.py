@@ -1,7 +1,7 @@
 """Numbers that are not finite: found on the device, once per update; what a trainer does about them, and the advice."""
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -91,8 +91,29 @@ def every_run_diverged(causes: Collection[Cause], directory: str) -> DivergedErr
     )
 
 
+def keep_if_finite(metrics: Metrics, old: Any, new: Any) -> Any:
+    """Returns the tree `new` of an update whose metrics say that every number was finite, else `old`, leaf by leaf."""
+    bad = metrics["nonfinite"] != 0
+    return jax.tree.map(lambda old, new: jnp.where(bad, old, new), old, new)
+
+
+class Policy(NamedTuple):
+    """What `on_nonfinite` does about updates with numbers that are not finite."""
+
+    undo: bool = False  # leave the state as it was before the update, and go on
+    most_in_a_row: int = 0  # bad updates in a row with which training still goes on
+    rollbacks: int = 0  # times that a run then goes back to one and the same checkpoint
+
+
+POLICIES: dict[OnNonfinite, Policy] = {
+    "stop": Policy(),
+    "skip": Policy(undo=True, most_in_a_row=9),
+    "rollback": Policy(rollbacks=3),
+}
+
+
 def undo_nonfinite(trainer: Trainer) -> Trainer:
-    """An update with a number that is not finite leaves the state as it was, but for the key and the count of updates.
+    """Returns a trainer whose bad updates leave the state as it was, but for the key and the count of updates.
 
     The next update thus sets out from the same environments with other random numbers.
     """
@@ -100,22 +121,34 @@ def undo_nonfinite(trainer: Trainer) -> Trainer:
     def update(hp: Hyperparams, runner: RunnerState) -> tuple[RunnerState, Metrics]:
         updated, metrics = trainer.update(hp, runner)
         undone = runner._replace(key=updated.key, updates=updated.updates)
-        bad = metrics["nonfinite"] != 0
-        return jax.tree.map(lambda old, new: jnp.where(bad, old, new), undone, updated), metrics
+        return keep_if_finite(metrics, undone, updated), metrics
 
     return trainer._replace(update=update)
 
 
-class Guard(NamedTuple):
-    """What is done about a number that is not finite: by the trainer itself, and by the host."""
+class NonfiniteLimit:
+    """Counts bad updates in a row, on the host, and ends a run that has more of them than its policy bears.
 
-    wrap: Callable[[Trainer], Trainer] = lambda trainer: trainer
-    patience: int = 1  # updates in a row that may be bad, before the host stops the run
-    rollbacks: int = 0  # times that it then goes back to one and the same checkpoint
+    Args:
+      policy: the run's `on_nonfinite`.
+      in_a_row: bad updates at the end of what was trained before.
+    """
 
+    def __init__(self, policy: OnNonfinite, in_a_row: int = 0) -> None:
+        self._most = POLICIES[policy].most_in_a_row
+        self._in_a_row = in_a_row
 
-GUARDS: dict[OnNonfinite, Guard] = {
-    "stop": Guard(),
-    "skip": Guard(wrap=undo_nonfinite, patience=10),
-    "rollback": Guard(rollbacks=3),
-}
+    def check(self, quantity: str | None, update: int, env_steps: int) -> None:
+        """Takes the next update: the first of WATCHED that was not finite in it, or None.
+
+        Raises:
+          DivergedError: there have been too many in a row.
+        """
+        self._in_a_row = self._in_a_row + 1 if quantity else 0
+        if quantity and self._in_a_row > self._most:
+            times = f" in {self._in_a_row} updates in a row, each undone" if self._in_a_row > 1 else ""
+            raise DivergedError(
+                f"{quantity} is not finite at update {update} ({env_steps} env steps){times}. "
+                f"{advice([quantity], learnt=self._in_a_row < update)}",
+                update,
+            )

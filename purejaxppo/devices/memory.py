@@ -1,7 +1,8 @@
 """Too little memory: how much it would have taken, and what to reduce."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -15,7 +16,7 @@ from purejaxppo.core.rollout import rollout
 from purejaxppo.core.types import VecEnv
 from purejaxppo.devices.machine import memory_bytes, ram_bytes
 from purejaxppo.envs.wrappers import training_env
-from purejaxppo.errors import ConfigError, OutOfMemoryError
+from purejaxppo.errors import ConfigError, OutOfMemoryError, is_out_of_memory
 from purejaxppo.policies.networks import make_network
 
 _TRIES = 1000  # values of a setting, from half of it downwards
@@ -50,6 +51,19 @@ def _traced_bytes(jaxpr: Any) -> int:
 def device_bytes(device: jax.Device) -> int | None:
     """The memory that a device may use, or the machine's on a CPU; None where nobody knows."""
     return memory_bytes(device) or (ram_bytes() if device.platform == "cpu" else None)
+
+
+@contextmanager
+def out_of_memory_explained(explanation: Callable[[], OutOfMemoryError]) -> Iterator[None]:
+    """Turns an out-of-memory error of JAX or Python within the context into `explanation()`; other errors pass."""
+    try:
+        yield
+    except OutOfMemoryError:  # explained already
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise explanation() from error
+        raise
 
 
 def rollout_bytes(config: TrainConfig, env: VecEnv) -> int:

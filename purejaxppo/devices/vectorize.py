@@ -15,7 +15,7 @@ from purejaxppo.config import Hyperparams
 from purejaxppo.config.fields import plain, whole
 from purejaxppo.config.validate import validate_hyperparams, validate_seed
 from purejaxppo.core.checks import check_runs
-from purejaxppo.core.nonfinite import no_value
+from purejaxppo.core.nonfinite import keep_if_finite, no_value
 from purejaxppo.core.types import LearnerState, Metrics, RunnerState, Trainer
 from purejaxppo.errors import ConfigError
 
@@ -179,9 +179,8 @@ def _update(trainer: Trainer, hp: Hyperparams, run: Runs) -> tuple[Runs, Metrics
 
     def work(run: Runs) -> tuple[Runs, Metrics]:
         runner, metrics = trainer.update(hp, run.runner)
-        bad = metrics["nonfinite"] != 0
-        kept = jax.tree.map(lambda old, new: jnp.where(bad, old, new), run.runner, runner)
-        return Runs(kept, run.stop_at, jnp.where(bad, runner.updates, 0)), metrics
+        diverged = jnp.where(metrics["nonfinite"] != 0, runner.updates, 0)
+        return Runs(keep_if_finite(metrics, run.runner, runner), run.stop_at, diverged), metrics
 
     def rest(run: Runs) -> tuple[Runs, Metrics]:
         _, metrics = jax.eval_shape(work, run)

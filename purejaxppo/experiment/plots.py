@@ -11,7 +11,8 @@ from purejaxppo.config.fields import AnyPath
 from purejaxppo.errors import CheckpointError
 from purejaxppo.experiment.atomic_files import read_json
 from purejaxppo.experiment.directory import refuse_others
-from purejaxppo.experiment.metrics_log import Terminal, read_metrics, say
+from purejaxppo.experiment.metrics_log import read_metrics
+from purejaxppo.experiment.progress import Terminal, say
 from purejaxppo.experiment.statistics import bootstrap_interval, interquartile_mean
 
 _POINTS = 200

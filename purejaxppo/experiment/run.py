@@ -35,11 +35,12 @@ from purejaxppo.experiment.evaluation import play_in_pieces, summarize
 from purejaxppo.experiment.finished import already_finished, finished_run
 from purejaxppo.experiment.load_run import SavedRun
 from purejaxppo.experiment.lock import locked
-from purejaxppo.experiment.metrics_log import Sink, Terminal, mean_return, read_metrics, remark, say
+from purejaxppo.experiment.metrics_log import Sink, mean_return, read_metrics
 from purejaxppo.experiment.phases import Phases
 from purejaxppo.experiment.plots import plot_runs
+from purejaxppo.experiment.progress import Terminal, remark, say
 from purejaxppo.experiment.signals import INTERRUPTED, StopRequest, listening, when_interrupted
-from purejaxppo.experiment.training import Run, Start, from_checkpoint, from_the_beginning, train_session
+from purejaxppo.experiment.training import Run, Saved, load_saved, train
 from purejaxppo.experiment.watchdog import announced
 from purejaxppo.policies.networks import make_network
 
@@ -90,7 +91,7 @@ def run_experiment(
             say(console, _headline(settings, run_dir))
             say(console, describe_settings([(settings.config, settings.hp)]))
             phases.end("setup")
-            return _finish(run, from_the_beginning(run))
+            return _finish(run, Saved())
 
 
 def resume_experiment(
@@ -135,37 +136,37 @@ def resume_experiment(
         env = from_gymnax(config.env, config.num_envs, allow_download=allow_download, **dict(config.env_params))
         run = Run(run_dir, settings, env, spread_trainer(config, env), console, stop, phases, sinks)
         with announced(run.note, f"checking and loading a checkpoint of {run_dir}"):
-            start = from_checkpoint(run, strict)
-        _check_budget(run, start)
+            saved = load_saved(run, strict)
+        _check_budget(run, saved)
         for change in changed_versions(run_dir):
             run.note(f"{change} since the run began; its results may differ, as those of another seed do.")
         write_settings(run_dir, settings)
         (run_dir / "summary.json").unlink(missing_ok=True)  # of what is to be more than that now
         add_command(run_dir)
-        say(console, f"{_headline(settings, run_dir)}  resumed at {start.updates * config.batch_size:,} env steps")
+        say(console, f"{_headline(settings, run_dir)}  resumed at {saved.updates * config.batch_size:,} env steps")
         phases.end("setup")
-        return _finish(run, start)
+        return _finish(run, saved)
 
 
-def _check_budget(run: Run, start: Start) -> None:
+def _check_budget(run: Run, saved: Saved) -> None:
     config = run.settings.config
-    if config.num_updates < start.updates:
+    if config.num_updates < saved.updates:
         raise ConfigError(
             f"total_timesteps = {config.total_timesteps} is less than what {run.run_dir} has done, "
-            f"{start.updates * config.batch_size} env steps; give more, or leave it out."
+            f"{saved.updates * config.batch_size} env steps; give more, or leave it out."
         )
     before = read_run_settings(run.run_dir).config
     scheduled = "linear" in (config.learning_rate_schedule, config.ent_coef_schedule, config.clip_eps_schedule)
-    if scheduled and start.updates and before.num_updates != config.num_updates:
+    if scheduled and saved.updates and before.num_updates != config.num_updates:
         run.note(
             f"a linear schedule now ends at {config.env_steps:,} env steps instead of {before.env_steps:,}: from here "
             f"on this is another run than one with this budget from its start."
         )
 
 
-def _finish(run: Run, start: Start) -> dict[str, Any]:
+def _finish(run: Run, saved: Saved) -> dict[str, Any]:
     """Trains to the end, and does everything that comes after."""
-    runner, timing = train_session(run, start)
+    runner, timing = train(run, saved)
     runner = jax.device_put(runner, jax.devices()[0])  # for what comes after, one device does
     history = read_metrics(run.metrics_file)
     summary = _summary(run, runner, timing, history)

@@ -1,5 +1,6 @@
-"""One stretch of a run's training: from a state to the end of the budget, or to a signal."""
+"""Training one run on the host: from a saved state, or the first one, to the end of the budget or to a signal."""
 
+import time
 from collections.abc import Callable, Sequence
 from functools import partial, reduce
 from itertools import takewhile
@@ -10,28 +11,31 @@ import jax
 import jax.numpy as jnp
 from rich.console import Console
 
-from purejaxppo.core.nonfinite import GUARDS
+from purejaxppo.config import TrainConfig
+from purejaxppo.core.nonfinite import POLICIES, NonfiniteLimit, first_nonfinite
 from purejaxppo.core.types import RunnerState, Trainer, VecEnv
 from purejaxppo.devices.data_parallel import devices_for
-from purejaxppo.devices.memory import device_bytes, explain, program_bytes
+from purejaxppo.devices.memory import device_bytes, explain, out_of_memory_explained, program_bytes
 from purejaxppo.errors import DivergedError
 from purejaxppo.experiment.checkpoints.directory import fault, list_steps
+from purejaxppo.experiment.checkpoints.saver import Saver
 from purejaxppo.experiment.checkpoints.store import Which
-from purejaxppo.experiment.chunked_loop import Rows, Timing, train_in_chunks
+from purejaxppo.experiment.chunked_loop import (
+    Chunk,
+    Timing,
+    advance_in_chunks,
+    chunk_lengths,
+    compile_chunks,
+    remaining,
+    steady_speed,
+)
 from purejaxppo.experiment.directory import RunSettings
 from purejaxppo.experiment.load_run import load_runner
-from purejaxppo.experiment.metrics_log import (
-    JsonLines,
-    ProgressDisplay,
-    Sink,
-    last_rows,
-    recent_return,
-    remark,
-    whole_rows,
-)
+from purejaxppo.experiment.metrics_log import JsonLines, Sink, emit, last_rows, recent_return, whole_rows
 from purejaxppo.experiment.phases import Phases
+from purejaxppo.experiment.progress import ProgressDisplay, remark
 from purejaxppo.experiment.signals import StopRequest
-from purejaxppo.experiment.supervisor import Stretch, train_stretch
+from purejaxppo.experiment.watchdog import Watchdog
 
 RECENT = 100  # updates, whose episodes say how good a checkpoint is
 
@@ -57,44 +61,39 @@ class Run(NamedTuple):
         remark(self.console, text)
 
 
-class Start(NamedTuple):
-    """Where a stretch of training begins."""
+class Saved(NamedTuple):
+    """What a checkpoint holds of a run. By default nothing: training begins with the run's first state."""
 
-    make: Callable[[], RunnerState]  # to be called once: the loop gives the state's memory away
+    runner: RunnerState | None = None
     updates: int = 0  # done
     metrics_bytes: int = 0  # of metrics.jsonl that belong to them
     seconds: float = 0.0  # of training that they took
-    bad: int = 0  # of the last of them, in a row, that were undone
+    bad_in_a_row: int = 0  # of the last of them, that were undone
 
 
-def from_the_beginning(run: Run) -> Start:
-    """A new run's first state."""
-    _, hp, seed, _ = run.settings
-    arguments = jax.random.key(seed), jax.tree.map(jnp.float32, hp)
+def load_saved(run: Run, strict: bool = False) -> Saved:
+    """Loads the newest valid checkpoint of a run; nothing if none has ever been saved. Raises CheckpointError.
 
-    def make() -> RunnerState:
-        program = jax.jit(run.trainer.init).lower(*arguments).compile()
-        _check_memory(run, program_bytes(program))
-        return program(*arguments)
-
-    return Start(make)
-
-
-def from_checkpoint(run: Run, strict: bool = False) -> Start:
-    """The newest sound checkpoint; the beginning if none has ever been saved. Raises CheckpointError."""
+    Args:
+      strict: refuse to fall back to an older checkpoint than the newest.
+    """
     if not list_steps(run.run_dir):
-        return from_the_beginning(run)
-    runner, meta = load_runner(run.run_dir, run.settings, run.trainer, Which(strict=strict, note=run.note))
+        return Saved()
+    choice = Which(strict=strict, note=run.note)
+    runner, meta = load_runner(run.run_dir, run.settings, run.trainer, choice)
     kept = whole_rows(run.metrics_file, meta["metrics_bytes"])
     if kept < meta["metrics_bytes"]:
         run.note(f"{run.metrics_file} has lost rows since the checkpoint was saved; it goes on without them.")
     rows = last_rows(run.metrics_file, kept, RECENT) if kept else []
     bad = len(list(takewhile(lambda row: "nonfinite" in row, reversed(rows))))
-    return Start(lambda: run.trainer.place(runner), meta["updates"], kept, meta["seconds"], bad)
+    return Saved(runner, meta["updates"], kept, meta["seconds"], bad)
 
 
-def train_session(run: Run, start: Start) -> tuple[RunnerState, Timing]:
-    """Trains to the end or to a signal, saving now and then and at the end; `Timing` counts from the run's start.
+def train(run: Run, saved: Saved) -> tuple[RunnerState, Timing]:
+    """Trains to the end of the budget or to a signal, with rollbacks if the run asks for them.
+
+    Returns:
+      The last state, which is saved, and `Timing` with the seconds since the run's beginning.
 
     Raises:
       DivergedError: by `on_nonfinite`; the state is not saved.
@@ -104,28 +103,17 @@ def train_session(run: Run, start: Start) -> tuple[RunnerState, Timing]:
     failed_at: list[int] = []  # updates, since the checkpoint that all of them started from
     while True:
         try:
-            return _train(run, start)
+            return _train(run, saved, failed_at)
         except DivergedError as error:
             run.phases.end("training")
-            rollbacks = GUARDS[run.settings.config.on_nonfinite].rollbacks
+            rollbacks = POLICIES[run.settings.config.on_nonfinite].rollbacks
             if not rollbacks:
                 raise _with_last_good(run, error) from None
-            before, start = start.updates, from_checkpoint(run)
-            failed_at = [*(failed_at if start.updates == before else []), error.update]
+            before, saved = saved.updates, load_saved(run)
+            failed_at = [*(failed_at if saved.updates == before else []), error.update]
             if len(failed_at) > rollbacks:
                 raise _with_last_good(run, error) from None
-            run.note(f"{error} Rolled back to {start.updates * run.settings.config.batch_size} env steps.")
-            start = start._replace(make=_other_key(start.make, failed_at))
-
-
-def _other_key(make: Callable[[], RunnerState], failed_at: list[int]) -> Callable[[], RunnerState]:
-    """Other random numbers, which depend on where it went wrong alone: resumed runs roll back to the same."""
-
-    def changed() -> RunnerState:
-        runner = make()
-        return runner._replace(key=reduce(jax.random.fold_in, failed_at, runner.key))
-
-    return changed
+            run.note(f"{error} Rolled back to {saved.updates * run.settings.config.batch_size} env steps.")
 
 
 def _with_last_good(run: Run, error: DivergedError) -> DivergedError:
@@ -135,32 +123,67 @@ def _with_last_good(run: Run, error: DivergedError) -> DivergedError:
     return DivergedError(f"{error} It was not saved; {good}{advice}.", error.update)
 
 
-def _train(run: Run, start: Start) -> tuple[RunnerState, Timing]:
+def _train(run: Run, saved: Saved, failed_at: Sequence[int]) -> tuple[RunnerState, Timing]:
+    """One attempt: from a saved state to the end of the budget, to a signal, or to a DivergedError."""
     config, hp, _, options = run.settings
-    steps = start.updates * config.batch_size
-    reached = f"the state after {steps} env steps is saved" if steps else "no update had finished"
+    hp = jax.tree.map(jnp.float32, hp)
+    done, seconds, program = saved.updates, saved.seconds, 0
+    reached = f"the state after {done * config.batch_size} env steps is saved" if done else "no update had finished"
     with (
-        JsonLines(run.metrics_file, start.metrics_bytes) as log,
-        ProgressDisplay(run.console, config.env_steps, steps) as progress,
+        JsonLines(run.metrics_file, saved.metrics_bytes) as log,
+        ProgressDisplay(run.console, config.env_steps, done * config.batch_size) as progress,
+        out_of_memory_explained(lambda: explain(config, run.env, program)),
+        Watchdog(run.note) as watchdog,
+        Saver(run.run_dir, options) as saver,
     ):
-        stretch = Stretch(
-            advance=lambda hooks: train_in_chunks(config, run.trainer, hp, start.make, hooks),
-            report=Rows(config, [log, progress, *run.sinks], start.seconds, start.bad),
-            directory=run.run_dir,
-            options=options,
-            env_steps=lambda updates: updates * config.batch_size,
-            describe=lambda updates, seconds: _description(run, updates, log, seconds),
-            check_memory=partial(_check_memory, run),
-            explain=partial(explain, config, run.env),
-            progress=progress,
-            stop=run.stop,
-            farewell=f"{reached}; `purejaxppo resume {run.run_dir}` goes on from there.",
-            note=run.note,
-            phases=run.phases,
-            updates=start.updates,
-            seconds=start.seconds,
-        )
-        return train_stretch(stretch)
+        limit = NonfiniteLimit(config.on_nonfinite, saved.bad_in_a_row)
+        rows = MetricsRows(config, [log, progress, *run.sinks], limit, saved.seconds)
+
+        began = time.perf_counter()
+        with run.stop.ending_at_once(f"{reached}; `purejaxppo resume {run.run_dir}` goes on from there."):
+            state = _state_to_begin_from(run, saved, failed_at)
+            lengths = chunk_lengths(config, state.learner.params, jax.default_backend())
+            lengths = remaining(lengths, done)
+            programs = compile_chunks(run.trainer, hp, state, lengths)
+            program = max(map(program_bytes, programs.values()), default=0)
+            _check_memory(run, program)
+        compile_seconds = time.perf_counter() - began
+        run.phases.end("compilation")
+        watchdog.alive()
+        progress.start_clock()
+
+        first = chunk = None
+        calls = {length: partial(call, hp) for length, call in programs.items()}
+        for chunk in advance_in_chunks(calls, lengths, state, done, run.stop, saver.due):
+            rows.write(chunk)
+            watchdog.alive()
+            first = first or chunk._replace(state=None)
+            done, seconds = chunk.last_update, saved.seconds + chunk.end
+            if chunk.state is None:
+                continue
+            state = chunk.state
+            if saver.due():
+                saver.save(done * config.batch_size, state, _description(run, done, log, seconds))
+        jax.block_until_ready(state)
+        run.phases.end("training")
+        saver.save_last(done * config.batch_size, state, _description(run, done, log, seconds), run.note)
+    run.phases.end("saving")
+    return state, Timing(compile_seconds, seconds, steady_speed(first, chunk, config.batch_size))
+
+
+def _state_to_begin_from(run: Run, saved: Saved, failed_at: Sequence[int]) -> RunnerState:
+    """Returns the saved state, or a new run's first one, on its devices.
+
+    After failures its key is another one, which depends on where it went wrong alone: resumed runs do the same.
+    """
+    if saved.runner is None:
+        arguments = jax.random.key(run.settings.seed), jax.tree.map(jnp.float32, run.settings.hp)
+        init = jax.jit(run.trainer.init).lower(*arguments).compile()
+        _check_memory(run, program_bytes(init))
+        state = init(*arguments)
+    else:
+        state = run.trainer.place(saved.runner)
+    return state._replace(key=reduce(jax.random.fold_in, failed_at, state.key))
 
 
 def _description(run: Run, updates: int, log: JsonLines, seconds: float) -> Callable[[], dict[str, Any]]:
@@ -187,3 +210,35 @@ def _check_memory(run: Run, program: int) -> None:
     available = device_bytes(jax.devices()[0])
     if available and program > available:
         raise explain(run.settings.config, run.env, program)
+
+
+class MetricsRows:
+    """Turns the chunks of one run into rows for its sinks, one per update.
+
+    A row whose update was not finite has the field `nonfinite`, which says what.
+
+    Args:
+      seconds: of training before the first chunk, in a run that was resumed.
+      limit: what is done about an update that is not finite.
+    """
+
+    def __init__(self, config: TrainConfig, sinks: Sequence[Sink], limit: NonfiniteLimit, seconds: float = 0.0) -> None:
+        self._batch_size = config.batch_size
+        self._sinks = list(sinks)
+        self._limit = limit
+        self._seconds = seconds
+
+    def write(self, chunk: Chunk) -> None:
+        """Gives each sink the rows of a chunk. Raises DivergedError if `limit` does."""
+        columns = {name: x.tolist() for name, x in chunk.metrics.items()}
+        length = len(columns["learning_rate"])
+        for i in range(length):
+            row = {name: column[i] for name, column in columns.items()}
+            update = chunk.first_update + i
+            env_steps = update * self._batch_size
+            quantity = first_nonfinite(row.pop("nonfinite"))
+            self._limit.check(quantity, update, env_steps)
+            seconds = self._seconds + chunk.begin + (chunk.end - chunk.begin) * (i + 1) / length
+            row["episode/count"] = int(row["episode/count"])
+            row = {"update": update, "env_steps": env_steps, "seconds": round(seconds, 4), **row}
+            self._sinks = emit(self._sinks, env_steps, {**row, "nonfinite": quantity} if quantity else row)

@@ -35,7 +35,7 @@ def announced(say: Callable[[str], object], what: str, patience: float = 3.0, in
         over.set()
 
 
-class Watch:
+class Watchdog:
     """A thread that speaks up once when the next sign of life takes much longer than all before.
 
     Args:

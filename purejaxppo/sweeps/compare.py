@@ -18,11 +18,11 @@ from purejaxppo.config.validate import validate_algorithm
 from purejaxppo.core.nonfinite import Cause, every_run_diverged, first_nonfinite
 from purejaxppo.errors import ConfigError
 from purejaxppo.experiment.atomic_files import whole_file, write_json, write_text
-from purejaxppo.experiment.chunked_loop import Chunk, Hooks, Loop, advance_in_chunks
+from purejaxppo.experiment.chunked_loop import Chunk, advance_in_chunks, steady_speed
 from purejaxppo.experiment.directory import create_dir, write_origin
-from purejaxppo.experiment.metrics_log import ProgressDisplay, Terminal, remark, say
 from purejaxppo.experiment.phases import Phases
 from purejaxppo.experiment.plots import COLOURS, draw_runs, format_steps, save_figure
+from purejaxppo.experiment.progress import ProgressDisplay, Terminal, remark, say
 from purejaxppo.experiment.signals import when_interrupted
 from purejaxppo.experiment.watchdog import announced
 from purejaxppo.sweeps.batches import Part
@@ -129,30 +129,27 @@ def _train_all(plan: Plan, group: Group, console: Console, phases: Phases) -> Re
     number, size = plan.groups.index(group), plan.balanced(len(seeds), len(seeds) + plan.sizes.devices)
     part = Part(config.algorithm, number, 0, tuple(group.runs), size, since=0, until=config.num_updates)
     hps, all_seeds = group.arguments(part.runs, size)
-    length = plan.chunk(group, part.size)
-    loop = Loop(
-        compile=lambda _, updates: group.advance(part.size, updates, hps),
-        lengths=lambda _: [length] * -(-config.num_updates // length),
-        done=lambda _: 0,
-        env_steps=config.batch_size * len(seeds),
-    )
+    length = plan.chunk(group, size)
     say(console, config.algorithm)
     with ProgressDisplay(console, config.env_steps * len(seeds)) as progress:
         curves = _Curves(config, len(seeds), progress)
+        runs = first_state(plan, part)
+        programs = {length: partial(group.program(size, length), hps)}
+        phases.end("compilation")
+        progress.start_clock()
 
-        def begin(_: int) -> None:
-            phases.end("compilation")
-            progress.start_clock()
-
-        hooks = Hooks(report=curves, on_start=begin)
-        runs, timing = advance_in_chunks(loop, lambda: first_state(plan, part), hooks)
+        first = chunk = None
+        for chunk in advance_in_chunks(programs, [length] * -(-config.num_updates // length), runs, updates=0):
+            curves.add(chunk)
+            first = first or chunk
+        runs = chunk.state if chunk else runs
     phases.end("training")
     with announced(partial(remark, console), f"evaluating {len(seeds):,} runs"):
         returns, unfinished = (x[: len(seeds)] for x in group.evaluate(all_seeds, runs))
     phases.end("evaluation")
     env_steps = np.arange(1, config.num_updates + 1) * config.batch_size
     diverged_at = np.asarray(runs.diverged)[: len(seeds)]
-    metrics, speed = curves.collected(), timing.env_steps_per_second
+    metrics, speed = curves.collected(), steady_speed(first, chunk, config.batch_size * len(seeds))
     return Result(
         config.algorithm,
         seeds,
@@ -184,7 +181,8 @@ class _Curves:
         self._progress = progress
         self._chunks: list[dict[str, np.ndarray]] = []
 
-    def __call__(self, chunk: Chunk) -> None:
+    def add(self, chunk: Chunk) -> None:
+        """Takes the next chunk."""
         self._chunks.append(chunk.metrics)
         done = min(chunk.last_update, self._config.num_updates)
         self._progress(done * self._config.batch_size * self._runs, {"episode/return": mean_ended(chunk)})

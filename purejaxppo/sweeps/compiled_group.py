@@ -12,7 +12,7 @@ from purejaxppo.devices.vectorize import Layout, Runs, advance_runs, layout_for,
 from purejaxppo.envs.gymnax_adapter import from_gymnax
 from purejaxppo.errors import is_out_of_memory
 from purejaxppo.evaluate import Episodes, evaluate_runner, evaluation_key
-from purejaxppo.experiment.chunked_loop import Program, chunk_lengths, work_per_call
+from purejaxppo.experiment.chunked_loop import chunk_lengths, work_per_call
 from purejaxppo.policies.networks import make_network
 from purejaxppo.sweeps.spec import SweepSettings
 from purejaxppo.train import trainer_from_config
@@ -125,11 +125,6 @@ class Group:
             lowered = advance_runs.lower(self.trainer, hps, runs, num_updates, self.layout(size))
             self._programs[size, num_updates] = lowered.compile()
         return self._programs[size, num_updates]
-
-    def advance(self, size: int, num_updates: int, hps: Hyperparams) -> Program:
-        """The same for the host loop, with its hyperparameters."""
-        program = self.program(size, num_updates)
-        return Program(lambda runs: program(hps, runs), program_bytes(program))
 
     def evaluate(self, seeds: jax.Array, runs: Runs) -> tuple[np.ndarray, np.ndarray]:
         """Greedy episodes, those of `train`'s own final evaluation.

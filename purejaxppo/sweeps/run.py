@@ -21,10 +21,11 @@ from purejaxppo.experiment.atomic_files import is_file, whole_file, write_json, 
 from purejaxppo.experiment.checkpoints.directory import clean
 from purejaxppo.experiment.directory import add_command, changed_versions, create_dir, write_origin
 from purejaxppo.experiment.lock import locked
-from purejaxppo.experiment.metrics_log import ProgressDisplay, Terminal, remark, say, whole_rows
+from purejaxppo.experiment.metrics_log import whole_rows
 from purejaxppo.experiment.phases import Phases
+from purejaxppo.experiment.progress import ProgressDisplay, Terminal, remark, say
 from purejaxppo.experiment.signals import INTERRUPTED, StopRequest, listening, when_interrupted
-from purejaxppo.experiment.watchdog import Watch, announced
+from purejaxppo.experiment.watchdog import Watchdog, announced
 from purejaxppo.sweeps.batches import Finished, Part, parts_of_rung, survivors
 from purejaxppo.sweeps.directory import METRICS, read_sweep, write_sweep
 from purejaxppo.sweeps.finished import already_finished, finished_sweep
@@ -79,7 +80,7 @@ def run_sweep(
             phases.end("setup")
             with stop.ending_at_once("no run had begun.", INTERRUPTED):
                 say(console, "compiling, to see what fits into memory")
-                with Watch(partial(remark, console)):
+                with Watchdog(partial(remark, console)):
                     plan.fit()
             phases.end("compilation")
             write_sweep(directory, sweep, plan.sizes)

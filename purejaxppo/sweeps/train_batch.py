@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,18 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from purejaxppo.devices.memory import explain
+from purejaxppo.devices.memory import explain, out_of_memory_explained, program_bytes
 from purejaxppo.devices.vectorize import Runs, make_runs
 from purejaxppo.errors import CheckpointError, OutOfMemoryError, is_out_of_memory
 from purejaxppo.experiment.atomic_files import write_json
 from purejaxppo.experiment.checkpoints.directory import clean, fault, list_steps
+from purejaxppo.experiment.checkpoints.saver import Saver
 from purejaxppo.experiment.checkpoints.store import Which, load_newest
-from purejaxppo.experiment.chunked_loop import Chunk, Loop, Timing, advance_in_chunks
-from purejaxppo.experiment.metrics_log import ProgressDisplay, RepeatedFile, remark, whole_rows
+from purejaxppo.experiment.chunked_loop import Chunk, advance_in_chunks
+from purejaxppo.experiment.metrics_log import RepeatedFile, whole_rows
 from purejaxppo.experiment.phases import Phases
+from purejaxppo.experiment.progress import ProgressDisplay, remark
 from purejaxppo.experiment.signals import StopRequest
-from purejaxppo.experiment.supervisor import Stretch, train_stretch
-from purejaxppo.experiment.watchdog import announced
+from purejaxppo.experiment.watchdog import Watchdog, announced
 from purejaxppo.sweeps.batches import Part, PartResult, part_dir, read_result
 from purejaxppo.sweeps.compiled_group import Group
 from purejaxppo.sweeps.directory import METRICS
@@ -59,28 +61,56 @@ def train_part(session: Session, part: Part, begin: Callable[[], Runs], metrics_
     directory = part_dir(session.directory, part)
     clean(directory) if directory.exists() else directory.mkdir(parents=True)
     group = session.plan.groups[part.group]
-    start, done, seconds, metrics_bytes = _start(session, part, begin, metrics_bytes)
+    runs, done, before, metrics_bytes = _start(session, part, begin, metrics_bytes)
     hps, seeds = group.arguments(part.runs, part.size)
-    session.progress.skip(group.config.batch_size * len(part.runs) * (done - part.since))
-    chunk = session.plan.chunk(group, part.size)
-    loop = Loop(
-        compile=lambda _, updates: group.advance(part.size, updates, hps),
-        lengths=lambda _: [chunk] * -(-(part.until - done) // chunk),
-        done=lambda _: done,
-        env_steps=group.config.batch_size * len(part.runs),
-    )
-    # What is trained again, for a damaged checkpoint, leaves the rows of later parts alone.
-    with RepeatedFile(session.directory / METRICS, metrics_bytes) as log:
-        stretch = _stretch(session, part, log, done, seconds, start, loop)
-        runs, timing = train_stretch(stretch)
+    env_steps = group.config.batch_size * len(part.runs)  # of an update
+    session.progress.skip(env_steps * (done - part.since))
+    length = session.plan.chunk(group, part.size)
+    lengths = [length] * -(-(part.until - done) // length)
+    rows = MetricRows(session.plan.sweep, part.runs, session.columns, part.until, np.asarray(runs.diverged))
+    options = dataclasses.replace(session.plan.sweep.options, keep_best=0)  # the best of many runs is not one state
+    seconds, program = before, 0
+    with (
+        # What is trained again, for a damaged checkpoint, leaves the rows of later batches alone.
+        RepeatedFile(session.directory / METRICS, metrics_bytes) as log,
+        out_of_memory_explained(lambda: explain(group.config, group.env, program)),
+        Watchdog(session.note) as watchdog,
+        Saver(directory, options) as saver,
+    ):
+        with session.stop.ending_at_once(
+            f"what was saved stays; `purejaxppo resume {session.directory}` goes on from there."
+        ):
+            programs = {n: group.program(part.size, n) for n in set(lengths)}  # none if only the evaluation is left
+            program = max(map(program_bytes, programs.values()), default=0)
+        session.phases.end("compilation")
+        watchdog.alive()
+        session.progress.start_clock()
+
+        calls = {n: partial(call, hps) for n, call in programs.items()}
+        for chunk in advance_in_chunks(calls, lengths, runs, done, session.stop, saver.due):
+            log.write(rows(chunk))
+            watchdog.alive()
+            last = min(chunk.last_update, part.until)  # the runs rest after that
+            session.progress.advance((last - done) * env_steps, {"episode/return": mean_ended(chunk)})
+            done, seconds = last, before + chunk.end
+            if chunk.state is None:
+                continue
+            runs = chunk.state
+            if saver.due():
+                saver.save(done * group.config.batch_size, runs, _description(session, part, log, done, seconds))
+        jax.block_until_ready(runs)
+        session.phases.end("training")
+        description = _description(session, part, log, done, seconds)
+        saver.save_last(done * group.config.batch_size, runs, description, session.note)
         position = log.position()
+    session.phases.end("saving")
     if session.stop():
         return None
-    farewell = f"the trained states are saved; `purejaxppo resume {session.directory}` evaluates them."
-    with session.stop.ending_at_once(farewell):
+    message = f"the trained states are saved; `purejaxppo resume {session.directory}` evaluates them."
+    with session.stop.ending_at_once(message):
         what = f"evaluating {len(part.runs):,} runs, each with {session.plan.sweep.options.eval_episodes:,} episodes"
         with announced(session.note, what):
-            result = _result(part, group, runs, seeds, position, timing)
+            result = _result(part, group, runs, seeds, position, seconds)
     write_json(directory / "result.json", result._asdict())
     session.phases.end("evaluation")
     return result
@@ -127,62 +157,18 @@ def finished_result(session: Session, part: Part) -> PartResult | None:
     return None if reason else result
 
 
-def _stretch(
-    session: Session, part: Part, log: RepeatedFile, done: int, seconds: float, start: Runs, loop: Loop
-) -> Stretch:
-    group = session.plan.groups[part.group]
-    diverged = np.asarray(start.diverged)
-    rows = MetricRows(session.plan.sweep, part.runs, session.columns, part.until, diverged)
-    report = _Report(rows, log, session.progress, group.config.batch_size * len(part.runs), part.until, done)
-    mark = {"sweep": session.plan.fingerprint, "runs": list(part.runs)}
+def _description(
+    session: Session, part: Part, log: RepeatedFile, updates: int, seconds: float
+) -> Callable[[], dict[str, Any]]:
+    """Returns what makes a checkpoint's meta.json. What takes time is left to the thread that saves."""
+    position = log.position()
 
-    def describe(updates: int, seconds: float) -> Callable[[], dict[str, Any]]:
-        position = log.position()
+    def describe() -> dict[str, Any]:
+        log.sync()  # a checkpoint must not be on the disk before the rows that it counts on
+        mark = {"sweep": session.plan.fingerprint, "runs": list(part.runs)}
+        return {"updates": updates, "metrics_bytes": position, "seconds": seconds, "train_return": None, **mark}
 
-        def meta() -> dict[str, Any]:
-            log.sync()  # a checkpoint must not be on the disk before the rows that it counts on
-            done = min(updates, part.until)
-            return {"updates": done, "metrics_bytes": position, "seconds": seconds, "train_return": None, **mark}
-
-        return meta
-
-    states = [start]  # which the loop takes out: their memory is given away
-    return Stretch(
-        advance=lambda hooks: advance_in_chunks(loop, states.pop, hooks),
-        report=report,
-        directory=part_dir(session.directory, part),
-        options=dataclasses.replace(session.plan.sweep.options, keep_best=0),  # which of many runs?
-        env_steps=lambda updates: min(updates, part.until) * group.config.batch_size,
-        describe=describe,
-        check_memory=lambda _: None,  # the plan has
-        explain=lambda program: explain(group.config, group.env, program),
-        progress=session.progress,
-        stop=session.stop,
-        farewell=f"what was saved stays; `purejaxppo resume {session.directory}` goes on from there.",
-        note=session.note,
-        phases=session.phases,
-        updates=done,
-        seconds=seconds,
-    )
-
-
-class _Report:
-    """Takes each chunk's metrics to the file and to the progress."""
-
-    def __init__(
-        self, rows: MetricRows, log: RepeatedFile, progress: ProgressDisplay, env_steps: int, until: int, done: int
-    ) -> None:
-        self._rows, self._log, self._progress = rows, log, progress
-        self._env_steps = env_steps
-        self._until = until
-        self._done = done
-
-    def __call__(self, chunk: Chunk) -> None:
-        self._log.write(self._rows(chunk))
-        done = min(chunk.last_update, self._until)
-        steps = (done - self._done) * self._env_steps
-        self._done = done
-        self._progress.advance(steps, {"episode/return": mean_ended(chunk)})
+    return describe
 
 
 def mean_ended(chunk: Chunk) -> float | None:
@@ -192,7 +178,7 @@ def mean_ended(chunk: Chunk) -> float | None:
     return float(ended.mean()) if ended.size else None
 
 
-def _result(part: Part, group: Group, runs: Runs, seeds: jax.Array, metrics_bytes: int, timing: Timing) -> PartResult:
+def _result(part: Part, group: Group, runs: Runs, seeds: jax.Array, metrics_bytes: int, seconds: float) -> PartResult:
     count = len(part.runs)
     try:
         returns, unfinished = group.evaluate(seeds, runs)
@@ -207,7 +193,7 @@ def _result(part: Part, group: Group, runs: Runs, seeds: jax.Array, metrics_byte
         diverged_at=np.asarray(runs.diverged)[:count].tolist(),
         returns=[float(x) if np.isfinite(x) else None for x in returns[:count]],
         metrics_bytes=metrics_bytes,
-        seconds=timing.train_seconds,
+        seconds=seconds,
         unfinished=int(unfinished[:count].sum()),
     )
 

@@ -240,18 +240,18 @@ def test_a_run_that_does_not_fit_is_not_begun(tmp_path, tiny_device):
 
 def test_a_first_state_that_does_not_fit_is_not_computed(tmp_path, tiny_device, monkeypatch):
     tiny_device(500)
-    monkeypatch.setattr(training, "train_in_chunks", lambda config, trainer, hp, start, hooks: start())
+    monkeypatch.setattr(training, "compile_chunks", lambda *_: pytest.fail("it has gone on"))
     assert "the device has 500 bytes" in fails(tmp_path / "out")
 
 
 def test_what_the_compiler_did_not_foresee(tmp_path, monkeypatch):
     """XLA's error in the middle of a run is explained, with the program's figure."""
 
-    def fail(config, trainer, hp, start, hooks):
-        hooks.on_start(12_345)
+    def fail(hp, state):
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte.\nlong story")
 
-    monkeypatch.setattr(training, "train_in_chunks", fail)
+    monkeypatch.setattr(training, "compile_chunks", lambda trainer, hp, state, lengths: dict.fromkeys(lengths, fail))
+    monkeypatch.setattr(training, "program_bytes", lambda _: 12_345)
     assert "the compiled program 12.3 kB" in fails(tmp_path / "out")
 
 
@@ -259,7 +259,7 @@ def test_other_errors_are_not_explained_away(tmp_path, monkeypatch):
     def fail(*_):
         raise RuntimeError("INTERNAL: something else")
 
-    monkeypatch.setattr(training, "train_in_chunks", fail)
+    monkeypatch.setattr(training, "compile_chunks", fail)
     with pytest.raises(RuntimeError, match="something else"):
         run_experiment(SMALL, HP, 0, out=tmp_path / "out", console=Console(file=io.StringIO()))
 

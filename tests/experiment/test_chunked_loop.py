@@ -5,6 +5,7 @@ import math
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,11 +13,19 @@ from hypothesis import strategies as st
 from probe_envs import walk
 
 from purejaxppo.config import Hyperparams, TrainConfig
-from purejaxppo.core.nonfinite import WATCHED
+from purejaxppo.core.nonfinite import WATCHED, NonfiniteLimit
 from purejaxppo.errors import DivergedError
 from purejaxppo.experiment import chunked_loop
 from purejaxppo.experiment.checkpoints.state import state_sha256
-from purejaxppo.experiment.chunked_loop import Chunk, Hooks, Rows, chunk_lengths, train_in_chunks
+from purejaxppo.experiment.chunked_loop import (
+    Chunk,
+    advance_in_chunks,
+    chunk_lengths,
+    compile_chunks,
+    remaining,
+    steady_speed,
+)
+from purejaxppo.experiment.training import MetricsRows
 from purejaxppo.train import trainer_from_config
 
 HP = Hyperparams(learning_rate=1e-3)
@@ -106,10 +115,27 @@ def walked():
     return trainer, compile_advance
 
 
-def train_walking(trainer, sinks, start=None, **hooks):
-    """train_in_chunks for CONFIG and seed 3 with its rows sent to the sinks."""
-    start = start or (lambda: trainer.init(jax.random.key(3), HP))
-    return train_in_chunks(CONFIG, trainer, HP, start, Hooks(Rows(CONFIG, sinks), **hooks))
+def chunks_of(trainer, runner=None, **asked):
+    """The chunks of CONFIG from a state, by default the first one of seed 3."""
+    hp = jax.tree.map(jnp.float32, HP)
+    runner = trainer.init(jax.random.key(3), hp) if runner is None else runner
+    done = int(runner.updates)
+    lengths = remaining(chunked_loop.chunk_lengths(CONFIG, runner.learner.params, "cpu"), done)
+    programs = compile_chunks(trainer, hp, runner, lengths)
+    calls = {length: partial(program, hp) for length, program in programs.items()}
+    return advance_in_chunks(calls, lengths, runner, done, **asked)
+
+
+def train_walking(trainer, sinks, runner=None, **asked):
+    """The last state and chunk of CONFIG, with its rows sent to the sinks."""
+    rows, chunk = rows_of(CONFIG, sinks), None
+    for chunk in chunks_of(trainer, runner, **asked):
+        rows.write(chunk)
+    return chunk.state, chunk
+
+
+def rows_of(config, sinks, seconds=0.0, bad=0):
+    return MetricsRows(config, sinks, NonfiniteLimit(config.on_nonfinite, bad), seconds)
 
 
 def test_the_chunks_length_changes_nothing(walked, short_chunks, monkeypatch):
@@ -120,9 +146,8 @@ def test_the_chunks_length_changes_nothing(walked, short_chunks, monkeypatch):
     for lengths in ([6], [2, 2, 2], [4, 2]):
         short_chunks(*lengths)
         rows = []
-        runner, timing = train_walking(trainer, [lambda step, row, rows=rows: rows.append(row)])
-        assert timing.train_seconds > 0
-        assert timing.env_steps_per_second > 0
+        runner, last = train_walking(trainer, [lambda step, row, rows=rows: rows.append(row)])
+        assert last.end > 0
         results.append((state_sha256(runner), [without_time(row) for row in rows]))
     assert [row["update"] for row in results[0][1]] == list(range(1, UPDATES + 1))
     assert results[1] == results[0]
@@ -134,14 +159,25 @@ def test_chunks_are_reported_in_order_with_their_times(walked, short_chunks, mon
     trainer, compile_advance = walked
     monkeypatch.setattr(chunked_loop, "_compile_advance", compile_advance)
     short_chunks(4, 2)
-    chunks = []
-    start = partial(trainer.init, jax.random.key(3), HP)
-    _, timing = train_in_chunks(CONFIG, trainer, HP, start, Hooks(chunks.append))
+    chunks = list(chunks_of(trainer))
     assert [chunk.first_update for chunk in chunks] == [1, 5]
     assert [{len(x) for x in chunk.metrics.values()} for chunk in chunks] == [{4}, {2}]
     assert chunks[0].begin == 0
-    assert chunks[0].end == chunks[1].begin < chunks[1].end == timing.train_seconds
-    assert timing.env_steps_per_second == pytest.approx(2 * CONFIG.batch_size / (chunks[1].end - chunks[1].begin))
+    assert chunks[0].end == chunks[1].begin < chunks[1].end
+    assert chunks[0].state is None  # the next one has been started
+    assert int(chunks[1].state.updates) == UPDATES
+
+
+def test_the_speed_is_that_after_the_first_chunk():
+    """Of ten env steps per update: 2 updates in 4 s, then 3 in 1 s and 1 in 1 s."""
+    sizes, ends = (2, 3, 1), (0.0, 4.0, 5.0, 6.0)
+    chunks = [
+        Chunk(sum(sizes[:i]) + 1, ends[i], ends[i + 1], {"learning_rate": np.zeros(size)})
+        for i, size in enumerate(sizes)
+    ]
+    assert steady_speed(chunks[0], chunks[2], 10) == 20.0
+    assert steady_speed(chunks[0], chunks[0], 10) == 5.0
+    assert steady_speed(None, None, 10) == 0.0
 
 
 def test_one_compilation_for_any_number_of_chunks(walked, short_chunks, monkeypatch):
@@ -163,9 +199,8 @@ def test_the_host_looks_between_chunks(walked, short_chunks, monkeypatch):
     trainer, compile_advance = walked
     monkeypatch.setattr(chunked_loop, "_compile_advance", compile_advance)
     short_chunks(2, 2, 2)
-    answers = iter([False, False, True])
     rows = []
-    runner, _ = train_walking(trainer, [lambda step, row: rows.append(row)], stopped=lambda: next(answers))
+    runner, _ = train_walking(trainer, [lambda step, row: rows.append(row)], stop=lambda: len(rows) >= 2)
     assert int(runner.updates) == len(rows) == 4
     seconds = [row["seconds"] for row in rows]
     assert seconds == sorted(seconds)
@@ -177,7 +212,7 @@ def test_the_host_looks_between_chunks(walked, short_chunks, monkeypatch):
 
 @pytest.mark.parametrize("done", range(UPDATES + 1))
 def test_what_is_left_is_cut_at_the_same_places(done):
-    left = chunked_loop._remaining([2, 3, 1], done)
+    left = remaining([2, 3, 1], done)
     ends = [UPDATES - sum(left[i + 1 :]) for i in range(len(left))]
     assert ends == [end for end in (2, 5, 6) if end > done]
     assert sum(left) == UPDATES - done
@@ -190,9 +225,9 @@ def test_a_run_in_two_parts_is_the_whole_run(walked, short_chunks, monkeypatch):
     short_chunks(2, 2, 2)
     whole, first, second = [], [], []
     expected, _ = train_walking(trainer, [lambda _, row: whole.append(without_time(row))])
-    answers = iter([False, False, True])
-    half, _ = train_walking(trainer, [lambda _, row: first.append(without_time(row))], stopped=lambda: next(answers))
-    end, _ = train_walking(trainer, [lambda _, row: second.append(without_time(row))], start=lambda: half)
+    sink = [lambda _, row: first.append(without_time(row))]
+    half, _ = train_walking(trainer, sink, stop=lambda: len(first) >= 2)
+    end, _ = train_walking(trainer, [lambda _, row: second.append(without_time(row))], half)
     assert state_sha256(end) == state_sha256(expected)
     assert len(first) == 4
     assert first + second == whole
@@ -202,27 +237,29 @@ def test_nothing_left_to_do(walked, short_chunks, monkeypatch):
     trainer, compile_advance = walked
     monkeypatch.setattr(chunked_loop, "_compile_advance", compile_advance)
     short_chunks(2, 2, 2)
-    done = trainer.init(jax.random.key(3), HP)._replace(updates=jax.numpy.int32(UPDATES))
-    same, timing = train_walking(trainer, [], start=lambda: done)
-    assert state_sha256(same) == state_sha256(done)
-    assert timing.train_seconds == timing.env_steps_per_second == 0
+    done = trainer.init(jax.random.key(3), HP)._replace(updates=jnp.int32(UPDATES))
+    assert list(chunks_of(trainer, done)) == []
 
 
-def test_saves_see_the_state_after_what_was_reported(walked, short_chunks, monkeypatch):
-    """Whenever one is due: its count of updates, its state, and the rows so far are of one moment."""
+def test_a_wanted_state_is_that_after_what_was_reported(walked, short_chunks, monkeypatch):
+    """It is yielded before anything else is started, and asking for it changes nothing."""
     trainer, compile_advance = walked
     monkeypatch.setattr(chunked_loop, "_compile_advance", compile_advance)
     short_chunks(2, 2, 2)
-    rows, saved = [], []
-    due = iter([True, False, True])
+    wants = iter([True, False])
+    seen = []
+    for chunk in chunks_of(trainer, wants_state=lambda: next(wants)):
+        seen.append((chunk.last_update, None if chunk.state is None else state_sha256(chunk.state)))
+    *_, last = chunks_of(trainer)
+    assert [(update, sha is None) for update, sha in seen] == [(2, False), (4, True), (6, False)]
+    assert seen[2][1] == state_sha256(last.state)
 
-    def save(updates, runner):
-        saved.append((updates, int(runner.updates), len(rows)))
 
-    end, _ = train_walking(trainer, [lambda _, row: rows.append(row)], save_due=lambda: next(due), save=save)
-    assert saved == [(2, 2, 2), (6, 6, 6)]
-    unsaved, _ = train_walking(trainer, [])
-    assert state_sha256(end) == state_sha256(unsaved)
+def test_a_stop_before_the_first_chunk_starts_nothing(walked, short_chunks, monkeypatch):
+    trainer, compile_advance = walked
+    monkeypatch.setattr(chunked_loop, "_compile_advance", compile_advance)
+    short_chunks(2, 2, 2)
+    assert list(chunks_of(trainer, stop=lambda: "SIGTERM")) == []
 
 
 # --- rows that are not finite -----------------------------------------------------------------------------------------
@@ -238,7 +275,7 @@ def chunk_of(*bits, first_update=1):
 def test_rows_stop_at_the_first_that_is_not_finite():
     rows = []
     with pytest.raises(DivergedError, match=r"^reward is not finite at update 12 \(384 env steps\)") as caught:
-        Rows(CONFIG, [lambda _, row: rows.append(row)])(chunk_of(0, 0b1010, 0, first_update=11))
+        rows_of(CONFIG, [lambda _, row: rows.append(row)]).write(chunk_of(0, 0b1010, 0, first_update=11))
     assert caught.value.update == 12
     assert [row["update"] for row in rows] == [11]
     assert "nonfinite" not in rows[0]
@@ -248,7 +285,7 @@ def advice_for(quantity, first_update, config=CONFIG, updates=1, bad=0):
     """What a run is told to do that stops because of this quantity."""
     bits = [1 << WATCHED.index(quantity)] * updates
     with pytest.raises(DivergedError) as caught:
-        Rows(config, [], bad=bad)(chunk_of(*bits, first_update=first_update))
+        rows_of(config, [], bad=bad).write(chunk_of(*bits, first_update=first_update))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -282,7 +319,7 @@ def test_nothing_is_learnt_by_updates_that_were_undone():
 def test_rows_of_updates_that_were_undone_go_on_for_a_while():
     """Nine in a row, twice; the tenth in a row is one too many."""
     rows = []
-    consume = Rows(dataclasses.replace(CONFIG, on_nonfinite="skip"), [lambda _, row: rows.append(row)])
+    consume = rows_of(dataclasses.replace(CONFIG, on_nonfinite="skip"), [lambda _, row: rows.append(row)]).write
     consume(chunk_of(*[1] * 9, 0, *[1] * 5))
     consume(chunk_of(*[2] * 4, 0, first_update=16))
     assert [row.get("nonfinite") for row in rows] == [
@@ -294,5 +331,5 @@ def test_rows_of_updates_that_were_undone_go_on_for_a_while():
 
 def test_seconds_go_on_from_those_before():
     rows = []
-    Rows(CONFIG, [lambda _, row: rows.append(row)], seconds=100.0)(chunk_of(0, 0))
+    rows_of(CONFIG, [lambda _, row: rows.append(row)], seconds=100.0).write(chunk_of(0, 0))
     assert [row["seconds"] for row in rows] == [100.5, 101.0]

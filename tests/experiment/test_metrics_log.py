@@ -14,17 +14,8 @@ from rich.console import Console
 
 from purejaxppo.errors import CheckpointError, ConfigError
 from purejaxppo.experiment import metrics_log
-from purejaxppo.experiment.metrics_log import (
-    JsonLines,
-    ProgressDisplay,
-    RepeatedFile,
-    Terminal,
-    emit,
-    read_metrics,
-    recent_return,
-    say,
-    whole_rows,
-)
+from purejaxppo.experiment.metrics_log import JsonLines, RepeatedFile, emit, read_metrics, recent_return, whole_rows
+from purejaxppo.experiment.progress import ProgressDisplay, Terminal, say
 
 
 def strict(text):

@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 import signal
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from probe_envs import spoiled, walk
 from rich.console import Console
 
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
-from purejaxppo.core.nonfinite import GUARDS
+from purejaxppo.core.nonfinite import POLICIES
 from purejaxppo.envs.gymnax_adapter import from_gymnax
 from purejaxppo.errors import CheckpointError, ConfigError, DivergedError, EnvError
 from purejaxppo.experiment import chunked_loop, load_run, training
@@ -26,7 +27,7 @@ from purejaxppo.experiment.checkpoints.store import Which, save_step
 from purejaxppo.experiment.chunked_loop import Timing
 from purejaxppo.experiment.directory import RunSettings, read_run_settings
 from purejaxppo.experiment.run import evaluate_saved, resume_experiment, run_experiment
-from purejaxppo.experiment.training import train_session
+from purejaxppo.experiment.training import train
 from purejaxppo.train import trainer_from_config
 
 UPDATES = 6
@@ -408,21 +409,21 @@ def test_rollbacks_are_counted_from_one_checkpoint(half, monkeypatch):
     failures = {96: [4, 4, 4, None], 160: [6, 6, 6, None]}
     starts = []
 
-    def train(run, start):
-        starts.append(start.updates)
-        update = failures[start.updates * 32].pop(0)
+    def attempt(run, saved, _):
+        starts.append(saved.updates)
+        update = failures[saved.updates * 32].pop(0)
         if update:
             raise DivergedError("reward is not finite.", update)
-        if start.updates == 3:  # a later checkpoint, and then it goes wrong again
+        if saved.updates == 3:  # a later checkpoint, and then it goes wrong again
             runner = training.load_runner(run.run_dir, run.settings, run.trainer)[0]
             later = runner._replace(updates=jnp.int32(5))
             meta = {"updates": 5, "metrics_bytes": 0, "seconds": 0.0, "train_return": None}
             save_step(run.run_dir, 160, snapshot(later), {**meta, "settings": run.settings.record()})
             raise DivergedError("reward is not finite.", 6)
-        return start.make(), Timing(0.0, 0.0, 0.0)
+        return saved.runner, Timing(0.0, 0.0, 0.0)
 
-    monkeypatch.setattr(training, "_train", train)
-    monkeypatch.setattr(experiment_run, "_finish", lambda run, start: train_session(run, start))
+    monkeypatch.setattr(training, "_train", attempt)
+    monkeypatch.setattr(experiment_run, "_finish", lambda run, saved: train(run, saved))
     failures[96][-1:] = [None]
     failures[160] = [6, 6, None]
     resume(half, settings=other_settings(half, on_nonfinite="rollback"))
@@ -434,7 +435,7 @@ def test_rollback_gives_up(tmp_path, use):
     use(bad_from_the_third_update)
     with pytest.raises(DivergedError, match="at update 3"):
         run(tmp_path / "run", config=dataclasses.replace(CONFIG, on_nonfinite="rollback"))
-    assert run.text.count("Rolled back to 64 env steps") == GUARDS["rollback"].rollbacks
+    assert run.text.count("Rolled back to 64 env steps") == POLICIES["rollback"].rollbacks
 
 
 @pytest.mark.slow
@@ -442,7 +443,7 @@ def test_rollback_without_a_checkpoint_is_from_the_beginning(tmp_path, use):
     use(lambda num_envs: spoiled(walk(num_envs), after=0))
     with pytest.raises(DivergedError, match="there is no good checkpoint"):
         run(tmp_path / "run", config=dataclasses.replace(CONFIG, on_nonfinite="rollback"))
-    assert run.text.count("Rolled back to 0 env steps") == GUARDS["rollback"].rollbacks
+    assert run.text.count("Rolled back to 0 env steps") == POLICIES["rollback"].rollbacks
 
 
 def test_other_keys_depend_on_what_failed_alone():
@@ -450,7 +451,8 @@ def test_other_keys_depend_on_what_failed_alone():
     state = type("State", (), {"key": jax.random.key(0)})
 
     def key(failed_at):
-        runner = training._other_key(lambda: jnp_runner(state.key), failed_at)()
+        run = SimpleNamespace(trainer=SimpleNamespace(place=lambda runner: runner))
+        runner = training._state_to_begin_from(run, training.Saved(jnp_runner(state.key)), failed_at)
         return tuple(jax.random.key_data(runner.key).tolist())
 
     keys = [key([3]), key([3, 3]), key([4]), key([3, 4]), key([4, 3])]

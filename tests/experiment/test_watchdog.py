@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from purejaxppo.experiment.watchdog import Watch, announced
+from purejaxppo.experiment.watchdog import Watchdog, announced
 
 PATIENCE = 0.15
 LONG = 10.0  # for what must happen; how long exactly is the machine's business
@@ -18,7 +18,7 @@ SHORT = 3 * PATIENCE  # for what must not
 def watching(patience=PATIENCE):
     """(watch, queue of what it says)"""
     said = queue.Queue()
-    with Watch(said.put, patience) as watch:
+    with Watchdog(said.put, patience) as watch:
         yield watch, said
 
 
@@ -71,7 +71,7 @@ def limit_of(waits, patience=60.0):
     """
     limits = queue.Queue()
 
-    class Noting(Watch):
+    class Noting(Watchdog):
         def _heard_after(self, since, seconds):
             if seconds is not None:
                 limits.put(seconds)

@@ -8,7 +8,6 @@ from types import TracebackType
 from typing import Any, Self
 
 from purejaxppo.config import RunOptions
-from purejaxppo.core.types import RunnerState
 from purejaxppo.errors import CheckpointError, DivergedError
 from purejaxppo.experiment.checkpoints.directory import prune
 from purejaxppo.experiment.checkpoints.state import Snapshot, is_finite, snapshot
@@ -29,18 +28,23 @@ class Saver:
         """Whether the last save is long enough ago."""
         return time.monotonic() - self._last >= self._options.checkpoint_seconds
 
-    def save(self, env_steps: int, runner: RunnerState, describe: Callable[[], dict[str, Any]]) -> None:
-        """Starts saving a state; `describe` gives its meta.json, and is called by the thread.
+    def save(self, env_steps: int, state: Any, describe: Callable[[], dict[str, Any]]) -> None:
+        """Starts saving the state of one run or of many.
+
+        Args:
+          env_steps: names the checkpoint.
+          state: a record with a field `learner`; it is copied to the host before this returns.
+          describe: gives meta.json; called by the thread.
 
         Raises:
           CheckpointError: the save before has failed.
           DivergedError: the state is not finite.
         """
         self.wait()
-        state = snapshot(runner)
-        if not is_finite(state.tree.learner):
+        copy = snapshot(state)
+        if not is_finite(copy.tree.learner):
             raise DivergedError(f"a parameter or an optimizer state is not finite after {env_steps} env steps.")
-        self._pending = self._thread.submit(self._write, env_steps, state, describe)
+        self._pending = self._thread.submit(self._write, env_steps, copy, describe)
         self._last = time.monotonic()
 
     def _write(self, env_steps: int, state: Snapshot, describe: Callable[[], dict[str, Any]]) -> None:
@@ -56,6 +60,25 @@ class Saver:
         pending, self._pending = self._pending, None
         if pending:
             pending.result()
+
+    def save_last(
+        self,
+        env_steps: int,
+        state: Any,
+        describe: Callable[[], dict[str, Any]],
+        note: Callable[[str], object],
+    ) -> None:
+        """Saves the state that training ended in, although the save before may have failed, of which `note` is told.
+
+        Raises:
+          CheckpointError: this save has failed too; raised when it is waited for.
+          DivergedError: the state is not finite.
+        """
+        try:
+            self.wait()
+        except CheckpointError as error:
+            note(str(error))
+        self.save(env_steps, state, describe)
 
     def __enter__(self) -> Self:
         return self

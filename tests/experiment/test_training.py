@@ -1,4 +1,4 @@
-"""A stretch of training, with a host loop that only pretends: what is saved when, and what is said of an error."""
+"""Training one run, with programs that only pretend: what is saved when, and what is said of an error."""
 
 import signal
 from types import SimpleNamespace
@@ -6,62 +6,86 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from purejaxppo.config import RunOptions
+from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.core.types import LearnerState, RunnerState
 from purejaxppo.errors import CheckpointError, DivergedError, OutOfMemoryError
-from purejaxppo.experiment import supervisor as module
+from purejaxppo.experiment import training as module
 from purejaxppo.experiment.atomic_files import read_json
 from purejaxppo.experiment.checkpoints.directory import fault, list_steps
-from purejaxppo.experiment.chunked_loop import Chunk, Timing
+from purejaxppo.experiment.directory import RunSettings
 from purejaxppo.experiment.phases import Phases
 from purejaxppo.experiment.signals import StopRequest
-from purejaxppo.experiment.supervisor import Stretch, train_stretch
+from purejaxppo.experiment.training import Run, Saved, train
 
 STEPS = 8  # environment steps per update
 PROGRAM = 1234  # bytes
-FAREWELL = "what was saved stays."
 
 
 class Rehearsal:
-    """A stretch whose chunks are of two updates and one second each, and what happened in it, in order.
+    """A run whose chunks are of two updates, with a program that only counts; and what happened in it, in order.
 
     Args:
-      directory: of the checkpoints.
-      chunks: how many there are.
-      before: updates and seconds before it.
-      due: whether the host loop is to ask for a save after each chunk.
+      patch: the test's monkeypatch.
+      directory: of the run.
+      chunks: how many there are to do.
+      before: updates and seconds before them, which a checkpoint had.
+      due: whether a save is due at every moment.
     """
 
-    def __init__(self, directory, chunks=3, before=(0, 0.0), due=False):
-        self.directory, self.chunks, self.due = directory, chunks, due
+    def __init__(self, patch, directory, chunks=3, before=(0, 0.0), due=False):
+        self.directory, self.before = directory, before
         self.events, self.notes, self.phases = [], [], Phases()
         self.stop = StopRequest()
         self.at = {}  # event -> what is to be done when it happens
         self.failing = []  # updates whose checkpoint cannot be written, as often as they are in here
-        self.before = before
+        updates = before[0] + 2 * chunks
+        self.config = TrainConfig(num_envs=2, num_steps=4, num_minibatches=1, total_timesteps=STEPS * max(updates, 1))
+        self.options = RunOptions(checkpoint_seconds=0.0 if due else 1e9, keep_newest=9)
+        patch.setattr(module, "chunk_lengths", lambda *_: [2] * (updates // 2))
+        patch.setattr(module, "compile_chunks", self.compile)
+        patch.setattr(module, "program_bytes", lambda _: PROGRAM)
+        patch.setattr(module, "explain", lambda c, e, size: OutOfMemoryError(f"out of memory: {size} bytes; try less."))
+        patch.setattr(module, "_check_memory", lambda _, size: self.happen("memory", size))
+        patch.setattr(module, "ProgressDisplay", self.progress)
+        patch.setattr(module, "_description", self.description)
+        patch.setattr(module, "remark", lambda _, text: self.notes.append(text))
 
     def happen(self, *event):
         self.events.append(event)
         self.at.get(event, lambda: None)()
 
-    def advance(self, hooks):
-        """What `advance_in_chunks` does, without a device."""
+    def compile(self, trainer, hp, state, lengths):
         self.happen("compile")
-        hooks.on_start(PROGRAM)
-        done, second = self.before[0], 0.0
-        for _ in range(self.chunks):
-            if hooks.stopped():
-                break
-            metrics = {"learning_rate": np.zeros(2)}
-            self.happen("chunk", done + 2)
-            hooks.report(Chunk(done + 1, second, second + 1.0, metrics))
-            done, second = done + 2, second + 1.0
-            if hooks.save_due() and self.due:
-                hooks.save(done, state_of(done))
-        return state_of(done), Timing(5.0, second, 16.0)
+        return dict.fromkeys(lengths, self.advance)
 
-    def describe(self, updates, seconds):
-        self.happen("save", updates, seconds)
+    def advance(self, hp, state):
+        done = int(state.updates) + 2
+        self.happen("chunk", done)
+        zeros = np.zeros(2, np.int32)
+        names = ("learning_rate", "nonfinite", "episode/count", "episode/return")
+        return state_of(done), dict.fromkeys(names, zeros)
+
+    def progress(self, console, *_):
+        """Stands for the display, which is the second of the sinks."""
+        outer = self
+
+        class Display:
+            def start_clock(self):
+                outer.happen("clock")
+
+            def __call__(self, env_steps, row):
+                outer.happen("report", row["update"])
+
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *_):
+                pass
+
+        return Display()
+
+    def description(self, run, updates, log, seconds):
+        self.happen("save", updates)
 
         def meta():
             if updates in self.failing:
@@ -72,32 +96,26 @@ class Rehearsal:
         return meta
 
     def run(self):
-        return train_stretch(
-            Stretch(
-                advance=self.advance,
-                report=lambda chunk: self.happen("report", chunk.first_update, chunk.last_update),
-                directory=self.directory,
-                options=RunOptions(checkpoint_seconds=0.0, keep_newest=9),
-                env_steps=lambda updates: STEPS * updates,
-                describe=self.describe,
-                check_memory=lambda size: self.happen("memory", size),
-                explain=lambda size: OutOfMemoryError(f"out of memory: {size} bytes; try less."),
-                progress=SimpleNamespace(start_clock=lambda: self.happen("clock")),
-                stop=self.stop,
-                farewell=FAREWELL,
-                note=self.notes.append,
-                phases=self.phases,
-                updates=self.before[0],
-                seconds=self.before[1],
-            )
-        )
+        settings = RunSettings(self.config, Hyperparams(), 0, self.options)
+        trainer = SimpleNamespace(place=lambda state: state)
+        self.directory.mkdir(exist_ok=True)
+        (self.directory / "metrics.jsonl").write_text("")
+        run = Run(self.directory, settings, None, trainer, None, self.stop, self.phases)
+        done, seconds = self.before
+        return train(run, Saved(state_of(done), done, 0, seconds))
 
     def saved(self):
-        """(env steps, meta's updates, meta's seconds) of the checkpoints, oldest first; each is sound."""
+        """(env steps, meta's updates) of the checkpoints, oldest first; each is valid, and goes on with the seconds."""
         steps = list_steps(self.directory)[::-1]
         assert [fault(step.path) for step in steps] == [None] * len(steps)
         metas = [read_json(step.path / "meta.json") for step in steps]
-        return [(step.env_steps, meta["updates"], meta["seconds"]) for step, meta in zip(steps, metas, strict=True)]
+        seconds = [meta["seconds"] for meta in metas]
+        assert seconds == sorted(seconds)
+        assert all(second >= self.before[1] for second in seconds)
+        return [(step.env_steps, meta["updates"]) for step, meta in zip(steps, metas, strict=True)]
+
+    def of(self, *kinds):
+        return [event for event in self.events if event[0] in kinds]
 
 
 def state_of(updates):
@@ -113,16 +131,16 @@ def fails_with(error):
 
 
 @pytest.fixture
-def rehearsal(tmp_path):
+def rehearsal(tmp_path, monkeypatch):
     """rehearsal(chunks=3, ...)"""
-    return lambda **options: Rehearsal(tmp_path, **options)
+    return lambda **options: Rehearsal(monkeypatch, tmp_path / "run", **options)
 
 
 # --- the order of things ----------------------------------------------------------------------------------------------
 
 
 def test_it_reports_each_chunk_and_saves_at_the_end(rehearsal):
-    """The clock starts after the compilation; the state of the end is on the disk when it is over."""
+    """A chunk is reported while the next one runs; the state of the end is on the disk when it is over."""
     subject = rehearsal(chunks=2)
     state, timing = subject.run()
     assert subject.events == [
@@ -130,56 +148,62 @@ def test_it_reports_each_chunk_and_saves_at_the_end(rehearsal):
         ("memory", PROGRAM),
         ("clock",),
         ("chunk", 2),
-        ("report", 1, 2),
         ("chunk", 4),
-        ("report", 3, 4),
-        ("save", 4, 2.0),
+        ("report", 1),
+        ("report", 2),
+        ("report", 3),
+        ("report", 4),
+        ("save", 4),
     ]
     assert int(state.updates) == 4
-    assert timing == Timing(5.0, 2.0, 16.0)
-    assert subject.saved() == [(32, 4, 2.0)]
+    assert timing.train_seconds > 0
+    assert timing.env_steps_per_second > 0
+    assert subject.saved() == [(32, 4)]
     assert subject.notes == []
 
 
 def test_it_saves_in_between_when_a_save_is_due(rehearsal):
-    """What is reported comes first; at the end the last state is there already."""
-    subject = rehearsal(due=True)
+    """What is reported comes first, and nothing further is started; at the end the last state is there already."""
+    subject = rehearsal(due=True, chunks=2)
     subject.run()
-    assert [event for event in subject.events if event[0] in ("report", "save")] == [
-        ("report", 1, 2),
-        ("save", 2, 1.0),
-        ("report", 3, 4),
-        ("save", 4, 2.0),
-        ("report", 5, 6),
-        ("save", 6, 3.0),
-        ("save", 6, 3.0),
+    assert subject.of("chunk", "report", "save") == [
+        ("chunk", 2),
+        ("report", 1),
+        ("report", 2),
+        ("save", 2),
+        ("chunk", 4),
+        ("report", 3),
+        ("report", 4),
+        ("save", 4),
+        ("save", 4),
     ]
-    assert subject.saved() == [(16, 2, 1.0), (32, 4, 2.0), (48, 6, 3.0)]
+    assert subject.saved() == [(16, 2), (32, 4)]
 
 
 def test_updates_and_seconds_go_on_from_before(rehearsal):
     subject = rehearsal(chunks=2, before=(10, 7.5), due=True)
     state, timing = subject.run()
-    assert [event for event in subject.events if event[0] == "report"] == [("report", 11, 12), ("report", 13, 14)]
-    assert (int(state.updates), timing.train_seconds) == (14, 9.5)
-    assert subject.saved() == [(96, 12, 8.5), (112, 14, 9.5)]
+    assert subject.of("report") == [("report", update) for update in (11, 12, 13, 14)]
+    assert int(state.updates) == 14
+    assert timing.train_seconds > 7.5
+    assert subject.saved() == [(96, 12), (112, 14)]
 
 
 def test_nothing_left_to_do(rehearsal):
     """The state that it began with is saved, with the seconds of before."""
     subject = rehearsal(chunks=0, before=(10, 7.5))
     _, timing = subject.run()
-    assert timing.train_seconds == 7.5
-    assert subject.saved() == [(80, 10, 7.5)]
+    assert (timing.train_seconds, timing.env_steps_per_second) == (7.5, 0.0)
+    assert subject.saved() == [(80, 10)]
 
 
-def test_the_watch_hears_of_every_sign_of_life(rehearsal, monkeypatch):
-    """At the end of the compilation and after each chunk; it is told where to complain."""
+def test_the_watchdog_hears_of_every_sign_of_life(rehearsal, monkeypatch):
+    """At the end of the compilation and after each chunk."""
     subject = rehearsal(chunks=2)
 
-    class Watch:
+    class Watchdog:
         def __init__(self, say):
-            assert say == subject.notes.append
+            say("told here")
 
         def __enter__(self):
             return SimpleNamespace(alive=lambda: subject.happen("alive"))
@@ -187,10 +211,11 @@ def test_the_watch_hears_of_every_sign_of_life(rehearsal, monkeypatch):
         def __exit__(self, *_):
             subject.happen("over")
 
-    monkeypatch.setattr(module, "Watch", Watch)
+    monkeypatch.setattr(module, "Watchdog", Watchdog)
     subject.run()
-    names = [event[0] for event in subject.events]
-    assert names == ["compile", "memory", "alive", "clock", *["chunk", "report", "alive"] * 2, "save", "over"]
+    assert subject.notes == ["told here"]
+    names = [event[0] for event in subject.of("compile", "alive", "clock", "report", "save", "over")]
+    assert names == ["compile", "alive", "clock", *["report", "report", "alive"] * 2, "save", "over"]
 
 
 # --- signals ----------------------------------------------------------------------------------------------------------
@@ -199,39 +224,41 @@ def test_the_watch_hears_of_every_sign_of_life(rehearsal, monkeypatch):
 def test_a_signal_during_the_compilation_ends_it_at_once(rehearsal):
     subject = rehearsal()
     subject.at["compile",] = lambda: subject.stop.received(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt, match=f"^stopped by SIGTERM: {FAREWELL}$"):
+    with pytest.raises(KeyboardInterrupt, match=r"^stopped by SIGTERM: no update had finished; `purejaxppo resume "):
         subject.run()
     assert subject.events == [("compile",)]
     assert subject.saved() == []
 
 
 def test_a_signal_before_it_ends_it_before_it_begins(rehearsal):
-    subject = rehearsal()
+    subject = rehearsal(before=(10, 7.5))
     subject.stop.received(signal.SIGUSR1)
-    with pytest.raises(KeyboardInterrupt, match=FAREWELL):
+    with pytest.raises(KeyboardInterrupt, match="the state after 80 env steps is saved"):
         subject.run()
     assert subject.events == []
 
 
-@pytest.mark.parametrize("moment", [("clock",), ("chunk", 2), ("report", 1, 2)])
-def test_a_signal_after_the_compilation_lets_what_is_started_end(rehearsal, moment):
+@pytest.mark.parametrize(
+    ("moment", "reached"), [(("clock",), 0), (("chunk", 2), 2), (("report", 1), 4), (("report", 3), 6)]
+)
+def test_a_signal_after_the_compilation_lets_what_is_started_end(rehearsal, moment, reached):
+    """While the first chunk is reported, the second one runs."""
     subject = rehearsal()
     subject.at[moment] = lambda: subject.stop.received(signal.SIGTERM)
-    state, timing = subject.run()
-    reached = 0 if moment == ("clock",) else 2
+    state, _ = subject.run()
     assert int(state.updates) == reached
-    assert timing.train_seconds == reached / 2
-    assert subject.saved() == [(STEPS * reached, reached, reached / 2)]
+    assert subject.of("report") == [("report", update + 1) for update in range(reached)]
+    assert subject.saved() == [(STEPS * reached, reached)]
 
 
 def test_a_signal_while_the_last_state_is_saved_changes_nothing(rehearsal):
     subject = rehearsal(chunks=1)
-    subject.at["save", 2, 1.0] = lambda: subject.stop.received(signal.SIGINT)
+    subject.at["save", 2] = lambda: subject.stop.received(signal.SIGINT)
     subject.run()
-    assert subject.saved() == [(16, 2, 1.0)]
+    assert subject.saved() == [(16, 2)]
 
 
-def test_an_error_in_the_compilation_leaves_no_farewell_behind(rehearsal):
+def test_an_error_in_the_compilation_leaves_no_message_behind(rehearsal):
     subject = rehearsal()
     subject.at["compile",] = fails_with(ValueError("no such primitive"))
     with pytest.raises(ValueError, match="no such primitive"):
@@ -287,7 +314,7 @@ def test_the_last_save_is_worth_another_try(rehearsal):
     (note,) = subject.notes
     assert "cannot save the checkpoint of 32 env steps" in note
     assert "No space left" in note
-    assert subject.saved() == [(16, 2, 1.0), (32, 4, 2.0)]
+    assert subject.saved() == [(16, 2), (32, 4)]
 
 
 def test_if_that_fails_too_it_is_an_error(rehearsal):
@@ -296,7 +323,7 @@ def test_if_that_fails_too_it_is_an_error(rehearsal):
     with pytest.raises(CheckpointError, match="No space left"):
         subject.run()
     assert len(subject.notes) == 1
-    assert subject.saved() == [(16, 2, 1.0)]
+    assert subject.saved() == [(16, 2)]
 
 
 def test_an_earlier_save_that_failed_ends_the_training_at_the_next(rehearsal):
@@ -305,7 +332,7 @@ def test_an_earlier_save_that_failed_ends_the_training_at_the_next(rehearsal):
     subject.failing = [2]
     with pytest.raises(CheckpointError, match="checkpoint of 16 env steps"):
         subject.run()
-    assert ("report", 3, 4) in subject.events
+    assert ("report", 4) in subject.events
     assert ("chunk", 6) not in subject.events
     assert subject.notes == []
     assert subject.saved() == []
@@ -314,13 +341,13 @@ def test_an_earlier_save_that_failed_ends_the_training_at_the_next(rehearsal):
 def test_what_diverges_ends_it_with_what_was_saved_before(rehearsal):
     """The report raises; the save in flight is finished, and no other begun."""
     subject = rehearsal(due=True)
-    subject.at["report", 3, 4] = fails_with(DivergedError("loss/policy is not finite", 3))
+    subject.at["report", 3] = fails_with(DivergedError("loss/policy is not finite", 3))
     with pytest.raises(DivergedError, match="loss/policy"):
         subject.run()
-    assert subject.saved() == [(16, 2, 1.0)]
+    assert subject.saved() == [(16, 2)]
 
 
-def test_its_seconds_are_of_compilation_training_and_saving(tmp_path, monkeypatch):
+def test_its_seconds_are_of_compilation_training_and_saving(rehearsal, monkeypatch):
     """Each of 100 s, 3 s and 20 s on a clock that stands still otherwise."""
     now = [0.0]
 
@@ -328,9 +355,9 @@ def test_its_seconds_are_of_compilation_training_and_saving(tmp_path, monkeypatc
         now[0] += seconds
 
     monkeypatch.setattr("purejaxppo.experiment.phases.time.perf_counter", lambda: now[0])
-    rehearsal = Rehearsal(tmp_path)
-    rehearsal.at[("compile",)] = lambda: pass_by(100.0)
-    rehearsal.at |= {("chunk", updates): lambda: pass_by(1.0) for updates in (2, 4, 6)}
-    rehearsal.at["save", 6, 3.0] = lambda: pass_by(20.0)
-    rehearsal.run()
-    assert rehearsal.phases.seconds() == {"compilation": 100.0, "training": 3.0, "saving": 20.0}
+    subject = rehearsal()
+    subject.at[("compile",)] = lambda: pass_by(100.0)
+    subject.at |= {("chunk", updates): lambda: pass_by(1.0) for updates in (2, 4, 6)}
+    subject.at["save", 6] = lambda: pass_by(20.0)
+    subject.run()
+    assert subject.phases.seconds() == {"compilation": 100.0, "training": 3.0, "saving": 20.0}
