@@ -249,11 +249,11 @@ def _print_end(summary: dict[str, Any], unfinished: int) -> None:
 
 def _saved(command: Evaluate | Export) -> "SavedRun":
     """The run that a command is about: of its own directory, or one of a sweep's."""
-    from purejaxppo.experiment.checkpoints.store import Which
+    from purejaxppo.experiment.checkpoints.store import CheckpointChoice
     from purejaxppo.experiment.load_run import restore
     from purejaxppo.sweeps.extract import restore_member
 
-    which, allow_download = Which(command.step, command.strict, note), command.common.allow_download
+    which, allow_download = CheckpointChoice(command.step, command.strict, note), command.common.allow_download
     with announced(note, f"checking and loading a checkpoint of {command.run_dir}"):
         if command.member is None:
             return restore(command.run_dir, which, allow_download=allow_download)
@@ -291,10 +291,10 @@ def _export(command: Export) -> int:
 
 
 def _extract(command: Extract) -> int:
-    from purejaxppo.experiment.checkpoints.store import Which
+    from purejaxppo.experiment.checkpoints.store import CheckpointChoice
     from purejaxppo.sweeps.extract import extract_member
 
-    which, allow_download = Which(command.step, command.strict, note), command.common.allow_download
+    which, allow_download = CheckpointChoice(command.step, command.strict, note), command.common.allow_download
     with announced(note, f"taking a run out of {command.run_dir}"):
         made = extract_member(command.run_dir, command.member, command.out, which, allow_download=allow_download)
     text = (
@@ -308,10 +308,10 @@ def _extract(command: Extract) -> int:
 def _verify(command: Verify) -> int:
     from purejaxppo.experiment.checkpoints.directory import survey
     from purejaxppo.experiment.directory import read_run_settings
-    from purejaxppo.sweeps.batches import survey_parts
+    from purejaxppo.sweeps.batches import survey_batches
     from purejaxppo.sweeps.directory import is_sweep
 
-    check, look = (read_sweep, survey_parts) if is_sweep(command.run_dir) else (read_run_settings, survey)
+    check, look = (read_sweep, survey_batches) if is_sweep(command.run_dir) else (read_run_settings, survey)
     check(command.run_dir)  # that it is what it seems to be
     with announced(note, f"checking every checkpoint of {command.run_dir}"):
         rows = look(command.run_dir)

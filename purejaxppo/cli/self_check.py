@@ -90,13 +90,13 @@ def check_checkpoint() -> Verdict:
     import jax
 
     from purejaxppo.experiment.checkpoints.state import snapshot, state_sha256
-    from purejaxppo.experiment.checkpoints.store import Which, load_newest, save_step
+    from purejaxppo.experiment.checkpoints.store import CheckpointChoice, load_newest, save_step
 
     runner, _metrics = _small_run()
     expected = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), runner)
     with tempfile.TemporaryDirectory() as folder:
         save_step(Path(folder), _SMALL.env_steps, snapshot(runner), {})
-        restored, _ = load_newest(Path(folder), expected, Which(strict=True))
+        restored, _ = load_newest(Path(folder), expected, CheckpointChoice(strict=True))
         same = state_sha256(restored) == state_sha256(runner)
     if not same:
         return "failed", "a state that was saved and restored is not the same"

@@ -12,7 +12,7 @@ from purejaxppo.config.resolve import refuse_changes
 from purejaxppo.core.types import RunnerState, Trainer, VecEnv
 from purejaxppo.envs.gymnax_adapter import from_gymnax
 from purejaxppo.errors import CheckpointError, ConfigError
-from purejaxppo.experiment.checkpoints.store import NEWEST, Which, load_newest
+from purejaxppo.experiment.checkpoints.store import NEWEST, CheckpointChoice, load_newest
 from purejaxppo.experiment.directory import RunSettings, read_run_settings
 from purejaxppo.train import trainer_from_config
 
@@ -26,7 +26,7 @@ class SavedRun(NamedTuple):
     meta: dict[str, Any]  # the checkpoint's meta.json
 
 
-def restore(run_dir: AnyPath, which: Which = NEWEST, *, allow_download: bool = False) -> SavedRun:
+def restore(run_dir: AnyPath, which: CheckpointChoice = NEWEST, *, allow_download: bool = False) -> SavedRun:
     """A checkpoint of a run, with everything that is needed to use it.
 
     Args:
@@ -47,7 +47,7 @@ def restore(run_dir: AnyPath, which: Which = NEWEST, *, allow_download: bool = F
 
 
 def load_runner(
-    run_dir: Path, settings: RunSettings, trainer: Trainer, which: Which = NEWEST
+    run_dir: Path, settings: RunSettings, trainer: Trainer, which: CheckpointChoice = NEWEST
 ) -> tuple[RunnerState, dict[str, Any]]:
     """The state and meta.json of a run's checkpoint.
 

@@ -19,7 +19,7 @@ from purejaxppo.devices.memory import device_bytes, explain, out_of_memory_expla
 from purejaxppo.errors import DivergedError
 from purejaxppo.experiment.checkpoints.directory import fault, list_steps
 from purejaxppo.experiment.checkpoints.saver import Saver
-from purejaxppo.experiment.checkpoints.store import Which
+from purejaxppo.experiment.checkpoints.store import CheckpointChoice
 from purejaxppo.experiment.chunked_loop import (
     Chunk,
     Timing,
@@ -79,7 +79,7 @@ def load_saved(run: Run, strict: bool = False) -> Saved:
     """
     if not list_steps(run.run_dir):
         return Saved()
-    choice = Which(strict=strict, note=run.note)
+    choice = CheckpointChoice(strict=strict, note=run.note)
     runner, meta = load_runner(run.run_dir, run.settings, run.trainer, choice)
     kept = whole_rows(run.metrics_file, meta["metrics_bytes"])
     if kept < meta["metrics_bytes"]:

@@ -1,1 +1,1 @@
-"""Sweeps on the host: what to train, how it is laid out, its directory, its results. The device's part is `runs.py`."""
+"""Sweeps on the host: what to train, how it is laid out, its directory, its results. What the device does is in `devices/vectorize.py`."""

@@ -1,4 +1,4 @@
-"""Which runs are trained when: rung by rung, and within a rung part by part."""
+"""Which runs are trained when: rung by rung, and within a rung batch by batch."""
 
 import math
 import sys
@@ -16,7 +16,7 @@ from purejaxppo.experiment.statistics import interquartile_mean
 from purejaxppo.sweeps.plan import Plan
 
 
-class Part(NamedTuple):
+class RunBatch(NamedTuple):
     """Runs side by side."""
 
     name: str
@@ -28,8 +28,8 @@ class Part(NamedTuple):
     until: int  # updates that they have done at its end
 
 
-class PartResult(NamedTuple):
-    """How a part's runs ended [runs], and where metrics.csv stood."""
+class BatchResult(NamedTuple):
+    """How a batch's runs ended [runs], and where metrics.csv stood."""
 
     updates: list[int]
     diverged_at: list[int]  # update, 0 for never
@@ -39,23 +39,23 @@ class PartResult(NamedTuple):
     unfinished: int = 0  # episodes of the evaluation that were broken off, of all runs together
 
 
-Finished = list[tuple[Part, PartResult]]
+Finished = list[tuple[RunBatch, BatchResult]]
 
 
-def part_dir(directory: Path, part: Part) -> Path:
+def batch_dir(directory: Path, batch: RunBatch) -> Path:
     """Where its checkpoints and its result are."""
-    return directory / "parts" / part.name
+    return directory / "parts" / batch.name
 
 
-def read_result(directory: Path, part: Part) -> PartResult | None:
-    """How a part ended; None if it has not, or if that cannot be read."""
+def read_result(directory: Path, batch: RunBatch) -> BatchResult | None:
+    """How a batch ended; None if it has not, or if that cannot be read."""
     try:
-        content = read_json(part_dir(directory, part) / "result.json")
-        result = PartResult(**content)
+        content = read_json(batch_dir(directory, batch) / "result.json")
+        result = BatchResult(**content)
     except (CheckpointError, TypeError):
         return None
     lists = (result.updates, result.diverged_at, result.returns)
-    if not all(isinstance(x, list) and len(x) == len(part.runs) for x in lists):
+    if not all(isinstance(x, list) and len(x) == len(batch.runs) for x in lists):
         return None
     counts = [*result.updates, *result.diverged_at, result.metrics_bytes, result.unfinished]
     numbers = [*(x for x in result.returns if x is not None), result.seconds]
@@ -72,17 +72,17 @@ def survivors(plan: Plan, rung: int, finished: Finished) -> set[int]:
         return set(range(len(sweep.settings)))
     seeds = len(sweep.seeds)
     scores: dict[int, list[float]] = {}
-    for part, result in finished:
-        if part.rung == rung - 1:
-            for run, value in zip(part.runs, result.returns, strict=True):
+    for batch, result in finished:
+        if batch.rung == rung - 1:
+            for run, value in zip(batch.runs, result.returns, strict=True):
                 scores.setdefault(run // seeds, []).append(-math.inf if value is None else value)
     ranked = sorted(scores, key=lambda setting: (-interquartile_mean(np.array(scores[setting])), setting))
     return set(ranked[: plan.rungs[rung].settings])
 
 
-def parts_of_rung(plan: Plan, rung: int, settings: set[int]) -> list[Part]:
-    """The parts of a rung: each group's runs, in batches of one size."""
-    parts = []
+def batches_of_rung(plan: Plan, rung: int, settings: set[int]) -> list[RunBatch]:
+    """The batches of a rung: each group's runs, in batches of one size."""
+    batches = []
     for g, group in enumerate(plan.groups):
         runs = [run for run in group.runs if run // len(plan.sweep.seeds) in settings]
         if not runs:
@@ -93,27 +93,27 @@ def parts_of_rung(plan: Plan, rung: int, settings: set[int]) -> list[Part]:
         until = plan.rungs[rung].updates(group.config)
         for b, first in enumerate(range(0, len(runs), size)):
             name = f"rung{rung}_program{g + 1}_batch{b + 1}"
-            parts.append(Part(name, g, rung, tuple(runs[first : first + size]), size, since, until))
-    return parts
+            batches.append(RunBatch(name, g, rung, tuple(runs[first : first + size]), size, since, until))
+    return batches
 
 
-def begun_parts(directory: Path, plan: Plan) -> Iterable[Part]:
-    """The parts that have a checkpoint, in the order in which they were trained."""
+def begun_batches(directory: Path, plan: Plan) -> Iterable[RunBatch]:
+    """The batches that have a checkpoint, in the order in which they were trained."""
     finished: Finished = []
     for rung in range(len(plan.rungs)):
-        for part in parts_of_rung(plan, rung, survivors(plan, rung, finished)):
-            if list_steps(part_dir(directory, part)):
-                yield part
-            result = read_result(directory, part)
+        for batch in batches_of_rung(plan, rung, survivors(plan, rung, finished)):
+            if list_steps(batch_dir(directory, batch)):
+                yield batch
+            result = read_result(directory, batch)
             if result is None:
                 return
-            finished.append((part, result))
+            finished.append((batch, result))
 
 
-def survey_parts(directory: AnyPath) -> list[dict[str, Any]]:
-    """`store.survey` of a sweep's parts, as far as they have begun, each checkpoint named with its part."""
+def survey_batches(directory: AnyPath) -> list[dict[str, Any]]:
+    """`store.survey` of a sweep's batches, as far as they have begun, each checkpoint named with its batch."""
     return [
-        {**row, "checkpoint": f"{part.name}/{row['checkpoint']}"}
-        for part in sorted(path for path in (Path(directory) / "parts").glob("*") if path.is_dir())
-        for row in survey(part)
+        {**row, "checkpoint": f"{batch.name}/{row['checkpoint']}"}
+        for batch in sorted(path for path in (Path(directory) / "parts").glob("*") if path.is_dir())
+        for row in survey(batch)
     ]

@@ -25,8 +25,8 @@ from purejaxppo.experiment.plots import COLOURS, draw_runs, format_steps, save_f
 from purejaxppo.experiment.progress import ProgressDisplay, Terminal, remark, say
 from purejaxppo.experiment.signals import when_interrupted
 from purejaxppo.experiment.watchdog import announced
-from purejaxppo.sweeps.batches import Part
-from purejaxppo.sweeps.compiled_group import Group
+from purejaxppo.sweeps.batches import RunBatch
+from purejaxppo.sweeps.compiled_group import CompiledGroup
 from purejaxppo.sweeps.plan import Plan
 from purejaxppo.sweeps.scoring import (
     RESULT_COLUMNS,
@@ -123,17 +123,17 @@ def _as_sweep(
     return SweepSettings(("algorithm",), points, tuple(runs), tuple(seeds), options, target=target)
 
 
-def _train_all(plan: Plan, group: Group, console: Console, phases: Phases) -> Result:
+def _train_all(plan: Plan, group: CompiledGroup, console: Console, phases: Phases) -> Result:
     """All seeds of one algorithm in one compiled program."""
     config, seeds = group.config, plan.sweep.seeds
     number, size = plan.groups.index(group), plan.balanced(len(seeds), len(seeds) + plan.sizes.devices)
-    part = Part(config.algorithm, number, 0, tuple(group.runs), size, since=0, until=config.num_updates)
-    hps, all_seeds = group.arguments(part.runs, size)
+    batch = RunBatch(config.algorithm, number, 0, tuple(group.runs), size, since=0, until=config.num_updates)
+    hps, all_seeds = group.arguments(batch.runs, size)
     length = plan.chunk(group, size)
     say(console, config.algorithm)
     with ProgressDisplay(console, config.env_steps * len(seeds)) as progress:
         curves = _Curves(config, len(seeds), progress)
-        runs = first_state(plan, part)
+        runs = first_state(plan, batch)
         programs = {length: partial(group.program(size, length), hps)}
         phases.end("compilation")
         progress.start_clock()

@@ -23,7 +23,7 @@ _SHARE = 0.8  # of the memory that may be taken
 _REUSE = 6
 
 
-class Group:
+class CompiledGroup:
     """The runs that share a `TrainConfig`, and so a compiled program for each number of them side by side."""
 
     def __init__(self, sweep: SweepSettings, settings: Sequence[int], allow_download: bool) -> None:

@@ -15,15 +15,15 @@ from purejaxppo.errors import CheckpointError, ConfigError
 from purejaxppo.experiment.atomic_files import read_json
 from purejaxppo.experiment.checkpoints.directory import list_steps
 from purejaxppo.experiment.checkpoints.state import snapshot
-from purejaxppo.experiment.checkpoints.store import NEWEST, Which, save_step
+from purejaxppo.experiment.checkpoints.store import NEWEST, CheckpointChoice, save_step
 from purejaxppo.experiment.directory import RunSettings, create_dir, write_inputs
 from purejaxppo.experiment.load_run import SavedRun
 from purejaxppo.experiment.lock import locked
 from purejaxppo.experiment.metrics_log import JsonLines, recent_return
 from purejaxppo.experiment.signals import when_interrupted
 from purejaxppo.experiment.training import RECENT
-from purejaxppo.sweeps.batches import Part, begun_parts, part_dir
-from purejaxppo.sweeps.compiled_group import Group
+from purejaxppo.sweeps.batches import RunBatch, batch_dir, begun_batches
+from purejaxppo.sweeps.compiled_group import CompiledGroup
 from purejaxppo.sweeps.directory import METRICS, read_sweep
 from purejaxppo.sweeps.metrics_csv import used_name
 from purejaxppo.sweeps.plan import Plan
@@ -35,13 +35,13 @@ class _Member(NamedTuple):
     number: int
     settings: RunSettings
     axes: tuple[str, ...]
-    group: Group
+    group: CompiledGroup
     saved: SavedRun
     diverged_at: int  # update, 0 for never
 
 
 def restore_member(
-    directory: AnyPath, member: str | int, which: Which = NEWEST, *, allow_download: bool = False
+    directory: AnyPath, member: str | int, which: CheckpointChoice = NEWEST, *, allow_download: bool = False
 ) -> SavedRun:
     """What `restore` gives for a run's directory, of one run of a sweep.
 
@@ -59,7 +59,12 @@ def restore_member(
 
 
 def extract_member(
-    directory: AnyPath, member: str | int, out: AnyPath | None, which: Which = NEWEST, *, allow_download: bool = False
+    directory: AnyPath,
+    member: str | int,
+    out: AnyPath | None,
+    which: CheckpointChoice = NEWEST,
+    *,
+    allow_download: bool = False,
 ) -> dict[str, Any]:
     """Makes a run's directory of one run of a sweep: settings, metrics and checkpoint; `resume` goes on with it.
 
@@ -103,22 +108,22 @@ def extract_member(
     }
 
 
-def _find(directory: Path, member: str, which: Which, allow_download: bool) -> _Member:
+def _find(directory: Path, member: str, which: CheckpointChoice, allow_download: bool) -> _Member:
     sweep, sizes = read_sweep(directory)
     number = _number(directory, sweep, member)
     plan = Plan(sweep, allow_download, sizes)
-    part = _last_part(directory, plan, number, which)
-    runs, meta = load_runs(directory, plan, part, which)
-    place = part.runs.index(number)
+    batch = _last_batch(directory, plan, number, which)
+    runs, meta = load_runs(directory, plan, batch, which)
+    place = batch.runs.index(number)
     runner = jax.tree.map(lambda leaf: leaf[place], runs.runner)
     diverged_at = int(runs.diverged[place])
     if diverged_at:
         which.note(f"run {number} diverged at update {diverged_at}; this is its state before that")
     setting, i = divmod(number, len(sweep.seeds))
     config, hp = sweep.settings[setting]
-    group = plan.groups[part.group]
+    group = plan.groups[batch.group]
     # Its share of the seconds.
-    meta = {**meta, "env_steps": int(runner.updates) * config.batch_size, "seconds": meta["seconds"] / len(part.runs)}
+    meta = {**meta, "env_steps": int(runner.updates) * config.batch_size, "seconds": meta["seconds"] / len(batch.runs)}
     settings = RunSettings(
         config, hp, sweep.seeds[i], dataclasses.replace(sweep.options, keep_best=RunOptions.keep_best)
     )
@@ -144,12 +149,12 @@ def _is_finished(directory: Path) -> bool:
     return path.is_file() and read_json(path).get("exit_reason") == "finished"
 
 
-def _last_part(directory: Path, plan: Plan, number: int, which: Which) -> Part:
+def _last_batch(directory: Path, plan: Plan, number: int, which: CheckpointChoice) -> RunBatch:
     """The last one with a checkpoint that the run was trained in, or with the checkpoint that is asked for."""
-    for part in reversed(list(begun_parts(directory, plan))):
-        steps = [step.env_steps for step in list_steps(part_dir(directory, part))]
-        if number in part.runs and which.env_steps in (None, *steps):
-            return part
+    for batch in reversed(list(begun_batches(directory, plan))):
+        steps = [step.env_steps for step in list_steps(batch_dir(directory, batch))]
+        if number in batch.runs and which.env_steps in (None, *steps):
+            return batch
     none = "" if which.env_steps is None else f" of {which.env_steps} env steps"
     raise CheckpointError(f"{directory} has no checkpoint{none} of run {number}; `purejaxppo resume` goes on with it.")
 

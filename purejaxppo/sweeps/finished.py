@@ -24,9 +24,9 @@ def finished_sweep(directory: Path) -> dict[str, Any] | None:
         return None
     if not all(map(_is_sound, results)) or not all(is_file(directory / name) for name in _OUTPUTS):
         return None
-    parts = [path for path in (directory / "parts").glob("*") if path.is_dir()]
-    steps = [list_steps(part) for part in parts]
-    if not all(steps) or any(fault(step.path) for of_part in steps for step in of_part):
+    batches = [path for path in (directory / "parts").glob("*") if path.is_dir()]
+    steps = [list_steps(batch) for batch in batches]
+    if not all(steps) or any(fault(step.path) for of_batch in steps for step in of_batch):
         return None
     complete = whole_rows(directory / METRICS, 2**63) == max((result["metrics_bytes"] for result in results), default=0)
     return {**summary, "out": str(directory)} if complete else None
@@ -38,7 +38,7 @@ def already_finished(summary: dict[str, Any]) -> str:
 
 
 def _is_sound(result: dict[str, Any]) -> bool:
-    """Whether a part's result.json is one, as far as can be told without the sweep's plan."""
+    """Whether a batch's result.json is one, as far as can be told without the sweep's plan."""
     lists = [result.get(name) for name in ("updates", "diverged_at", "returns")]
     sizes = {len(values) if isinstance(values, list) else None for values in lists}
     return len(sizes) == 1 and None not in sizes and type(result.get("metrics_bytes")) is int

@@ -11,7 +11,7 @@ import jax
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.config.resolve import settings_record
 from purejaxppo.devices.memory import explain, readable
-from purejaxppo.sweeps.compiled_group import Group, available_bytes
+from purejaxppo.sweeps.compiled_group import CompiledGroup, available_bytes
 from purejaxppo.sweeps.directory import Sizes, sweep_record
 from purejaxppo.sweeps.scoring import finite
 from purejaxppo.sweeps.spec import SweepSettings, value_text
@@ -27,7 +27,7 @@ class Plan:
           sizes: of the sweep's directory; without them `fit` has to settle them.
         """
         self.sweep = sweep
-        self.groups = [Group(sweep, settings, allow_download) for settings in sweep.programs()]
+        self.groups = [CompiledGroup(sweep, settings, allow_download) for settings in sweep.programs()]
         self.sizes = sizes or Sizes((), len(jax.devices()))
         for group in self.groups:  # what is wrong with one of them should be known before hours of work
             group.shapes(1)
@@ -51,7 +51,7 @@ class Plan:
         """
         self.sizes = self.sizes._replace(runs=tuple(map(self._fit, self.groups)))
 
-    def _fit(self, group: Group) -> int:
+    def _fit(self, group: CompiledGroup) -> int:
         size = self.balanced(len(group.runs), group.most(self.sizes.devices))
         while True:
             needed = group.needed_bytes(size, self.chunk(group, size))
@@ -69,7 +69,7 @@ class Plan:
         batches = math.ceil(runs / (most // devices * devices))
         return math.ceil(math.ceil(runs / batches) / devices) * devices
 
-    def chunk(self, group: Group, size: int) -> int:
+    def chunk(self, group: CompiledGroup, size: int) -> int:
         """Updates per call in every rung, so that there is one program for each number of runs side by side."""
         return group.chunk(size, self.rungs[0].updates(group.config))
 

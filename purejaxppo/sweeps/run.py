@@ -26,7 +26,7 @@ from purejaxppo.experiment.phases import Phases
 from purejaxppo.experiment.progress import ProgressDisplay, Terminal, remark, say
 from purejaxppo.experiment.signals import INTERRUPTED, StopRequest, listening, when_interrupted
 from purejaxppo.experiment.watchdog import Watchdog, announced
-from purejaxppo.sweeps.batches import Finished, Part, parts_of_rung, survivors
+from purejaxppo.sweeps.batches import Finished, RunBatch, batches_of_rung, survivors
 from purejaxppo.sweeps.directory import METRICS, read_sweep, write_sweep
 from purejaxppo.sweeps.finished import already_finished, finished_sweep
 from purejaxppo.sweeps.metrics_csv import metrics_head
@@ -42,7 +42,7 @@ from purejaxppo.sweeps.tables import (
     run_rows,
     setting_rows,
 )
-from purejaxppo.sweeps.train_batch import Session, chosen_state, finished_result, first_state, train_part
+from purejaxppo.sweeps.train_batch import SweepRun, chosen_state, finished_result, first_state, train_batch
 
 
 def run_sweep(
@@ -166,7 +166,7 @@ def _other_options(sweep: SweepSettings, options: RunOptions) -> RunOptions:
 def _train(
     directory: Path, plan: Plan, console: Console, stop: StopRequest, phases: Phases, strict: bool = False
 ) -> dict[str, Any]:
-    """Trains what has not been, rung by rung and part by part, and writes what came of it."""
+    """Trains what has not been, rung by rung and batch by batch, and writes what came of it."""
     columns = plan.metric_names()
     head = metrics_head(plan.sweep, columns)
     metrics = directory / METRICS
@@ -175,29 +175,29 @@ def _train(
     finished: Finished = []
     phases.end("setup")
     with ProgressDisplay(console, plan.env_steps) as progress:
-        session = Session(directory, plan, columns, console, progress, stop, phases, strict)
+        sweep_run = SweepRun(directory, plan, columns, console, progress, stop, phases, strict)
         position = len(head.encode())
         for rung in range(len(plan.rungs)):
-            before = [part for part, _ in finished if part.rung == rung - 1]
-            for part in parts_of_rung(plan, rung, survivors(plan, rung, finished)):
-                result = finished_result(session, part)
+            before = [batch for batch, _ in finished if batch.rung == rung - 1]
+            for batch in batches_of_rung(plan, rung, survivors(plan, rung, finished)):
+                result = finished_result(sweep_run, batch)
                 if result is None:
-                    result = train_part(session, part, partial(_begin, directory, plan, part, before), position)
+                    result = train_batch(sweep_run, batch, partial(_begin, directory, plan, batch, before), position)
                 else:
-                    steps = plan.groups[part.group].config.batch_size * (part.until - part.since) * len(part.runs)
+                    steps = plan.groups[batch.group].config.batch_size * (batch.until - batch.since) * len(batch.runs)
                     progress.skip(steps)
                 if result is None:
                     return _stopped(directory, plan, stop, phases)
                 position = result.metrics_bytes
-                finished.append((part, result))
+                finished.append((batch, result))
     with stop.ending_at_once(f"every run is trained; `purejaxppo resume {directory}` makes the tables."):
         os.truncate(metrics, min(position, metrics.stat().st_size))  # what a killed process may have left behind it
-        with announced(session.note, "making tables and pictures"):
+        with announced(sweep_run.note, "making tables and pictures"):
             return _unless_all_diverged(_write_results(directory, plan, finished, phases))
 
 
-def _begin(directory: Path, plan: Plan, part: Part, before: Sequence[Part]) -> Runs:
-    return chosen_state(directory, plan, part, before) if part.rung else first_state(plan, part)
+def _begin(directory: Path, plan: Plan, batch: RunBatch, before: Sequence[RunBatch]) -> Runs:
+    return chosen_state(directory, plan, batch, before) if batch.rung else first_state(plan, batch)
 
 
 def _stopped(directory: Path, plan: Plan, stop: StopRequest, phases: Phases) -> dict[str, Any]:
@@ -248,13 +248,13 @@ def _write_results(directory: Path, plan: Plan, finished: Finished, phases: Phas
 
 
 def _outcome(plan: Plan, finished: Finished) -> Outcome:
-    """Of every run, as its last part left it."""
+    """Of every run, as its last batch left it."""
     n = plan.sweep.num_runs
     outcome = Outcome(np.zeros(n, np.int64), np.full(n, np.nan), np.zeros(n, np.int64), np.zeros(n, np.int64))
-    for part, result in finished:
-        runs = list(part.runs)
-        outcome.env_steps[runs] = np.array(result.updates) * plan.groups[part.group].config.batch_size
+    for batch, result in finished:
+        runs = list(batch.runs)
+        outcome.env_steps[runs] = np.array(result.updates) * plan.groups[batch.group].config.batch_size
         outcome.returns[runs] = [np.nan if value is None else value for value in result.returns]
         outcome.diverged_at[runs] = result.diverged_at
-        outcome.rung[runs] = part.rung
+        outcome.rung[runs] = batch.rung
     return outcome

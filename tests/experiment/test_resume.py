@@ -23,7 +23,7 @@ from purejaxppo.experiment import chunked_loop, load_run, training
 from purejaxppo.experiment import run as experiment_run
 from purejaxppo.experiment.checkpoints.directory import list_steps
 from purejaxppo.experiment.checkpoints.state import snapshot
-from purejaxppo.experiment.checkpoints.store import Which, save_step
+from purejaxppo.experiment.checkpoints.store import CheckpointChoice, save_step
 from purejaxppo.experiment.chunked_loop import Timing
 from purejaxppo.experiment.directory import RunSettings, read_run_settings
 from purejaxppo.experiment.run import evaluate_saved, resume_experiment, run_experiment
@@ -479,16 +479,16 @@ def test_settings_are_checked_before_anything_is_touched(half):
 def test_evaluating_another_than_the_newest(half, monkeypatch):
     """By its number; while a run goes on the directory is not locked for readers."""
     monkeypatch.setattr(load_run, "from_gymnax", lambda name, num_envs, **_: walk(num_envs))
-    saved = [load_run.restore(half, Which(steps)) for steps in (96, 32)]
+    saved = [load_run.restore(half, CheckpointChoice(steps)) for steps in (96, 32)]
     assert [int(run.runner.updates) * run.config.batch_size for run in saved] == [96, 32]
     newest, oldest = (evaluate_saved(run, episodes=4) for run in saved)
     assert newest == evaluate_saved(load_run.restore(half), episodes=4)
     assert newest["env_steps"] != oldest["env_steps"]
     with pytest.raises(CheckpointError, match="no checkpoint of 33 env steps"):
-        load_run.restore(half, Which(33))
+        load_run.restore(half, CheckpointChoice(33))
     (list_steps(half)[0].path / "COMMIT").unlink()
     notes = []
-    assert evaluate_saved(load_run.restore(half, Which(note=notes.append)), episodes=4) != newest
+    assert evaluate_saved(load_run.restore(half, CheckpointChoice(note=notes.append)), episodes=4) != newest
     assert len(notes) == 1
     with pytest.raises(CheckpointError, match="COMMIT is missing"):
-        load_run.restore(half, Which(strict=True))
+        load_run.restore(half, CheckpointChoice(strict=True))

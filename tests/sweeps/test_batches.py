@@ -1,4 +1,4 @@
-"""Which runs are trained when: rungs and parts by hand, and what is taken from the disk for how a part ended."""
+"""Which runs are trained when: rungs and batches by hand, and what is taken from the disk for how a batch ended."""
 
 import itertools
 import json
@@ -15,13 +15,13 @@ from sample_sweeps import BATCH, sweep_of
 from purejaxppo.experiment.atomic_files import write_json
 from purejaxppo.experiment.statistics import interquartile_mean
 from purejaxppo.sweeps.batches import (
-    Part,
-    PartResult,
-    begun_parts,
-    part_dir,
-    parts_of_rung,
+    BatchResult,
+    RunBatch,
+    batch_dir,
+    batches_of_rung,
+    begun_batches,
     read_result,
-    survey_parts,
+    survey_batches,
     survivors,
 )
 from purejaxppo.sweeps.directory import Sizes
@@ -46,9 +46,9 @@ def clips(number):
 
 
 def result_of(returns, updates=6, metrics_bytes=100):
-    """Of a part whose runs came to these returns; None for one that diverged in update 2."""
+    """Of a batch whose runs came to these returns; None for one that diverged in update 2."""
     ends = [updates if value is not None else 1 for value in returns]
-    return PartResult(ends, [2 if value is None else 0 for value in returns], list(returns), metrics_bytes, 0.5)
+    return BatchResult(ends, [2 if value is None else 0 for value in returns], list(returns), metrics_bytes, 0.5)
 
 
 @pytest.fixture(autouse=True)
@@ -123,41 +123,41 @@ def test_every_rung_has_something_to_do(settings, updates, halving):
     assert all(b.settings == a.settings // halving > 0 for a, b in itertools.pairwise(plan.rungs))
 
 
-# --- parts ------------------------------------------------------------------------------------------------------------
+# --- batches ----------------------------------------------------------------------------------------------------------
 
 
 def test_batches_of_one_size():
     """Six runs, four side by side: in the second batch two places are left for what fills the devices."""
-    assert parts_of_rung(plan_of(clips(3), [4]), 0, {0, 1, 2}) == [
-        Part("rung0_program1_batch1", 0, 0, (0, 1, 2, 3), 4, 0, 6),
-        Part("rung0_program1_batch2", 0, 0, (4, 5), 4, 0, 6),
+    assert batches_of_rung(plan_of(clips(3), [4]), 0, {0, 1, 2}) == [
+        RunBatch("rung0_program1_batch1", 0, 0, (0, 1, 2, 3), 4, 0, 6),
+        RunBatch("rung0_program1_batch2", 0, 0, (4, 5), 4, 0, 6),
     ]
 
 
 def test_a_batch_for_each_program():
     """Every other setting has more environments: 3 updates instead of 6. They are trained one after the other."""
     plan = plan_of([{"num_envs": n, "clip_eps": e} for e in (0.1, 0.2) for n in (2, 4)], [4, 2])
-    assert parts_of_rung(plan, 0, {0, 1, 2, 3}) == [
-        Part("rung0_program1_batch1", 0, 0, (0, 1, 4, 5), 4, 0, 6),
-        Part("rung0_program2_batch1", 1, 0, (2, 3), 2, 0, 3),
-        Part("rung0_program2_batch2", 1, 0, (6, 7), 2, 0, 3),
+    assert batches_of_rung(plan, 0, {0, 1, 2, 3}) == [
+        RunBatch("rung0_program1_batch1", 0, 0, (0, 1, 4, 5), 4, 0, 6),
+        RunBatch("rung0_program2_batch1", 1, 0, (2, 3), 2, 0, 3),
+        RunBatch("rung0_program2_batch2", 1, 0, (6, 7), 2, 0, 3),
     ]
 
 
 def test_later_rungs_go_on_where_the_one_before_ended():
     """With the settings that are left, in batches that are no larger than they need be."""
     plan = plan_of(clips(8), [16], updates=10, halving=2)
-    assert [(part.runs, part.size, part.since, part.until) for part in parts_of_rung(plan, 1, {0, 3, 4, 7})] == [
+    assert [(batch.runs, batch.size, batch.since, batch.until) for batch in batches_of_rung(plan, 1, {0, 3, 4, 7})] == [
         ((0, 1, 6, 7, 8, 9, 14, 15), 8, 2, 3)
     ]
-    assert parts_of_rung(plan, 3, {4}) == [Part("rung3_program1_batch1", 0, 3, (8, 9), 2, 5, 10)]
+    assert batches_of_rung(plan, 3, {4}) == [RunBatch("rung3_program1_batch1", 0, 3, (8, 9), 2, 5, 10)]
 
 
 def test_a_program_that_has_no_settings_left_has_no_part():
     """The other one keeps its number, and its own count of updates."""
     plan = plan_of([{"num_envs": n, "clip_eps": e} for n in (2, 4) for e in (0.1, 0.2)], [4, 4], halving=2)
-    assert parts_of_rung(plan, 1, {2, 3}) == [Part("rung1_program2_batch1", 1, 1, (4, 5, 6, 7), 4, 2, 3)]
-    assert parts_of_rung(plan, 1, set()) == []
+    assert batches_of_rung(plan, 1, {2, 3}) == [RunBatch("rung1_program2_batch1", 1, 1, (4, 5, 6, 7), 4, 2, 3)]
+    assert batches_of_rung(plan, 1, set()) == []
 
 
 @pytest.mark.parametrize(
@@ -179,10 +179,10 @@ def test_batches_of_a_later_rung(devices, number, size, expected):
     """Five runs on so many devices, of which `size` fit; the first rung's batches are of that size."""
     devices(number)
     plan = plan_of(clips(10), [size], seeds=(7,), halving=2, updates=800)
-    assert {part.size for part in parts_of_rung(plan, 0, set(range(10)))} == {size}
-    parts = parts_of_rung(plan, 1, {0, 2, 4, 6, 8})
-    assert [part.size for part in parts] == expected
-    assert [run for part in parts for run in part.runs] == [0, 2, 4, 6, 8]
+    assert {batch.size for batch in batches_of_rung(plan, 0, set(range(10)))} == {size}
+    batches = batches_of_rung(plan, 1, {0, 2, 4, 6, 8})
+    assert [batch.size for batch in batches] == expected
+    assert [run for batch in batches for run in batch.runs] == [0, 2, 4, 6, 8]
 
 
 @given(data=st.data(), settings=st.integers(1, 12), seeds=st.integers(1, 5), programs=st.integers(1, 3))
@@ -195,19 +195,19 @@ def test_every_run_is_in_one_part(data, settings, seeds, programs):
     names = set()
     for rung, (count, _) in enumerate(plan.rungs):
         chosen = set(range(settings)) if rung == 0 else set(data.draw(st.permutations(range(settings)))[:count])
-        parts = parts_of_rung(plan, rung, chosen)
-        runs = [run for part in parts for run in part.runs]
+        batches = batches_of_rung(plan, rung, chosen)
+        runs = [run for batch in batches for run in batch.runs]
         assert sorted(runs) == [s * seeds + i for s in sorted(chosen) for i in range(seeds)]
-        for part, after in itertools.pairwise([*parts, None]):
-            assert 0 < len(part.runs) <= part.size <= sizes[part.group]
-            assert part.runs == tuple(sorted(part.runs))
-            assert {run // seeds % programs for run in part.runs} == {part.group}
-            if after and after.group == part.group:
-                assert len(part.runs) == part.size == after.size
-                assert part.runs[-1] < after.runs[0]
-        assert names.isdisjoint(part.name for part in parts)
-        names |= {part.name for part in parts}
-        assert len({part.name for part in parts}) == len(parts)
+        for batch, after in itertools.pairwise([*batches, None]):
+            assert 0 < len(batch.runs) <= batch.size <= sizes[batch.group]
+            assert batch.runs == tuple(sorted(batch.runs))
+            assert {run // seeds % programs for run in batch.runs} == {batch.group}
+            if after and after.group == batch.group:
+                assert len(batch.runs) == batch.size == after.size
+                assert batch.runs[-1] < after.runs[0]
+        assert names.isdisjoint(batch.name for batch in batches)
+        names |= {batch.name for batch in batches}
+        assert len({batch.name for batch in batches}) == len(batches)
 
 
 @pytest.mark.parametrize("halving", [None, 2, 3])
@@ -215,8 +215,8 @@ def test_the_plans_env_steps_are_those_of_its_parts(halving):
     plan = plan_of(clips(7), [4], updates=20, halving=halving)
     total = 0
     for rung, (count, _) in enumerate(plan.rungs):
-        for part in parts_of_rung(plan, rung, set(range(count))):
-            total += (part.until - part.since) * len(part.runs) * BATCH
+        for batch in batches_of_rung(plan, rung, set(range(count))):
+            total += (batch.until - batch.since) * len(batch.runs) * BATCH
     assert plan.env_steps == total
 
 
@@ -225,9 +225,9 @@ def test_the_plans_env_steps_are_those_of_its_parts(halving):
 
 def finished_of(plan, rung, returns):
     """Parts of a rung with the returns of their runs, setting -> one per seed."""
-    parts = parts_of_rung(plan, rung, set(returns))
+    batches = batches_of_rung(plan, rung, set(returns))
     seeds = len(plan.sweep.seeds)
-    return [(part, result_of([returns[run // seeds][run % seeds] for run in part.runs])) for part in parts]
+    return [(batch, result_of([returns[run // seeds][run % seeds] for run in batch.runs])) for batch in batches]
 
 
 def test_all_settings_are_in_the_first_rung():
@@ -259,10 +259,10 @@ def test_a_diverged_run_is_the_worst():
 
 
 def test_equal_ones_go_on_by_their_number():
-    """Though their parts are in another order; those that all diverged are equal, too."""
+    """Though their batches are in another order; those that all diverged are equal, too."""
     plan = plan_of([{"num_epochs": 1 + i % 2, "gamma": i / 10} for i in range(6)], [2, 2], updates=800, halving=2)
     finished = finished_of(plan, 0, {i: [3, 3] for i in range(6)})
-    assert [part.runs[0] // 2 for part, _ in finished] == [0, 2, 4, 1, 3, 5]
+    assert [batch.runs[0] // 2 for batch, _ in finished] == [0, 2, 4, 1, 3, 5]
     assert survivors(plan, 1, finished) == {0, 1, 2}
     nothing = {i: [None, None] for i in range(6)} | {4: [-7, -7]}
     assert survivors(plan, 1, finished_of(plan, 0, nothing)) == {4, 0, 1}
@@ -286,16 +286,16 @@ def test_nobody_who_goes_on_is_worse_than_one_who_does_not(returns):
     assert all(score[i] > score[j] or (score[i] == score[j] and i < j) for i in chosen for j in others)
 
 
-# --- how a part ended -------------------------------------------------------------------------------------------------
+# --- how a batch ended ------------------------------------------------------------------------------------------------
 
-PART = Part("rung0_program1_batch1", 0, 0, (4, 7), 4, 0, 6)
+PART = RunBatch("rung0_program1_batch1", 0, 0, (4, 7), 4, 0, 6)
 RESULT = result_of([1.5, None])
 
 
 @pytest.fixture
 def place(tmp_path):
-    """The part's result.json, as it should be."""
-    path = part_dir(tmp_path, PART) / "result.json"
+    """The batch's result.json, as it should be."""
+    path = batch_dir(tmp_path, PART) / "result.json"
     path.parent.mkdir(parents=True)
     write_json(path, RESULT._asdict())
     return path
@@ -323,7 +323,7 @@ def test_a_result_that_is_garbage(tmp_path, place, text):
     assert read_result(tmp_path, PART) is None
 
 
-@pytest.mark.parametrize("name", [name for name in PartResult._fields if name not in PartResult._field_defaults])
+@pytest.mark.parametrize("name", [name for name in BatchResult._fields if name not in BatchResult._field_defaults])
 def test_a_result_of_which_something_is_missing(tmp_path, place, name):
     write_json(place, {key: value for key, value in RESULT._asdict().items() if key != name})
     assert read_result(tmp_path, PART) is None
@@ -381,7 +381,7 @@ def test_a_result_of_other_kinds(tmp_path, place, name, value):
 def test_a_result_with_a_byte_changed(tmp_path_factory, data):
     """It may be another number, but is one."""
     directory = tmp_path_factory.getbasetemp() / "changed"
-    path = part_dir(directory, PART) / "result.json"
+    path = batch_dir(directory, PART) / "result.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     text = bytearray(json.dumps(RESULT._asdict()).encode())
     text[data.draw(st.integers(0, len(text) - 1))] = data.draw(st.integers(0, 255))
@@ -402,18 +402,18 @@ def test_a_result_cut_off_anywhere(tmp_path, place):
 # --- what has begun ---------------------------------------------------------------------------------------------------
 
 
-def checkpoint(directory, part, updates):
+def checkpoint(directory, batch, updates):
     """What looks like one."""
-    (part_dir(directory, part) / "checkpoints" / f"step_{updates * BATCH:012d}").mkdir(parents=True)
+    (batch_dir(directory, batch) / "checkpoints" / f"step_{updates * BATCH:012d}").mkdir(parents=True)
 
 
-def finish(directory, plan, part, returns):
-    checkpoint(directory, part, part.until)
-    write_json(part_dir(directory, part) / "result.json", result_of(returns)._asdict())
+def finish(directory, plan, batch, returns):
+    checkpoint(directory, batch, batch.until)
+    write_json(batch_dir(directory, batch) / "result.json", result_of(returns)._asdict())
 
 
 def begun(directory, plan):
-    return [(part.name, part.runs) for part in begun_parts(directory, plan)]
+    return [(batch.name, batch.runs) for batch in begun_batches(directory, plan)]
 
 
 def test_parts_that_have_begun(tmp_path):
@@ -422,10 +422,10 @@ def test_parts_that_have_begun(tmp_path):
     Settings 0 to 3 in batches of two, of which 1 and 2 are the better ones, and of these 1.
     """
     plan = plan_of(clips(4), [4], updates=800, halving=2)
-    first, second = parts_of_rung(plan, 0, {0, 1, 2, 3})
-    (third,) = parts_of_rung(plan, 1, {1, 2})
-    (last,) = parts_of_rung(plan, 2, {1})
-    names = [(part.name, part.runs) for part in (first, second, third, last)]
+    first, second = batches_of_rung(plan, 0, {0, 1, 2, 3})
+    (third,) = batches_of_rung(plan, 1, {1, 2})
+    (last,) = batches_of_rung(plan, 2, {1})
+    names = [(batch.name, batch.runs) for batch in (first, second, third, last)]
     assert [runs for _, runs in names] == [(0, 1, 2, 3), (4, 5, 6, 7), (2, 3, 4, 5), (2, 3)]
     checkpoint(tmp_path, last, 5)  # it cannot have begun yet
     assert begun(tmp_path, plan) == []
@@ -441,28 +441,28 @@ def test_parts_that_have_begun(tmp_path):
     assert begun(tmp_path, plan) == names
     finish(tmp_path, plan, last, [5, 5])
     assert begun(tmp_path, plan) == names
-    (part_dir(tmp_path, first) / "result.json").write_text("{")  # who went on is not known any more
+    (batch_dir(tmp_path, first) / "result.json").write_text("{")  # who went on is not known any more
     assert begun(tmp_path, plan) == names[:1]
 
 
 def test_a_part_that_has_lost_its_checkpoints_is_passed_over(tmp_path):
     plan = plan_of(clips(2), [2])
-    first, second = parts_of_rung(plan, 0, {0, 1})
-    part_dir(tmp_path, first).mkdir(parents=True)
-    write_json(part_dir(tmp_path, first) / "result.json", result_of([1, 2])._asdict())
+    first, second = batches_of_rung(plan, 0, {0, 1})
+    batch_dir(tmp_path, first).mkdir(parents=True)
+    write_json(batch_dir(tmp_path, first) / "result.json", result_of([1, 2])._asdict())
     checkpoint(tmp_path, second, 1)
     assert begun(tmp_path, plan) == [(second.name, second.runs)]
 
 
 def test_survey_of_parts(tmp_path):
     """Their checkpoints by name, with what is wrong with each; nothing where nothing has begun."""
-    assert survey_parts(tmp_path) == []
+    assert survey_batches(tmp_path) == []
     plan = plan_of(clips(2), [2])
-    first, second = parts_of_rung(plan, 0, {0, 1})
-    for part, updates in [(second, 1), (first, 2), (first, 6)]:
-        checkpoint(tmp_path, part, updates)
+    first, second = batches_of_rung(plan, 0, {0, 1})
+    for batch, updates in [(second, 1), (first, 2), (first, 6)]:
+        checkpoint(tmp_path, batch, updates)
     (tmp_path / "parts" / "notes.txt").write_text("")
-    rows = survey_parts(tmp_path)
+    rows = survey_batches(tmp_path)
     assert [(row["checkpoint"], row["env_steps"]) for row in rows] == [
         ("rung0_program1_batch1/step_000000000048", 48),
         ("rung0_program1_batch1/step_000000000016", 16),

@@ -97,8 +97,8 @@ def test_files(compared):
     ]
     assert "step_fraction" in curves[0]  # a column of one is a column of all
     assert curves[0]["step_fraction"] == ""
-    for part in ("CartPole-v1", "ppo_clip 96", "seeds 3 to 4", "device", str(out)):
-        assert part in text.splitlines()[0]
+    for batch in ("CartPole-v1", "ppo_clip 96", "seeds 3 to 4", "device", str(out)):
+        assert batch in text.splitlines()[0]
 
 
 @pytest.mark.parametrize(("algorithm", "seed"), [("ppo_clip", 4), ("trpo", 3)])

@@ -26,8 +26,8 @@ def tables(directory):
     """The bytes of what must not depend on what happened on the way; every checkpoint that is there is sound."""
     summary = json.loads((directory / "summary.json").read_text())
     assert summary["exit_reason"] == "finished"
-    for part in (directory / "parts").iterdir():
-        assert [fault(step.path) for step in list_steps(part)] == [None] * len(list_steps(part))
+    for batch in (directory / "parts").iterdir():
+        assert [fault(step.path) for step in list_steps(batch)] == [None] * len(list_steps(batch))
     assert not list(directory.rglob("*.tmp-*"))
     del summary["train_seconds"], summary["env_steps_per_second"], summary["seconds"]
     return [(directory / name).read_bytes() for name in TABLES], summary

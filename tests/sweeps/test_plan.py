@@ -91,7 +91,7 @@ def test_the_plan_in_numbers_and_in_words(monkeypatch):
     pairs = [(SMALL, Hyperparams()), (SMALL, Hyperparams(gamma=0.5)), (wide, Hyperparams())]
     points = ({"gamma": 0.99, "num_envs": 4}, {"gamma": 0.5, "num_envs": 4}, {"gamma": 0.99, "num_envs": 8})
     sweep = sweep_of(*pairs)._replace(axes=("gamma", "num_envs"), points=points)
-    monkeypatch.setattr(groups.Group, "needed_bytes", lambda group, size, updates: 1e6 * size)
+    monkeypatch.setattr(groups.CompiledGroup, "needed_bytes", lambda group, size, updates: 1e6 * size)
     plan = Plan(sweep, sizes=Sizes((4, 3), 2))
     record = plan_record(plan)
     assert (record["runs"], record["settings"], record["seeds"], record["env_steps"]) == (9, 3, 3, 9 * 320)

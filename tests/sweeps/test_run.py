@@ -24,13 +24,13 @@ from purejaxppo.errors import CheckpointError, ConfigError, DivergedError, OutOf
 from purejaxppo.evaluate import Episodes
 from purejaxppo.experiment import directory as run_dirs
 from purejaxppo.experiment.checkpoints.directory import list_steps
-from purejaxppo.experiment.checkpoints.store import Which
+from purejaxppo.experiment.checkpoints.store import CheckpointChoice
 from purejaxppo.experiment.directory import RunSettings
 from purejaxppo.experiment.lock import locked
 from purejaxppo.experiment.run import evaluate_saved, resume_experiment, run_experiment
 from purejaxppo.sweeps import plan as planning
-from purejaxppo.sweeps.batches import survey_parts
-from purejaxppo.sweeps.compiled_group import Group
+from purejaxppo.sweeps.batches import survey_batches
+from purejaxppo.sweeps.compiled_group import CompiledGroup
 from purejaxppo.sweeps.extract import extract_member, restore_member
 from purejaxppo.sweeps.run import resume_sweep, run_sweep
 from purejaxppo.sweeps.spec import SweepSettings
@@ -111,7 +111,7 @@ def rows_of(path):
 
 @pytest.fixture(scope="module", autouse=True)
 def short_chunks():
-    """Two updates a call, so that a part has some."""
+    """Two updates a call, so that a batch has some."""
     patch = pytest.MonkeyPatch()
     patch.setattr("purejaxppo.experiment.chunked_loop._CHUNK_UPDATES", 2)
     yield
@@ -138,7 +138,7 @@ def test_files_and_what_was_said(swept):
     assert {path.name for path in out.iterdir()} == names | {"table.md", "versions.json"}
     assert {path.name for path in (out / "plots").iterdir()} == {"learning_curves.png", "marginals.png", "heat_map.png"}
     assert json.loads((out / "summary.json").read_text()) == {k: v for k, v in summary.items() if k != "out"}
-    for part in (
+    for batch in (
         "6 = 3 settings x 2 seeds",
         "1,664 in all",
         "programs to compile",
@@ -146,7 +146,7 @@ def test_files_and_what_was_said(swept):
         "2 devices",
         str(out),
     ):
-        assert part in text
+        assert batch in text
 
 
 def test_the_settings_and_the_seconds_are_told(swept):
@@ -159,12 +159,12 @@ def test_the_settings_and_the_seconds_are_told(swept):
 
 
 def test_episodes_that_were_broken_off_are_counted(swept, tmp_path, capfd):
-    """Those of all parts together."""
+    """Those of all batches together."""
     out = shutil.copytree(swept[0], tmp_path / "out")
     (out / "summary.json").unlink()
-    for part in sorted((out / "parts").iterdir()):
-        content = json.loads((part / "result.json").read_text())
-        (part / "result.json").write_text(json.dumps(content | {"unfinished": 600}))
+    for batch in sorted((out / "parts").iterdir()):
+        content = json.loads((batch / "result.json").read_text())
+        (batch / "result.json").write_text(json.dumps(content | {"unfinished": 600}))
     assert cli.run(["resume", str(out)]) == 0
     assert "1,200 episodes of the evaluation were broken off unfinished" in capfd.readouterr().out
     assert json.loads((out / "summary.json").read_text())["unfinished"] == 1200
@@ -174,7 +174,7 @@ def test_a_groups_evaluation_counts_what_was_broken_off():
     """Per run; not those of a run that diverged, which has no return either."""
     episodes = Episodes(np.array([[1, 2], [3, 5], [7, 9]]), np.ones((3, 2)), np.array([[1, 0], [0, 0], [0, 1]], bool))
     group = SimpleNamespace(_players={3: lambda seeds, runs: episodes})
-    returns, unfinished = Group.evaluate(group, np.arange(3), SimpleNamespace(diverged=np.array([0, 0, 4])))
+    returns, unfinished = CompiledGroup.evaluate(group, np.arange(3), SimpleNamespace(diverged=np.array([0, 0, 4])))
     np.testing.assert_array_equal(returns, [1.5, 4, np.nan])
     assert unfinished.tolist() == [1, 2, 0]
 
@@ -299,7 +299,7 @@ def test_a_member_of_an_unfinished_sweep(halved, tmp_path):
     """Its newest checkpoint."""
     _, sweep, _ = halved
     run_sweep(sweep, out=tmp_path / "out", console=Quiet(), stop=Interruption(1))
-    assert restore_member(tmp_path / "out", "1").meta["env_steps"] == 96  # the end of the first part
+    assert restore_member(tmp_path / "out", "1").meta["env_steps"] == 96  # the end of the first batch
     assert evaluate_saved(restore_member(tmp_path / "out", "9"), episodes=4)["env_steps"] == 96
     run_sweep(sweep_of(POINTS), out=tmp_path / "two", console=Quiet(), stop=Interruption(1))
     with pytest.raises(CheckpointError, match="has no checkpoint of run 5;"):  # of the program that comes later
@@ -307,17 +307,17 @@ def test_a_member_of_an_unfinished_sweep(halved, tmp_path):
 
 
 def test_a_damaged_checkpoint_is_passed_over(halved, tmp_path):
-    """To the part's beginning, as there is no older one; --strict refuses."""
+    """To the batch's beginning, as there is no older one; --strict refuses."""
     whole, sweep, _ = halved
     run_sweep(sweep, out=tmp_path / "out", console=Quiet(), stop=Interruption(2))
-    part = next((tmp_path / "out" / "parts").iterdir())
-    (step,) = list_steps(part)
+    batch = next((tmp_path / "out" / "parts").iterdir())
+    (step,) = list_steps(batch)
     (step.path / "COMMIT").write_text("nonsense")
     with pytest.raises(CheckpointError, match="not what COMMIT vouches for"):
         resume_sweep(tmp_path / "out", console=Quiet(), strict=True)
     console = Quiet()
     resume_sweep(tmp_path / "out", console=console)
-    assert f"every checkpoint of {part.name} is damaged" in console.text
+    assert f"every checkpoint of {batch.name} is damaged" in console.text
     assert_same_tables(tmp_path / "out", whole)
 
 
@@ -331,7 +331,7 @@ def test_the_damaged_end_of_a_rung_is_trained_again(halved, tmp_path, rung):
         resume_sweep(out, console=Quiet(), strict=True)
     resume_sweep(out, console=Quiet())
     assert_same_tables(out, halved[0])
-    assert not any(row["fault"] for row in survey_parts(out))
+    assert not any(row["fault"] for row in survey_batches(out))
 
 
 def test_pictures_that_are_missing_are_drawn_again(swept, tmp_path):
@@ -354,7 +354,7 @@ def test_metrics_of_other_columns_are_not_touched(swept, tmp_path):
 @pytest.mark.parametrize("finished", [False, True])
 @pytest.mark.parametrize("damage", ["{", "{}", '{"metrics_bytes": "9"}', None])
 def test_a_lost_result_of_an_early_part_is_found_again(swept, tmp_path, damage, finished):
-    """By evaluating its final checkpoint; the rows of the parts after it stay."""
+    """By evaluating its final checkpoint; the rows of the batches after it stay."""
     out = shutil.copytree(swept[0], tmp_path / "out")
     if not finished:
         (out / "summary.json").unlink()
@@ -433,8 +433,8 @@ def test_halving_keeps_the_best_and_gives_them_the_budget(halved):
     assert sorted(rungs) == [0] * 6 + [1] * 2 + [2] * 2
     assert [int(row["env_steps"]) for row in results] == [steps[rung] for rung in rungs]
     assert [row["rung"] for row in summary["settings"]] == [2, 1, 0, 0, 0]
-    parts = {path.name: json.loads((path / "result.json").read_text()) for path in (out / "parts").iterdir()}
-    first = np.array(parts["rung0_program1_batch1"]["returns"]).reshape(5, 2).mean(axis=1)
+    batches = {path.name: json.loads((path / "result.json").read_text()) for path in (out / "parts").iterdir()}
+    first = np.array(batches["rung0_program1_batch1"]["returns"]).reshape(5, 2).mean(axis=1)
     assert {s for s in range(5) if rungs[2 * s] > 0} == set(sorted(range(5), key=lambda s: (-first[s], s))[:2])
 
 
@@ -452,14 +452,14 @@ def test_who_goes_on_is_the_single_run(halved, tmp_path):
 def test_one_compilation_for_each_number_of_runs(tmp_path, monkeypatch):
     """Whatever the chunks, the batches and the rungs."""
     compiled = []
-    real = Group.program
+    real = CompiledGroup.program
 
     def program(self, size, updates):
         if (size, updates) not in self._programs:
             compiled.append((self.settings, size))
         return real(self, size, updates)
 
-    monkeypatch.setattr(Group, "program", program)
+    monkeypatch.setattr(CompiledGroup, "program", program)
     run_sweep(sweep_of(RATES, halving=2), out=tmp_path / "out", console=Quiet())
     assert compiled == [((0, 1, 2, 3, 4), size) for size in (10, 4, 2)]
 
@@ -470,7 +470,7 @@ def test_one_compilation_for_each_number_of_runs(tmp_path, monkeypatch):
 def test_too_large_for_memory_is_split_into_batches(swept, tmp_path, monkeypatch):
     """The same tables; the last batch is filled up, and there is one program all the same."""
     out, sweep, _, _ = swept
-    monkeypatch.setattr(Group, "most", lambda group, devices: 3)
+    monkeypatch.setattr(CompiledGroup, "most", lambda group, devices: 3)
     console = Quiet()
     run_sweep(sweep, out=tmp_path / "out", console=console)
     assert "4 runs in 2 batches of 2" in console.text
@@ -486,7 +486,7 @@ def test_a_first_size_that_does_not_fit_is_reduced(monkeypatch):
     plan = planning.make_plan(sweep)
     assert plan.sizes == ((4,), 2)
     (whole,) = (program["predicted_bytes"] for program in planning.plan_record(plan)["programs"])
-    monkeypatch.setattr(Group, "most", lambda group, devices: 4)
+    monkeypatch.setattr(CompiledGroup, "most", lambda group, devices: 4)
     monkeypatch.setattr(planning, "available_bytes", lambda devices: whole - 1)
     smaller = planning.make_plan(sweep)
     assert smaller.sizes.runs == (2,)
@@ -519,7 +519,7 @@ def test_a_diverged_run_harms_no_other(swept, tmp_path):
         assert len(mine) == at
         assert [bool(r["nonfinite"]) for r in mine] == [False] * (at - 1) + [True]
     notes = []
-    saved = restore_member(tmp_path / "out", "2", Which(note=notes.append))
+    saved = restore_member(tmp_path / "out", "2", CheckpointChoice(note=notes.append))
     assert saved.meta["env_steps"] == int(results[2]["env_steps"])
     assert "diverged at update" in notes[0]
 

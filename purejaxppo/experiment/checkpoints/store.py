@@ -115,7 +115,7 @@ def load_step(step: Step, expected: State) -> tuple[State, dict[str, Any]]:
     return state, meta
 
 
-class Which(NamedTuple):
+class CheckpointChoice(NamedTuple):
     """Which checkpoint of a run to take: by default the newest sound one."""
 
     env_steps: int | None = None  # this one and no other
@@ -123,10 +123,10 @@ class Which(NamedTuple):
     note: Callable[[str], None] = lambda _: None  # told why a newer one was passed over
 
 
-NEWEST = Which()
+NEWEST = CheckpointChoice()
 
 
-def load_newest(run_dir: AnyPath, expected: State, which: Which = NEWEST) -> tuple[State, dict[str, Any]]:
+def load_newest(run_dir: AnyPath, expected: State, which: CheckpointChoice = NEWEST) -> tuple[State, dict[str, Any]]:
     """The newest checkpoint that passes verification, or another one if `which` says so.
 
     Args:

@@ -16,7 +16,7 @@ from purejaxppo.envs.gymnax_adapter import from_gymnax
 from purejaxppo.errors import CheckpointError
 from purejaxppo.experiment.checkpoints.directory import fault, list_steps
 from purejaxppo.experiment.checkpoints.state import snapshot, state_sha256
-from purejaxppo.experiment.checkpoints.store import Which, load_newest, save_step
+from purejaxppo.experiment.checkpoints.store import CheckpointChoice, load_newest, save_step
 from purejaxppo.train import trainer_from_config
 
 CONFIG = TrainConfig(
@@ -58,7 +58,7 @@ class Saved:
     def load(self, **options):
         """(env steps of the state that is loaded, what was said)"""
         notes = []
-        state, _ = load_newest(self.run_dir, self.expected, Which(note=notes.append, **options))
+        state, _ = load_newest(self.run_dir, self.expected, CheckpointChoice(note=notes.append, **options))
         return self.hashes.get(state_sha256(state), "a state that was never saved"), notes
 
 

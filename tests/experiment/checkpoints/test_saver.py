@@ -16,7 +16,7 @@ from purejaxppo.experiment.checkpoints import saver as module
 from purejaxppo.experiment.checkpoints.directory import fault, list_steps
 from purejaxppo.experiment.checkpoints.saver import Saver
 from purejaxppo.experiment.checkpoints.state import state_sha256
-from purejaxppo.experiment.checkpoints.store import Which, load_newest
+from purejaxppo.experiment.checkpoints.store import CheckpointChoice, load_newest
 
 LONG = 60  # seconds, for what must happen
 
@@ -38,7 +38,7 @@ def saver(run_dir, **options):
 def saved(run_dir):
     """(state, meta.json) of the newest checkpoint, as the store verifies it."""
     expected = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), make_runner())
-    return load_newest(run_dir, expected, Which(strict=True))
+    return load_newest(run_dir, expected, CheckpointChoice(strict=True))
 
 
 # --- when -------------------------------------------------------------------------------------------------------------

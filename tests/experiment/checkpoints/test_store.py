@@ -15,7 +15,7 @@ from purejaxppo.errors import CheckpointError
 from purejaxppo.experiment.checkpoints import directory, store
 from purejaxppo.experiment.checkpoints.directory import clean, commit, fault, list_steps, prune, survey
 from purejaxppo.experiment.checkpoints.state import snapshot, state_sha256
-from purejaxppo.experiment.checkpoints.store import Which, load_newest, save_step
+from purejaxppo.experiment.checkpoints.store import CheckpointChoice, load_newest, save_step
 
 
 class State(NamedTuple):
@@ -41,7 +41,7 @@ def save(run_dir, env_steps, seed=0, **meta):
 
 def load(run_dir, **options):
     """(seed of the state that is found, meta.json)"""
-    state, meta = load_newest(run_dir, abstract(make_state()), Which(**options))
+    state, meta = load_newest(run_dir, abstract(make_state()), CheckpointChoice(**options))
     found = [seed for seed in range(10) if state_sha256(make_state(seed)) == state_sha256(state)]
     assert len(found) == 1, "a state that was never saved"
     return found[0], meta
