@@ -140,7 +140,3 @@ def _fail(message: str, code: int, debug: bool) -> int:
             traceback.print_exc()
     note(f"error: {' '.join(message.split())}")
     return code
-
-
-if __name__ == "__main__":  # as `python -m purejaxppo.cli.main`
-    main()

@@ -93,8 +93,8 @@ def test_a_shell_that_closes_the_streams():
     assert started("verify nowhere", "2>&-") == (4, "", "")
 
 
-@pytest.mark.filterwarnings("ignore:'purejaxppo.cli.main' found in sys.modules:RuntimeWarning")
-@pytest.mark.parametrize("module", ["purejaxppo", "purejaxppo.cli.main"])
+@pytest.mark.filterwarnings("ignore:'purejaxppo.cli.__main__' found in sys.modules:RuntimeWarning")
+@pytest.mark.parametrize("module", ["purejaxppo", "purejaxppo.cli"])
 def test_both_modules_are_the_command(monkeypatch, capfd, module):
     """With `python -m`; the usage names what was started, as there need not be a command of that name."""
     for place in (signals, cli):
