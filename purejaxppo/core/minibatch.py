@@ -33,7 +33,9 @@ def shuffled_indices(key: jax.Array, size: int) -> jax.Array:
         # (offset - index) mod size; both are below size, so one conditional addition does it.
         partner = jnp.where(offset[i] >= index, offset[i] - index, offset[i] + jnp.uint32(size) - index)
         index = jnp.where(_coin(jnp.maximum(index, partner) ^ salt[i]), partner, index)
-    return index.astype(jnp.int32)
+    # Kept apart from what reads it: in an update of one gradient step XLA would fuse all rounds into the gather of the
+    # rows, which LLVM (in jaxlib 0.11) does not finish compiling.
+    return jax.lax.optimization_barrier(index.astype(jnp.int32))
 
 
 def _coin(x: jax.Array) -> jax.Array:
