@@ -235,13 +235,6 @@ def test_every_hyperparameter_is_validated():
         refusal(validate_hyperparams, Hyperparams(**{field.name: math.nan}))
 
 
-def test_a_hyperparameter_without_a_range_is_told_what_is_missing():
-    """The line that whoever adds a field has to write, and where."""
-    more = dataclasses.make_dataclass("More", [("novel", float, 0.1)], bases=(Hyperparams,), frozen=True)
-    message = refusal(validate_hyperparams, more())
-    assert message == "novel has no range yet; give it a line in _RANGES of purejaxppo/config/validate.py."
-
-
 @pytest.mark.parametrize("value", [1.5, np.float64(1.5), np.float32("nan"), np.array(2.5), np.bool_(True)])
 def test_what_is_not_whole_is_refused_as_a_count_by_its_value(value):
     """Also where it came from NumPy, and in the words that a number of Python's own has."""
