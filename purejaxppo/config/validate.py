@@ -80,7 +80,7 @@ def validate_seeds(seeds: Sequence[int], repeated: str) -> None:
 
 
 def seeds_from(first: int, count: int) -> range:
-    """Returns so many seeds in a row. Raises ConfigError, in terms of the flags, if one of them is none."""
+    """Returns `count` seeds, from `first` on. Raises ConfigError, naming the flags, if one is out of range."""
     validate_seed(first)
     if first + count > NUM_SEEDS:
         raise ConfigError(f"--seed {first} --seeds {count} goes beyond 2**32 - 1; start lower.")
