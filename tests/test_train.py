@@ -22,10 +22,11 @@ from probe_envs import (
     value_from_observation,
     walk,
 )
+from setting_values import FAR
 
 from purejaxppo.algorithms import ALGORITHMS, make_algorithm
 from purejaxppo.config import Hyperparams, TrainConfig
-from purejaxppo.config.fields import ALGORITHMS_WITH
+from purejaxppo.config.resolve import has_option
 from purejaxppo.core.distributions import Categorical
 from purejaxppo.core.types import Discrete
 from purejaxppo.envs.wrappers import action_bound
@@ -44,18 +45,8 @@ CONFIG = TrainConfig(
 )
 # The two optional ones are given, but never reached: with None they would be another program.
 HP = jax.tree.map(jnp.float32, Hyperparams(vf_clip_eps=1e3, target_kl=1e3, learning_rate=3e-2))
-# Those of ppo_clip; what the other algorithms have is in algorithms/test_registry.py.
-CHANGED = {
-    "learning_rate": 1e-2,
-    "gamma": 0.5,
-    "gae_lambda": 0.2,
-    "clip_eps": 1e-3,
-    "vf_coef": 2.0,
-    "ent_coef": 0.5,
-    "max_grad_norm": 1e-2,
-    "vf_clip_eps": 1e-3,
-    "target_kl": 1e-6,
-}
+# What the other algorithms have is in algorithms/test_registry.py.
+CHANGED = {name: value for name, value in FAR.items() if has_option("ppo_clip", name)}
 
 
 def leaves(tree):
@@ -341,7 +332,7 @@ def test_vmap_over_keys_and_all_hyperparameters_is_a_loop(programs):
 def by_field(programs, start):
     """Field -> (state, metrics) of an update in which that field alone is changed; `None` is the update with none."""
     names = [field.name for field in dataclasses.fields(Hyperparams)]
-    assert set(CHANGED) == {name for name in names if "ppo_clip" in ALGORITHMS_WITH.get(name, ("ppo_clip",))}
+    assert set(CHANGED) == {name for name in names if has_option("ppo_clip", name)}
     hps = [HP, *(with_field(HP, name, value) for name, value in CHANGED.items())]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *hps)
     starts = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(hps), *x.shape)), start)

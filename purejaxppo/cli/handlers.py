@@ -32,7 +32,7 @@ from purejaxppo.cli.output import (
 )
 from purejaxppo.config.presets import PRESETS, target_of
 from purejaxppo.config.resolve import describe_settings
-from purejaxppo.config.validate import validate_config, validate_evaluation, validate_hyperparams, validate_seed
+from purejaxppo.config.validate import seeds_from, validate_config, validate_evaluation, validate_hyperparams
 from purejaxppo.errors import CheckpointError, ConfigError
 from purejaxppo.experiment.atomic_files import is_file
 from purejaxppo.experiment.directory import RunSettings
@@ -108,9 +108,7 @@ def _validate_compare(command: Compare) -> None:
     """`compare` sees to the rest."""
     if not 1 <= command.seeds <= _MAX_RUNS:
         raise ConfigError(f"--seeds {command.seeds} is no number of runs; give one from 1 to {_MAX_RUNS}.")
-    validate_seed(command.seed)
-    if command.seed + command.seeds > 2**32:
-        raise ConfigError(f"--seed {command.seed} --seeds {command.seeds} goes beyond 2**32 - 1; start lower.")
+    seeds_from(command.seed, command.seeds)
     for config, hp in command.resolved:
         validate_config(config)
         validate_hyperparams(hp)
@@ -176,7 +174,7 @@ def _compare(command: Compare) -> int:
     target = target_of(command.settings) if command.target is None else command.target
     summary = compare(
         command.resolved,
-        range(command.seed, command.seed + command.seeds),
+        seeds_from(command.seed, command.seeds),
         out=command.out,
         eval_episodes=command.eval_episodes,
         target=target,

@@ -1,8 +1,12 @@
 """The kinds of setting: `TrainConfig` is compiled in, `Hyperparams` are arguments of the compiled program, and
 `RunOptions` are the host's, which never change a result.
 
-No JAX in here, so that `purejaxppo --help` can read the dataclasses without waiting for it (`types.py` registers
-`Hyperparams` as a pytree). The docstring under each field is its help text on the command line.
+A field is the whole declaration of a setting: type and default; range, unit, algorithms and source, by `setting`; and
+the docstring under it, which is its help on the command line. Its flag and its check follow, and so do the tables of
+docs/hyperparameters.md, which `python scripts/settings_tables.py` writes.
+
+No JAX in here, so that `purejaxppo --help` can read the dataclasses without waiting for it (`core/types.py` registers
+`Hyperparams` as a pytree).
 """
 
 import contextlib
@@ -12,6 +16,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from purejaxppo.config.setting import owners, setting, with_ranges
 from purejaxppo.errors import ConfigError
 
 Activation = Literal["tanh", "relu", "elu", "gelu", "silu"]
@@ -23,7 +28,10 @@ ValueTarget = Literal["gae", "rewards_to_go"]
 OnNonfinite = Literal["stop", "skip", "rollback"]
 EnvParams = tuple[tuple[str, Any], ...]
 AnyPath = str | os.PathLike[str]  # what the functions take that a program calls; within, paths are `pathlib.Path`
+DEFAULT_TARGET_KL = 0.01  # nats, where a target is needed and none is given
+KL_COEF_BOUNDS = (1e-3, 1e3)  # the adaptive penalty stays within: about ten updates from 1 to either end
 _MAX_WHOLE = 2.0**63  # beyond every count; a larger float stays one, and is refused as such
+_INT32_MAX = 2**31 - 1
 
 
 def plain(value: Any) -> Any:
@@ -47,13 +55,14 @@ def whole(value: Any) -> Any:
 def _settle(record: Any) -> None:
     """Replaces the values of a frozen dataclass by Python's own, whole numbers where a field is an int.
 
-    A value of the wrong kind stays, to be refused by `validation.py` in the words that it was written in.
+    A value of the wrong kind stays, to be refused by `config/validate.py` in the words that it was written in.
     """
     for field in dataclasses.fields(record):
         settled = (whole if field.type is int else plain)(getattr(record, field.name))
         object.__setattr__(record, field.name, settled)
 
 
+@with_ranges
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """What shapes the compiled program. Frozen and hashable: changing a field recompiles."""
@@ -64,17 +73,17 @@ class TrainConfig:
     """Environment parameters as name=value, for example max_steps_in_episode=200."""
     algorithm: str = "ppo_clip"
     """Update rule: ppo_clip, ppo_kl, trpo or policy_gradient, the files of purejaxppo/algorithms."""
-    total_timesteps: int = 1_000_000
+    total_timesteps: int = setting(1_000_000, at_least=1, unit="environment steps")
     """Budget in environment steps, over all environments; rounded down to whole updates."""
-    num_envs: int = 64
+    num_envs: int = setting(64, at_least=1, unit="environments")
     """Environments stepped side by side."""
-    num_steps: int = 128
+    num_steps: int = setting(128, at_least=1, unit="steps per environment")
     """Steps of each environment per update."""
-    num_epochs: int = 4
+    num_epochs: int = setting(4, at_least=1, unit="passes")
     """Passes over the collected batch per update."""
-    num_minibatches: int = 4
+    num_minibatches: int = setting(4, at_least=1, unit="gradient steps per epoch")
     """Gradient steps per epoch; must divide num_envs * num_steps."""
-    hidden_sizes: tuple[int, ...] = (64, 64)
+    hidden_sizes: tuple[int, ...] = setting((64, 64), at_least=1, at_most=65_536, unit="units")
     """Widths of the hidden layers (after the convolution, for image observations)."""
     activation: Activation = "tanh"
     """Activation of the hidden layers."""
@@ -95,11 +104,11 @@ class TrainConfig:
     KL(old || new) near target_kl (which then stops no update early)."""
     ent_coef_schedule: Schedule = "constant"
     """Linear decay of ent_coef to 0 over the updates, or constant."""
-    clip_eps_schedule: Schedule = "constant"
+    clip_eps_schedule: Schedule = setting("constant", of=("ppo_clip",))
     """ppo_clip: linear decay of clip_eps to 0 over the updates, or constant."""
-    cg_iterations: int = 10
+    cg_iterations: int = setting(10, at_least=1, unit="iterations per update", of=("trpo",))
     """trpo: conjugate-gradient iterations per update."""
-    line_search_steps: int = 10
+    line_search_steps: int = setting(10, at_least=1, unit="step lengths", of=("trpo",))
     """trpo: step lengths tried per update, each half of the one before."""
     on_nonfinite: OnNonfinite = "stop"
     """When a reward, observation, loss, gradient or parameter is not finite: stop; skip, which undoes the update and
@@ -139,38 +148,52 @@ class TrainConfig:
         return self.num_updates * self.batch_size
 
 
+@with_ranges
 @dataclasses.dataclass(frozen=True)
 class Hyperparams:
     """What may be swept. Each field is a scalar, or an array [R] under `vmap` over R runs."""
 
-    learning_rate: float = 3e-4
+    learning_rate: float = setting(3e-4, above=0, source="PPO, 37")
     """Adam's step size (its start, under a linear schedule)."""
-    gamma: float = 0.99
+    gamma: float = setting(0.99, at_least=0, at_most=1, unit="per step", source="GAE")
     """Discount per step, in [0, 1]."""
-    gae_lambda: float = 0.95
+    gae_lambda: float = setting(0.95, at_least=0, at_most=1, unit="per step", source="GAE eq. 16")
     """Generalised advantage estimation's lambda, in [0, 1]: 0 is the TD error, 1 the Monte-Carlo return."""
-    clip_eps: float = 0.2
+    clip_eps: float = setting(0.2, above=0, unit="ratio", of=("ppo_clip",), source="PPO eq. 7")
     """ppo_clip: clip range of the probability ratio, 1 +- clip_eps."""
-    vf_coef: float = 0.5
+    vf_coef: float = setting(
+        0.5,
+        at_least=0,
+        unit="per squared reward unit",
+        of=("ppo_clip", "ppo_kl", "policy_gradient"),
+        source="PPO eq. 9",
+    )
     """Weight of the value loss."""
-    ent_coef: float = 0.01
+    ent_coef: float = setting(0.01, at_least=0, unit="per nat", source="PPO eq. 9")
     """Weight of the entropy bonus, per nat."""
-    max_grad_norm: float = 0.5
+    max_grad_norm: float = setting(0.5, above=0, unit="L2 norm", source="37")
     """Gradients are scaled down to this global L2 norm."""
-    vf_clip_eps: float | None = None
+    vf_clip_eps: float | None = setting(None, above=0, unit="reward units", source="WM")
     """Clip the value's change per update to this range (reward units); None leaves it free."""
-    target_kl: float | None = None
+    target_kl: float | None = setting(None, above=0, unit="nats", source="TRPO, 37")
     """KL(old || new) in nats: trpo's trust region, the aim of kl_adaptive (None: 0.01 for both); otherwise the rest of
     an update is skipped once a minibatch exceeds it (None: never)."""
-    kl_coef: float = 1.0
+    kl_coef: float = setting(
+        1.0,
+        at_least=KL_COEF_BOUNDS[0],
+        at_most=KL_COEF_BOUNDS[1],
+        unit="per nat",
+        of=("ppo_kl",),
+        source="PPO eq. 8",
+    )
     """ppo_kl: weight of the KL penalty at the start of the run, per nat, in [0.001, 1000]."""
-    kl_coef_factor: float = 2.0
+    kl_coef_factor: float = setting(2.0, at_least=1, of=("ppo_kl",), source="PPO sec. 4")
     """ppo_kl: kl_coef is multiplied or divided by it after an update whose KL left [kl_min, kl_max]; 1 holds it."""
-    kl_min: float = 0.005
+    kl_min: float = setting(0.005, at_least=0, unit="nats", of=("ppo_kl",), source="PPO sec. 4")
     """ppo_kl: below this mean KL of an update, in nats, kl_coef falls."""
-    kl_max: float = 0.02
+    kl_max: float = setting(0.02, above=0, unit="nats", of=("ppo_kl",), source="PPO sec. 4")
     """ppo_kl: above this mean KL of an update, in nats, kl_coef rises."""
-    cg_damping: float = 0.1
+    cg_damping: float = setting(0.1, at_least=0, of=("trpo",), source="TRPO app. C")
     """trpo: added to the Fisher matrix's diagonal."""
 
     def __post_init__(self) -> None:
@@ -185,36 +208,24 @@ class Hyperparams:
         return Hyperparams(**{name: plain(value) for name, value in vars(self).items()})
 
 
+@with_ranges
 @dataclasses.dataclass(frozen=True)
 class RunOptions:
     """What the host does around training."""
 
-    eval_episodes: int = 128
+    eval_episodes: int = setting(128, at_least=1, at_most=_INT32_MAX, unit="episodes")
     """Greedy episodes after training."""
-    checkpoint_seconds: float = 60.0
+    checkpoint_seconds: float = setting(60.0, at_least=0, unit="seconds")
     """Save the state whenever this many seconds have passed (0: about every second), and at the end."""
-    keep_newest: int = 2
+    keep_newest: int = setting(2, at_least=2, at_most=_INT32_MAX, unit="checkpoints")
     """Checkpoints to keep: the newest ones, at least two, so that one may be damaged ..."""
-    keep_best: int = 1
+    keep_best: int = setting(1, at_least=0, at_most=_INT32_MAX, unit="checkpoints")
     """... and those with the best training returns."""
 
     def __post_init__(self) -> None:
         _settle(self)
 
 
-# Options that only some update rules have; every other one belongs to all of them. A rule that is named nowhere in here
+# Those that only some update rules have; every other one belongs to all of them. A rule that is named nowhere in here
 # has them all, as nothing says which of them it reads.
-ALGORITHMS_WITH: dict[str, tuple[str, ...]] = {
-    "clip_eps": ("ppo_clip",),
-    "clip_eps_schedule": ("ppo_clip",),
-    "vf_coef": ("ppo_clip", "ppo_kl", "policy_gradient"),
-    "kl_coef": ("ppo_kl",),
-    "kl_coef_factor": ("ppo_kl",),
-    "kl_min": ("ppo_kl",),
-    "kl_max": ("ppo_kl",),
-    "cg_iterations": ("trpo",),
-    "cg_damping": ("trpo",),
-    "line_search_steps": ("trpo",),
-}
-DEFAULT_TARGET_KL = 0.01  # nats, where a target is needed and none is given
-KL_COEF_BOUNDS = (1e-3, 1e3)  # the adaptive penalty stays within: about ten updates from 1 to either end
+ALGORITHMS_WITH = owners(TrainConfig, Hyperparams)

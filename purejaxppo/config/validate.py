@@ -1,43 +1,26 @@
-"""Settings are checked before anything is built: what is wrong, why, and what would work."""
+"""Settings are checked before anything is built: what is wrong, why, and what would work.
+
+What one field takes follows from its declaration in `fields.py`; only checks across fields are written here.
+"""
 
 import dataclasses
 import difflib
 import math
 import numbers
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, get_args, get_origin
 
-from purejaxppo.config.fields import KL_COEF_BOUNDS, Hyperparams, RunOptions, TrainConfig
+from purejaxppo.config.fields import EnvParams, Hyperparams, RunOptions, TrainConfig
+from purejaxppo.config.setting import Range, facts_of, range_of
 from purejaxppo.config.synonyms import note_on, our_name
 from purejaxppo.errors import ConfigError
 
-_MAX_WIDTH = 65_536
+NUM_SEEDS = 2**32  # from there on `jax.random.key` wraps, so that two seeds would be one
 _FLOAT32_MAX = 3.4e38
-
-# Field -> (lowest, highest, is the lowest allowed); infinite bounds are never allowed values.
-_RANGES = {
-    "learning_rate": (0.0, math.inf, False),
-    "gamma": (0.0, 1.0, True),
-    "gae_lambda": (0.0, 1.0, True),
-    "clip_eps": (0.0, math.inf, False),
-    "vf_coef": (0.0, math.inf, True),
-    "ent_coef": (0.0, math.inf, True),
-    "max_grad_norm": (0.0, math.inf, False),
-    "vf_clip_eps": (0.0, math.inf, False),
-    "target_kl": (0.0, math.inf, False),
-    "kl_coef": (*KL_COEF_BOUNDS, True),
-    "kl_coef_factor": (1.0, math.inf, True),
-    "kl_min": (0.0, math.inf, True),
-    "kl_max": (0.0, math.inf, False),
-    "cg_damping": (0.0, math.inf, True),
-}
-_KINDS: dict[str, Any] = {
-    field.name: field.type for kind in (TrainConfig, Hyperparams) for field in dataclasses.fields(kind)
-}
-_COUNTS = tuple(name for name, kind in _KINDS.items() if kind is int)
-_MAY_BE_NONE = tuple(name for name, kind in _KINDS.items() if kind == float | None)
-_CHOICES = {name: get_args(kind) for name, kind in _KINDS.items() if get_origin(kind) is Literal}
+_INT64_MAX = 2**63 - 1
+_POWERS: dict[float, str] = {_INT64_MAX: "2**63 - 1", 2**31 - 1: "2**31 - 1"}
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:
@@ -77,59 +60,101 @@ def validate_algorithm(name: str, known: Iterable[str]) -> None:
 
 
 def validate_seed(seed: int) -> None:
-    """Raises ConfigError outside [0, 2^32): `jax.random.key` wraps there, so that two seeds would be one."""
-    if not _is_whole(seed) or not 0 <= seed < 2**32:
+    """Raises ConfigError for what is not a whole number in [0, NUM_SEEDS)."""
+    if not _is_whole(seed) or not 0 <= seed < NUM_SEEDS:
         raise ConfigError(f"seed = {seed!r} is not a whole number in [0, 2**32); choose one there.")
 
 
-def validate_value(name: str, value: Any) -> None:
-    """Raises ConfigError for what a field of TrainConfig or Hyperparams cannot be, whatever the others are."""
-    if name in _RANGES:
-        if value is not None or name not in _MAY_BE_NONE:
-            _validate_range(name, value)
-    elif name in _COUNTS:
-        if not _is_whole(value) or not 1 <= value < 2**63:
-            raise ConfigError(f"{name} = {value!r} is not a whole number from 1 to 2**63 - 1.")
-    elif name in _CHOICES:
-        known = _CHOICES[name]
+def validate_seeds(seeds: Sequence[int], repeated: str) -> None:
+    """Raises ConfigError for one that is no seed or is there twice.
+
+    Args:
+      seeds: of several runs; at least one.
+      repeated: the message about equal ones, in which {} stands for the seed.
+    """
+    for seed in seeds:
+        validate_seed(seed)
+    double, times = Counter(seeds).most_common(1)[0]
+    if times > 1:
+        raise ConfigError(repeated.format(double))
+
+
+def seeds_from(first: int, count: int) -> range:
+    """Returns `count` seeds, from `first` on. Raises ConfigError, naming the flags, if one is out of range."""
+    validate_seed(first)
+    if first + count > NUM_SEEDS:
+        raise ConfigError(f"--seed {first} --seeds {count} goes beyond 2**32 - 1; start lower.")
+    return range(first, first + count)
+
+
+def validate_value(field: dataclasses.Field[Any], value: Any) -> None:
+    """Raises ConfigError for what a setting cannot be, whatever the others are.
+
+    Args:
+      field: of TrainConfig, Hyperparams or RunOptions, from whose type and declared range the check follows.
+      value: Python's own, as those records hold it.
+    """
+    kind = field.type
+    if type(None) in get_args(kind):
+        if value is None:
+            return
+        kind = get_args(kind)[0]
+    if kind is float:
+        _validate_number(field, value)
+    elif kind is int:
+        _validate_count(field, field.name, value)
+    elif kind == tuple[int, ...]:
+        _validate_widths(field, value)
+    elif get_origin(kind) is Literal:
+        known = get_args(kind)
         if value not in known:
             likely = suggestion(str(value), known)
-            raise ConfigError(f"{name} = {value!r} is unknown; choose from {', '.join(known)}.{likely}")
-    elif name == "hidden_sizes":
-        _validate_widths(value)
-    elif (kind := _KINDS.get(name)) is bool:
+            raise ConfigError(f"{field.name} = {value!r} is unknown; choose from {', '.join(known)}.{likely}")
+    elif kind is bool:
         if not isinstance(value, bool):
-            raise ConfigError(f"{name} = {value!r} is not true or false.")
+            raise ConfigError(f"{field.name} = {value!r} is not true or false.")
     elif kind is str:
         if not isinstance(value, str):
-            raise ConfigError(f"{name} = {value!r} is not text.")
-    elif name != "env_params":  # see validate_config
-        raise ConfigError(f"{name} has no range yet; give it a line in _RANGES of purejaxppo/config/validate.py.")
+            raise ConfigError(f"{field.name} = {value!r} is not text.")
+    elif kind != EnvParams:  # see validate_config
+        raise TypeError(f"{field.name} is declared as {kind}, of which nothing here knows what is valid.")
 
 
-def _validate_widths(widths: Iterable[Any]) -> None:
+def _validate_number(field: dataclasses.Field[Any], value: Any) -> None:
+    """A float, which becomes a float32 of the device."""
+    if not _is_number(value):
+        raise ConfigError(f"{field.name} = {value!r} is not a number.")
+    number = float(value) if abs(value) < _FLOAT32_MAX else math.inf
+    if number not in range_of(field):
+        raise ConfigError(f"{field.name} = {value} is outside {range_of(field)}.")
+
+
+def _validate_count(field: dataclasses.Field[Any], name: str, value: Any) -> None:
+    low, high = _whole_ends(field)
+    if not _is_whole(value) or not low <= value <= high:
+        raise ConfigError(f"{name} = {value!r} is not a whole number from {low} to {_POWERS.get(high, high)}.")
+
+
+def _validate_widths(field: dataclasses.Field[Any], widths: Iterable[Any]) -> None:
+    low, high = _whole_ends(field)
     for width in widths:
-        if not _is_whole(width) or not 1 <= width <= _MAX_WIDTH:
+        if not _is_whole(width) or not low <= width <= high:
             raise ConfigError(
-                f"hidden_sizes has a layer of width {width!r}; a width is a whole number from 1 to {_MAX_WIDTH}."
+                f"{field.name} has a layer of width {width!r}; a width is a whole number from {low} to "
+                f"{_POWERS.get(high, high)}."
             )
 
 
-def _validate_range(name: str, value: Any) -> None:
-    low, high, low_allowed = _RANGES[name]
-    if not _is_number(value):
-        raise ConfigError(f"{name} = {value!r} is not a number.")
-    number = float(value) if abs(value) < _FLOAT32_MAX else math.inf
-    above = number >= low if low_allowed else number > low
-    if not (math.isfinite(number) and above and number <= high):
-        bounds = f"{'[' if low_allowed else '('}{low:g}, {f'{high:g}]' if math.isfinite(high) else 'inf)'}"
-        raise ConfigError(f"{name} = {value} is outside {bounds}.")
+def _whole_ends(field: dataclasses.Field[Any]) -> tuple[float, float]:
+    """The lowest and the highest whole number in the field's range, neither beyond an int64."""
+    bounds = range_of(field)
+    return bounds.low if bounds.low_allowed else bounds.low + 1, min(bounds.high, _INT64_MAX)
 
 
 def validate_config(config: TrainConfig) -> None:
     """Raises ConfigError, with the numbers and the remedy, for settings that cannot train."""
     for field in dataclasses.fields(config):
-        validate_value(field.name, getattr(config, field.name))
+        validate_value(field, getattr(config, field.name))
     for name, value in config.env_params:
         if not _is_number(value) and not isinstance(value, bool):
             raise ConfigError(f"env_params: {name} = {value!r} is not a number.")
@@ -205,7 +230,7 @@ def nearest_divisors(number: int, target: int) -> list[int]:
 def validate_hyperparams(hp: Hyperparams) -> None:
     """Raises ConfigError for a value that is not finite or outside its range. Concrete scalars only."""
     for field in dataclasses.fields(hp):
-        validate_value(field.name, getattr(hp, field.name))
+        validate_value(field, getattr(hp, field.name))
     validate_kl_range(hp.kl_min, hp.kl_max)
 
 
@@ -216,18 +241,25 @@ def validate_kl_range(kl_min: float, kl_max: float) -> None:
 
 
 def validate_evaluation(episodes: int, seed: int) -> None:
-    """Raises ConfigError for a number that is out of range."""
+    """Raises ConfigError for a number that is out of range; `eval_episodes` has that of the episodes."""
     validate_seed(seed)
-    if not _is_whole(episodes) or not 1 <= episodes < 2**31:
-        raise ConfigError(f"episodes = {episodes!r} is not a whole number from 1 to 2**31 - 1.")
+    field = next(field for field in dataclasses.fields(RunOptions) if field.name == "eval_episodes")
+    _validate_count(field, "episodes", episodes)
 
 
 def validate_options(options: RunOptions) -> None:
     """Raises ConfigError for a number that is out of range."""
-    for name, low in (("eval_episodes", 1), ("keep_newest", 2), ("keep_best", 0)):
-        value = getattr(options, name)
-        if not _is_whole(value) or not low <= value < 2**31:
-            raise ConfigError(f"{name} = {value!r} is not a whole number from {low} to 2**31 - 1.")
-    seconds = options.checkpoint_seconds
-    if not _is_number(seconds) or not 0 <= seconds < math.inf:
-        raise ConfigError(f"checkpoint_seconds = {seconds!r} is not a number of seconds, 0 or more.")
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if field.type is float:
+            _validate_host_number(field, value)
+        else:
+            validate_value(field, value)
+
+
+def _validate_host_number(field: dataclasses.Field[Any], value: Any) -> None:
+    """A float that stays on the host."""
+    bounds = range_of(field)
+    if not _is_number(value) or value not in bounds:
+        extent = f", {bounds.low:g} or more" if bounds == Range(bounds.low) else f" in {bounds}"
+        raise ConfigError(f"{field.name} = {value!r} is not a number of {facts_of(field).unit}{extent}.")

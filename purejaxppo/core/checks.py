@@ -4,6 +4,7 @@ Only shapes and types are looked at, by tracing once; nothing is computed. What 
 word, or fail far inside, is refused in one line.
 """
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -149,9 +150,10 @@ def check_hyperparams(hp: Hyperparams) -> None:
       hp: of one run, or of many with leaves [R].
     """
     known = {name: np.asarray(value) for name, value in vars(hp).items() if not isinstance(value, jax.core.Tracer)}
-    for name, values in known.items():
-        for value in set(values.ravel().tolist()):
-            validate_value(name, value)
+    for field in dataclasses.fields(hp):
+        if field.name in known:
+            for value in set(known[field.name].ravel().tolist()):
+                validate_value(field, value)
     if "kl_min" in known and "kl_max" in known:
         pairs = np.broadcast_arrays(known["kl_min"], known["kl_max"])
         for low, high in set(zip(*(x.ravel().tolist() for x in pairs), strict=True)):

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from purejaxppo.config import Hyperparams
 from purejaxppo.config.fields import plain, whole
-from purejaxppo.config.validate import validate_hyperparams, validate_seed
+from purejaxppo.config.validate import validate_hyperparams, validate_seeds
 from purejaxppo.core.checks import check_runs
 from purejaxppo.core.nonfinite import keep_if_finite, no_value
 from purejaxppo.core.types import LearnerState, Metrics, RunnerState, Trainer
@@ -104,10 +104,7 @@ def grid(hp: Hyperparams, seeds: Sequence[int], **axes: Sequence[float]) -> tupl
         raise ConfigError(
             f"{unknown[0]} is no hyperparameter: unknown, or compiled in, which takes a trainer for each."
         )
-    for seed in seeds:
-        validate_seed(seed)
-    if len(set(seeds)) < len(seeds):
-        raise ConfigError(f"seeds = {list(seeds)} are not all different; the same run twice says nothing.")
+    validate_seeds(seeds, f"seeds = {seeds} are not all different; the same run twice says nothing.")
     points = [dataclasses.replace(hp, **dict(zip(axes, values, strict=True))) for values in product(*axes.values())]
     for point in points:
         validate_hyperparams(point)

@@ -5,13 +5,12 @@ import itertools
 import math
 import re
 import struct
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from purejaxppo.config import Hyperparams
 from purejaxppo.config.resolve import FIELDS, whole_number
-from purejaxppo.config.validate import apart, validate_seed, validate_value
+from purejaxppo.config.validate import NUM_SEEDS, apart, seeds_from, validate_seeds, validate_value
 from purejaxppo.config.words import parse_word
 from purejaxppo.errors import ConfigError
 from purejaxppo.sweeps.spec import MAX_RUNS
@@ -80,7 +79,7 @@ def _value(name: str, word: str) -> Any:
         raise ConfigError(f"{name} = {error}{several}.") from None
     if name == "algorithm" and "," in word:  # other unknown names are the registry's to refuse, plugins being imported
         raise ConfigError(f"algorithm = {word!r} is no name of one. Write them apart: {apart(word)}.")
-    validate_value(name, value)
+    validate_value(FIELDS[name], value)
     return value
 
 
@@ -102,7 +101,7 @@ def _span(name: str, word: str) -> Span:
         order = "0 < low < high" if log else "low < high"
         raise ConfigError(f"{name} = {word} is an empty span; it takes {order}.")
     for number in (low, high):
-        validate_value(name, number)
+        validate_value(FIELDS[name], number)
     return Span(low, high, log)
 
 
@@ -177,7 +176,7 @@ def sample(axes: Sequence[Axis], count: int, seed: int) -> list[dict[str, Any]]:
         )
     if not 1 <= count <= MAX_POINTS:
         raise ConfigError(f"--samples {count}; it takes 1 to {MAX_POINTS}.")
-    if not 0 <= seed < 2**32:
+    if not 0 <= seed < NUM_SEEDS:
         raise ConfigError(f"--sample-seed {seed}; it takes a whole number in [0, 2**32).")
     size = _size(axes)
     if count > size:
@@ -233,11 +232,7 @@ def parse_seeds(words: Sequence[str], first: int) -> tuple[int, ...]:
         raise ConfigError(
             f"--seed {first} is the first of a count, but --seeds {' '.join(words)} is a list; leave it out."
         )
-    for seed in numbers:
-        validate_seed(seed)
-    double, times = Counter(numbers).most_common(1)[0]
-    if times > 1:
-        raise ConfigError(f"--seeds: {double} is given twice, which would be the same run twice; leave one out.")
+    validate_seeds(numbers, "--seeds: {} is given twice, which would be the same run twice; leave one out.")
     return tuple(numbers)
 
 
@@ -247,7 +242,4 @@ def _count_seeds(count: int, first: int) -> tuple[int, ...]:
             f"--seeds {count} is no number of runs: one number alone is a count, from 1 to {MAX_RUNS}; a certain "
             f"seed N is --seeds 1 --seed N."
         )
-    validate_seed(first)
-    if first + count > 2**32:
-        raise ConfigError(f"--seed {first} --seeds {count} goes beyond 2**32 - 1; start lower.")
-    return tuple(range(first, first + count))
+    return tuple(seeds_from(first, count))

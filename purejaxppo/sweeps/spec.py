@@ -2,13 +2,12 @@
 
 import dataclasses
 import math
-from collections import Counter
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.config.fields import plain, whole
-from purejaxppo.config.validate import validate_config, validate_hyperparams, validate_options, validate_seed
+from purejaxppo.config.validate import validate_config, validate_hyperparams, validate_options, validate_seeds
 from purejaxppo.errors import ConfigError
 
 MAX_RUNS = 1_000_000
@@ -60,11 +59,7 @@ class SweepSettings(NamedTuple):
                 f"{len(self.settings)} settings x {len(self.seeds)} seeds = {self.num_runs} runs are more than "
                 f"{MAX_RUNS}; take fewer."
             )
-        for seed in self.seeds:
-            validate_seed(seed)
-        double, times = Counter(self.seeds).most_common(1)[0]
-        if times > 1:
-            raise ConfigError(f"seed {double} is given twice, which would be the same run twice; take different ones.")
+        validate_seeds(self.seeds, "seed {} is given twice, which would be the same run twice; take different ones.")
         for config, hp in self.settings:
             validate_config(config)
             validate_hyperparams(hp)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hand_batch import CONFIG, POLICIES, make_batch, make_policy
+from setting_values import FAR
 
 from purejaxppo.algorithms import ALGORITHMS, make_algorithm
 from purejaxppo.algorithms.adaptive_lr import kl_adaptive
@@ -22,22 +23,6 @@ from purejaxppo.errors import ConfigError
 HP = Hyperparams(learning_rate=5e-2, gamma=0.9, gae_lambda=0.8, vf_clip_eps=1e3, target_kl=1e3, cg_damping=1e-2)
 RULES = (*ALGORITHMS, "kl_adaptive")
 QUICKLY = {"xla_backend_optimization_level": 0}
-CHANGED = {
-    "learning_rate": 2e-2,
-    "gamma": 0.5,
-    "gae_lambda": 0.2,
-    "clip_eps": 1e-2,
-    "vf_coef": 2.0,
-    "ent_coef": 0.5,
-    "max_grad_norm": 1e-3,
-    "vf_clip_eps": 1e-3,
-    "target_kl": 1e-5,
-    "kl_coef": 20.0,
-    "kl_coef_factor": 20.0,
-    "kl_min": 1e2,
-    "kl_max": 1e3,
-    "cg_damping": 1.0,
-}
 # What the trainer turns into other hyperparameters or another batch, which is another argument of the same program.
 ARGUMENTS = {"ent_coef_schedule": "linear", "clip_eps_schedule": "linear", "value_target": "rewards_to_go"}
 COMPILED = {"num_epochs": 1, "num_minibatches": 1, "normalize_advantage": "off"}
@@ -254,22 +239,22 @@ def test_key_discipline(rule):
 
 
 def test_all_settings_are_accounted_for():
-    assert CHANGED.keys() == {field.name for field in dataclasses.fields(Hyperparams)}
+    assert FAR.keys() == {field.name for field in dataclasses.fields(Hyperparams)}
     fields = {field.name for kind in (TrainConfig, Hyperparams) for field in dataclasses.fields(kind)}
     assert ALGORITHMS_WITH.keys() <= fields
     assert {rule for rules in ALGORITHMS_WITH.values() for rule in rules} <= set(ALGORITHMS)
-    assert ALGORITHMS_WITH.keys() <= {*CHANGED, *ARGUMENTS, *COUNTS_OF_TRPO}
+    assert ALGORITHMS_WITH.keys() <= {*FAR, *ARGUMENTS, *COUNTS_OF_TRPO}
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("name", CHANGED)
+@pytest.mark.parametrize("name", FAR)
 def test_hyperparameters(rule, name):
     """After two updates, since what a rule carries from one to the next shows in the second."""
-    batch = batch_of(**{name: CHANGED[name]}) if name in ("gamma", "gae_lambda") else None
+    batch = batch_of(**{name: FAR[name]}) if name in ("gamma", "gae_lambda") else None
     # A KL below kl_min must not be above kl_max.
     wide = {"kl_max": 1e3} if name == "kl_min" else {}
     reference = update(rule, hp_of(rule, **wide), times=2) if wide else base(rule)
-    result = update(rule, hp_of(rule, **wide, **{name: CHANGED[name]}), times=2, batch=batch)
+    result = update(rule, hp_of(rule, **wide, **{name: FAR[name]}), times=2, batch=batch)
     if has(rule, name):
         assert distance(result, reference) > 1e-5
     else:

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from setting_values import other_value
 
 from purejaxppo.algorithms import ALGORITHMS
 from purejaxppo.cli import main as cli
@@ -98,27 +99,18 @@ def test_none_among_the_values():
     assert sweep("--vf-clip-eps none").settings[0][1].vf_clip_eps is None
 
 
+# What is no number or choice, and what other settings limit further.
 VALUES = {
     "total_timesteps": "2e4 30000",
-    "num_minibatches": "2 8",
     "hidden_sizes": "3,2 5,",
-    "activation": "relu elu",
-    "policy": "gaussian tanh_gaussian",
-    "normalize_advantage": "batch off",
-    "value_target": "gae rewards_to_go",
-    "learning_rate_schedule": "linear constant",
-    "ent_coef_schedule": "linear constant",
-    "clip_eps_schedule": "linear constant",
     "algorithm": "ppo_clip ppo_kl",
-    "kl_coef_factor": "1.5 2",
     "kl_min": "0.001 0.002",
 }
 
 
 @pytest.mark.parametrize("name", sorted(FIELDS.keys() - {"env", "env_params", "on_nonfinite"}))
 def test_every_other_field_can_be_swept(name):
-    default = {bool: "true false", int: "2 4"}.get(FIELDS[name].type, "0.25 0.5")
-    words = VALUES.get(name, default)
+    words = VALUES.get(name) or f"{FIELDS[name].default} {other_value(FIELDS[name])}"
     algorithm = f"--algorithm {ALGORITHMS_WITH.get(name, ('ppo_clip',))[0]}" if name != "algorithm" else ""
     asked = sweep(f"--{name.replace('_', '-')} {words} {algorithm}")
     assert asked.axes == (name,)

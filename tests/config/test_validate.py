@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.config.validate import (
     nearest_divisors,
+    seeds_from,
     suggestion,
     validate_algorithm,
     validate_config,
     validate_hyperparams,
     validate_options,
     validate_seed,
+    validate_seeds,
 )
 from purejaxppo.errors import ConfigError, PureJaxPPOError
 
@@ -175,6 +177,21 @@ def test_seed_outside_32_bits(seed):
     assert "[0, 2**32)" in message
 
 
+def test_several_seeds():
+    """Each is one, and none is there twice; the first that is repeated most is named in the words of the caller."""
+    validate_seeds([0, 2**32 - 1, 7], "{} twice")
+    assert refusal(lambda seeds: validate_seeds(seeds, "{} twice"), [5, 3, 3, 5]) == "5 twice"
+    assert "seed = -1 is not" in refusal(lambda seeds: validate_seeds(seeds, "{} twice"), [3, 3, -1])
+
+
+def test_seeds_in_a_row():
+    """The last of them may be 2^32 - 1."""
+    assert [*seeds_from(2**32 - 3, 3)] == [2**32 - 3, 2**32 - 2, 2**32 - 1]
+    message = refusal(lambda count: seeds_from(2**32 - 3, count), 4)
+    assert message == f"--seed {2**32 - 3} --seeds 4 goes beyond 2**32 - 1; start lower."
+    assert "seed = -1 is not" in refusal(lambda first: seeds_from(first, 1), -1)
+
+
 def test_seeds_at_the_ends_give_different_keys():
     """The accepted range is where jax.random.key tells seeds apart; one further, 2^32 is 0 again."""
     import jax
@@ -233,13 +250,6 @@ def test_every_hyperparameter_is_validated():
     """A new field without a range fails here."""
     for field in dataclasses.fields(Hyperparams):
         refusal(validate_hyperparams, Hyperparams(**{field.name: math.nan}))
-
-
-def test_a_hyperparameter_without_a_range_is_told_what_is_missing():
-    """The line that whoever adds a field has to write, and where."""
-    more = dataclasses.make_dataclass("More", [("novel", float, 0.1)], bases=(Hyperparams,), frozen=True)
-    message = refusal(validate_hyperparams, more())
-    assert message == "novel has no range yet; give it a line in _RANGES of purejaxppo/config/validate.py."
 
 
 @pytest.mark.parametrize("value", [1.5, np.float64(1.5), np.float32("nan"), np.array(2.5), np.bool_(True)])

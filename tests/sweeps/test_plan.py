@@ -7,6 +7,7 @@ import jax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from setting_values import other_value
 
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.sweeps import compiled_group as groups
@@ -15,11 +16,7 @@ from purejaxppo.sweeps.plan import Plan, describe_plan, plan_record
 from purejaxppo.sweeps.spec import SweepSettings
 
 SMALL = TrainConfig(num_envs=4, num_steps=8, num_epochs=1, num_minibatches=2, hidden_sizes=(4,), total_timesteps=320)
-OTHER = {
-    "gamma": 0.9, "gae_lambda": 0.9, "clip_eps": 0.3, "vf_coef": 0.3, "ent_coef": 0.1, "max_grad_norm": 1.0,
-    "kl_coef": 2.0, "kl_coef_factor": 1.5, "kl_min": 0.001, "kl_max": 0.1, "cg_damping": 0.2, "learning_rate": 1e-2,
-    "vf_clip_eps": 0.2, "target_kl": 0.1,
-}  # fmt: skip
+OTHER = {field.name: other_value(field) for field in dataclasses.fields(Hyperparams)}
 
 
 def sweep_of(*pairs, seeds=(0, 1, 2), **options):
@@ -27,7 +24,7 @@ def sweep_of(*pairs, seeds=(0, 1, 2), **options):
     return SweepSettings((), points, tuple(pairs), seeds, RunOptions(eval_episodes=4), **options)
 
 
-@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Hyperparams)])
+@pytest.mark.parametrize("name", OTHER)
 def test_every_hyperparameter_is_an_axis_of_one_program(name):
     """But for None beside a number, which is another program."""
     values = [Hyperparams(), Hyperparams(**{name: OTHER[name]})]

@@ -1,0 +1,102 @@
+"""How a setting is declared: its range, unit, algorithms and source stand in the metadata of its dataclass field.
+
+Type, default and help (the docstring under it) are the field's own. Validation, the refusal of flags that an algorithm
+does not have, and the tables of docs/hyperparameters.md derive from it; `fields.py` has the declarations.
+"""
+
+import dataclasses
+import math
+from typing import Any, NamedTuple, TypeVar, get_args
+
+T = TypeVar("T")
+_KEY = "setting"
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The finite numbers from `low`, itself allowed or not, to `high`."""
+
+    low: float
+    high: float = math.inf
+    low_allowed: bool = True
+
+    def __contains__(self, number: float) -> bool:
+        above = number >= self.low if self.low_allowed else number > self.low
+        return above and number <= self.high and number < math.inf
+
+    def __str__(self) -> str:
+        high = f"{self.high:g}]" if math.isfinite(self.high) else "inf)"
+        return f"{'[' if self.low_allowed else '('}{self.low:g}, {high}"
+
+
+class Facts(NamedTuple):
+    """What a declaration says beside type, default and help."""
+
+    range: Range | None = None  # of a number, or of each number in a tuple
+    unit: str = ""
+    of: tuple[str, ...] = ()  # the algorithms that have it; empty for all
+    source: str = ""
+
+
+def setting(
+    default: T,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    at_most: float = math.inf,
+    unit: str = "",
+    of: tuple[str, ...] = (),
+    source: str = "",
+) -> T:
+    """Returns the dataclass field of a setting.
+
+    Args:
+      default: of the field's type.
+      above, at_least: the lower end of the range, excluded or included; a number has one of the two.
+      at_most: the upper end, included.
+      unit: for people to read.
+      of: the algorithms that have the setting, by default all of them; with another one its flag is refused.
+      source: the paper that it is from, as docs/hyperparameters.md abbreviates it.
+
+    Raises:
+      TypeError: two lower ends.
+    """
+    if above is not None and at_least is not None:
+        raise TypeError(f"setting({default!r}) is above {above} or at least {at_least}, not both.")
+    low = at_least if above is None else above
+    bounds = None if low is None else Range(low, at_most, low_allowed=above is None)
+    return dataclasses.field(default=default, metadata={_KEY: Facts(bounds, unit, of, source)})
+
+
+def facts_of(field: dataclasses.Field[Any]) -> Facts:
+    """Returns what was declared of a field: nothing, for one that has only its type, default and help."""
+    return field.metadata.get(_KEY, Facts())
+
+
+def range_of(field: dataclasses.Field[Any]) -> Range:
+    """Returns the range of a number's field. Raises TypeError if none was declared."""
+    bounds = facts_of(field).range
+    if bounds is None:
+        raise TypeError(
+            f"{field.name} has no range; declare it as setting({field.default!r}, above=...) or "
+            f"setting({field.default!r}, at_least=...)."
+        )
+    return bounds
+
+
+def _fields(*records: Any) -> tuple[dataclasses.Field[Any], ...]:
+    """Returns the fields of several dataclasses."""
+    return tuple(field for record in records for field in dataclasses.fields(record))
+
+
+def with_ranges(record: type[T]) -> type[T]:
+    """Returns a dataclass of settings as it is. Raises TypeError for a number that is declared without a range."""
+    for field in _fields(record):
+        if {int, float} & {field.type, *get_args(field.type)}:
+            range_of(field)
+    return record
+
+
+def owners(*records: Any) -> dict[str, tuple[str, ...]]:
+    """Returns the algorithms that have a setting, for each setting of these dataclasses that not all of them have."""
+    return {field.name: facts_of(field).of for field in _fields(*records) if facts_of(field).of}
