@@ -57,7 +57,7 @@ def pip_install(*what: str) -> str:
     return shlex.join([sys.executable, "-m", "pip", "install", *what])
 
 
-def code_revision(package: Path = Path(__file__).parent) -> dict[str, Any]:
+def code_revision(package: Path = Path(__file__).parent.parent) -> dict[str, Any]:
     """Returns what git says of a package's code, within about a second; whatever goes wrong there is no error.
 
     Args:
