@@ -92,10 +92,9 @@ def every_run_diverged(causes: Collection[Cause], directory: str) -> DivergedErr
 
 
 def undo_nonfinite(trainer: Trainer) -> Trainer:
-    """Returns the trainer whose updates leave the state unchanged if they produced a NaN or an infinity.
+    """An update with a number that is not finite leaves the state as it was, but for the key and the count of updates.
 
-    Only the key and the count of updates advance, so the next update starts from the same environments and parameters
-    with other random numbers.
+    The next update thus sets out from the same environments with other random numbers.
     """
 
     def update(hp: Hyperparams, runner: RunnerState) -> tuple[RunnerState, Metrics]:
@@ -108,11 +107,11 @@ def undo_nonfinite(trainer: Trainer) -> Trainer:
 
 
 class Guard(NamedTuple):
-    """The policy for updates that are not finite: what the trainer does by itself, and what the host does."""
+    """What is done about a number that is not finite: by the trainer itself, and by the host."""
 
     wrap: Callable[[Trainer], Trainer] = lambda trainer: trainer
-    patience: int = 1  # consecutive updates that are not finite, after which the host stops the run
-    rollbacks: int = 0  # how often the host returns to the same checkpoint before it gives up
+    patience: int = 1  # updates in a row that may be bad, before the host stops the run
+    rollbacks: int = 0  # times that it then goes back to one and the same checkpoint
 
 
 GUARDS: dict[OnNonfinite, Guard] = {

@@ -116,7 +116,7 @@ def grid(hp: Hyperparams, seeds: Sequence[int], **axes: Sequence[float]) -> tupl
     for seed in seeds:
         validate_seed(seed)
     if len(set(seeds)) < len(seeds):
-        raise ConfigError(f"seeds = {list(seeds)} are not all different; equal seeds give the same run twice.")
+        raise ConfigError(f"seeds = {list(seeds)} are not all different; the same run twice says nothing.")
     points = [dataclasses.replace(hp, **dict(zip(axes, values, strict=True))) for values in product(*axes.values())]
     for point in points:
         validate_hyperparams(point)
@@ -183,12 +183,11 @@ def advance_runs(
 
 
 def _update(trainer: Trainer, hp: Hyperparams, run: Runs) -> tuple[Runs, Metrics]:
-    """Advances one run by one update, unless it is frozen."""
+    """Advances one run by one update, unless it is frozen; a diverging run is frozen in the state before the update."""
     frozen = (run.diverged > 0) | (run.runner.updates >= run.stop_at)
 
     def advance_run(run: Runs) -> tuple[Runs, Metrics]:
         runner, metrics = trainer.update(hp, run.runner)
-        # A diverging run is frozen in the state before the update that was not finite.
         bad = metrics["nonfinite"] != 0
         kept = jax.tree.map(lambda old, new: jnp.where(bad, old, new), run.runner, runner)
         return Runs(kept, run.stop_at, jnp.where(bad, runner.updates, 0)), metrics
