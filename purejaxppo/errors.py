@@ -1,8 +1,8 @@
-"""What can go wrong for a user, each with the exit code that the command line returns."""
+"""The errors that a user can act on, each with the exit code that the command line returns."""
 
 
 class PureJaxPPOError(Exception):
-    """Base of every error that is the user's to mend: one line that says what, why and what to do."""
+    """Base of every error that a user can act on: one line that says what, why and what to do."""
 
     exit_code = 1
 
@@ -14,7 +14,12 @@ class ConfigError(PureJaxPPOError, ValueError):
 
 
 class DivergedError(PureJaxPPOError, ArithmeticError):
-    """Training produced a number that is not finite, at an update (counted from 1) if it is known."""
+    """Training produced a NaN or an infinity.
+
+    Args:
+      message: one line.
+      update: the update in which it did, counted from 1; 0 if that is unknown.
+    """
 
     exit_code = 3
 
@@ -42,8 +47,8 @@ class RunDirInUseError(PureJaxPPOError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is XLA's or Python's way of saying so. Tensorstore says RESOURCE_EXHAUSTED of a full disk."""
-    if isinstance(error, CheckpointError):
+    """Returns whether an error of XLA's or Python's means that memory was exhausted."""
+    if isinstance(error, CheckpointError):  # Tensorstore reports a full disk as RESOURCE_EXHAUSTED
         return False
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error)
 

@@ -1,4 +1,4 @@
-"""Episodes with frozen parameters."""
+"""Evaluation: episodes played with a policy whose parameters and normalisers are frozen."""
 
 from typing import Any, NamedTuple
 
@@ -10,8 +10,8 @@ from purejaxppo.core.sums import Sum, add, empty_sum
 from purejaxppo.core.types import Apply, EnvState, Params, RunnerState, VecEnv
 from purejaxppo.envs.wrappers import evaluation_env, observation_stats
 
-LONGEST_EPISODE = 100_000  # steps after which an episode is broken off, whatever limit its environment has
-_ENDLESS = 10_000  # the same for an environment without a limit
+LONGEST_EPISODE = 100_000  # steps after which an episode is broken off, even if its environment's limit is larger
+_STEPS_WITHOUT_LIMIT = 10_000  # the same for an environment without a limit
 
 
 class Episodes(NamedTuple):
@@ -19,60 +19,65 @@ class Episodes(NamedTuple):
 
     episode_return: jax.Array  # [E] sum of raw rewards
     episode_length: jax.Array  # [E] int32, steps
-    finished: jax.Array  # [E] bool; False where it was broken off
+    finished: jax.Array  # [E] bool; False if the evaluation broke the episode off
 
 
 class Play(NamedTuple):
-    """Episodes under way, one in each of the E environments."""
+    """The state of an evaluation: unfinished episodes, one in each of the E environments."""
 
     steps: jax.Array  # int32, played so far
     key: jax.Array
     env_state: EnvState
-    obs: jax.Array  # [E, *shape]
-    rewards: Sum  # [E], of which `episodes.episode_return` is the value
-    episodes: Episodes  # as far as they have come
+    obs: jax.Array  # [E, ...]
+    rewards: Sum  # [E], the compensated sum whose value is `episodes.episode_return`
+    episodes: Episodes  # so far
 
 
 def evaluate(
     key: jax.Array, env: VecEnv, apply: Apply, params: Params, greedy: bool = True, max_steps: int | None = None
 ) -> Episodes:
-    """Plays one whole episode in each of the E environments.
+    """Plays one whole episode in each of the E environments, and returns them.
 
-    Every environment contributes exactly one episode, however short: taking the first E to finish would favour the
-    short ones.
+    Every environment contributes exactly one episode, however short: taking the first E episodes to finish would be
+    biased towards short ones.
 
     Args:
       key: consumed.
-      env: from `evaluation_env`, so that it normalises observations as in training, but frozen.
-      apply, params: the network.
-      greedy: take the distribution's mode instead of a sample.
-      max_steps: static; by default `most_steps`.
+      env: from `evaluation_env`, which normalises observations as in training, by frozen statistics.
+      apply, params: the network, (params, obs) -> (pi, value).
+      greedy: act by the distribution's mode instead of a sample.
+      max_steps: static; `most_steps(env)` by default.
     """
     return play(begin_play(key, env), max_steps or most_steps(env), env, apply, params, greedy).episodes
 
 
 def most_steps(env: VecEnv) -> int:
-    """Steps after which an evaluation breaks an episode off.
+    """Returns the number of steps after which an evaluation breaks an episode off.
 
-    They are the environment's own limit, 10,000 where it has none, and `LONGEST_EPISODE` where its limit is beyond
-    that: an evaluation has to end.
+    It is the environment's own limit, or 10,000 if there is none, and at most `LONGEST_EPISODE`, since an evaluation
+    has to end.
     """
-    return min(env.step_limit or _ENDLESS, LONGEST_EPISODE)
+    return min(env.step_limit or _STEPS_WITHOUT_LIMIT, LONGEST_EPISODE)
 
 
 def begin_play(key: jax.Array, env: VecEnv) -> Play:
-    """The first moment of one episode in each of the E environments."""
+    """Returns the initial state of an evaluation: a new episode in each of the E environments."""
     key, key_reset = jax.random.split(key)
     state, obs = env.reset(key_reset)
-    state = jax.tree.map(_with_its_type, state)
+    state = jax.tree.map(_strongly_typed, state)
     nothing = Episodes(jnp.zeros(env.num_envs), jnp.zeros(env.num_envs, jnp.int32), jnp.zeros(env.num_envs, jnp.bool_))
     return Play(jnp.zeros((), jnp.int32), key, state, obs, empty_sum((env.num_envs,)), nothing)
 
 
 def play(start: Play, until: int | jax.Array, env: VecEnv, apply: Apply, params: Params, greedy: bool = True) -> Play:
-    """Goes on until so many steps are played, counted from the beginning, or every episode has finished.
+    """Continues an evaluation until `until` steps have been played, or every episode has finished.
 
-    Pieces of any length come to the same episodes as all steps at once. The other arguments are those of `evaluate`.
+    The result does not depend on the number of calls: pieces of any length give the episodes of a single call.
+
+    Args:
+      start: from `begin_play` or `play`.
+      until: steps, counted from the beginning of the evaluation; may be traced.
+      env, apply, params, greedy: as for `evaluate`.
     """
 
     def unfinished(carry: Play) -> jax.Array:
@@ -84,6 +89,7 @@ def play(start: Play, until: int | jax.Array, env: VecEnv, apply: Apply, params:
         pi, _ = apply(params, obs)
         action = pi.mode() if greedy else pi.sample(key_action)
         state, result = env.step(key_env, state, action)
+        # Finished environments auto-reset and are stepped on, but masked: only their first episode counts.
         running = ~episodes.finished
         rewards = add(rewards, jnp.where(running, result.reward, 0.0))
         length = episodes.episode_length + running
@@ -93,10 +99,11 @@ def play(start: Play, until: int | jax.Array, env: VecEnv, apply: Apply, params:
     return jax.lax.while_loop(unfinished, step, start)
 
 
-def _with_its_type(x: Any) -> jax.Array:
-    """The same numbers, no longer weakly typed as those of a Python scalar are: each step has the types of the next.
+def _strongly_typed(x: Any) -> jax.Array:
+    """Returns x without JAX's weak type, which values made from Python scalars have.
 
-    `play` would otherwise be compiled twice, for the first piece and for those after it.
+    The environment's state then has the same types before and after a step. `play` would otherwise be compiled twice,
+    for the first piece and for those after it.
     """
     x = jnp.asarray(x)
     return jax.lax.convert_element_type(x, x.dtype)
@@ -105,11 +112,11 @@ def _with_its_type(x: Any) -> jax.Array:
 def evaluate_runner(
     key: jax.Array, config: TrainConfig, env: VecEnv, apply: Apply, runner: RunnerState, greedy: bool = True
 ) -> Episodes:
-    """Plays with the policy of a run's state, its normalisers frozen, in each of the E environments of `env`."""
+    """Plays one episode in each of the E environments of `env`, with a run's policy and its normalisers frozen."""
     env = evaluation_env(config, env, observation_stats(runner.env_state))
     return evaluate(key, env, apply, runner.learner.params, greedy)
 
 
 def evaluation_key(seed: int | jax.Array) -> jax.Array:
-    """Another stream than training's own, whose key is the seed's."""
+    """Returns the key of an evaluation, which is independent of the key of the training with the same seed."""
     return jax.random.fold_in(jax.random.key(seed), 0x5EED)

@@ -1,4 +1,8 @@
-"""The trainer: rollout, advantage, batch, update, metrics. Start reading here."""
+"""The trainer: rollout, advantage, batch, update, metrics. Start reading here.
+
+One update collects a rollout with the current policy, estimates advantages, and lets the algorithm learn from them. It
+is a pure function of the hyperparameters and the run's state. docs/architecture.md has the reading path and a glossary.
+"""
 
 from collections.abc import Callable
 
@@ -30,18 +34,18 @@ def make_trainer(
     algorithm: Algorithm,
     gather: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> Trainer:
-    """A training run as a pair of pure functions, both to be jitted or vmapped over key and hyperparameters.
+    """Returns a training run as a pair of pure functions. Both may be jitted, and vmapped over key and hyperparameters.
 
     Args:
-      config: static settings; `env.num_envs` must be `config.num_envs`.
+      config: static settings; `env.num_envs` must equal `config.num_envs`.
       env: environments, e.g. from `from_gymnax`.
       network: `init(key, obs)` and `apply(params, obs) -> (pi, value)`.
       algorithm: e.g. `ppo_clip(config, network.apply)`.
-      gather: brings a batch's rows, [E * T, ...] in the order of the environments, to where they are learnt from.
+      gather: all-gathers the batch, if several devices train on it; identity on one device.
 
     Raises:
-      ConfigError: settings that cannot train, or a network or an algorithm that does not fit.
-      EnvError: an environment that is not what `VecEnv` says.
+      ConfigError: invalid settings, or a network or an algorithm that does not fit.
+      EnvError: an environment that breaks the contract of `VecEnv`.
     """
     validate_config(config)
     check_algorithm(algorithm)
@@ -65,6 +69,7 @@ def make_trainer(
     def update(hp: Hyperparams, runner: RunnerState) -> tuple[RunnerState, Metrics]:
         key, key_rollout, key_update = jax.random.split(runner.key, 3)
         hp = anneal(config, hp, runner.updates)
+        # Rebuilt in each update, since gamma, which the reward normaliser needs, is a traced argument.
         wrapped = training_env(config, env, hp.gamma)
 
         env_state, obs, transition, sums = rollout(
@@ -81,6 +86,7 @@ def make_trainer(
         )
         batch = gather(_flatten(transition, advantage, target))
         learner, metrics = algorithm.update(key_update, hp, runner.learner, batch)
+        # The algorithm's metrics come last: one with an adaptive learning rate reports the rate that it used.
         metrics = {**_episode_metrics(sums), **_batch_metrics(hp, batch), **metrics}
         watched = {"observation": (batch.obs, obs), "reward": transition.reward, "normalizer": running_stats(env_state)}
         watched |= {"parameter": learner.params, "optimizer_state": learner.opt_state, **metrics}
@@ -92,15 +98,15 @@ def make_trainer(
 
 
 def advance(trainer: Trainer, hp: Hyperparams, runner: RunnerState, num_updates: int) -> tuple[RunnerState, Metrics]:
-    """`num_updates` (static) updates in one scan. Returns the state and the metrics, each [num_updates]."""
+    """Scans `num_updates` (static) updates. Returns the state, and metrics with leaves [num_updates]."""
     check_hyperparams(hp)
     return jax.lax.scan(lambda runner, _: trainer.update(hp, runner), runner, length=whole(num_updates))
 
 
 def trainer_from_config(config: TrainConfig, env: VecEnv | None = None) -> Trainer:
-    """The trainer with everything built by name; `env` replaces the environment that `config` names.
+    """Returns the trainer of the environment, network and algorithm that `config` names; `env` replaces the first.
 
-    Raises ConfigError or EnvError for what cannot be built.
+    Raises ConfigError or EnvError for settings from which no trainer can be built.
     """
     validate_config(config)
     env = env or from_gymnax(config.env, config.num_envs, **dict(config.env_params))
@@ -109,19 +115,26 @@ def trainer_from_config(config: TrainConfig, env: VecEnv | None = None) -> Train
 
 
 def train(config: TrainConfig, hp: Hyperparams, key: jax.Array) -> tuple[RunnerState, Metrics]:
-    """One whole training run: everything by name, one call. Jit it, and vmap it over `hp` and `key`.
+    """Trains one run from beginning to end, with the trainer of `trainer_from_config`.
+
+    It may be jitted, and vmapped over `hp` and `key`.
 
     Returns:
       The final state, and metrics with leaves [num_updates].
 
-    Raises ConfigError or EnvError for what cannot be built, and for a hyperparameter out of range unless it is traced.
+    Raises:
+      ConfigError or EnvError: settings from which no trainer can be built, or a hyperparameter out of range, unless it
+        is traced.
     """
     trainer = trainer_from_config(config)
     return advance(trainer, hp, trainer.init(key, hp), config.num_updates)
 
 
 def _flatten(transition: Transition, advantage: jax.Array, target: jax.Array) -> Batch:
-    """[T, E, ...] -> [E * T, ...], environment by environment: those of one device are a block of rows."""
+    """Reshapes [T, E, ...] to rows [E * T, ...] in environment-major order.
+
+    The rows of the environments on one device are then one contiguous block, so the batch is sharded as they are.
+    """
     batch = Batch(
         transition.obs, transition.action, transition.pi, transition.log_prob, transition.value, advantage, target
     )
@@ -129,7 +142,7 @@ def _flatten(transition: Transition, advantage: jax.Array, target: jax.Array) ->
 
 
 def _episode_metrics(sums: Metrics) -> Metrics:
-    """Means over the episodes that ended in this update; `no_value()`, not 0, if none did."""
+    """Returns means over the episodes that ended in this update; `no_value()` marks updates without one."""
     count = sums["episode/count"]
 
     def mean(total: jax.Array) -> jax.Array:

@@ -23,7 +23,7 @@ from purejaxppo import Hyperparams, TrainConfig, use_all_cores
 from purejaxppo.algorithms import make_algorithm
 from purejaxppo.core.advantage import gae
 from purejaxppo.core.rollout import rollout
-from purejaxppo.core.types import Algorithm, Batch, whole
+from purejaxppo.core.types import Algorithm, Batch, single_device
 from purejaxppo.devices.data_parallel import devices_for, env_shardings, mesh_of, split_rows
 from purejaxppo.envs.gymnax_adapter import from_gymnax
 from purejaxppo.envs.wrappers import training_env
@@ -71,7 +71,7 @@ def make_parts(config: TrainConfig) -> dict[str, RunBatch]:
     wrapped = training_env(config, from_gymnax(config.env, config.num_envs), hp.gamma)
     network = make_network(config, wrapped)
     mesh = mesh_of(devices_for(config))  # laid out as the whole update is
-    split = split_rows(mesh) if mesh.size > 1 else whole
+    split = split_rows(mesh) if mesh.size > 1 else single_device
     key = jax.random.key(0)
     env_state, obs = jax.jit(wrapped.reset)(key)
     params = jax.jit(network.init)(key, obs)

@@ -1,4 +1,4 @@
-"""The registry of update rules: one file each, one line here."""
+"""The registry of update rules: each is one file in this folder and one line in `ALGORITHMS`."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from purejaxppo.algorithms.ppo_kl import ppo_kl
 from purejaxppo.algorithms.trpo import trpo
 from purejaxppo.config import TrainConfig
 from purejaxppo.config.validate import validate_algorithm
-from purejaxppo.core.types import Algorithm, Apply, Split, whole
+from purejaxppo.core.types import Algorithm, Apply, Split, single_device
 
 ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "ppo_clip": ppo_clip,
@@ -18,8 +18,8 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
 }
 
 
-def make_algorithm(config: TrainConfig, apply: Apply, split: Split = whole) -> Algorithm:
-    """The update rule named by `config.algorithm`, rows shared out by `split`.
+def make_algorithm(config: TrainConfig, apply: Apply, split: Split = single_device) -> Algorithm:
+    """Returns the update rule named by `config.algorithm`; `split` maps its per-row functions over devices.
 
     Raises ConfigError, with a suggestion, for an unknown name.
     """

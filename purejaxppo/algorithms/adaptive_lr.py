@@ -1,4 +1,4 @@
-"""A learning rate that follows the KL divergence, for any update rule that takes gradient steps."""
+"""A learning rate adapted to the KL divergence of each update, for any update rule that takes gradient steps."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -15,16 +15,17 @@ _BOUNDS = (1e-6, 1e-2)
 
 
 class KLAdaptive(NamedTuple):
-    """What outlives an update."""
+    """State carried from one update to the next."""
 
     learning_rate: jax.Array
-    inner: Any  # the algorithm's own
+    inner: Any  # the wrapped algorithm's own state
 
 
 def kl_adaptive(algorithm: Algorithm) -> Algorithm:
-    """The same update rule with a learning rate that is adapted after each update (`adapted_learning_rate`).
+    """Returns the update rule with a learning rate that is adapted after each update (`adapted_learning_rate`).
 
-    `target_kl` is what it aims at, and no longer stops an update early: both at once would fight.
+    `target_kl` becomes the KL that the rate aims at and no longer stops an update early, as the two would counteract
+    each other.
     """
 
     def init(hp: Hyperparams, params: Params) -> LearnerState:
@@ -34,6 +35,7 @@ def kl_adaptive(algorithm: Algorithm) -> Algorithm:
     def update(key: jax.Array, hp: Hyperparams, learner: LearnerState, batch: Batch) -> tuple[LearnerState, Metrics]:
         used, inner = learner.algo_state
         target_kl = DEFAULT_TARGET_KL if hp.target_kl is None else hp.target_kl
+        # The wrapped rule sees the adapted rate as its hyperparameter, and no target that would stop it early.
         hp = dataclasses.replace(hp, learning_rate=used, target_kl=None)
         learner, metrics = algorithm.update(key, hp, learner._replace(algo_state=inner), batch)
         learning_rate = adapted_learning_rate(used, metrics["kl"], target_kl)
@@ -44,9 +46,9 @@ def kl_adaptive(algorithm: Algorithm) -> Algorithm:
 
 
 def adapted_learning_rate(learning_rate: jax.Array, kl: jax.Array, target_kl: float | jax.Array) -> jax.Array:
-    """Divided by 1.5 after a mean KL above 2 target_kl, times 1.5 below target_kl / 2, within [1e-6, 1e-2].
+    """Returns the rate divided by 1.5 after a mean KL above 2 target_kl, times 1.5 after one below target_kl / 2.
 
-    A rate that was outside from the start may come back, but is not moved further out.
+    It stays within [1e-6, 1e-2]. A rate that was outside from the start may return, but is not moved further out.
 
     Source: the rule of rl_games and rsl_rl (Rudin et al. 2022, arXiv:2109.11978, table 3), there per minibatch.
     """

@@ -1,4 +1,4 @@
-"""The importance-sampled policy gradient, with nothing to hold the policies together."""
+"""The importance-sampled policy gradient, with nothing that keeps the new policy near the old one."""
 
 from typing import Any
 
@@ -7,15 +7,16 @@ import jax
 from purejaxppo.algorithms.surrogate import surrogate_algorithm
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.core.losses import importance_surrogate
-from purejaxppo.core.types import Algorithm, Apply, Batch, Distribution, Metrics, Split, whole
+from purejaxppo.core.types import Algorithm, Apply, Batch, Distribution, Metrics, Split, single_device
 
 
-def policy_gradient(config: TrainConfig, apply: Apply, *, split: Split = whole) -> Algorithm:
-    """Gradient steps on mean r A: right in expectation, with a variance that grows as the policies drift apart.
+def policy_gradient(config: TrainConfig, apply: Apply, *, split: Split = single_device) -> Algorithm:
+    """Takes gradient steps on mean r A, an estimate whose variance grows as the policies drift apart.
 
-    One epoch of one minibatch is the on-policy actor-critic gradient, since r = 1 there; more of either reuses data.
+    One epoch of one minibatch is the on-policy actor-critic gradient, since r = 1 there; more epochs or minibatches
+    reuse data. `config`, `apply` and `split` are those of `surrogate_algorithm`.
 
-    Source: Schulman et al. 2017, arXiv:1707.06347, eq. 6 (without the constraint that the text goes on to demand).
+    Source: Schulman et al. 2017, arXiv:1707.06347, eq. 6 (without the constraint that the paper adds to it).
     """
 
     def policy_loss(

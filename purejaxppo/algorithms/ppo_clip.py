@@ -9,20 +9,23 @@ import jax.numpy as jnp
 from purejaxppo.algorithms.surrogate import surrogate_algorithm
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.core.losses import clipped_surrogate
-from purejaxppo.core.types import Algorithm, Apply, Batch, Distribution, Metrics, Split, whole
+from purejaxppo.core.types import Algorithm, Apply, Batch, Distribution, Metrics, Split, single_device
 
 Objective = Callable[[jax.Array, jax.Array, float], jax.Array]
 
 
 def ppo_clip(
-    config: TrainConfig, apply: Apply, objective: Objective = clipped_surrogate, *, split: Split = whole
+    config: TrainConfig, apply: Apply, objective: Objective = clipped_surrogate, *, split: Split = single_device
 ) -> Algorithm:
-    """Clipping takes the reason away to move the ratio beyond 1 +- clip_eps; nothing forbids it.
+    """Takes gradient steps on the clipped surrogate objective.
+
+    The gradient is zero once the ratio has left [1 - eps, 1 + eps] in the direction the advantage favours; the range
+    is not enforced.
 
     Args:
       config, apply, split: as for `surrogate_algorithm`.
-      objective: (ratio [B], advantage [B], clip_eps) -> scalar, to be maximised; a mean over the rows, if several
-        devices are to share them.
+      objective: (ratio [B], advantage [B], clip_eps) -> scalar, to be maximised. It has to be a mean over the rows if
+        these are sharded over several devices.
 
     Source: Schulman et al. 2017, arXiv:1707.06347, eq. 7.
     """

@@ -9,19 +9,30 @@ from purejaxppo.algorithms.surrogate import surrogate_algorithm
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.config.fields import KL_COEF_BOUNDS
 from purejaxppo.core.losses import kl_penalized_surrogate
-from purejaxppo.core.types import Algorithm, Apply, Batch, Distribution, LearnerState, Metrics, Params, Split, whole
+from purejaxppo.core.types import (
+    Algorithm,
+    Apply,
+    Batch,
+    Distribution,
+    LearnerState,
+    Metrics,
+    Params,
+    Split,
+    single_device,
+)
 
 
 class KLPenalty(NamedTuple):
-    """What outlives an update."""
+    """State carried from one update to the next."""
 
     kl_coef: jax.Array  # beta, per nat
 
 
-def ppo_kl(config: TrainConfig, apply: Apply, *, split: Split = whole) -> Algorithm:
-    """Gradient steps on  mean(r A - beta KL(old || new)),  beta being adapted once per update.
+def ppo_kl(config: TrainConfig, apply: Apply, *, split: Split = single_device) -> Algorithm:
+    """Takes gradient steps on  mean(r A - beta KL(old || new)),  and adapts beta once per update.
 
-    The KL is the exact one of the stored distribution and the new one, in the states of the batch.
+    The KL is the exact one between the stored distribution and the new one, in the states of the batch. `config`,
+    `apply` and `split` are those of `surrogate_algorithm`.
 
     Source: Schulman et al. 2017, arXiv:1707.06347, sec. 4 and eq. 8.
     """
@@ -48,10 +59,12 @@ def ppo_kl(config: TrainConfig, apply: Apply, *, split: Split = whole) -> Algori
 def adapted_kl_coef(
     kl_coef: jax.Array, kl: jax.Array, kl_min: float, kl_max: float, factor: float | jax.Array
 ) -> jax.Array:
-    """beta * factor after a mean KL above kl_max, beta / factor below kl_min, beta in between.
+    """Returns beta * factor after a mean KL above kl_max, beta / factor after one below kl_min, else beta.
 
-    It stays within KL_COEF_BOUNDS: at 0 it could never rise again, and the way back from the ends takes ten updates at
-    factor 2. Source: arXiv:1707.06347, sec. 4, with free thresholds in the place of d / 1.5 and 1.5 d.
+    It stays within KL_COEF_BOUNDS: from 0 it could never rise again, and from either bound it returns to 1 in ten
+    updates at factor 2.
+
+    Source: Schulman et al. 2017, arXiv:1707.06347, sec. 4, with free thresholds instead of d / 1.5 and 1.5 d.
     """
     low, high = KL_COEF_BOUNDS
     changed = jnp.where(kl > kl_max, kl_coef * factor, jnp.where(kl < kl_min, kl_coef / factor, kl_coef))

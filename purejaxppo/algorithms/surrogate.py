@@ -1,4 +1,4 @@
-"""What the update rules share: minibatch gradient steps, and the loss of those that take nothing else."""
+"""Minibatch gradient steps, which all update rules share, and the loss of those rules that are gradient steps alone."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,31 +10,48 @@ import optax
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.core.diagnostics import drift
 from purejaxppo.core.losses import clipped_value_loss, standardize, value_loss
-from purejaxppo.core.minibatch import fold_minibatches, until
+from purejaxppo.core.minibatch import fold_minibatches, stop_early
 from purejaxppo.core.optimizer import make_optimizer
-from purejaxppo.core.types import Algorithm, Apply, Batch, Distribution, LearnerState, Metrics, Params, Split, whole
+from purejaxppo.core.types import (
+    Algorithm,
+    Apply,
+    Batch,
+    Distribution,
+    LearnerState,
+    Metrics,
+    Params,
+    Split,
+    single_device,
+)
 
+# (params, minibatch) -> (gradient, metrics)
 Gradient = Callable[[Params, Batch], tuple[Params, Metrics]]
-# (hp, algo_state, pi, ratio [B], minibatch) -> (loss, its own metrics)
+# (hp, algo_state, pi, ratio [B], minibatch) -> (loss, metrics)
 PolicyLoss = Callable[[Hyperparams, Any, Distribution, jax.Array, Batch], tuple[jax.Array, Metrics]]
 
 
-def _keep(advantage: jax.Array) -> jax.Array:
+def _identity(advantage: jax.Array) -> jax.Array:
     return advantage
 
 
-# What is done to the advantages of a batch, and to those of a minibatch.
-_NORMALIZERS = {"minibatch": (_keep, standardize), "batch": (standardize, _keep), "off": (_keep, _keep)}
+# normalize_advantage -> (function of the batch's advantages, function of each minibatch's advantages)
+_NORMALIZERS = {
+    "minibatch": (_identity, standardize),
+    "batch": (standardize, _identity),
+    "off": (_identity, _identity),
+}
 
 
-def surrogate_algorithm(config: TrainConfig, apply: Apply, policy_loss: PolicyLoss, split: Split = whole) -> Algorithm:
-    """The update rule that takes minibatch gradient steps on  policy loss + vf_coef * value loss - ent_coef * entropy.
+def surrogate_algorithm(
+    config: TrainConfig, apply: Apply, policy_loss: PolicyLoss, split: Split = single_device
+) -> Algorithm:
+    """Returns an update rule of minibatch gradient steps on policy loss + vf_coef * value loss - ent_coef * entropy.
 
     Args:
-      config: counts and the place of advantage normalisation.
+      config: counts of epochs and minibatches, and the kind of advantage normalisation.
       apply: (params, obs) -> (pi, value).
-      policy_loss: what distinguishes one member of the family from the next.
-      split: how rows are shared out, by default not at all.
+      policy_loss: the loss of the policy, in which the algorithms of the family differ.
+      split: maps the gradient and the metrics of drift over devices; the default runs them on one.
 
     Source: Schulman et al. 2017, arXiv:1707.06347, eq. 9 and algorithm 1. Deviations, all common practice: Adam with
     eps 1e-5 and a global-norm clip, advantages standardised, optional value clipping, optional stop at a target KL.
@@ -62,14 +79,15 @@ def surrogate_algorithm(config: TrainConfig, apply: Apply, policy_loss: PolicyLo
             return policy + hp.vf_coef * critic - hp.ent_coef * entropy, metrics
 
         def gradient(params: Params, minibatch: Batch) -> tuple[Params, Metrics]:
-            # By the statistics of all rows, before each device takes its share.
+            # Standardised over the whole minibatch, before its rows are sharded: the loss is then a mean over rows,
+            # and the mean of the devices' gradients is the gradient.
             minibatch = minibatch._replace(advantage=per_minibatch(minibatch.advantage))
             return split.mean(jax.grad(loss, has_aux=True))(params, minibatch)
 
         batch = batch._replace(advantage=per_batch(batch.advantage))
         learner, steps = gradient_steps(key, config, hp, learner, batch, gradient)
-        del steps["minibatch_kl"]
-        deviation = steps.pop("ratio_deviation")[0, 0]
+        del steps["minibatch_kl"]  # for `gradient_steps` alone; `drift` below measures the KL over the whole batch
+        deviation = steps.pop("ratio_deviation")[0, 0]  # of the first minibatch of the first epoch: 0 up to rounding
         metrics = {**jax.tree.map(jnp.mean, steps), "ratio/first_minibatch_deviation": deviation}
         return learner, {**metrics, **drift(apply, learner.params, batch, split)}
 
@@ -79,14 +97,22 @@ def surrogate_algorithm(config: TrainConfig, apply: Apply, policy_loss: PolicyLo
 def gradient_steps(
     key: jax.Array, config: TrainConfig, hp: Hyperparams, learner: LearnerState, batch: Batch, gradient: Gradient
 ) -> tuple[LearnerState, Metrics]:
-    """Adam's steps along `gradient` over config.num_epochs shuffles of the batch into config.num_minibatches.
+    """Takes Adam's steps along `gradient`, over config.num_epochs shuffles of the batch into config.num_minibatches.
 
-    With `hp.target_kl`, the steps end where the metric `minibatch_kl` exceeds it; a gradient without that metric needs
-    hp.target_kl = None.
+    If `hp.target_kl` is set, the steps stop early once the metric `minibatch_kl` exceeds it. A `gradient` without that
+    metric needs hp.target_kl = None.
+
+    Args:
+      key: consumed by the shuffles.
+      config: counts of epochs and minibatches.
+      hp: with the learning rate, the gradient's maximum norm and target_kl.
+      learner: parameters and optimizer state to start from.
+      batch: N rows.
+      gradient: (params, minibatch) -> (gradient, metrics), the metrics measured before the step.
 
     Returns:
-      The learner, and the gradient's metrics and `grad_norm` (before clipping) of each step [epochs, minibatches],
-      taken before it; those of skipped steps included.
+      The learner, and the metrics of `gradient` and `grad_norm` (before clipping) with leaves [epochs, minibatches],
+      including the steps that were discarded.
     """
     optimizer = make_optimizer(hp)
 
@@ -100,13 +126,13 @@ def gradient_steps(
     target_kl = hp.target_kl
     if target_kl is None:
         return fold_minibatches(key, step, learner, batch, *counts)
-    gated = until(lambda metrics: metrics["minibatch_kl"] > target_kl, step)
-    (learner, _), steps = fold_minibatches(key, gated, (learner, jnp.array(True)), batch, *counts)
+    masked_step = stop_early(lambda metrics: metrics["minibatch_kl"] > target_kl, step)
+    (learner, _), steps = fold_minibatches(key, masked_step, (learner, jnp.array(True)), batch, *counts)
     return learner, steps
 
 
 def critic_loss(hp: Hyperparams, value: jax.Array, batch: Batch) -> jax.Array:
-    """The value loss over a minibatch, clipped if hp.vf_clip_eps says so."""
+    """Returns the value loss over a minibatch, clipped if hp.vf_clip_eps is set."""
     if hp.vf_clip_eps is None:
         return value_loss(value, batch.target)
     return clipped_value_loss(value, batch.target, batch.value, hp.vf_clip_eps)

@@ -1,4 +1,4 @@
-"""Trust region policy optimization: the KL divergence as a constraint."""
+"""Trust region policy optimisation: policy improvement under a constraint on the KL divergence."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,19 +14,24 @@ from purejaxppo.config.fields import DEFAULT_TARGET_KL
 from purejaxppo.core.diagnostics import drift
 from purejaxppo.core.losses import importance_surrogate, standardize
 from purejaxppo.core.optimizer import make_optimizer
-from purejaxppo.core.types import Algorithm, Apply, Batch, LearnerState, Metrics, Params, Split, whole
+from purejaxppo.core.types import Algorithm, Apply, Batch, LearnerState, Metrics, Params, Split, single_device
 
-Vector = jax.Array
+Vector = jax.Array  # the parameters, or a direction in their space, as one flat array [P]
 _BACKTRACK = 0.5
 
 
-def trpo(config: TrainConfig, apply: Apply, *, split: Split = whole) -> Algorithm:
-    """One natural-gradient step of the policy per update, within the trust region; then the value function's fit.
+def trpo(config: TrainConfig, apply: Apply, *, split: Split = single_device) -> Algorithm:
+    """Takes one natural-gradient step of the policy per update, within the trust region, and fits the value function.
 
-    maximise  mean r A + ent_coef * entropy   subject to   mean KL(old || new) <= target_kl
+        maximise  mean r A + ent_coef * entropy   subject to   mean KL(old || new) <= target_kl
 
-    The value function is fitted by minibatch regression (learning_rate, num_epochs, num_minibatches). The network must
-    not share parameters between the two: the regression would move the policy.
+    The value function is fitted by minibatch regression (learning_rate, num_epochs, num_minibatches). Policy and value
+    function must not share parameters, since the regression would then move the policy.
+
+    Args:
+      config: trip counts of conjugate gradient and line search, and those of the regression.
+      apply: (params, obs) -> (pi, value).
+      split: maps the regression's gradient and the metrics of drift over devices; the policy's step is not sharded.
 
     Source: Schulman et al. 2015, arXiv:1502.05477, eq. 14 and appendix C. Deviations: the whole batch for the Fisher
     matrix; advantages standardised over the batch, unless that is off; an entropy bonus; trip counts that do not
@@ -48,6 +53,7 @@ def trpo(config: TrainConfig, apply: Apply, *, split: Split = whole) -> Algorith
 
         learner = learner._replace(params=params)
         gradient = split.mean(jax.grad(value_loss, has_aux=True))
+        # target_kl is the trust region of the policy; it must not stop the regression.
         learner, steps = gradient_steps(key, config, dataclasses.replace(hp, target_kl=None), learner, batch, gradient)
         metrics = {"loss/value": jnp.mean(steps["loss/value"]), **policy_metrics}
         return learner, {**metrics, **drift(apply, learner.params, batch, split)}
@@ -56,19 +62,24 @@ def trpo(config: TrainConfig, apply: Apply, *, split: Split = whole) -> Algorith
 
 
 class _Measure(NamedTuple):
-    """A policy against the one that acted."""
+    """A policy compared with the one that acted, as means over the batch."""
 
     surrogate: jax.Array
-    objective: jax.Array  # with the entropy bonus
-    kl: jax.Array
-    entropy: jax.Array
-    deviation: jax.Array
+    objective: jax.Array  # the surrogate with the entropy bonus
+    kl: jax.Array  # KL(old || new), nats
+    entropy: jax.Array  # nats
+    deviation: jax.Array  # |r - 1|
 
 
 def policy_step(
     config: TrainConfig, apply: Apply, hp: Hyperparams, params: Params, batch: Batch
 ) -> tuple[Params, Metrics]:
-    """The parameters after one step along the natural gradient, or as they were if no tried length was acceptable."""
+    """Returns the parameters after one step along the natural gradient, and the step's metrics.
+
+    The direction is F^-1 g, with the objective's gradient g and the damped Fisher matrix F. Its length is the one at
+    which the quadratic model of the KL reaches `target_kl`, times the largest fraction 1, 1/2, 1/4, ... that improves
+    the objective and keeps the exact KL within `target_kl`. If no tried fraction does, the parameters are unchanged.
+    """
     target_kl = DEFAULT_TARGET_KL if hp.target_kl is None else hp.target_kl
     old, unravel = ravel_pytree(params)
 
@@ -81,7 +92,8 @@ def policy_step(
         return _Measure(surrogate, objective, jnp.mean(batch.pi.kl(pi)), entropy, jnp.mean(jnp.abs(ratio - 1.0)))
 
     gradient = jax.grad(lambda flat: measure(flat).objective)(old)
-    # The Hessian of KL(old || .) at the old policy is the Fisher matrix; linearised once, applied many times.
+    # The Fisher matrix is the Hessian of KL(old || .) at the old policy. It is never formed: the KL's gradient is
+    # linearised once (forward over reverse), and each product with a vector evaluates that linear map.
     _, hessian_product = jax.linearize(jax.grad(lambda flat: measure(flat).kl), old)
 
     def fisher_product(v: Vector) -> Vector:
@@ -89,7 +101,8 @@ def policy_step(
 
     direction = conjugate_gradient(fisher_product, gradient, config.cg_iterations)
     curvature = direction @ fisher_product(direction)
-    # Where the quadratic model of the KL, damping included, reaches target_kl.
+    # The model 1/2 length^2 x^T F x of the KL, damping included, reaches target_kl at this length. The inner `where`
+    # keeps the unused branch finite; without curvature, as for a zero gradient, no step is taken.
     length = jnp.where(curvature > 0, jnp.sqrt(2 * target_kl / jnp.where(curvature > 0, curvature, 1.0)), 0.0)
     before = measure(old)
 
@@ -111,20 +124,28 @@ def policy_step(
 
 
 def conjugate_gradient(product: Callable[[Vector], Vector], b: Vector, iterations: int) -> Vector:
-    """x with A x = b after a fixed number of iterations from 0, for a positive definite A given as v -> A v.
+    """Returns an approximation of x with A x = b, after a fixed number of iterations from x = 0.
 
-    It rests where the residual has fallen to what float32 can tell from 0.
+    Iterates no longer change once the squared residual is below 1e-12 of the initial one (float32 rounding).
+
+    Args:
+      product: v -> A v of a positive definite A.
+      b: the right-hand side.
+      iterations: static count.
 
     Source: Hestenes & Stiefel 1952, "Methods of conjugate gradients for solving linear systems".
     """
-    enough = 1e-12 * (b @ b)
+    tolerance = 1e-12 * (b @ b)
 
     def step(state: tuple[Vector, Vector, Vector], _: None) -> tuple[tuple[Vector, Vector, Vector], None]:
         x, residual, p = state
         squared = residual @ residual
         a_p = product(p)
         curvature = p @ a_p
-        running = (squared > enough) & (curvature > 0)
+        # Converged iterates are masked instead of ending the loop, so that the trip count stays static: alpha and
+        # beta are 0, which leaves x and the residual as they are and sets p to the residual. The inner `where`s avoid
+        # a division by 0 in the branch that is not used.
+        running = (squared > tolerance) & (curvature > 0)
         alpha = jnp.where(running, squared / jnp.where(running, curvature, 1.0), 0.0)
         residual = residual - alpha * a_p
         beta = jnp.where(running, (residual @ residual) / jnp.where(running, squared, 1.0), 0.0)
@@ -135,7 +156,10 @@ def conjugate_gradient(product: Callable[[Vector], Vector], b: Vector, iteration
 
 
 def line_search(acceptable: Callable[[jax.Array], jax.Array], steps: int) -> jax.Array:
-    """The largest of 1, 1/2, 1/4, ... (`steps` of them) that is acceptable, or 0; all are tried."""
+    """Returns the largest of the fractions 1, 1/2, 1/4, ... (`steps` of them) that is acceptable, or 0.
+
+    All of them are tried, so that the trip count stays static.
+    """
 
     def attempt(found: jax.Array, fraction: jax.Array) -> tuple[jax.Array, None]:
         return jnp.where((found == 0) & acceptable(fraction), fraction, found), None

@@ -1,1 +1,1 @@
-"""The mathematics: pure functions of arrays that know neither an environment suite nor the host."""
+"""The mathematics: pure functions of arrays, independent of environment suites and of the host."""

@@ -14,21 +14,22 @@ def gae(
     gamma: float | jax.Array,
     gae_lambda: float | jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Generalised advantage estimation, exact at both kinds of episode end.
+    """Returns generalised advantage estimates, exact at both kinds of episode end, and value targets.
 
         delta_t = r_t + gamma (1 - terminated_t) V(s_{t+1}) - V(s_t)
         A_t     = delta_t + gamma lambda (1 - done_t) A_{t+1},      done = terminated | truncated
 
-    A terminated step has no future. A truncated one has, but it was not seen: its value is bootstrapped and the sum
-    ends there. Both flags at once count as terminated.
+    After a terminated step there is nothing: its successor has value 0. After a truncated one the episode would have
+    continued unseen: the successor's value is bootstrapped, and the sum ends there. Both flags at once count as
+    terminated.
 
     Args:
       reward: r_t  [T, E], reward units.
       value: V(s_t)  [T, E].
       next_value: V(s_{t+1}) [T, E], s_{t+1} being the last observation of the *same* episode, never the first of
         the next one.
-      terminated: bool [T, E], the episode reached an end of its own.
-      truncated: bool [T, E], the episode was cut off by a time limit.
+      terminated: bool [T, E], the task itself ended.
+      truncated: bool [T, E], a time limit ended the episode.
       gamma: discount, scalar.
       gae_lambda: lambda, scalar.
 
@@ -50,11 +51,11 @@ def gae(
 def rewards_to_go(
     reward: jax.Array, next_value: jax.Array, terminated: jax.Array, truncated: jax.Array, gamma: float | jax.Array
 ) -> jax.Array:
-    """The discounted sum of the rewards that follow, up to the episode's end or, by bootstrapping, beyond the rollout.
+    """Returns the discounted rewards up to the episode's end, bootstrapped at a truncation and at the rollout's end.
 
         G_t = r_t + gamma (1 - terminated_t) (V(s_{t+1}) if truncated_t or t = T - 1 else G_{t+1})
 
-    The Monte-Carlo value target: that of GAE at lambda = 1, whatever lambda the advantage is estimated with.
+    This is the Monte-Carlo value target: that of GAE at lambda = 1, whatever lambda the advantage is estimated with.
 
     Args:
       reward: r_t  [T, E], reward units.
@@ -69,18 +70,18 @@ def rewards_to_go(
     """
     chex.assert_equal_shape([reward, next_value, terminated, truncated])
     chex.assert_rank(reward, 2)
-    follows = jnp.logical_not(terminated | truncated).at[-1].set(False)  # beyond the rollout nothing was seen either
+    continues = jnp.logical_not(terminated | truncated).at[-1].set(False)  # the rollout's last step has no next row
 
-    seen = reward + gamma * jnp.where(terminated | follows, 0.0, next_value)
-    return _discounted_sum(seen, jnp.where(follows, gamma, 0.0))
+    reward_or_bootstrap = reward + gamma * jnp.where(terminated | continues, 0.0, next_value)
+    return _discounted_sum(reward_or_bootstrap, jnp.where(continues, gamma, 0.0))
 
 
 def _discounted_sum(x: jax.Array, decay: jax.Array) -> jax.Array:
-    """y_t = x_t + decay_t y_{t+1}, backwards in time from y_T = 0; all [T, E]."""
+    """Returns y_t = x_t + decay_t y_{t+1}, computed backwards in time from y_T = 0; all [T, E]."""
 
-    def backward(following: jax.Array, step: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def backward(y_next: jax.Array, step: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         x_t, decay_t = step
-        y_t = x_t + decay_t * following
+        y_t = x_t + decay_t * y_next
         return y_t, y_t
 
     _, y = jax.lax.scan(backward, jnp.zeros_like(x[0]), (x, decay), reverse=True)
@@ -96,10 +97,10 @@ def _gae_with_rewards_to_go(
     gamma: float | jax.Array,
     gae_lambda: float | jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """The advantage of `gae` with `rewards_to_go` as the value target."""
+    """Returns the advantage of `gae` with `rewards_to_go` as the value target."""
     advantage, _ = gae(reward, value, next_value, terminated, truncated, gamma, gae_lambda)
     return advantage, rewards_to_go(reward, next_value, terminated, truncated, gamma)
 
 
-# TrainConfig.value_target -> what makes advantages and value targets [T, E] of a rollout.
+# TrainConfig.value_target -> function that computes the advantages and value targets [T, E] of a rollout.
 ESTIMATORS = {"gae": gae, "rewards_to_go": _gae_with_rewards_to_go}

@@ -1,8 +1,11 @@
-"""`jax.lax.scan`, with what a step computes of its input alone computed beforehand, for all steps at once.
+"""`jax.lax.scan` that hoists every operation not depending on the carry out of the loop and vmaps it over the steps.
 
-In a rollout that is everything random: the noise of the actions and the states in which episodes begin. On a CPU, JAX's
-generator is a loop of small operations, which for all steps costs a fraction of what it does for one step after the
-other; elsewhere it is a few kernels instead of a few per step (not measured there).
+In a rollout these are the random draws: the noise of the actions, and the states in which episodes begin. On a CPU,
+JAX's generator is a loop of small operations, which costs a fraction for all steps at once of what it costs step by
+step; on an accelerator it is a few kernels instead of a few per step (not measured there).
+
+The step is traced to a jaxpr. Each of its operations depends on the step's input `x`, on the carry, or on neither. What
+depends on the carry stays in the loop; what depends on `x` alone is evaluated under `vmap` before it.
 """
 
 import itertools
@@ -16,12 +19,12 @@ Carry = TypeVar("Carry")
 Xs = TypeVar("Xs")
 Ys = TypeVar("Ys")
 
-# What a value depends on; the operation on several depends on the most of them.
+# What a value depends on, in ascending order: the result of an operation has the highest level among its inputs.
 _NOTHING, _INPUT, _CARRY = range(3)
 
 
 class _Op(NamedTuple):
-    """One primitive operation on numbered values; constants stand for themselves."""
+    """One primitive operation. Its values are identified by numbers, and literals stand for themselves."""
 
     eqn: Any
     inputs: list["int | Literal"]
@@ -29,17 +32,17 @@ class _Op(NamedTuple):
 
 
 def scan_ahead(step: Callable[[Carry, Xs], tuple[Carry, Ys]], carry: Carry, xs: Xs) -> tuple[Carry, Ys]:
-    """What `jax.lax.scan(step, carry, xs)` returns, to the bit with JAX's default generator.
+    """Returns what `jax.lax.scan(step, carry, xs)` returns, bitwise identical with JAX's default generator.
 
-    The price is memory: all that depends on the input alone and is read by the rest of the step is kept for every step.
-    A step with side effects, such as `jax.debug.print`, is scanned as it is, in its order; so is any under
-    `jax.debug_nans`, which then names the operation of the step's own that made a NaN. Profiles name this module as the
-    place of what a step does.
+    The price is memory: a hoisted value that the loop reads is stored for every step. Two cases are left to
+    `jax.lax.scan`, unchanged: a step with side effects, such as `jax.debug.print`, so that they keep their order, and
+    any step under `jax.debug_nans`, so that JAX names the operation that made a NaN. Profiles attribute the
+    operations of a step to this module.
 
     Args:
-      step: (carry, x) -> (carry, y); the carry it returns has the types of the one it is given.
-      carry: the first.
-      xs: leaves [n, ...], of which a step gets one row.
+      step: (carry, x) -> (carry, y); the returned carry has the types of the given one.
+      carry: the initial carry.
+      xs: leaves [n, ...]; each step gets one row.
 
     Returns:
       The last carry, and the ys with leaves [n, ...].
@@ -50,35 +53,38 @@ def scan_ahead(step: Callable[[Carry, Xs], tuple[Carry, Ys]], carry: Carry, xs: 
     closed, shape = jax.make_jaxpr(step, return_shape=True)(carry, x)
     if closed.effects:
         return jax.lax.scan(step, carry, xs)
+    # The step as a flat list of primitive operations on numbered values, which begin with its arguments.
     numbers = itertools.count()
     counts = len(closed.consts), len(jax.tree.leaves(carry)), len(jax.tree.leaves(x))
     consts, state, inputs = (_take(numbers, count) for count in counts)
     ops, outputs = _inline(closed.jaxpr, [*consts, *state, *inputs], numbers)
 
     depends = dict.fromkeys(consts, _NOTHING) | dict.fromkeys(inputs, _INPUT) | dict.fromkeys(state, _CARRY)
-    for op in ops:
-        most = max((depends[i] for i in op.inputs if isinstance(i, int)), default=_NOTHING)
-        depends |= dict.fromkeys(op.outputs, most)
-    beforehand = [op for op in ops if depends[op.outputs[0]] < _CARRY]
-    within = [op for op in ops if depends[op.outputs[0]] != _INPUT]
-    read = [*itertools.chain.from_iterable(op.inputs for op in within), *outputs]
-    known = sorted({i for i in read if isinstance(i, int) and depends[i] == _INPUT})
-    if not known:
+    for op in ops:  # in the order of execution, so that the level of every input is known
+        level = max((depends[i] for i in op.inputs if isinstance(i, int)), default=_NOTHING)
+        depends |= dict.fromkeys(op.outputs, level)
+    # Operations on constants alone are in both lists, so that their results need not be stored for every step.
+    hoisted = [op for op in ops if depends[op.outputs[0]] < _CARRY]
+    in_loop = [op for op in ops if depends[op.outputs[0]] != _INPUT]
+    # The hoisted values that the loop, or the step's result, reads: these become the scan's input.
+    read = [*itertools.chain.from_iterable(op.inputs for op in in_loop), *outputs]
+    precomputed = sorted({i for i in read if isinstance(i, int) and depends[i] == _INPUT})
+    if not precomputed:
         return jax.lax.scan(step, carry, xs)
 
-    def ahead(x: Xs) -> list[jax.Array]:
-        start = _named([*consts, *inputs], [*closed.consts, *jax.tree.leaves(x)])
-        return _evaluate(beforehand, start, known)
+    def hoisted_part(x: Xs) -> list[jax.Array]:
+        start = _by_number([*consts, *inputs], [*closed.consts, *jax.tree.leaves(x)])
+        return _evaluate(hoisted, start, precomputed)
 
-    def rest(carry: Carry, values: list[jax.Array]) -> tuple[Carry, Ys]:
-        start = _named([*consts, *state, *known], [*closed.consts, *jax.tree.leaves(carry), *values])
-        return jax.tree.unflatten(jax.tree.structure(shape), _evaluate(within, start, outputs))
+    def loop_body(carry: Carry, values: list[jax.Array]) -> tuple[Carry, Ys]:
+        start = _by_number([*consts, *state, *precomputed], [*closed.consts, *jax.tree.leaves(carry), *values])
+        return jax.tree.unflatten(jax.tree.structure(shape), _evaluate(in_loop, start, outputs))
 
-    return jax.lax.scan(rest, carry, jax.vmap(ahead)(xs))
+    return jax.lax.scan(loop_body, carry, jax.vmap(hoisted_part)(xs))
 
 
-def _named(names: list[Any], values: list[Any]) -> dict[Any, Any]:
-    return dict(zip(names, values, strict=True))
+def _by_number(numbers: list[Any], values: list[Any]) -> dict[Any, Any]:
+    return dict(zip(numbers, values, strict=True))
 
 
 def _take(numbers: Iterator[int], count: int) -> list[int]:
@@ -86,11 +92,14 @@ def _take(numbers: Iterator[int], count: int) -> list[int]:
 
 
 def _inline(jaxpr: Any, arguments: list["int | Literal"], numbers: Iterator[int]) -> tuple[list[_Op], list[Any]]:
-    """The operations of a program, those of the jitted functions that it calls among them, and its results."""
-    of: dict[Var, int | Literal] = _named([*jaxpr.constvars, *jaxpr.invars], arguments)
+    """Returns the operations of a jaxpr, with calls of jitted functions inlined, and its results.
+
+    A jitted function has to be opened up because parts of it may be hoisted; a loop or a branch is one operation.
+    """
+    value_of: dict[Var, int | Literal] = _by_number([*jaxpr.constvars, *jaxpr.invars], arguments)
 
     def read(atom: Any) -> "int | Literal":
-        return atom if isinstance(atom, Literal) else of[atom]
+        return atom if isinstance(atom, Literal) else value_of[atom]
 
     ops: list[_Op] = []
     for eqn in jaxpr.eqns:
@@ -102,17 +111,19 @@ def _inline(jaxpr: Any, arguments: list["int | Literal"], numbers: Iterator[int]
         else:
             outputs = _take(numbers, len(eqn.outvars))
             ops += [_Op(eqn, inputs, outputs)] if outputs else []
-        of |= _named(eqn.outvars, outputs)
+        value_of |= _by_number(eqn.outvars, outputs)
     return ops, [read(atom) for atom in jaxpr.outvars]
 
 
 def _evaluate(ops: list[_Op], values: dict[int, jax.Array], wanted: list[Any]) -> list[jax.Array]:
+    """Runs the operations on the given values, number -> array, and returns the wanted ones."""
+
     def read(i: "int | Literal") -> Any:
         return i.val if isinstance(i, Literal) else values[i]
 
     for op in ops:
         primitive = op.eqn.primitive
-        with op.eqn.ctx.manager:
+        with op.eqn.ctx.manager:  # the settings that were in force where the operation was traced
             result = primitive.bind(*map(read, op.inputs), **primitive.get_bind_params(op.eqn.params))
-        values |= _named(op.outputs, result if primitive.multiple_results else [result])
+        values |= _by_number(op.outputs, result if primitive.multiple_results else [result])
     return [read(i) for i in wanted]

@@ -1,7 +1,7 @@
-"""Checks at the trainer's door: environment, network, update rule and hyperparameters fit together.
+"""Checks of what is passed to `make_trainer`: that environment, network, algorithm and hyperparameters fit together.
 
-Only shapes and types are looked at, by tracing once; nothing is computed. What would otherwise be broadcast without a
-word, or fail far inside, is refused in one line.
+They trace once and compare shapes and types; nothing is computed. A mismatch that JAX would broadcast silently, or
+report from deep inside a trace, becomes an error of one line.
 """
 
 import dataclasses
@@ -21,11 +21,11 @@ from purejaxppo.errors import ConfigError, EnvError
 
 
 def check_env(env: VecEnv, name: str = "the environment") -> None:
-    """Raises EnvError for an environment that is not what `VecEnv` and `EnvStep` say, by the part that is wrong.
+    """Raises EnvError for an environment that breaks the contract of `VecEnv` and `EnvStep`, naming the wrong part.
 
     Args:
       env: E environments.
-      name: what to call them.
+      name: of the environment, for the message.
     """
     _check_declaration(env, name)
     state, obs = _traced_pair(name, env.reset, _key())
@@ -43,6 +43,7 @@ def check_env(env: VecEnv, name: str = "the environment") -> None:
 
 
 def _check_declaration(env: VecEnv, name: str) -> None:
+    """Checks the fields of a `VecEnv` that are not functions."""
     gap, limit, space = env.truncation_gap, env.step_limit, env.action_space
     if gap < 1 or (limit is not None and gap > limit):
         raise EnvError(
@@ -60,18 +61,18 @@ def _check_declaration(env: VecEnv, name: str) -> None:
             f"{name} has actions of shape {space.shape}, but bounds {space.low} and {space.high}; give one per element."
         ) from error
     if not np.all(low <= high):
-        raise EnvError(f"{name} has actions with bounds {space.low} and {space.high}; none may be above its other.")
+        raise EnvError(f"{name} has actions with bounds {space.low} and {space.high}; no low may be above its high.")
 
 
 def _traced_pair(name: str, function: Callable[..., Any], *args: Any) -> tuple[Any, Any]:
-    """Returns the shapes of the two things that an environment's reset or step returns."""
+    """Returns the shapes of the pair that an environment's reset or step returns."""
     try:
         first, second = jax.eval_shape(function, *args)
     except EnvError:
         raise
     except Exception as error:
         wide = getattr(jax.config, "jax_enable_x64", False)
-        advice = " JAX_ENABLE_X64 is on, which not every environment can bear; unset it." if wide else ""
+        advice = " JAX_ENABLE_X64 is on, which not every environment supports; unset it." if wide else ""
         raise EnvError(f"{name} raises when it is traced: {describe(error)}.{advice}") from error
     return first, second
 
@@ -86,7 +87,7 @@ def _check_observation(env: VecEnv, name: str, what: str, x: Any) -> None:
 
 
 def _check_outcome(env: VecEnv, name: str, result: EnvStep) -> None:
-    """Checks what a step returns beside the observations."""
+    """Checks reward, flags and info of a step."""
     each = (env.num_envs,)
     for what, x, dtype in (
         ("reward", result.reward, jnp.float32),
@@ -104,7 +105,7 @@ def _check_outcome(env: VecEnv, name: str, result: EnvStep) -> None:
 
 
 def check_network(config: TrainConfig, env: VecEnv, network: Network) -> None:
-    """Raises ConfigError for a network whose policy or value is not one for the environment, which is a sound one."""
+    """Raises ConfigError for a network whose policy or value does not fit an environment that passes `check_env`."""
     key, each, space = _key(), (env.num_envs,), env.action_space
     _, obs = jax.eval_shape(env.reset, key)
 
@@ -137,17 +138,17 @@ def check_network(config: TrainConfig, env: VecEnv, network: Network) -> None:
 
 
 def check_algorithm(algorithm: Algorithm) -> None:
-    """Raises ConfigError for what is not the pair of functions, such as a rule that has not been given its settings."""
+    """Raises ConfigError for what is no `Algorithm`, such as `ppo_clip` itself instead of `ppo_clip(config, apply)`."""
     if not isinstance(algorithm, Algorithm):
         name = getattr(algorithm, "__name__", type(algorithm).__name__)
         raise ConfigError(f"{name} is no Algorithm; pass what a rule returns, as ppo_clip(config, network.apply) does.")
 
 
 def check_hyperparams(hp: Hyperparams) -> None:
-    """Raises ConfigError for a number that is not finite or outside its range. What is traced is not known, and passes.
+    """Raises ConfigError for a number that is not finite or outside its range; traced values cannot be checked.
 
     Args:
-      hp: of one run, or of many with leaves [R].
+      hp: of one run with scalar leaves, or of R runs with leaves [R].
     """
     known = {name: np.asarray(value) for name, value in vars(hp).items() if not isinstance(value, jax.core.Tracer)}
     for field in dataclasses.fields(hp):
@@ -161,7 +162,7 @@ def check_hyperparams(hp: Hyperparams) -> None:
 
 
 def check_runs(hps: Hyperparams, seeds: Any) -> None:
-    """Raises ConfigError for hyperparameters and seeds that are not of equally many runs, or out of range."""
+    """Raises ConfigError unless hyperparameters and seeds are within range and have the same shape [R]."""
     check_hyperparams(hps)
     shape = np.shape(seeds)
     for name, value in vars(hps).items():
@@ -176,7 +177,7 @@ def check_runs(hps: Hyperparams, seeds: Any) -> None:
 
 
 def describe(error: Exception) -> str:
-    """Returns the error and the line of the environment's own code that raised it, on one line."""
+    """Returns the error, and the line of the environment's own code that raised it, as one line of text."""
     frames = inspect.getinnerframes(error.__traceback__) if error.__traceback__ else []
     ours = (jax.__file__.rpartition("/")[0] + "/", __file__.rpartition("/core/")[0] + "/")
     own = [f for f in frames if not f.filename.startswith(ours)]
@@ -190,7 +191,7 @@ def _key() -> Any:
 
 
 def _action(env: VecEnv) -> jax.ShapeDtypeStruct:
-    """What the environments take."""
+    """Returns the shape and type of the actions that the environments take."""
     if isinstance(env.action_space, Box):
         return jax.ShapeDtypeStruct((env.num_envs, *env.action_space.shape), jnp.float32)
     return jax.ShapeDtypeStruct((env.num_envs,), jnp.int32)
@@ -201,5 +202,5 @@ def _signature(x: Any) -> tuple[Any, Any]:
 
 
 def _text(x: Any) -> str:
-    """An array's type and shape, as float32[4, 1]."""
+    """Returns an array's type and shape as text, for example float32[4, 1]."""
     return f"{x.dtype}{list(x.shape)}" if hasattr(x, "dtype") else f"of the type {type(x).__name__}"

@@ -1,7 +1,7 @@
-"""Action distributions as pytrees: parameters with a batch shape [...] in front, five methods, nothing else.
+"""Action distributions: pytrees of parameters with leading batch axes [...], and five methods.
 
-All probabilities are in nats. `sample`, `log_prob` and `mode` speak of the action as it is *stored*, in the policy's
-units; `wrappers.action_bound` brings it to the bounds, clipped or squashed by tanh, for the environment.
+Log-probabilities, entropies and KL divergences are in nats. `sample`, `log_prob` and `mode` are about the action as it
+is *stored*, in the policy's units; `envs.wrappers.action_bound` maps it to the environment's bounds.
 """
 
 import math
@@ -15,7 +15,7 @@ _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
 
 class Distribution(Protocol):
-    """What every policy's distribution can do; a pytree."""
+    """The interface of a policy's distribution, which has to be a pytree."""
 
     def sample(self, key: jax.Array) -> jax.Array: ...
     def log_prob(self, action: jax.Array) -> jax.Array: ...
@@ -25,10 +25,10 @@ class Distribution(Protocol):
 
 
 class Categorical(NamedTuple):
-    """One of A actions with probability softmax(logits); an action is an integer [...].
+    """A distribution over A actions with probabilities softmax(logits); an action is an integer [...].
 
-    A logit of -inf masks its action: it is never drawn, and as 0 log 0 = 0 it adds nothing to the entropy, the KL
-    divergence or their derivatives. At least one logit has to be finite.
+    A logit of -inf masks its action: the action is never drawn, and since 0 log 0 = 0 it adds nothing to the entropy,
+    the KL divergence or their derivatives. At least one logit has to be finite.
     """
 
     logits: jax.Array  # [..., A]
@@ -38,31 +38,34 @@ class Categorical(NamedTuple):
         return jax.random.categorical(key, self.logits)
 
     def log_prob(self, action: jax.Array) -> jax.Array:
-        """log p(action) [...] of actions [...]."""
+        """Returns log p(action) [...] of actions [...]."""
         log_p = jax.nn.log_softmax(self.logits)
-        # A sum over a one-hot mask, not a gather: A is small, and its gradient is a product, not a scatter.
+        # A sum over a one-hot mask instead of a gather: A is small, and the gradient is a product instead of a scatter.
         chosen = jax.nn.one_hot(action, self.logits.shape[-1], dtype=log_p.dtype)
         return jnp.sum(jnp.where(chosen > 0, log_p, 0.0), axis=-1)
 
     def entropy(self) -> jax.Array:
-        """-sum_a p(a) log p(a)  [...]."""
+        """Returns -sum_a p(a) log p(a)  [...]."""
         log_p = jax.nn.log_softmax(_finite(self.logits))
         return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
 
     def kl(self, other: "Categorical") -> jax.Array:
-        """KL(self || other) = sum_a p(a) (log p(a) - log q(a))  [...]; inf if `other` masks what `self` may draw."""
+        """Returns KL(self || other) = sum_a p(a) (log p(a) - log q(a))  [...].
+
+        It is infinite if `other` masks an action that `self` does not.
+        """
         log_p = jax.nn.log_softmax(_finite(self.logits))
         p = jnp.exp(log_p)
         log_q = jax.nn.log_softmax(_finite(other.logits, where=p == 0))
         return jnp.sum(p * (log_p - log_q), axis=-1)
 
     def mode(self) -> jax.Array:
-        """The most probable action [...]."""
+        """Returns the most probable action [...]."""
         return jnp.argmax(self.logits, axis=-1)
 
 
 class DiagGaussian(NamedTuple):
-    """Independent normal per action dimension; an action is a vector [..., A], not limited to the bounds."""
+    """An independent normal distribution per action dimension; an action is a vector [..., A] without bounds."""
 
     mean: jax.Array  # [..., A]
     log_std: jax.Array  # [..., A]
@@ -73,30 +76,30 @@ class DiagGaussian(NamedTuple):
         return self.mean + jnp.exp(self.log_std) * noise
 
     def log_prob(self, action: jax.Array) -> jax.Array:
-        """log density [...] of actions [..., A], summed over the dimensions."""
+        """Returns the log density [...] of actions [..., A], summed over the dimensions."""
         z = (action - self.mean) * jnp.exp(-self.log_std)
         return jnp.sum(-0.5 * z**2 - self.log_std - _LOG_SQRT_2PI, axis=-1)
 
     def entropy(self) -> jax.Array:
-        """sum_i log(sigma_i sqrt(2 pi e))  [...]."""
+        """Returns sum_i log(sigma_i sqrt(2 pi e))  [...]."""
         return jnp.sum(self.log_std + _LOG_SQRT_2PI + 0.5, axis=-1)
 
     def kl(self, other: "DiagGaussian") -> jax.Array:
-        """KL(self || other) = sum_i log(s_q / s_p) + (s_p^2 + (m_p - m_q)^2) / (2 s_q^2) - 1/2  [...]."""
+        """Returns KL(self || other) = sum_i log(s_q / s_p) + (s_p^2 + (m_p - m_q)^2) / (2 s_q^2) - 1/2  [...]."""
         log_ratio = self.log_std - other.log_std
         shift = (self.mean - other.mean) * jnp.exp(-other.log_std)
         return jnp.sum(0.5 * (jnp.exp(2 * log_ratio) + shift**2 - 1) - log_ratio, axis=-1)
 
     def mode(self) -> jax.Array:
-        """The mean [..., A]."""
+        """Returns the mean [..., A]."""
         return self.mean
 
 
 class TanhDiagGaussian(NamedTuple):
-    """tanh(u) in (-1, 1) with u normal per dimension; the action that is stored is u itself, *before* tanh.
+    """tanh(u) in (-1, 1) with u normal per dimension; the stored action is u, *before* tanh.
 
-    Storing u keeps the log-probability exact where tanh saturates, and no inverse is ever taken. The density is that
-    of tanh(u); the constant scale from (-1, 1) to the environment's bounds is left out: it cancels in every ratio.
+    Storing u keeps the log-probability exact where tanh saturates, and no inverse is ever needed. The density is that
+    of tanh(u). The constant scale from (-1, 1) to the environment's bounds is left out, as it cancels in every ratio.
     """
 
     mean: jax.Array  # [..., A]
@@ -111,15 +114,16 @@ class TanhDiagGaussian(NamedTuple):
         return self._gaussian.sample(key)
 
     def log_prob(self, action: jax.Array) -> jax.Array:
-        """log density [...] of tanh(u) at u = action [..., A]: log N(u) - sum_i log(1 - tanh(u_i)^2)."""
+        """Returns the log density [...] of tanh(u) at u = action [..., A]: log N(u) - sum_i log(1 - tanh(u_i)^2)."""
         return self._gaussian.log_prob(action) - jnp.sum(_log_tanh_slope(action), axis=-1)
 
     def entropy(self) -> jax.Array:
-        """H(u) + sum_i E[log(1 - tanh(u_i)^2)]  [...], for every mean and sigma within 1e-5 nats before rounding.
+        """Returns H(u) + sum_i E[log(1 - tanh(u_i)^2)]  [...], within 1e-5 nats for every mean and sigma.
 
         The expectation is 2 log 2 - 2 E[log(2 cosh u_i)], and log(2 cosh u) = E|u + L| with L logistic of scale 1/2:
         both sides are even, have the second derivative sech(u)^2 and approach |u|. L is a mixture of normal
-        distributions (`_logistic_as_normals`), so u_i + L is one too, and each part has a known E|u_i + L|.
+        distributions (`_logistic_as_normals`), so u_i + L is one too, and each component has a known E|u_i + L|.
+        The bound of the error is that of the mixture, before the rounding of float32.
         """
         stds, weights = (_like_last(jnp.asarray(x, self.mean.dtype), self.mean.ndim + 1) for x in _LOGISTIC)
         std = jnp.sqrt(jnp.exp(2 * self.log_std)[..., None] + stds**2)
@@ -127,33 +131,33 @@ class TanhDiagGaussian(NamedTuple):
         return self._gaussian.entropy() + 2 * jnp.sum(math.log(2) - distance, axis=-1)
 
     def kl(self, other: "TanhDiagGaussian") -> jax.Array:
-        """KL(self || other) [...]: that of the Gaussians, since tanh is a bijection applied to both."""
+        """Returns KL(self || other) [...], that of the Gaussians, since the same bijection tanh is applied to both."""
         return self._gaussian.kl(other._gaussian)
 
     def mode(self) -> jax.Array:
-        """The mean of u [..., A]: the median action, as the density of tanh(u) may peak at the bounds."""
+        """Returns the mean of u [..., A], the median action; the density of tanh(u) may peak at the bounds instead."""
         return self.mean
 
 
 def _finite(logits: jax.Array, where: jax.Array | bool = True) -> jax.Array:
-    """Returns the logits with a finite number in the place of -inf, so low that its probability is 0 all the same.
+    """Returns the logits with -inf replaced by a finite number so low that the probability is still 0.
 
-    p log p and its derivatives are then 0 times finite numbers, where they would be 0 times infinity, which is NaN.
+    p log p and its derivatives are then 0 times a finite number, and not 0 times infinity, which is NaN.
     """
     return jnp.where(where & jnp.isneginf(logits), jnp.finfo(logits.dtype).min / 2, logits)
 
 
 def _log_tanh_slope(u: jax.Array) -> jax.Array:
-    """log(1 - tanh(u)^2), element by element, without the cancellation that the plain formula has for large |u|."""
+    """Returns log(1 - tanh(u)^2), elementwise, without the cancellation that this formula has for large |u|."""
     return 2 * (math.log(2) - u - jax.nn.softplus(-2 * u))
 
 
 def _logistic_as_normals() -> tuple[np.ndarray, np.ndarray]:
-    """Standard deviations and weights [8] of normal distributions that mix to the logistic one of scale 1/2.
+    """Returns the standard deviations and weights [8] of a normal mixture equal to the logistic one of scale 1/2.
 
     The exact mixture is over standard deviations t with the density of Kolmogorov's distribution,
-    8 t sum_k (-1)^(k - 1) k^2 exp(-2 k^2 t^2). Over log t it falls off so fast at both ends that the trapezoidal rule
-    with few points is accurate to 1e-6.
+    8 t sum_k (-1)^(k - 1) k^2 exp(-2 k^2 t^2). As a function of log t it falls off so fast at both ends that the
+    trapezoidal rule with few points is accurate to 1e-6.
 
     Source: Stefanski 1991, "A normal scale mixture representation of the logistic distribution".
     """
@@ -168,11 +172,11 @@ _LOGISTIC = _logistic_as_normals()
 
 
 def _mean_distance(mean: jax.Array, std: jax.Array) -> jax.Array:
-    """E|x| of x ~ N(mean, std^2), element by element: the mean of the folded normal distribution."""
+    """Returns E|x| of x ~ N(mean, std^2), elementwise: the mean of the folded normal distribution."""
     z = mean / (math.sqrt(2) * std)
     return math.sqrt(2 / math.pi) * std * jnp.exp(-(z**2)) + mean * jax.scipy.special.erf(z)
 
 
 def _like_last(x: jax.Array, ndim: int) -> jax.Array:
-    """A vector as the last of `ndim` axes."""
+    """Reshapes a vector [n] to `ndim` axes, all but the last of length 1."""
     return x.reshape((1,) * (ndim - 1) + (-1,))

@@ -1,4 +1,4 @@
-"""The scalar losses of PPO: arrays over a minibatch [B] in, one number out."""
+"""The losses: functions from arrays over a minibatch [B] to a scalar."""
 
 import chex
 import jax
@@ -8,7 +8,7 @@ from purejaxppo.core.sums import centre, least_std
 
 
 def clipped_surrogate(ratio: jax.Array, advantage: jax.Array, clip_eps: float | jax.Array) -> jax.Array:
-    """mean_i min(r_i A_i, clip(r_i, 1 - eps, 1 + eps) A_i), to be maximised.
+    """Returns mean_i min(r_i A_i, clip(r_i, 1 - eps, 1 + eps) A_i), to be maximised.
 
     Args:
       ratio: pi_theta(a|s) / pi_old(a|s)  [B].
@@ -23,14 +23,14 @@ def clipped_surrogate(ratio: jax.Array, advantage: jax.Array, clip_eps: float | 
 
 
 def importance_surrogate(ratio: jax.Array, advantage: jax.Array) -> jax.Array:
-    """mean_i r_i A_i, to be maximised: the importance-sampled policy objective, with nothing to bound the ratio.
+    """Returns mean_i r_i A_i, to be maximised: the importance-sampled policy objective, without a bound on the ratio.
 
     Args:
       ratio: pi_theta(a|s) / pi_old(a|s)  [B].
       advantage: [B].
 
-    Source: Schulman et al. 2015, "Trust region policy optimization", arXiv:1502.05477, eq. 14 (where the states' own
-    ratio is dropped).
+    Source: Schulman et al. 2015, "Trust region policy optimization", arXiv:1502.05477, eq. 14 (which drops the ratio
+    of the state distributions).
     """
     chex.assert_equal_shape([ratio, advantage])
     return jnp.mean(ratio * advantage)
@@ -39,7 +39,7 @@ def importance_surrogate(ratio: jax.Array, advantage: jax.Array) -> jax.Array:
 def kl_penalized_surrogate(
     ratio: jax.Array, advantage: jax.Array, kl: jax.Array, kl_coef: float | jax.Array
 ) -> jax.Array:
-    """mean_i (r_i A_i - beta KL_i), to be maximised.
+    """Returns mean_i (r_i A_i - beta KL_i), to be maximised.
 
     Args:
       ratio: pi_theta(a|s) / pi_old(a|s)  [B].
@@ -54,7 +54,7 @@ def kl_penalized_surrogate(
 
 
 def value_loss(value: jax.Array, target: jax.Array) -> jax.Array:
-    """1/2 mean_i (V_i - target_i)^2 over a minibatch [B], in squared reward units."""
+    """Returns 1/2 mean_i (V_i - target_i)^2 over a minibatch [B], in squared reward units."""
     chex.assert_equal_shape([value, target])
     return 0.5 * jnp.mean((value - target) ** 2)
 
@@ -62,9 +62,9 @@ def value_loss(value: jax.Array, target: jax.Array) -> jax.Array:
 def clipped_value_loss(
     value: jax.Array, target: jax.Array, old_value: jax.Array, clip_eps: float | jax.Array
 ) -> jax.Array:
-    """1/2 mean_i max((V_i - target_i)^2, (clip(V_i, V_old,i - eps, V_old,i + eps) - target_i)^2) over [B].
+    """Returns 1/2 mean_i max((V_i - target_i)^2, (clip(V_i, V_old,i - eps, V_old,i + eps) - target_i)^2) over [B].
 
-    Source: OpenAI Baselines' ppo2; not in the paper. Andrychowicz et al. 2021 (arXiv:2006.05990) found no gain.
+    Source: OpenAI Baselines' ppo2; not in the PPO paper. Andrychowicz et al. 2021 (arXiv:2006.05990) found no gain.
     """
     chex.assert_equal_shape([value, target, old_value])
     near = old_value + jnp.clip(value - old_value, -clip_eps, clip_eps)
@@ -72,10 +72,10 @@ def clipped_value_loss(
 
 
 def standardize(x: jax.Array) -> jax.Array:
-    """(x - mean) / (std + 1e-8) over all entries.
+    """Returns (x - mean) / (std + 1e-8) over all entries.
 
-    The standard deviation is no less than float32 can tell from 0 around the mean, so that neither equal numbers nor
-    their rounding come out as +-1.
+    The standard deviation is at least the smallest one that float32 can tell from rounding around the mean, so that
+    equal numbers give 0, and their rounding errors do not become +-1.
     """
     deviation, mean = centre(x.reshape(-1))
     std = jnp.maximum(jnp.sqrt(jnp.mean(deviation**2)), least_std(mean))

@@ -1,4 +1,4 @@
-"""Minibatches: a shuffle without a sort, and the fold of a gradient step over epochs and minibatches."""
+"""Minibatches: a shuffle without a sort, and a scan of gradient steps over epochs and minibatches."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -12,16 +12,16 @@ Carry = TypeVar("Carry")
 Data = TypeVar("Data")
 Info = TypeVar("Info")
 
-_ROUNDS = 24
+_ROUNDS = 24  # of the shuffle
 
 
 def shuffled_indices(key: jax.Array, size: int) -> jax.Array:
-    """A pseudo-random permutation of 0 .. size - 1  [size], int32.
+    """Returns a pseudo-random permutation of 0 .. size - 1  [size], int32.
 
-    A swap-or-not network: in round i every index x has one partner, (k_i - x) mod size, and one hashed bit of the
-    pair decides whether both change places. Each round is a bijection for any size, so the composition is one; it is
-    element-wise arithmetic, where `jax.random.permutation` sorts (twice). Two rows keep their distance only while the
-    coins agree: 24 rounds leave 2^-24 of that.
+    It is a swap-or-not network. In round i every index x has one partner, (k_i - x) mod size, and one hashed bit of
+    the pair decides whether the two are swapped. Each round is a bijection for any size, and so is their composition.
+    All of it is element-wise arithmetic, where `jax.random.permutation` sorts (twice). Two rows keep their distance
+    only if their bits agree in every round, which has probability 2^-24.
 
     Source: Hoang, Morris & Rogaway 2012, "An enciphering scheme based on a card shuffle" (CRYPTO), fig. 2.
     """
@@ -30,8 +30,9 @@ def shuffled_indices(key: jax.Array, size: int) -> jax.Array:
     salt = jax.random.bits(key_salt, (_ROUNDS,), jnp.uint32)
     index = jnp.arange(size, dtype=jnp.uint32)
     for i in range(_ROUNDS):
-        # (offset - index) mod size; both are below size, so one conditional addition does it.
+        # (offset - index) mod size; both are below size, so that one conditional addition replaces the division.
         partner = jnp.where(offset[i] >= index, offset[i] - index, offset[i] + jnp.uint32(size) - index)
+        # The bit is hashed from the larger of the two, so that both partners come to the same decision.
         index = jnp.where(_coin(jnp.maximum(index, partner) ^ salt[i]), partner, index)
     # Kept apart from what reads it: in an update of one gradient step XLA would fuse all rounds into the gather of the
     # rows, which LLVM (in jaxlib 0.11) does not finish compiling.
@@ -39,7 +40,7 @@ def shuffled_indices(key: jax.Array, size: int) -> jax.Array:
 
 
 def _coin(x: jax.Array) -> jax.Array:
-    """One well-mixed bit of each 32-bit word (two rounds of multiply and shift), as bool."""
+    """Returns one well-mixed bit of each 32-bit word (two rounds of multiply and shift), as bool."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
     return (x >> 31) == 1
@@ -53,12 +54,12 @@ def fold_minibatches(
     num_epochs: int,
     num_minibatches: int,
 ) -> tuple[Carry, Info]:
-    """Folds `step` over the minibatches of `num_epochs` shuffles; every row is used exactly once per epoch.
+    """Scans `step` over the minibatches of `num_epochs` shuffles; every row is used exactly once per epoch.
 
     Args:
-      key: one key; each epoch's shuffle gets its own.
-      step: (carry, minibatch) -> (carry, info), the minibatch's leaves being [B, ...] with B = N / num_minibatches.
-      carry: what is passed from step to step.
+      key: consumed; each epoch's shuffle gets a key of its own.
+      step: (carry, minibatch) -> (carry, info); the minibatch's leaves are [B, ...] with B = N / num_minibatches.
+      carry: the state that `step` updates, such as parameters and optimizer state.
       batch: pytree with leaves [N, ...]; N must be divisible by num_minibatches.
       num_epochs, num_minibatches: static counts.
 
@@ -74,22 +75,24 @@ def fold_minibatches(
         rows = shuffled_indices(key, size).reshape(num_minibatches, -1)
         return jax.lax.scan(minibatch, carry, rows)
 
+    # A shuffle depends on its key alone, so `scan_ahead` hoists it: all epochs are shuffled at once, before the first.
     return scan_ahead(epoch, carry, jax.random.split(key, num_epochs))
 
 
-def until(
+def stop_early(
     stop: Callable[[Info], jax.Array], step: Callable[[Carry, Data], tuple[Carry, Info]]
 ) -> Callable[[tuple[Carry, jax.Array], Data], tuple[tuple[Carry, jax.Array], Info]]:
-    """A step over (carry, running) that leaves the carry alone from the first info on for which `stop` holds.
+    """Returns `step` over (carry, running), which no longer changes the carry once `stop(info)` has been true.
 
-    The trip count stays static: what would follow is computed and masked. The info that stops belongs to a step that
-    is no longer taken.
+    Early stopping by masking: later steps are computed and discarded, and so is the step whose info triggers `stop`.
+    The trip count stays static, since a loop whose length depends on data runs under `vmap` as long as the longest.
     """
 
-    def gated(state: tuple[Carry, jax.Array], data: Data) -> tuple[tuple[Carry, jax.Array], Info]:
+    def masked_step(state: tuple[Carry, jax.Array], data: Data) -> tuple[tuple[Carry, jax.Array], Info]:
         carry, running = state
         new, info = step(carry, data)
+        # The info is measured before the step is taken, so the step that triggers `stop` is discarded too.
         running = running & ~stop(info)
         return (jax.tree.map(lambda a, b: jnp.where(running, a, b), new, carry), running), info
 
-    return gated
+    return masked_step

@@ -1,4 +1,4 @@
-"""Numbers that are not finite: found on the device, once per update; what a trainer does about them, and the advice."""
+"""Detection of NaN and infinity on the device, once per update; what the trainer does about it, and advice to users."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -13,7 +13,7 @@ from purejaxppo.config.fields import OnNonfinite
 from purejaxppo.core.types import Metrics, RunnerState, Trainer
 from purejaxppo.errors import DivergedError
 
-# What is watched, a cause before what follows from it.
+# Quantities checked for NaN and infinity, causes before consequences: the first one that is set is reported.
 WATCHED = (
     "observation",
     "reward",
@@ -24,29 +24,29 @@ WATCHED = (
     "grad_norm",
     "optimizer_state",
     "parameter",
-    "kl",  # of the policies before and after the update
+    "kl",  # between the policies before and after the update
 )
-# Computed from what the environment returned and from nothing that is learnt.
-_OF_THE_ENVIRONMENT = frozenset({"observation", "reward", "normalizer"})
+# The quantities that depend on the environment's outputs alone, and on nothing that is learnt.
+_FROM_ENVIRONMENT = frozenset({"observation", "reward", "normalizer"})
 
 
 class Cause(NamedTuple):
     """Why a run diverged."""
 
-    update: int  # counted from 1, in which it did
+    update: int  # counted from 1, in which the run diverged
     quantity: str  # the first of WATCHED that was not finite
 
 
 def no_value() -> float:
-    """What a metric holds where there is nothing to tell: NaN, or -inf under `jax.debug_nans`, which refuses any NaN.
+    """Returns the value of a metric that is undefined: NaN, or -inf under `jax.debug_nans`, which raises at any NaN.
 
-    JAX does not trace a function anew when that mode is switched, so what counts is the mode at its first call.
+    JAX does not retrace a function when that mode is switched, so the mode at the function's first call counts.
     """
     return -math.inf if jax.config.jax_debug_nans else math.nan  # type: ignore[attr-defined]
 
 
 def nonfinite(quantities: Mapping[str, Any]) -> jax.Array:
-    """int32: bit i is set if the tree of arrays quantities[WATCHED[i]] holds a number that is not finite."""
+    """Returns an int32 bit mask: bit i is set if the pytree quantities[WATCHED[i]] holds a NaN or an infinity."""
     bits = [jnp.where(_all_finite(quantities[name]), 0, 1 << i) for i, name in enumerate(WATCHED) if name in quantities]
     return jnp.sum(jnp.stack(bits)).astype(jnp.int32)
 
@@ -57,18 +57,18 @@ def _all_finite(tree: Any) -> jax.Array:
 
 
 def first_nonfinite(bits: int) -> str | None:
-    """The first of WATCHED whose bit is set."""
+    """Returns the first of WATCHED whose bit is set, or None."""
     return next((name for i, name in enumerate(WATCHED) if bits >> i & 1), None)
 
 
 def advice(quantities: Collection[str], learnt: bool) -> str:
-    """What a user is told to do about quantities of WATCHED that were not finite.
+    """Returns what a user should do about quantities of WATCHED that were not finite.
 
     Args:
-      quantities: the first one of each update or run; none at all where it was the rewards of an evaluation.
-      learnt: whether a policy acted that had learnt anything; with an untrained one the environment alone is to blame.
+      quantities: the first one of each update or run; empty if it was the rewards of an evaluation.
+      learnt: whether the policy that acted had been trained at all; otherwise only the environment can be the cause.
     """
-    if not _OF_THE_ENVIRONMENT.issuperset(quantities):
+    if not _FROM_ENVIRONMENT.issuperset(quantities):
         return "Try a lower learning_rate, or normalize_observation and normalize_reward."
     if not learnt:
         return (
@@ -82,7 +82,7 @@ def advice(quantities: Collection[str], learnt: bool) -> str:
 
 
 def every_run_diverged(causes: Collection[Cause], directory: str) -> DivergedError:
-    """The error of many runs side by side of which none is left, with their causes and where their results are."""
+    """Returns the error for a batch of runs all of which diverged, with their causes and where their results are."""
     quantities = sorted({cause.quantity for cause in causes})
     what = " and ".join(quantities) or "the evaluation's return"
     learnt = {cause.update for cause in causes} != {1}

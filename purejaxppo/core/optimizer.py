@@ -1,4 +1,4 @@
-"""The optimizer, rebuilt from the hyperparameters inside the traced function, and their schedule over a run."""
+"""The optimizer, built from the hyperparameters inside the traced function, and their schedules over a run."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,10 +13,10 @@ from purejaxppo.config.fields import LearningRateSchedule
 
 
 def make_optimizer(hp: Hyperparams) -> optax.GradientTransformation:
-    """Adam (eps 1e-5) behind a clip of the gradient's global norm.
+    """Returns Adam (eps 1e-5) behind a clip of the gradient's global norm.
 
     `hp.learning_rate` and `hp.max_grad_norm` may be traced: the transformation lives only as long as the trace, and
-    its state holds nothing but arrays.
+    its state holds arrays only.
     """
     return optax.chain(
         optax.clip_by_global_norm(hp.max_grad_norm),
@@ -27,12 +27,18 @@ def make_optimizer(hp: Hyperparams) -> optax.GradientTransformation:
 _SCHEDULES: dict[LearningRateSchedule, Callable[[jax.Array], Any]] = {
     "constant": lambda progress: 1.0,
     "linear": lambda progress: 1.0 - progress,
-    "kl_adaptive": lambda progress: 1.0,  # algorithms/kl_adaptive.py sees to it
+    "kl_adaptive": lambda progress: 1.0,  # adapted after each update in algorithms/adaptive_lr.py
 }
 
 
 def anneal(config: TrainConfig, hp: Hyperparams, updates: jax.Array) -> Hyperparams:
-    """The hyperparameters for one update: those with a schedule times its value at `updates` of config.num_updates."""
+    """Returns the hyperparameters of one update: each that has a schedule is multiplied by the schedule's value.
+
+    Args:
+      config: with the schedules, and num_updates, over which they run.
+      hp: the run's hyperparameters.
+      updates: updates done before this one.
+    """
     progress = jnp.minimum(updates / config.num_updates, 1.0)
     return dataclasses.replace(
         hp,

@@ -10,11 +10,12 @@ from purejaxppo.core.ahead import scan_ahead
 from purejaxppo.core.distributions import Distribution
 from purejaxppo.core.types import Apply, EnvState, Metrics, Params, Transition, VecEnv
 
+# env_state, obs [E, ...], buffer of final observations [slots, E, ...], next free slot [E]
 _Carry = tuple[EnvState, jax.Array, jax.Array, jax.Array]
 
 
-class _Seen(NamedTuple):
-    """What the scan keeps of every step."""
+class _StepRecord(NamedTuple):
+    """What the scan stores of every step."""
 
     obs: jax.Array
     action: jax.Array
@@ -37,8 +38,8 @@ def rollout(
     """Steps the environments `num_steps` times with actions sampled from the policy.
 
     Only the policy and the environment run inside the scan; the value function is evaluated afterwards, on the whole
-    rollout at once. The last observation of a truncated episode, whose value GAE needs, is seen by nobody else: it is
-    put aside, in as many places per environment as there can be truncations, and not kept for every step.
+    rollout at once. GAE bootstraps from the last observation of a truncated episode, which the auto-reset replaces. It
+    goes into a buffer with one slot per possible truncation, instead of being stored for every step.
 
     Args:
       key: consumed.
@@ -52,65 +53,79 @@ def rollout(
       The environments' state and observation [E, ...] to go on from, the transitions [T, E, ...], and the sums over
       all steps and environments of what the environment reported in `info`.
     """
-    num_places = 1 + (num_steps - 1) // env.truncation_gap
+    # An environment truncates at most once in every `truncation_gap` steps, so a rollout holds at most so many.
+    num_slots = 1 + (num_steps - 1) // env.truncation_gap
 
-    # Each environment in its own column, so that no device has to ask another.
+    # vmap over environments: otherwise XLA's partitioner inserts a collective for the scatter.
     @partial(jax.vmap, in_axes=(1, 0, 0), out_axes=1)
-    def put(cut_obs: jax.Array, row: jax.Array, obs: jax.Array) -> jax.Array:
-        return cut_obs.at[row].set(obs, mode="drop")
+    def store_final_obs(final_obs: jax.Array, slot: jax.Array, obs: jax.Array) -> jax.Array:
+        return final_obs.at[slot].set(obs, mode="drop")
 
-    def step(carry: _Carry, key: jax.Array) -> tuple[_Carry, _Seen]:
-        env_state, obs, cut_obs, place = carry
+    def step(carry: _Carry, key: jax.Array) -> tuple[_Carry, _StepRecord]:
+        env_state, obs, final_obs, slot = carry
         key_action, key_env = jax.random.split(key)
-        pi, _ = apply(params, obs)  # the value is not read, so the compiler drops the critic here
+        pi, _ = apply(params, obs)  # the value is not used, so the compiler removes the critic from the scan
         action = pi.sample(key_action)
         env_state, result = env.step(key_env, env_state, action)
-        cut = result.truncated & ~result.terminated
-        row = jnp.where(cut, place, num_places)  # a row that does not exist is dropped
-        cut_obs = put(cut_obs, row, result.final_obs)
-        carry = (env_state, result.obs, cut_obs, place + cut)
-        return carry, _Seen(obs, action, pi, result.reward, result.terminated, result.truncated, result.info)
 
-    cut_obs = jnp.zeros((num_places, *obs.shape), obs.dtype)
-    start = (env_state, obs, cut_obs, jnp.zeros(env.num_envs, jnp.int32))
+        # Each environment writes to its next free slot, or out of bounds, which mode="drop" ignores: shapes stay
+        # static, and there is no branch. A step that also terminated needs no bootstrap value.
+        truncated_only = result.truncated & ~result.terminated
+        write_slot = jnp.where(truncated_only, slot, num_slots)
+        final_obs = store_final_obs(final_obs, write_slot, result.final_obs)
+        carry = (env_state, result.obs, final_obs, slot + truncated_only)
+        record = _StepRecord(obs, action, pi, result.reward, result.terminated, result.truncated, result.info)
+        return carry, record
+
+    final_obs = jnp.zeros((num_slots, *obs.shape), obs.dtype)
+    start = (env_state, obs, final_obs, jnp.zeros(env.num_envs, jnp.int32))
     keys = jax.random.split(key, num_steps)
-    (env_state, next_obs, cut_obs, _), seen = scan_ahead(step, start, keys)
+    # `jax.lax.scan`, with the random draws of all steps hoisted out of the loop.
+    (env_state, next_obs, final_obs, _), steps = scan_ahead(step, start, keys)
 
-    value = _values(apply, params, seen.obs)
-    edge_value = _values(apply, params, jnp.concatenate([next_obs[None], cut_obs]))
+    # The successors' values are those of the next row, but for two kinds of observation that are no row of the
+    # rollout: the one after the last step, and those in the buffer. Both take one further pass of the critic.
+    value = _values(apply, params, steps.obs)
+    extra_value = _values(apply, params, jnp.concatenate([next_obs[None], final_obs]))
     transition = Transition(
-        obs=seen.obs,
-        action=seen.action,
-        pi=seen.pi,
-        log_prob=seen.pi.log_prob(seen.action),
+        obs=steps.obs,
+        action=steps.action,
+        pi=steps.pi,
+        log_prob=steps.pi.log_prob(steps.action),
         value=value,
-        next_value=_next_value(value, edge_value[0], edge_value[1:], seen.terminated, seen.truncated),
-        reward=seen.reward,
-        terminated=seen.terminated,
-        truncated=seen.truncated,
+        next_value=_next_value(value, extra_value[0], extra_value[1:], steps.terminated, steps.truncated),
+        reward=steps.reward,
+        terminated=steps.terminated,
+        truncated=steps.truncated,
     )
-    return env_state, next_obs, transition, jax.tree.map(lambda x: x.sum(), seen.info)
+    return env_state, next_obs, transition, jax.tree.map(lambda x: x.sum(), steps.info)
 
 
 def _values(apply: Apply, params: Params, obs: jax.Array) -> jax.Array:
-    """Of observations [T, E, ...], environment by environment, so that no device sees another's."""
+    """Returns the values [T, E] of observations [T, E, ...].
+
+    The network sees them in environment-major order: its flat rows are then sharded as the environments are, and no
+    device needs another's.
+    """
     _, value = apply(params, obs.swapaxes(0, 1))
     return value.T
 
 
 def _next_value(
-    value: jax.Array, last_value: jax.Array, cut_value: jax.Array, terminated: jax.Array, truncated: jax.Array
+    value: jax.Array, last_value: jax.Array, final_values: jax.Array, terminated: jax.Array, truncated: jax.Array
 ) -> jax.Array:
-    """The value of each step's successor in its own episode [T, E]; 0 where the episode terminated.
+    """Returns the value of each step's successor in its own episode [T, E]; 0 where the episode terminated.
 
     Args:
       value: [T, E] of the observations.
       last_value: [E] of the observation after the last step.
-      cut_value: [K, E] of the last observations of truncated episodes, in order, per environment.
+      final_values: [K, E] of the last observations of truncated episodes, in the order of their truncation.
       terminated, truncated: bool [T, E].
     """
-    cut = truncated & ~terminated
-    place = jnp.cumsum(cut, axis=0) - cut
-    following = jnp.concatenate([value[1:], last_value[None]])
-    own = jnp.take_along_axis(cut_value, jnp.minimum(place, cut_value.shape[0] - 1), axis=0)
-    return jnp.where(terminated, 0.0, jnp.where(cut, own, following))
+    truncated_only = truncated & ~terminated
+    # The number of truncations before a step is the slot that the scan wrote to. Steps that are not truncated read
+    # some slot as well, hence the minimum, and do not use what they read.
+    slot = jnp.cumsum(truncated_only, axis=0) - truncated_only
+    next_row_value = jnp.concatenate([value[1:], last_value[None]])
+    final_value = jnp.take_along_axis(final_values, jnp.minimum(slot, final_values.shape[0] - 1), axis=0)
+    return jnp.where(terminated, 0.0, jnp.where(truncated_only, final_value, next_row_value))

@@ -5,26 +5,26 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-# Of a mean: what float32 cannot tell from no spread at all. Numbers near a mean lie 2**-24 to 2**-23 of it apart, and
-# the mean itself is rounded to one of them; eight such steps are not mistaken for a standard deviation. A power of two,
-# so that the product is exact wherever it is computed.
+# A standard deviation below this fraction of the mean is indistinguishable from 0 in float32. Neighbouring float32
+# numbers near a mean are 2**-24 to 2**-23 of it apart, and the mean itself is rounded to one of them; this floor is
+# about eight such steps. It is a power of two, so that the product with it is exact wherever it is computed.
 RELATIVE_FLOOR = 2.0**-20
 
 
 class Sum(NamedTuple):
-    """A sum as two float32 arrays of one shape: its nearest value, and what rounding has left out of that."""
+    """A compensated sum as two float32 arrays of one shape: the rounded value, and the remainder lost to rounding."""
 
     value: jax.Array
     rest: jax.Array
 
 
 def empty_sum(shape: tuple[int, ...]) -> Sum:
-    """Returns the sum of nothing."""
+    """Returns a sum of no terms: 0."""
     return Sum(jnp.zeros(shape), jnp.zeros(shape))
 
 
 def add(total: Sum, x: jax.Array) -> Sum:
-    """Adds x with about twice the digits of float32, so that a million terms are as exact as one.
+    """Adds x with about twice the precision of float32, so that a million terms are as exact as one.
 
     Source: Dekker 1971, "A floating-point technique for extending the available precision", with the error of the
     first addition by Knuth 1969 ("The art of computer programming", vol. 2, sec. 4.2.2), where x may be the larger.
@@ -32,18 +32,19 @@ def add(total: Sum, x: jax.Array) -> Sum:
     value = total.value + x
     added = value - total.value
     lost = (total.value - (value - added)) + (x - added)
-    # An infinite sum has lost nothing; inf - inf would make it NaN.
+    # An infinite sum has no remainder; inf - inf would make it NaN.
     rest = jnp.where(jnp.isfinite(value), lost + total.rest, 0.0)
-    # The rest is kept small by moving what it amounts to into the value: it is a float32 too, and would lose digits.
+    # Whatever part of the remainder the value can represent is moved there: the remainder is a float32 too, and would
+    # lose digits if it grew.
     nearest = value + rest
     return Sum(nearest, rest - (nearest - value))
 
 
 def centre(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Splits x [N, ...] into its deviations from the mean [N, ...] and the mean over the first axis [...].
+    """Returns the deviations of x [N, ...] from its mean [N, ...], and the mean over the first axis [...].
 
-    Both are taken relative to the first row: of equal rows every deviation is exactly 0, and a mean that is large
-    beside the spread costs no digits.
+    Both are computed relative to the first row. Equal rows then have deviations of exactly 0, and no digits are lost
+    where the mean is large compared with the spread.
     """
     shifted = x - x[:1]
     offset = jnp.mean(shifted, axis=0)
@@ -56,5 +57,5 @@ def variance(x: jax.Array) -> jax.Array:
 
 
 def least_std(mean: jax.Array) -> jax.Array:
-    """Returns the standard deviation around a mean below which float32 shows rounding and not spread."""
+    """Returns the smallest standard deviation around a mean that float32 can tell from rounding."""
     return RELATIVE_FLOOR * jnp.abs(mean)

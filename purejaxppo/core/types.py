@@ -1,7 +1,7 @@
-"""The records that travel between the parts. T = num_steps, E = num_envs, N = T * E, R = runs.
+"""The records that the modules pass to each other. T = num_steps, E = num_envs, N = T * E rows, R = runs.
 
-State holds arrays only, so that one record can be vmapped, sharded, donated and saved unchanged; functions travel in
-`VecEnv`, `Algorithm` and `Trainer`.
+State holds arrays only, so that one record can be vmapped, sharded, donated and saved unchanged. Functions are passed
+in `VecEnv`, `Algorithm` and `Trainer`.
 """
 
 from collections.abc import Callable
@@ -18,24 +18,27 @@ jax.tree_util.register_dataclass(Hyperparams)
 Metrics = dict[str, jax.Array]
 Params = Any
 EnvState = Any
-_UNBOUNDED = 1e30  # from here on a bound stands for none: some environments declare float32's largest number
+_UNBOUNDED = 1e30  # a bound of this size or more counts as none: some environments declare float32's largest number
 
 
 class Discrete(NamedTuple):
-    """n actions, 0 .. n - 1."""
+    """A space of n actions, 0 .. n - 1."""
 
     n: int
 
 
 class Box(NamedTuple):
-    """Real arrays of one shape; low and high are given per element, as tuples, for actions and None otherwise."""
+    """A space of real arrays of one shape.
+
+    For actions `low` and `high` hold one bound per element; for observations they are None.
+    """
 
     shape: tuple[int, ...]
     low: tuple[float, ...] | None = None
     high: tuple[float, ...] | None = None
 
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the lowest and the highest value of each element, infinite where none is given."""
+        """Returns the lowest and the highest value of each element, infinite where no bound is given."""
         low = np.asarray(-np.inf if self.low is None else self.low, np.float64)
         high = np.asarray(np.inf if self.high is None else self.high, np.float64)
         return np.broadcast_to(low, self.shape), np.broadcast_to(high, self.shape)
@@ -47,18 +50,18 @@ class Box(NamedTuple):
 
 
 class EnvStep(NamedTuple):
-    """What E environments return for one step."""
+    """The result of one step of E environments."""
 
-    obs: jax.Array  # [E, ...] of the next step: already the new episode's first after an end
-    final_obs: jax.Array  # [E, ...] of the same episode: its last one after an end, else equal to obs
+    obs: jax.Array  # [E, ...], which the next action is chosen from; after an end the new episode's first observation
+    final_obs: jax.Array  # [E, ...], the successor in the same episode: its last observation at an end, else obs
     reward: jax.Array  # [E] float32
-    terminated: jax.Array  # [E] bool, the task ended
-    truncated: jax.Array  # [E] bool, a time limit cut it off
-    info: Metrics  # [E] each; the rollout returns their sums
+    terminated: jax.Array  # [E] bool, the task itself ended
+    truncated: jax.Array  # [E] bool, a time limit ended the episode
+    info: Metrics  # leaves [E]; the rollout returns their sums
 
 
 class VecEnv(NamedTuple):
-    """E environments stepped side by side, each starting anew by itself when its episode ends."""
+    """E vectorised environments that auto-reset: the step that ends an episode returns the next one's first `obs`."""
 
     reset: Callable[[jax.Array], tuple[EnvState, jax.Array]]  # key -> (state, obs [E, ...])
     step: Callable[[jax.Array, EnvState, jax.Array], tuple[EnvState, EnvStep]]  # key, state, action [E, ...]
@@ -66,51 +69,51 @@ class VecEnv(NamedTuple):
     action_space: Discrete | Box
     num_envs: int
     step_limit: int | None = None  # steps after which an episode is truncated, if there is such a limit
-    # Steps from one truncation of an environment to its next, at least. 1 is always right; if two are closer than it
-    # says, the later one is valued by another episode's last observation, and nothing tells.
+    # The least number of steps between two truncations of one environment. 1 is always right. If two truncations are
+    # closer than declared, the later one is bootstrapped from another episode's observation, without an error.
     truncation_gap: int = 1
 
 
 class Transition(NamedTuple):
-    """A rollout."""
+    """A rollout: T steps of E environments."""
 
     obs: jax.Array  # [T, E, ...]
-    action: jax.Array  # [T, E, ...] as sampled
+    action: jax.Array  # [T, E, ...] as sampled, before it is brought to the environment's bounds
     pi: Distribution  # leaves [T, E, ...], the policy that acted
     log_prob: jax.Array  # [T, E] of action under pi
-    value: jax.Array  # [T, E]
-    next_value: jax.Array  # [T, E] of the next observation of the same episode
+    value: jax.Array  # [T, E] of obs
+    next_value: jax.Array  # [T, E] of the successor in the same episode; 0 after a terminated step
     reward: jax.Array  # [T, E]
     terminated: jax.Array  # [T, E] bool
     truncated: jax.Array  # [T, E] bool
 
 
 class Batch(NamedTuple):
-    """What an algorithm learns from: a rollout's rows, environment by environment, with their advantages."""
+    """One update's training data: the N rows of a rollout in environment-major order, with their advantages."""
 
     obs: jax.Array  # [N, ...]
     action: jax.Array  # [N, ...]
-    pi: Distribution  # leaves [N, ...]
-    log_prob: jax.Array  # [N]
-    value: jax.Array  # [N]
+    pi: Distribution  # leaves [N, ...], the policy that acted
+    log_prob: jax.Array  # [N] of action under pi
+    value: jax.Array  # [N] of obs, by the parameters before the update
     advantage: jax.Array  # [N]
-    target: jax.Array  # [N] for the value function
+    target: jax.Array  # [N], which the value function is fitted to
 
 
 class LearnerState(NamedTuple):
-    """What learns."""
+    """Parameters, optimizer state and the algorithm's own state."""
 
     params: Params
     opt_state: Any
-    algo_state: Any  # () unless an algorithm carries something of its own
+    algo_state: Any  # () for an algorithm that carries nothing from one update to the next
 
 
 class RunnerState(NamedTuple):
-    """Everything that a run is."""
+    """The complete state of one training run; this is what a checkpoint stores."""
 
     learner: LearnerState
-    env_state: EnvState  # with the normalisers' statistics and the unfinished episodes' sums
-    obs: jax.Array  # [E, ...] that the next rollout starts from
+    env_state: EnvState  # includes the normalisers' statistics and the sums of unfinished episodes
+    obs: jax.Array  # [E, ...], which the next rollout starts from
     key: jax.Array
     updates: jax.Array  # int32, updates done
 
@@ -125,34 +128,35 @@ class Network(Protocol):
 Apply = Callable[[Params, jax.Array], tuple[Distribution, jax.Array]]  # params, obs [..., O] -> (pi, value [...])
 
 
-# params, rows -> means over the rows, or values of each
+# f(params, rows) -> a pytree of means over the rows, or of values per row
 OfRows = Callable[[Params, Batch], Any]
 
 
 class Split(NamedTuple):
-    """How functions of a batch's rows are computed share by share, by default not at all."""
+    """Maps functions of a batch's rows over devices; the default runs them on one device."""
 
-    mean: Callable[[OfRows], OfRows] = lambda f: f  # of f(params, rows) -> means over the rows
-    each: Callable[[OfRows], OfRows] = lambda f: f  # of f(params, rows) -> values of each row
+    mean: Callable[[OfRows], OfRows] = lambda f: f  # for f(params, rows) that returns means over the rows
+    each: Callable[[OfRows], OfRows] = lambda f: f  # for f(params, rows) that returns one value per row
 
 
-whole = Split()
+single_device = Split()
 
 
 class Algorithm(NamedTuple):
     """An update rule: a pair of pure functions.
 
-    The metrics of `update` are scalars. Those of `diagnostics.drift` belong among them: the KL-adaptive learning rate
-    follows `kl`, and `compare` draws it.
+    The metrics of `update` are scalars. They have to include those of `core.diagnostics.drift`: the KL-adaptive
+    learning rate follows `kl`, and `purejaxppo compare` plots it.
     """
 
-    init: Callable[[Hyperparams, Params], LearnerState]
-    update: Callable[[jax.Array, Hyperparams, LearnerState, Batch], tuple[LearnerState, Metrics]]
+    init: Callable[[Hyperparams, Params], LearnerState]  # hp, params -> learner
+    update: Callable[[jax.Array, Hyperparams, LearnerState, Batch], tuple[LearnerState, Metrics]]  # key, hp, ...
 
 
 class Trainer(NamedTuple):
-    """A whole training run as a pair of pure functions."""
+    """A training run as a pair of pure functions."""
 
-    init: Callable[[jax.Array, Hyperparams], RunnerState]
+    init: Callable[[jax.Array, Hyperparams], RunnerState]  # key, hp -> runner
     update: Callable[[Hyperparams, RunnerState], tuple[RunnerState, Metrics]]
-    place: Callable[[RunnerState], RunnerState] = lambda runner: runner  # puts a saved state where it is computed
+    # Moves a restored state to the devices that it is trained on.
+    place: Callable[[RunnerState], RunnerState] = lambda runner: runner

@@ -1,4 +1,4 @@
-"""The machine: many runs as one program, one run over several CPU devices, memory, threads, compiled programs.
+"""The machine: many runs as one program, data parallelism over CPU devices, memory, threads, the compilation cache.
 
-It changes speed, and never a result by more than rounding.
+This folder changes the speed of a run, and its results by no more than rounding.
 """

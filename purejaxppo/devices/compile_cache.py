@@ -1,4 +1,4 @@
-"""Compiled programs, kept on the disk from one command to the next."""
+"""The persistent compilation cache: compiled programs are kept on disk from one command to the next."""
 
 import contextlib
 import glob
@@ -12,23 +12,26 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-_LIMIT_BYTES = 2 * 10**9  # beyond which JAX drops what has not been used for longest
+_LIMIT_BYTES = 2 * 10**9  # beyond this size JAX evicts the least recently used programs
 _CPU_INFO = Path("/proc/cpuinfo")
-_COMPLAINT = "Error (reading|writing) persistent compilation cache entry for '(.*?)'"  # JAX's warning
-_ENTRY, _STAMP = "-cache", "-atime"  # how JAX ends the name of a program's file, and of that with the time of its use
+_WARNING = "Error (reading|writing) persistent compilation cache entry for '(.*?)'"  # as JAX words it
+_ENTRY, _STAMP = (
+    "-cache",
+    "-atime",
+)  # suffixes of JAX's two files per entry: the program, and when it was last used
 
 
 def keep_programs() -> None:
-    """Makes JAX keep what it compiles in the user's cache directory, where the next command finds it.
+    """Makes JAX keep compiled programs in the user's cache directory, where the next command finds them.
 
-    JAX_COMPILATION_CACHE_DIR says otherwise: another directory, or none if it is empty. Without a directory that can be
-    written, nothing is kept. What is damaged in the user's cache directory is replaced without a word.
+    The environment variable JAX_COMPILATION_CACHE_DIR overrides this with another directory, or with no cache if it is
+    empty. Without a writable directory nothing is kept. Damaged entries of the user's cache are replaced silently.
     """
     import jax
 
     if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
         return
-    with contextlib.suppress(OSError, RuntimeError):  # it cannot be made, or nobody's home is known
+    with contextlib.suppress(OSError, RuntimeError):  # no writable cache directory, or no home directory
         directory = _user_cache() / "purejaxppo" / f"programs-{_processor()}"
         directory.mkdir(parents=True, exist_ok=True)
         if not os.access(directory, os.W_OK):
@@ -41,34 +44,35 @@ def keep_programs() -> None:
 
 
 def _replace_damaged_entries(directory: Path) -> None:
-    """Removes each entry of JAX's cache that JAX warns of, and keeps the warning from the user.
+    """Removes each entry of the cache that JAX warns about, and does not show that warning to the user.
 
-    JAX compiles a program whose entry it cannot read, but never writes over an entry, and so would warn in every
-    process to come. It warns before it compiles: once the entry is gone, that same compilation writes it anew. An entry
-    that cannot be removed costs its compilation each time, and nothing else.
+    JAX compiles a program whose entry it cannot read, but never overwrites an entry, and so would warn in every later
+    process. It warns before it compiles: once the entry is removed, that same compilation writes it anew. An entry that
+    cannot be removed costs its compilation each time, and nothing else.
     """
     show = warnings.showwarning
 
-    def hear(message: Warning | str, *where: Any, **options: Any) -> None:
-        complaint = re.match(_COMPLAINT, str(message))
-        if complaint is None:
+    def remove_or_show(message: Warning | str, *where: Any, **options: Any) -> None:
+        warning = re.match(_WARNING, str(message))
+        if warning is None:
             show(message, *where, **options)
             return
-        with contextlib.suppress(OSError):  # it cannot be removed, or another process has done it
-            for path in _damaged_files(directory, complaint[1], complaint[2], sys.exception()):
+        with contextlib.suppress(OSError):  # it cannot be removed, or another process has removed it
+            for path in _damaged_files(directory, warning[1], warning[2], sys.exception()):
                 _remove(path)
 
-    warnings.filterwarnings("always", _COMPLAINT)
-    warnings.showwarning = hear
+    warnings.filterwarnings("always", _WARNING)
+    warnings.showwarning = remove_or_show
 
 
 def _damaged_files(directory: Path, action: str, program: str, error: BaseException | None) -> list[Path]:
-    """Returns the two files of the entry that a warning is about, which itself names only the program; or nothing.
+    """Returns the two files of the entry that a warning is about, or an empty list if they are unknown.
 
-    An error of the system names a file. Any other comes from what is in an entry, which JAX has just read and stamped.
+    The warning names the program, but not the file. If an operating system error caused it, that names a file.
+    Otherwise the content is damaged: JAX has just read the entry, so it is the program's most recently used one.
     """
     if isinstance(error, OSError):
-        file = Path(str(error.filename)).name  # it may be the lock, which is no entry
+        file = Path(str(error.filename)).name  # it may be JAX's lock file, which is no entry
     elif action == "reading":
         stamps = directory.glob(f"{glob.escape(program)}-*{_STAMP}")
         file = max(stamps, key=lambda stamp: stamp.stat().st_mtime_ns, default=directory).name
@@ -79,7 +83,7 @@ def _damaged_files(directory: Path, action: str, program: str, error: BaseExcept
 
 
 def _remove(path: Path) -> None:
-    """Removes a file, or a directory in the place of one. Raises OSError."""
+    """Removes a file, or a directory of that name. Raises OSError."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -91,7 +95,11 @@ def _user_cache() -> Path:
 
 
 def _processor() -> str:
-    """A name for what this processor can do: code compiled for another one, in a home that they share, may not run."""
+    """Returns a name for the instruction set of this processor.
+
+    Machines that share a home directory may have different processors, and code compiled for one may not run on
+    another.
+    """
     lines = _CPU_INFO.read_text(errors="replace").splitlines() if _CPU_INFO.exists() else []
     facts = {line for line in lines if line.startswith(("model name", "flags", "Features"))}
     text = "\n".join([platform.machine(), platform.processor(), *sorted(facts)])

@@ -1,4 +1,4 @@
-"""The machine as it is found: versions, devices, memory, environment variables."""
+"""Facts about the machine: versions, devices, memory, environment variables, the git commit of the code."""
 
 import contextlib
 import importlib.metadata
@@ -17,7 +17,7 @@ from typing import Any
 from purejaxppo.devices.cpu import cpu_cores
 
 _PACKAGES = ("purejaxppo", "jax", "jaxlib", "flax", "optax", "gymnax", "orbax-checkpoint", "numpy")
-PLATFORM_VARIABLES = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")  # where JAX is to start
+PLATFORM_VARIABLES = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")  # by which users choose JAX's platform
 _VARIABLES = (
     "XLA_FLAGS",
     *PLATFORM_VARIABLES,
@@ -30,12 +30,12 @@ _VARIABLES = (
 )
 _NVIDIA_SECONDS = 5.0
 _GIT_SECONDS = 1.0
-_GIT_HOOKS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")  # set by git in its hooks: they name another repository
+_GIT_HOOKS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")  # git sets them in its hooks, for another repository
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def find_machine() -> dict[str, Any]:
-    """Versions, requirements, devices, memory and the environment variables that matter. Raises nothing."""
+    """Returns versions, requirements, devices, memory and the environment variables that matter. It never raises."""
     return {
         "versions": installed_versions(),
         "requirements": _requirements(),
@@ -48,48 +48,52 @@ def find_machine() -> dict[str, Any]:
 
 
 def installed_versions() -> dict[str, str | None]:
-    """Of Python, of this package and of what it computes with; None for what is not installed as a package."""
+    """Returns the versions of Python, this package and its numerical dependencies; None for one that is missing."""
     return {"python": sys.version.split()[0], **{name: _version(name) for name in _PACKAGES}}
 
 
 def pip_install(*what: str) -> str:
-    """Returns the command line that installs something for this very Python, whichever `pip` a shell would find."""
+    """Returns the command line that installs packages for this Python, whichever `pip` a shell would find."""
     return shlex.join([sys.executable, "-m", "pip", "install", *what])
 
 
-def code_revision(package: Path = Path(__file__).parent) -> dict[str, Any]:
-    """Returns what git says of a package's code, within about a second; whatever goes wrong there is no error.
+def code_revision(package: Path = Path(__file__).parent.parent) -> dict[str, Any]:
+    """Returns the git commit of a package's code, and whether the code was changed since. It never raises.
+
+    It takes about a second at most.
 
     Args:
       package: the directory of the package, this one by default.
 
     Returns:
-      commit: the one that is checked out, in full. None if git is missing, too slow or refuses, and if the package is
-        not part of that commit, as when it is installed into an environment that lies in some other repository.
+      A dictionary with
+      commit: the full hash of the commit that is checked out. None if git is missing, too slow or fails, or if the
+        package is not part of that commit, as when it is installed into an environment inside another repository.
       dirty: whether files of the package were changed, added or removed since the commit; None if that is unknown.
     """
-    until = time.monotonic() + _GIT_SECONDS
+    deadline = time.monotonic() + _GIT_SECONDS
     commit, dirty = None, None
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-        answer = _ask_git(package, until, "rev-parse", "HEAD", "HEAD:./__init__.py")
+        answer = _ask_git(package, deadline, "rev-parse", "HEAD", "HEAD:./__init__.py")
         commit = answer and answer.split()[0]
         if commit is not None:
             no_caches = ":(exclude,glob)**/__pycache__/**"
-            answer = _ask_git(package, until, "status", "--porcelain", "--untracked-files=normal", "--", ".", no_caches)
+            command = ("status", "--porcelain", "--untracked-files=normal", "--", ".", no_caches)
+            answer = _ask_git(package, deadline, *command)
             dirty = None if answer is None else bool(answer)
     return {"commit": commit, "dirty": dirty}
 
 
-def _ask_git(directory: Path, until: float, *command: str) -> str | None:
-    """Returns what a git command prints in a directory, or None if it fails. Raises TimeoutExpired, OSError."""
+def _ask_git(directory: Path, deadline: float, *command: str) -> str | None:
+    """Returns the output of a git command in a directory, or None if it fails. Raises TimeoutExpired, OSError."""
     environment = {name: value for name, value in os.environ.items() if name not in _GIT_HOOKS}
     git = ["git", "--no-optional-locks", "-C", str(directory), *command]
-    code, text = _ask(git, max(0.0, until - time.monotonic()), environment)
+    code, text = _ask(git, max(0.0, deadline - time.monotonic()), environment)
     return text if code == 0 else None
 
 
 def describe_machine(facts: dict[str, Any]) -> list[list[str]]:
-    """A table of what was found, its head first."""
+    """Returns the facts of `find_machine` as the rows of a table, its head first."""
     versions, nvidia = facts["versions"], facts["nvidia"]
     devices = Counter((d["platform"], d["kind"], d["memory_bytes"]) for d in facts["devices"])
     rows = [[name, version or "missing"] for name, version in versions.items()]
@@ -108,7 +112,7 @@ def describe_machine(facts: dict[str, Any]) -> list[list[str]]:
 
 
 def out_of_range(versions: dict[str, str | None], requirements: list[str]) -> list[str]:
-    """What is wrong with each package that is missing or outside its range, such as jax<0.12,>=0.10.2."""
+    """Returns a line for each package that is missing or outside its required range, such as jax<0.12,>=0.10.2."""
     wrong = []
     for requirement in requirements:
         name = re.split(r"[^\w.-]", requirement)[0]
@@ -124,7 +128,7 @@ def out_of_range(versions: dict[str, str | None], requirements: list[str]) -> li
 
 
 def cuda_extra(driver: str) -> str | None:
-    """The extra whose CUDA an NVIDIA driver can run, or None if it is too old for both.
+    """Returns the extra of this package whose CUDA version an NVIDIA driver supports, or None if it is too old.
 
     Source: JAX's installation guide: 580 or newer for CUDA 13, 525 or newer for CUDA 12.
     """
@@ -140,7 +144,7 @@ def _version(name: str) -> str | None:
 
 
 def _requirements() -> list[str]:
-    """What the installed package depends on, without its extras; empty if it runs from a bare source tree."""
+    """Returns the installed package's requirements, without extras; empty if it runs from a bare source tree."""
     try:
         metadata = importlib.metadata.metadata("purejaxppo")
     except importlib.metadata.PackageNotFoundError:
@@ -150,12 +154,12 @@ def _requirements() -> list[str]:
 
 
 def _order(version: str) -> list[int]:
-    """The first three numbers of a version, for comparing; a pre-release counts as its release."""
+    """Returns the first three numbers of a version, for comparisons; a pre-release counts as its release."""
     return [int(number) for number in [*re.findall(r"\d+", version), 0, 0, 0][:3]]
 
 
 def _devices() -> list[dict[str, Any]]:
-    """The devices of JAX's default platform; empty if JAX cannot start, which a check of the doctor's explains."""
+    """Returns the devices of JAX's default platform; empty if JAX cannot start, which `purejaxppo doctor` explains."""
     with contextlib.suppress(Exception):
         import jax
 
@@ -164,14 +168,14 @@ def _devices() -> list[dict[str, Any]]:
 
 
 def memory_bytes(device: Any) -> int | None:
-    """What JAX may take of the device's memory, in bytes, where the platform tells."""
+    """Returns the bytes of a device's memory that JAX may use, or None if the platform does not tell."""
     with contextlib.suppress(Exception):
         return device.memory_stats()["bytes_limit"]
     return None
 
 
 def _nvidia() -> dict[str, Any]:
-    """The driver's version and the GPUs' names by nvidia-smi, and why there are none, if it is there."""
+    """Returns the driver's version and the GPUs' names by nvidia-smi, or the problem if it exists but finds none."""
     nothing: dict[str, Any] = {"driver": None, "gpus": [], "problem": None}
     program = shutil.which("nvidia-smi")
     if program is None:
@@ -189,7 +193,7 @@ def _nvidia() -> dict[str, Any]:
 
 
 def _ask(command: list[str], seconds: float, environment: Mapping[str, str] | None = None) -> tuple[int, str]:
-    """Exit code and standard output of a command. Raises TimeoutExpired, even where the process cannot be killed."""
+    """Returns a command's exit code and output. Raises TimeoutExpired, even if the process cannot be killed."""
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -202,7 +206,7 @@ def _ask(command: list[str], seconds: float, environment: Mapping[str, str] | No
         text, _ = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         process.kill()
-        # `subprocess.run` would wait here for ever, should the process be stuck in a broken driver.
+        # `subprocess.run` would wait here for ever if the process is stuck in a broken driver.
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=1.0)
         if process.stdout:
@@ -212,7 +216,7 @@ def _ask(command: list[str], seconds: float, environment: Mapping[str, str] | No
 
 
 def ram_bytes() -> int | None:
-    """The memory of the machine, or of the container if that has less, where the system tells."""
+    """Returns the bytes of the machine's memory, or the container's limit if that is lower; None if unknown."""
     known = []
     with contextlib.suppress(AttributeError, OSError, ValueError):  # not every system tells
         known.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))

@@ -1,4 +1,4 @@
-"""Too little memory: how much it would have taken, and what to reduce."""
+"""Memory: what a program needs, what a device has, and what to reduce if that does not suffice."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
@@ -19,13 +19,16 @@ from purejaxppo.envs.wrappers import training_env
 from purejaxppo.errors import ConfigError, OutOfMemoryError, is_out_of_memory
 from purejaxppo.policies.networks import make_network
 
-_TRIES = 1000  # values of a setting, from half of it downwards
+_TRIES = 1000  # smaller values of a setting that are tried at most
 
 
 def program_bytes(compiled: jax.stages.Compiled) -> int:
-    """What a compiled program needs at a time, by the compiler's own account: arguments, results and scratch."""
+    """Returns the bytes that a compiled program needs at once, by XLA's analysis: arguments, results and temporaries.
+
+    Donated buffers count once. If the backend has no analysis, it is 0.
+    """
     figures: Any = compiled.memory_analysis()
-    if figures is None:  # which a backend may leave out
+    if figures is None:
         return 0
     return (
         figures.argument_size_in_bytes
@@ -36,9 +39,9 @@ def program_bytes(compiled: jax.stages.Compiled) -> int:
 
 
 def traced_bytes(f: Callable[..., Any], *shapes: Any) -> int:
-    """Bytes of all arrays that a function comes to, loops once, as it is traced for arguments of these shapes.
+    """Returns the bytes of all intermediate arrays of a function, traced for arguments of these shapes.
 
-    No place is used again in this account: it is far above what the compiled program needs.
+    This is an upper bound: it counts every intermediate, as if XLA reused no buffer. The body of a loop counts once.
     """
     return _traced_bytes(jax.make_jaxpr(f)(*shapes).jaxpr)
 
@@ -49,7 +52,7 @@ def _traced_bytes(jaxpr: Any) -> int:
 
 
 def device_bytes(device: jax.Device) -> int | None:
-    """The memory that a device may use, or the machine's on a CPU; None where nobody knows."""
+    """Returns the bytes that JAX may use of a device, for a CPU those of the machine; None if they are unknown."""
     return memory_bytes(device) or (ram_bytes() if device.platform == "cpu" else None)
 
 
@@ -67,7 +70,7 @@ def out_of_memory_explained(explanation: Callable[[], OutOfMemoryError]) -> Iter
 
 
 def rollout_bytes(config: TrainConfig, env: VecEnv) -> int:
-    """Bytes of one rollout as it is kept for the update."""
+    """Returns the bytes of one rollout's transitions."""
     network = make_network(config, env)
 
     def collect(key: jax.Array) -> Any:
@@ -81,9 +84,12 @@ def rollout_bytes(config: TrainConfig, env: VecEnv) -> int:
 
 
 def explain(config: TrainConfig, env: VecEnv, program: int | None) -> OutOfMemoryError:
-    """The error to raise: what the rollout and the compiled program need, and three things to reduce.
+    """Returns the error to raise: what the rollout and the compiled program need, and up to three settings to reduce.
 
-    `program` is from `program_bytes`, if the program got that far.
+    Args:
+      config: of the run.
+      env: its environments.
+      program: from `program_bytes`, or None if compilation did not finish.
     """
     available = device_bytes(jax.devices()[0])
     needs = [f"its rollout buffer takes {readable(rollout_bytes(config, env))}"]
@@ -94,7 +100,7 @@ def explain(config: TrainConfig, env: VecEnv, program: int | None) -> OutOfMemor
 
 
 def _reductions(config: TrainConfig) -> list[str]:
-    """Up to three flags that would take less and are valid."""
+    """Returns up to three flags with valid smaller values of settings that determine the memory."""
     smaller: dict[str, Iterable[Any]] = {
         "num_envs": range(config.num_envs // 2, 0, -1),
         "num_steps": range(config.num_steps // 2, 0, -1),
@@ -119,7 +125,7 @@ def _is_valid(config: TrainConfig, name: str, value: Any) -> bool:
 
 
 def readable(size: float) -> str:
-    """With three digits and a unit."""
+    """Returns a number of bytes as text, with three digits and a unit."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.3g} {unit}"

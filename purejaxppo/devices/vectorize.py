@@ -1,4 +1,8 @@
-"""Many runs as one program: seeds and hyperparameters side by side, each run resting by itself when it is done."""
+"""Many runs as one compiled program, over seeds and hyperparameters; a run that is done is frozen.
+
+On an accelerator the runs of a device are vmapped, on a CPU mapped one by one with `jax.lax.map`. Over several devices
+they are sharded: each device computes runs of its own, and no collective is needed.
+"""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -20,43 +24,43 @@ from purejaxppo.core.types import LearnerState, Metrics, RunnerState, Trainer
 from purejaxppo.errors import ConfigError
 
 _NEVER = 2**31 - 1
-# f(x, ...) -> f over the leading axis of x, ...
+# Maps f(x, ...) to a function over the leading axis of x, ..., as `jax.vmap` does.
 Batching = Callable[[Callable[..., Any]], Callable[..., Any]]
 _RUNS = PartitionSpec("runs")
 
 
 def one_by_one(f: Callable[..., Any]) -> Callable[..., Any]:
-    """Batching without `vmap`: run after run, each computed by itself."""
+    """Returns f over the leading axis of its arguments, as `jax.vmap` does, but by `jax.lax.map`: one run at a time."""
     return lambda *xs: jax.lax.map(lambda x: f(*x), xs)
 
 
 class Layout(NamedTuple):
-    """Where R runs are computed; R is a multiple of the number of devices."""
+    """How R runs are mapped over devices; R is a multiple of the number of devices."""
 
-    mesh: Mesh  # of one axis, "runs"
-    batching: Batching  # of the runs that share a device
+    mesh: Mesh  # with one axis, "runs"
+    batching: Batching  # over the runs of one device
 
     @property
     def sharding(self) -> NamedSharding:
-        """Of every array with R in front."""
+        """Returns the sharding of every array [R, ...]."""
         return NamedSharding(self.mesh, _RUNS)
 
     def over_runs(self, f: Callable[..., Any]) -> Callable[..., Any]:
-        """f over the leading axis R of its arguments' leaves. Nothing is exchanged: no device waits for another."""
+        """Returns f over the leading axis R of its arguments' leaves, sharded over the devices, without collectives."""
         return jax.shard_map(self.batching(f), mesh=self.mesh, in_specs=_RUNS, out_specs=_RUNS, check_vma=False)
 
 
 def layout_for(num_runs: int, exact: bool = False, devices: Sequence[jax.Device] | None = None) -> Layout:
-    """The fastest layout that is safe: `jax.vmap` on an accelerator, `one_by_one` on CPU devices.
+    """Returns the fastest layout that is safe: `jax.vmap` on an accelerator, `one_by_one` on CPU devices.
 
-    On a CPU, one run's arrays stay in the cache, and jaxlib can wait forever in a vmapped loop on two cores.
+    On a CPU, `jax.lax.map` keeps one run's arrays in the cache, and jaxlib can deadlock in a vmapped loop on two cores.
 
     Args:
-      num_runs: R; as many devices are used as divide it.
-      exact: `one_by_one` on the first device alone, where each run has the very bits that it has by itself. A program
-        for several devices passes through XLA's partitioner, after which other operations of a run may be fused, and
-        other products and sums rounded as one.
-      devices: to use, by default all.
+      num_runs: R. The largest number of devices that divides it is used.
+      exact: use `one_by_one` on the first device alone, where each run is bitwise identical to a single run. A program
+        for several devices passes through XLA's partitioner, after which operations of a run may be fused differently,
+        and a product and a sum be rounded once instead of twice.
+      devices: to choose from; all by default.
     """
     devices = devices or jax.devices()
     number = 1 if exact else max(n for n in range(1, len(devices) + 1) if num_runs % n == 0)
@@ -65,23 +69,25 @@ def layout_for(num_runs: int, exact: bool = False, devices: Sequence[jax.Device]
 
 
 class Runs(NamedTuple):
-    """R runs; every leaf has R in front. A run that has diverged, or done enough updates, rests as it is."""
+    """R runs; every leaf is [R, ...]. Diverged or finished runs are frozen: their state no longer changes."""
 
     runner: RunnerState
-    stop_at: jax.Array  # int32, updates that are enough
-    diverged: jax.Array  # int32, update (from 1) that was not finite, of which nothing is kept; 0 if there was none
+    stop_at: jax.Array  # int32, updates after which a run is finished
+    diverged: jax.Array  # int32, update (from 1) that was not finite, whose result was discarded; 0 if there was none
 
     @property
     def learner(self) -> LearnerState:
-        """What learns."""
+        """Parameters, optimizer state and the algorithm's own state of the R runs."""
         return self.runner.learner
 
 
 def grid(hp: Hyperparams, seeds: Sequence[int], **axes: Sequence[float]) -> tuple[Hyperparams, np.ndarray]:
-    """Every combination of the axes' values with every seed, the seeds changing fastest: R runs.
+    """Returns the hyperparameters and seeds of R runs: all combinations of the axes' values with all seeds.
+
+    Seeds change fastest.
 
     Args:
-      hp: what is not swept.
+      hp: the values of the hyperparameters that are not swept.
       seeds: in [0, 2**32).
       axes: names of hyperparameters, each with the values to try.
 
@@ -89,8 +95,8 @@ def grid(hp: Hyperparams, seeds: Sequence[int], **axes: Sequence[float]) -> tupl
       Hyperparams with leaves [R] float32, and seeds [R] uint32.
 
     Raises:
-      ConfigError: a value or a seed out of range, a combination that contradicts itself, an axis that is empty or
-        mixes None with numbers.
+      ConfigError: a value or a seed out of range, a combination whose values contradict each other, or an axis that is
+        empty, unknown, or mixes None with numbers.
     """
     hp, seeds = hp.plain(), [whole(seed) for seed in seeds]
     axes = {name: [plain(value) for value in values] for name, values in axes.items()}
@@ -98,11 +104,14 @@ def grid(hp: Hyperparams, seeds: Sequence[int], **axes: Sequence[float]) -> tupl
         if len(values) == 0:
             raise ConfigError(f"{name} has no value; give at least one.")
         if 0 < sum(value is None for value in values) < len(values):
-            raise ConfigError(f"{name} is None in some runs and a number in others, two programs; split them.")
+            raise ConfigError(
+                f"{name} is None in some runs and a number in others, which takes two programs; call grid for each."
+            )
     unknown = [name for name in axes if name not in vars(hp)]
     if unknown:
         raise ConfigError(
-            f"{unknown[0]} is no hyperparameter: unknown, or compiled in, which takes a trainer for each."
+            f"{unknown[0]} is no field of Hyperparams; a field of TrainConfig is compiled in, and takes a trainer for "
+            f"each value."
         )
     validate_seeds(seeds, f"seeds = {seeds} are not all different; the same run twice says nothing.")
     points = [dataclasses.replace(hp, **dict(zip(axes, values, strict=True))) for values in product(*axes.values())]
@@ -119,17 +128,17 @@ def make_runs(
     stop_at: jax.typing.ArrayLike = _NEVER,
     layout: Layout | None = None,
 ) -> Runs:
-    """The first states of R runs, each that of `trainer.init(jax.random.key(seed), hp)`.
+    """Returns the initial states of R runs, each of them `trainer.init(jax.random.key(seed), hp)`.
 
     Args:
       trainer: of one run.
       hps: leaves [R].
       seeds: [R].
-      stop_at: updates after which a run rests, one number or [R].
-      layout: by default `layout_for(R)`.
+      stop_at: updates after which a run is finished, one number or [R].
+      layout: `layout_for(R)` by default.
 
     Raises:
-      ConfigError: hyperparameters and seeds that are not of equally many runs, or out of range.
+      ConfigError: hyperparameters or seeds out of range, or with different numbers of runs.
     """
     check_runs(hps, seeds)
     return _make_runs(trainer, hps, seeds, stop_at, layout)
@@ -157,10 +166,10 @@ def _make_runs(
 def advance_runs(
     trainer: Trainer, hps: Hyperparams, runs: Runs, num_updates: int, layout: Layout | None = None
 ) -> tuple[Runs, Metrics]:
-    """`num_updates` (static) updates of every run that does not rest; the memory of `runs` is given away.
+    """Advances every run that is not frozen by `num_updates` (static) updates. The buffers of `runs` are donated.
 
     Returns:
-      The runs, and metrics [R, num_updates]: `no_value()` and 0 where a run rests.
+      The runs, and metrics [R, num_updates]; for updates of a frozen run, floats are `no_value()` and integers 0.
     """
     layout = layout or layout_for(len(runs.stop_at))
 
@@ -171,20 +180,23 @@ def advance_runs(
 
 
 def _update(trainer: Trainer, hp: Hyperparams, run: Runs) -> tuple[Runs, Metrics]:
-    """One update of one run."""
-    resting = (run.diverged > 0) | (run.runner.updates >= run.stop_at)
+    """Advances one run by one update, unless it is frozen; a diverging run is frozen in the state before the update."""
+    frozen = (run.diverged > 0) | (run.runner.updates >= run.stop_at)
 
-    def work(run: Runs) -> tuple[Runs, Metrics]:
+    def advance_run(run: Runs) -> tuple[Runs, Metrics]:
         runner, metrics = trainer.update(hp, run.runner)
         diverged = jnp.where(metrics["nonfinite"] != 0, runner.updates, 0)
         return Runs(keep_if_finite(metrics, run.runner, runner), run.stop_at, diverged), metrics
 
-    def rest(run: Runs) -> tuple[Runs, Metrics]:
-        _, metrics = jax.eval_shape(work, run)
-        return run, jax.tree.map(_nothing, metrics)
+    def keep_run(run: Runs) -> tuple[Runs, Metrics]:
+        _, metrics = jax.eval_shape(advance_run, run)
+        return run, jax.tree.map(_undefined, metrics)
 
-    return jax.lax.cond(resting, rest, work, run)
+    # Under `jax.lax.map` only the taken branch is executed, so a frozen run costs nothing. Under `vmap` both branches
+    # are computed, and the results selected.
+    return jax.lax.cond(frozen, keep_run, advance_run, run)
 
 
-def _nothing(x: jax.ShapeDtypeStruct) -> jax.Array:
+def _undefined(x: jax.ShapeDtypeStruct) -> jax.Array:
+    """Returns a metric of the given shape for an update that was not done."""
     return jnp.full(x.shape, no_value() if jnp.issubdtype(x.dtype, jnp.floating) else 0, x.dtype)

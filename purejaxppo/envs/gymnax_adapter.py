@@ -1,4 +1,4 @@
-"""gymnax environments as a `VecEnv`. The only file that imports gymnax, and it does so late: that takes a while."""
+"""gymnax environments as a `VecEnv`. This is the only file that imports gymnax, and only when it is first used."""
 
 import dataclasses
 import functools
@@ -22,20 +22,20 @@ _DOWNLOADS = {"MNISTBandit-bsuite"}
 
 
 def from_gymnax(name: str, num_envs: int, *, allow_download: bool = False, **env_params: Any) -> VecEnv:
-    """`num_envs` copies of a registered gymnax environment, with exact time limits.
+    """Returns `num_envs` copies of a registered gymnax environment, with exact time limits.
 
-    Observations come out as float32 whatever the environment declares (a discrete one as a one-hot vector), rewards
-    as float32.
+    Observations and rewards are float32, whatever the environment declares; a discrete observation becomes a one-hot
+    vector.
 
     Args:
       name: a gymnax id.
       num_envs: E.
-      allow_download: let environments that fetch a data set from the network do so.
+      allow_download: permits an environment to download its data set.
       **env_params: fields of the environment's parameters, or arguments of its constructor.
 
     Raises:
-      EnvError: unknown id or parameter, a value that cannot work, an unsupported space, or an environment that does
-        not trace.
+      EnvError: unknown id or parameter, an invalid value, an unsupported space, or an environment that does not
+        trace.
     """
     num_envs = whole(num_envs)
     env, params = _make(name, allow_download, {field: plain(value) for field, value in env_params.items()})
@@ -66,6 +66,7 @@ def from_gymnax(name: str, num_envs: int, *, allow_download: bool = False, **env
         return state, EnvStep(encode(obs), final_obs, reward, terminated != 0, truncated != 0, {})
 
     limit = _step_limit(params)
+    # Between two truncations by a time limit lie at least `limit` steps; other rules promise nothing.
     gap = limit if limit and _truncates_by_limit_alone(env) else 1
     vec_env = VecEnv(reset, step, obs_space, act_space, num_envs, limit, gap)
     check_env(vec_env, name)
@@ -73,7 +74,7 @@ def from_gymnax(name: str, num_envs: int, *, allow_download: bool = False, **env
 
 
 def env_table(allow_download: bool = False) -> list[dict[str, Any]]:
-    """One row per registered id: env, observation (shape), actions, step_limit; or `error` where it does not build."""
+    """Returns a row per registered id: env, observation (shape), actions, step_limit; `error` if it does not build."""
     rows: list[dict[str, Any]] = []
     for name in registered_envs():
         try:
@@ -93,14 +94,14 @@ def env_table(allow_download: bool = False) -> list[dict[str, Any]]:
 
 
 def registered_envs() -> list[str]:
-    """All ids that gymnax knows by now, those of plugins included."""
+    """Returns all ids that are registered with gymnax, including those of plugins."""
     gymnax = _gymnax()
 
     return list(gymnax.registration.registered_envs)
 
 
 def refuse_unknown(name: str) -> None:
-    """Raises EnvError, with a suggestion, for an id that gymnax does not know."""
+    """Raises EnvError, with a suggestion, for an id that is not registered with gymnax."""
     known = registered_envs()
     if name not in known:
         raise EnvError(
@@ -110,22 +111,23 @@ def refuse_unknown(name: str) -> None:
 
 
 def describe_actions(space: Discrete | Box) -> str:
-    """`3 discrete`, or `2 continuous`."""
+    """Returns a description of an action space, for example `3 discrete` or `2 continuous`."""
     return f"{space.n} discrete" if isinstance(space, Discrete) else f"{math.prod(space.shape)} continuous"
 
 
 @functools.cache
 def _gymnax() -> Any:
-    """gymnax, without the drawing libraries that it imports for pictures which nobody here asks for: 3 of 3.5 s."""
+    """Returns gymnax, imported without its drawing libraries, which take 3 of the 3.5 s of that import."""
     try:
         with imported_lazily(("matplotlib", "matplotlib.colors", "matplotlib.pyplot", "seaborn")):
             import gymnax
-    except (ImportError, AttributeError, ValueError):  # one that draws as it is imported
+    except (ImportError, AttributeError, ValueError):  # a version that uses them during its import
         import gymnax
     return gymnax
 
 
 def _make(name: str, allow_download: bool, env_params: Mapping[str, float]) -> tuple[Any, Any]:
+    """Returns a gymnax environment and its parameters. Raises EnvError."""
     gymnax = _gymnax()
 
     refuse_unknown(name)
@@ -157,7 +159,10 @@ def _constructor_arguments(env: Any) -> set[str]:
 
 
 def _checked(name: str, field: str, value: Any, default: Any) -> Any:
-    """A parameter's value in its default's type. gymnax checks nothing: gravity NaN or a limit of 0 steps would run."""
+    """Returns a parameter's value, converted to the type of its default. Raises EnvError for an invalid one.
+
+    gymnax checks nothing: a gravity of NaN or a limit of 0 steps would run.
+    """
     if np.ndim(default) > 0:
         raise EnvError(f"{name}'s parameter {field} is an array, which cannot be set from here; use the Python API.")
     if isinstance(default, bool):
@@ -176,7 +181,7 @@ def _checked(name: str, field: str, value: Any, default: Any) -> Any:
 
 
 def _truncates_by_limit_alone(env: Any) -> bool:
-    """True for gymnax's own environments that keep its rule; others may cut an episode whenever they like."""
+    """Returns whether episodes are truncated by gymnax's step limit only; a subclass may have a rule of its own."""
     gymnax = _gymnax()
 
     rule = gymnax.environments.environment.Environment.is_truncated
@@ -188,13 +193,12 @@ def _is_gymnax_own(env: Any) -> bool:
 
 
 def _step_limit(params: Any) -> int | None:
-    # A float in some environments, and a limit beyond int32 in none that ends.
-    limit = getattr(params, "max_steps_in_episode", None)
+    limit = getattr(params, "max_steps_in_episode", None)  # some environments declare it as a float
     return None if limit is None else int(limit)
 
 
 def _observation(name: str, space: Any) -> tuple[Any, Box]:
-    """How to encode an observation as float32, and the space it then has."""
+    """Returns a function that encodes an observation as float32, and the space of the encoded observation."""
     if hasattr(space, "n"):
         return lambda obs: jax.nn.one_hot(obs, space.n, dtype=jnp.float32), Box((int(space.n),))
     if hasattr(space, "low"):

@@ -1,8 +1,8 @@
-"""Imports that wait for their first use: gymnax imports drawing libraries that a training run never calls.
+"""Lazy imports: gymnax imports drawing libraries, which a training run never uses.
 
-The standard library's `importlib.util.LazyLoader` does not do it: a second `import` of a lazily loaded module asks it
-for its `__spec__`, which loads it, so gymnax's own imports would load everything at once (measured with Python 3.11
-and 3.12: importing gymnax took 1.3 s with the stand-ins below, and 7.5 s with LazyLoader).
+The standard library's `importlib.util.LazyLoader` does not help: a second `import` of a lazily loaded module reads its
+`__spec__`, which loads it, so gymnax's own imports would load everything at once (measured with Python 3.11 and 3.12:
+importing gymnax took 1.3 s with the stand-ins below, and 7.5 s with LazyLoader).
 """
 
 import importlib
@@ -14,7 +14,7 @@ from typing import Any
 
 
 class _LazyModule(ModuleType):
-    """Stands for a module, which is imported when one of its attributes is used."""
+    """A stand-in for a module, which imports it when one of its attributes is first used."""
 
     def __getattr__(self, name: str) -> Any:
         # Dunder lookups, for example by `inspect` or by another import, must not trigger the import.
@@ -27,10 +27,10 @@ class _LazyModule(ModuleType):
 def imported_lazily(names: Sequence[str]) -> Iterator[None]:
     """Makes imports within the context bind stand-ins for these modules, unless they have been imported already.
 
-    Only the code that is imported within keeps the stand-ins; later imports elsewhere get the real modules.
+    Modules that are imported within the context keep the stand-ins; later imports elsewhere get the real modules.
 
     Args:
-      names: parents before their submodules.
+      names: of the modules, parents before their submodules.
     """
     stand_ins = {name: _LazyModule(name) for name in names if name not in sys.modules}
     for name, module in stand_ins.items():

@@ -1,4 +1,4 @@
-"""Tuned settings of an environment for Python programs, with the names checked."""
+"""Access to the tuned settings of an environment from Python, with checked names."""
 
 from typing import Any
 
@@ -11,11 +11,12 @@ from purejaxppo.envs.gymnax_adapter import refuse_unknown
 def preset(env: str, algorithm: str = "ppo_clip") -> dict[str, Any]:
     """Returns the tuned settings of an environment, field -> value, for `TrainConfig` and `Hyperparams`.
 
-    They are empty for an environment that has none. To tell that from a misspelt name, gymnax is asked.
+    The result is empty for an environment without a preset, which has to be one that gymnax knows: a misspelt name is
+    an error.
 
     Raises:
       ConfigError: an unknown algorithm.
-      EnvError: an environment that gymnax does not know; one of your own has no preset.
+      EnvError: an environment that gymnax does not know, such as one of your own, which has no preset.
     """
     validate_algorithm(algorithm, ALGORITHMS)
     if env not in PRESETS:

@@ -1,8 +1,8 @@
-"""VecEnv -> VecEnv: episode statistics, action bounds, and normalisation by running statistics.
+"""Wrappers, functions from VecEnv to VecEnv: episode statistics, action bounds, normalisation by running statistics.
 
-The statistics are part of the environment's state: carried from update to update, saved with the run, and handed
-frozen to the evaluation. What a rollout stores is what the policy saw, so a later change of the statistics cannot
-move the probability ratio away from 1 before the first gradient step.
+The running statistics are part of the environment's state: they are carried from update to update, saved with the run,
+and frozen for the evaluation. A rollout stores the normalised observations that the policy saw, so a later change of
+the statistics cannot move the probability ratio away from 1 before the first gradient step.
 """
 
 from collections.abc import Callable
@@ -17,28 +17,29 @@ from purejaxppo.core.sums import Sum, add, centre, empty_sum, least_std
 from purejaxppo.core.types import Box, Discrete, EnvState, EnvStep, VecEnv
 
 NORMALIZER_CLIP = 10.0  # standard deviations
-NORMALIZER_EPSILON = 1e-8  # added to a variance before its root
+NORMALIZER_EPSILON = 1e-8  # added to a variance before its square root is taken
 
 
 class RunningStats(NamedTuple):
-    """Mean and variance per element of everything seen so far."""
+    """Mean and variance, per element, of all rows so far."""
 
     mean: jax.Array
     var: jax.Array
-    # float32, how many: it saturates near 2**24 * num_envs, where this turns into a very slow moving average
+    # float32, number of rows. It saturates near 2**24 * num_envs, after which the statistics are a very slow moving
+    # average.
     rows: jax.Array
 
 
 def empty_stats(shape: tuple[int, ...]) -> RunningStats:
-    """Statistics of nothing: variance 1, so that they already divide by something."""
+    """Returns the statistics of no rows: mean 0, and variance 1, so that division by them is defined."""
     return RunningStats(jnp.zeros(shape), jnp.ones(shape), jnp.zeros(()))
 
 
 def update_stats(stats: RunningStats, x: jax.Array) -> RunningStats:
-    """Adds the rows of x [E, ...], exactly as if all rows so far had been averaged at once.
+    """Returns the statistics with the rows of x [E, ...] added: those of all rows so far, up to rounding.
 
     Source: Chan, Golub & LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances",
-    in weights rather than sums, so that nothing grows with the number of rows.
+    in weights rather than sums, so that no quantity grows with the number of rows.
     """
     rows = stats.rows + x.shape[0]
     weight = x.shape[0] / rows
@@ -50,21 +51,22 @@ def update_stats(stats: RunningStats, x: jax.Array) -> RunningStats:
 
 
 def standardize_by(stats: RunningStats, x: jax.Array) -> jax.Array:
-    """(x - mean) / std of rows x [E, ...], clipped to +-10."""
+    """Returns (x - mean) / std of rows x [E, ...], clipped to +-10."""
     scaled = (x - stats.mean[None]) / _std(stats)[None]
     return jnp.clip(scaled, -NORMALIZER_CLIP, NORMALIZER_CLIP)
 
 
 def _std(stats: RunningStats) -> jax.Array:
-    """Returns what to divide by: sqrt(var + 1e-8), or the least that float32 can tell from 0 around the mean."""
-    # XLA makes a product with 1 / root of a division by a root, in some programs and not in others; not of this one.
+    """Returns the divisor sqrt(var + 1e-8), or the least that float32 can tell from rounding around the mean."""
+    # In some programs XLA rewrites a division by a square root as a product with its reciprocal, which rounds
+    # differently. It does not do so behind a maximum, so all programs give the same bits.
     return jnp.maximum(jnp.sqrt(stats.var + NORMALIZER_EPSILON), least_std(stats.mean))
 
 
 class _Episodes(NamedTuple):
     inner: EnvState
-    episode_return: Sum  # [E] so far
-    episode_length: jax.Array  # [E] int32, so far
+    episode_return: Sum  # [E] of the running episode, so far
+    episode_length: jax.Array  # [E] int32, of the running episode, so far
 
 
 class _NormalizedObservation(NamedTuple):
@@ -79,9 +81,10 @@ class _NormalizedReward(NamedTuple):
 
 
 def training_env(config: TrainConfig, env: VecEnv, gamma: float | jax.Array) -> VecEnv:
-    """The environment as the trainer sees it. The statistics of episodes are of the raw rewards.
+    """Returns the environment wrapped for training. Episode statistics are those of the raw rewards.
 
-    `gamma` may be traced: call this inside the traced function.
+    `gamma` may be a traced value, so the trainer calls this inside the traced function, once per update; wrapping
+    itself computes nothing.
     """
     env = bound_action(config, track_episodes(env))
     if config.normalize_reward:
@@ -92,13 +95,19 @@ def training_env(config: TrainConfig, env: VecEnv, gamma: float | jax.Array) -> 
 
 
 def evaluation_env(config: TrainConfig, env: VecEnv, stats: RunningStats | None) -> VecEnv:
-    """The environment as a frozen policy sees it: raw rewards, observations by the given statistics."""
+    """Returns the environment wrapped for evaluation: raw rewards, observations normalised by frozen statistics.
+
+    If `stats` is None, observations are not normalised.
+    """
     env = bound_action(config, env)
     return env if stats is None else freeze_observation(env, stats)
 
 
 def track_episodes(env: VecEnv) -> VecEnv:
-    """Reports each finished episode's return and length in `info`, in the step that ends it, and zeros elsewhere."""
+    """Returns the environment with each finished episode's return and length in `info`.
+
+    They are reported in the step that ends the episode; all other steps report zeros.
+    """
 
     def reset(key: jax.Array) -> tuple[EnvState, jax.Array]:
         state, obs = env.reset(key)
@@ -121,7 +130,7 @@ def track_episodes(env: VecEnv) -> VecEnv:
 
 
 def bound_action(config: TrainConfig, env: VecEnv) -> VecEnv:
-    """Brings the policy's continuous actions to the environment's bounds, by `action_bound`. Others pass unchanged."""
+    """Returns the environment with continuous actions mapped to its bounds by `action_bound`; others are unchanged."""
     bound = action_bound(config, env.action_space)
     if bound is None:
         return env
@@ -129,25 +138,25 @@ def bound_action(config: TrainConfig, env: VecEnv) -> VecEnv:
 
 
 def action_bound(config: TrainConfig, space: Discrete | Box) -> Callable[[jax.Array], jax.Array] | None:
-    """Returns what makes the environment's actions [E, A] of the policy's x [E, A], or None if there are no bounds.
+    """Returns the map from the policy's actions x [E, A] to the environment's [E, A], or None if there are no bounds.
 
-    For `gaussian` it is clip(centre + unit x, low, high) and for `tanh_gaussian` the same of tanh(x), element by
-    element, with the `action_units` of the space.
+    It is clip(centre + unit x, low, high) for `gaussian`, and the same of tanh(x) for `tanh_gaussian`, elementwise,
+    with the `action_units` of the space.
     """
     if not isinstance(space, Box) or (space.low is None and space.high is None):
         return None
     low, high = (jnp.asarray(side, jnp.float32)[None] for side in space.bounds())
     centre, unit = (jnp.asarray(x)[None] for x in action_units(space))
     squash = {"gaussian": lambda x: x, "tanh_gaussian": jnp.tanh}[config.policy]
-    # The clip is last, so that no rounding leaves the bounds.
+    # The clip comes last, so that rounding cannot leave the bounds.
     return lambda action: jnp.clip(centre + unit * squash(action), low, high)
 
 
 def action_units(space: Box) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the action [A] that the policy's 0 stands for, and what its 1 adds to that [A], as float32.
+    """Returns the centre [A] and the unit [A] of the environment's actions as float32.
 
-    They are the centre of the bounds and half of their distance, so that the policy's [-1, 1] is the whole range. Where
-    an element lacks a bound they are 0 and 1: the policy's action is the environment's own.
+    The policy's 0 is the centre of the bounds and its unit half of their distance, so that [-1, 1] is the whole range.
+    For an element that lacks a bound they are 0 and 1: the policy's action is the environment's.
     """
     bounded = space.bounded()
     low, high = (np.where(bounded, side, end) for side, end in zip(space.bounds(), (-1.0, 1.0), strict=True))
@@ -155,7 +164,10 @@ def action_units(space: Box) -> tuple[np.ndarray, np.ndarray]:
 
 
 def normalize_observation(env: VecEnv) -> VecEnv:
-    """Standardises observations, from the very first one on, by the statistics of all that the policy saw."""
+    """Returns the environment with observations standardised by the statistics of all observations so far.
+
+    The observations of a step enter the statistics before they are standardised; the first ones are those of reset.
+    """
 
     def reset(key: jax.Array) -> tuple[EnvState, jax.Array]:
         inner, obs = env.reset(key)
@@ -172,7 +184,7 @@ def normalize_observation(env: VecEnv) -> VecEnv:
 
 
 def freeze_observation(env: VecEnv, stats: RunningStats) -> VecEnv:
-    """Standardises observations by statistics that do not change."""
+    """Returns the environment with observations standardised by frozen statistics."""
 
     def reset(key: jax.Array) -> tuple[EnvState, jax.Array]:
         state, obs = env.reset(key)
@@ -187,9 +199,10 @@ def freeze_observation(env: VecEnv, stats: RunningStats) -> VecEnv:
 
 
 def normalize_reward(env: VecEnv, gamma: float | jax.Array) -> VecEnv:
-    """Divides rewards by the running standard deviation of the discounted return, without shifting them.
+    """Returns the environment with rewards divided by the running standard deviation of the discounted return.
 
-    The return of an episode's last step enters the statistics, and the next episode starts from nothing.
+    Rewards are not shifted. The return of an episode's last step enters the statistics, and the next episode's return
+    starts from 0.
     """
 
     def reset(key: jax.Array) -> tuple[EnvState, jax.Array]:
@@ -208,7 +221,7 @@ def normalize_reward(env: VecEnv, gamma: float | jax.Array) -> VecEnv:
 
 
 def running_stats(env_state: Any) -> list[RunningStats]:
-    """All statistics in a training environment's state."""
+    """Returns all running statistics in a training environment's state."""
     found = []
     while isinstance(env_state, _NormalizedObservation | _NormalizedReward):
         found.append(env_state.stats)
@@ -217,5 +230,5 @@ def running_stats(env_state: Any) -> list[RunningStats]:
 
 
 def observation_stats(env_state: Any) -> RunningStats | None:
-    """The observation statistics in a training environment's state, if it normalises observations."""
+    """Returns the observation statistics in a training environment's state, or None if it does not normalise them."""
     return env_state.stats if isinstance(env_state, _NormalizedObservation) else None

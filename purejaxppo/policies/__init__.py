@@ -1,1 +1,1 @@
-"""Networks: what maps observations to a distribution over actions and a value."""
+"""Policies: networks that map observations to a distribution over actions and a value."""

@@ -23,17 +23,21 @@ _ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
 }
 _CONV_FEATURES = 16
 
-# Rows from which on the networks work on columns, [features, N], rather than on rows, [N, features]. The gradient of a
+# From this number of rows N on, activations are feature-major, [F, N], instead of row-major, [N, F]. The gradient of a
 # layer's weights is a product over N: XLA's CPU multiplied 64 x N by N x 64 at 90-104 GFLOP/s if N was the last axis of
-# both factors, and at 45 if it was the first (one AVX-512 core, N = 512 to 2,048). Acting, with few rows, is the other
-# way round: 128 steps of 4 environments took 1.26 ms by rows and 1.74 by columns.
+# both factors, and at 45 if it was the first (one AVX-512 core, N = 512 to 2,048). With few rows, as in the rollout, it
+# is the other way round: 128 steps of 4 environments took 1.26 ms row-major and 1.74 feature-major.
 COLUMNS_FROM = 128
 
 
 def make_network(config: TrainConfig, env: VecEnv) -> Network:
-    """The network for an environment's spaces: convolutional for images [H, W, C] of 3 x 3 or more, else an MLP.
+    """Returns the network for an environment's spaces: convolutional for images of at least 3 x 3, else an MLP.
 
-    Raises EnvError for a tanh policy on actions without finite bounds, ConfigError for one on discrete actions.
+    Observations of shape [H, W, C] are images.
+
+    Raises:
+      ConfigError: a tanh policy with discrete actions.
+      EnvError: a tanh policy with actions that lack finite bounds.
     """
     obs_shape = env.observation_space.shape
     is_image = len(obs_shape) == 3 and min(obs_shape[:2]) >= 3
@@ -45,7 +49,7 @@ def make_network(config: TrainConfig, env: VecEnv) -> Network:
         make_head=_policy_head(config, env.action_space),
         shared_torso=config.shared_torso,
     )
-    return cast(Network, network)  # flax annotates `apply` for its mutable collections, which we do not use
+    return cast(Network, network)  # flax annotates `apply` for its mutable collections, which are not used here
 
 
 def _policy_head(config: TrainConfig, space: Discrete | Box) -> Callable[[bool], nn.Module]:
@@ -64,13 +68,17 @@ def _policy_head(config: TrainConfig, space: Discrete | Box) -> Callable[[bool],
 
 
 def _columns(x: jax.Array) -> bool:
-    """Whether the towers work on columns [features, N] rather than on rows [N, features]."""
-    rows = x.shape[0]  # a symbol in an exported policy, which takes any number
+    """Returns whether the activations for the rows x are feature-major, [F, N], rather than row-major, [N, F]."""
+    rows = x.shape[0]  # a symbolic dimension in an exported policy, which accepts any number of rows
     return isinstance(rows, int) and rows >= COLUMNS_FROM
 
 
 class Dense(nn.Module):
-    """weights x + bias, with orthogonal weights: [I, N] -> [O, N] of columns, else [..., I] -> [..., O]."""
+    """A dense layer with orthogonal weights.
+
+    It maps [..., I] -> [..., O], or feature-major [I, N] -> [O, N] if `columns`. Its parameters are the same in both
+    layouts.
+    """
 
     width: int
     gain: float
@@ -85,13 +93,13 @@ class Dense(nn.Module):
             return x @ kernel + bias.reshape((1,) * (x.ndim - 1) + (-1,))
         if not first:
             return kernel.T @ x + bias[:, None]
-        # The bias as the weight of one more input: its gradient is part of the product, and the copy of the few
-        # inputs has the layout that the weights' gradient wants.
+        # In the first layer the bias is the weight of one more input, a constant 1. Its gradient then is part of the
+        # matrix product, and concatenation copies the few inputs into the layout that the weights' gradient needs.
         return jnp.concatenate([kernel, bias[None]]).T @ jnp.concatenate([x, jnp.ones((1, x.shape[1]))])
 
 
 class MLPTorso(nn.Module):
-    """Flattened observation [N, ...] through hidden layers; orthogonal weights of gain sqrt 2."""
+    """Hidden layers over the flattened observation [N, ...]; orthogonal weights of gain sqrt 2."""
 
     hidden_sizes: Sequence[int]
     activation: Callable[[jax.Array], jax.Array]
@@ -118,8 +126,8 @@ class ConvTorso(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        # As a matrix product over the patches: XLA's own convolution, and its gradient more so, is many times slower
-        # on a CPU (docs/architecture.md has the figures).
+        # The convolution is a matrix product over patches: XLA's own convolution, and even more its gradient, is many
+        # times slower on a CPU (docs/architecture.md has the figures).
         height, width = x.shape[1] - 2, x.shape[2] - 2
         patches = [x[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
         features = Dense(_CONV_FEATURES, math.sqrt(2), columns=False)(jnp.concatenate(patches, axis=-1))
@@ -127,7 +135,7 @@ class ConvTorso(nn.Module):
 
 
 class CategoricalHead(nn.Module):
-    """Logits, nearly uniform at the start (gain 0.01)."""
+    """A categorical policy, nearly uniform at initialisation (gain 0.01)."""
 
     num_actions: int
     columns: bool
@@ -139,7 +147,7 @@ class CategoricalHead(nn.Module):
 
 
 class GaussianHead(nn.Module):
-    """A mean from the features (gain 0.01) and a log standard deviation that is a parameter, starting at 0."""
+    """A Gaussian policy: the mean depends on the features (gain 0.01), log_std is a free parameter that starts at 0."""
 
     action_shape: tuple[int, ...]
     distribution: type[DiagGaussian] | type[TanhDiagGaussian]
@@ -157,7 +165,7 @@ class GaussianHead(nn.Module):
 class ActorCritic(nn.Module):
     """Policy and value function over separate torsos, or over one (`shared_torso`).
 
-    A caller that ignores one of the two outputs does not pay for it: the compiler drops what nobody reads.
+    Calling it costs only the output that is used: under `jit`, the compiler removes the other as dead code.
     """
 
     obs_shape: tuple[int, ...]
@@ -167,7 +175,7 @@ class ActorCritic(nn.Module):
 
     @nn.compact
     def __call__(self, obs: jax.Array) -> tuple[Distribution, jax.Array]:
-        """obs [..., *obs_shape] -> pi with leaves [..., A], value [...]."""
+        """Maps obs [..., *obs_shape] to pi, with leaves [..., A], and value [...]."""
         lead = obs.shape[: obs.ndim - len(self.obs_shape)]
         x = obs.reshape(-1, *self.obs_shape)
         columns = _columns(x)

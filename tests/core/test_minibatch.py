@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from purejaxppo.core import minibatch
-from purejaxppo.core.minibatch import fold_minibatches, shuffled_indices, until
+from purejaxppo.core.minibatch import fold_minibatches, shuffled_indices, stop_early
 
 shuffle = jax.jit(shuffled_indices, static_argnums=1)
 
@@ -199,14 +199,14 @@ def test_fold_under_vmap_is_a_loop():
             np.testing.assert_allclose(whole[i], one, rtol=1e-6, atol=1e-6)
 
 
-# --- until ------------------------------------------------------------------------------------------------------------
+# --- stop_early -------------------------------------------------------------------------------------------------------
 
 
 @jax.jit
 def gated_sum(data):
     """Adds up data until one of it exceeds 10; the info is that datum."""
-    gated = until(lambda info: info > 10.0, lambda carry, x: (carry + x, x))
-    return jax.lax.scan(gated, (jnp.zeros(()), jnp.array(True)), data)
+    masked = stop_early(lambda info: info > 10.0, lambda carry, x: (carry + x, x))
+    return jax.lax.scan(masked, (jnp.zeros(()), jnp.array(True)), data)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def gated_sum(data):
         ([10.0, 0.0, 0.0, 0.0], 10.0, True),
     ],
 )
-def test_until_stops_at_the_first_stopping_info(data, total, running):
+def test_stop_early_stops_at_the_first_stopping_info(data, total, running):
     """The step that stops is not taken, and none after it; its info is still reported, and so are the later ones."""
     (carry, flag), info = gated_sum(jnp.asarray(data))
     assert float(carry) == total
@@ -228,29 +228,29 @@ def test_until_stops_at_the_first_stopping_info(data, total, running):
     np.testing.assert_array_equal(info, data)
 
 
-def test_until_leaves_the_carry_alone_even_if_later_steps_diverge():
+def test_stop_early_leaves_the_carry_alone_even_if_later_steps_diverge():
     """What follows the stop is computed and masked: NaN does not get through the mask, nor into integers."""
 
     def step(carry, x):
         return {"sum": carry["sum"] + jnp.log(x), "count": carry["count"] + 1}, x
 
-    gated = until(lambda info: info < 0, step)
+    masked = stop_early(lambda info: info < 0, step)
     start = ({"sum": jnp.zeros(3), "count": jnp.zeros((), jnp.int32)}, jnp.array(True))
-    (carry, running), _ = jax.lax.scan(gated, start, jnp.asarray([1.0, jnp.e, -1.0, 5.0]))
+    (carry, running), _ = jax.lax.scan(masked, start, jnp.asarray([1.0, jnp.e, -1.0, 5.0]))
     np.testing.assert_allclose(carry["sum"], np.ones(3), rtol=1e-6)
     assert carry["count"].dtype == jnp.int32
     assert int(carry["count"]) == 2
     assert not bool(running)
 
 
-def test_until_inside_the_fold_equals_a_python_loop_with_break():
+def test_stop_early_inside_the_fold_equals_a_python_loop_with_break():
     """Across the epochs' boundary as well: once stopped, later epochs change nothing."""
 
     def stop(info):
         return info["row"][0] == 5
 
     start = (jnp.zeros(2), jnp.array(True))
-    run = jax.jit(lambda key: fold_minibatches(key, until(stop, step), start, batch_of(24), 4, 6))
+    run = jax.jit(lambda key: fold_minibatches(key, stop_early(stop, step), start, batch_of(24), 4, 6))
     x = np.asarray(batch_of(24)["x"], np.float64)
     stopped_in = set()
     for seed in range(8):

@@ -112,7 +112,7 @@ def test_rows_of_any_kind_are_gathered():
 def test_rows_that_cannot_be_shared_out_equally_are_refused():
     split = split_rows(mesh_of(jax.devices()[:2]))
     rows = Batch(*[jnp.zeros(7)] * 7)
-    with pytest.raises(ValueError, match="7 rows cannot be shared out equally over 2 devices"):
+    with pytest.raises(ValueError, match="7 rows cannot be sharded equally over 2 devices"):
         split.mean(lambda _, rows: rows.advantage.mean())({}, rows)
 
 

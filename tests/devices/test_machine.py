@@ -1,11 +1,14 @@
 """The machine as it is found: what git says of the code. The rest of `machine` is looked at with the doctor."""
 
+import inspect
 import os
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
+import purejaxppo
 from purejaxppo.devices import machine
 from purejaxppo.devices.machine import code_revision
 
@@ -44,6 +47,11 @@ def fake_git(tmp_path, monkeypatch):
         monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
 
     return put
+
+
+def test_the_default_is_the_whole_package():
+    """Not the folder that the function happens to be in: a change anywhere in the package counts."""
+    assert inspect.signature(code_revision).parameters["package"].default == Path(purejaxppo.__file__).parent
 
 
 def test_the_commit_that_is_checked_out(package, monkeypatch, tmp_path):

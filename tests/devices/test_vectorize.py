@@ -1,8 +1,8 @@
 """Many runs as one program: each is the run alone, rests by itself, and never touches another.
 
 ppo_kl keeps a hyperparameter in its state, and trpo takes no gradient step for its policy; ppo_clip is in
-test_sharding.py. `spoiled` gives each run's environments a counter in the state, by which a test says when its reward
-becomes NaN.
+test_vectorize_layout.py. `spoiled` gives each run's environments a counter in the state, by which a test says when its
+reward becomes NaN.
 """
 
 import dataclasses
