@@ -6,7 +6,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from purejaxppo.experiment.checkpoints.directory import fault, list_steps
+from purejaxppo.experiment.checkpoints.directory import invalid_reason, list_steps
 
 SIZE = "--num-envs 4 --num-steps 8 --num-minibatches 2 --hidden-sizes 4 --eval-episodes 4 --keep-newest 3 --seed 7"
 CONFIGURATIONS = {
@@ -82,7 +82,7 @@ def outcome(run_dir):
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     for row in rows:
         del row["seconds"]
-    assert [fault(step.path) for step in list_steps(run_dir)] == [None] * len(list_steps(run_dir))
+    assert [invalid_reason(step.path) for step in list_steps(run_dir)] == [None] * len(list_steps(run_dir))
     assert list_steps(run_dir)[0].env_steps == summary["env_steps"]
     assert not list(run_dir.rglob("*.tmp-*"))
     return Outcome(summary["state_sha256"], summary["evaluation"], summary["train_return"], rows)

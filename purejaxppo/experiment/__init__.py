@@ -1,1 +1,1 @@
-"""One run on the host: its directory, checkpoints, metrics, progress, pictures and exports."""
+"""One run on the host: its directory, checkpoints, metrics, progress, plots and exports."""

@@ -1,4 +1,4 @@
-"""Small files that are, after a crash at any moment, whole or absent; and reading them back."""
+"""Atomic writes of small files, which are complete or absent after a crash, and reading them back."""
 
 import contextlib
 import json
@@ -15,28 +15,31 @@ _TEMPORARY = re.compile(r"\.tmp-\d+$")
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes JSON by `write_text`; NumPy's scalars are written as numbers."""
+    """Writes JSON atomically; NumPy scalars become numbers. Raises CheckpointError."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False, default=lambda scalar: scalar.item()) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a whole text by `whole_file`."""
+    """Writes a text file atomically. Raises CheckpointError."""
     with whole_file(path) as file:
         file.write(text)
 
 
 def write_bytes(path: Path, content: bytes | bytearray) -> None:
-    """Writes whole bytes by `whole_file`."""
+    """Writes a binary file atomically. Raises CheckpointError."""
     with whole_file(path) as file:
         file.buffer.write(content)
 
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[TextIO]:
-    """A file to write that is, after a crash at any moment, either the old one or the new one.
+    """Opens a file for writing; after a crash at any moment, `path` is either the old file or the complete new one.
 
     Raises CheckpointError if it cannot be written.
     """
+    # Written under a temporary name and renamed, which POSIX makes atomic. The content is synced before the rename:
+    # otherwise a power failure could leave the new name with an empty file. The directory is synced after it, so that
+    # the rename itself is on the disk.
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
         with temporary.open("w", encoding="utf-8") as file:
@@ -52,7 +55,7 @@ def whole_file(path: Path) -> Iterator[TextIO]:
 
 
 def read_json(path: AnyPath) -> dict[str, Any]:
-    """Raises CheckpointError for a file that is missing, unreadable or not a JSON object."""
+    """Returns the JSON object in a file. Raises CheckpointError if it is missing, unreadable or not a JSON object."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -63,7 +66,7 @@ def read_json(path: AnyPath) -> dict[str, Any]:
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is such a file; not if there cannot be one, since the name is too long or holds a NUL."""
+    """Returns whether the file exists; False for a name that no file can have (too long, or with a NUL)."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -71,7 +74,7 @@ def is_file(path: Path) -> bool:
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether a file is one that `whole_file` had not finished when its process was killed."""
+    """Returns whether a file is a temporary one of `whole_file`, left by a process that was killed while writing."""
     return _TEMPORARY.search(path.name) is not None
 
 

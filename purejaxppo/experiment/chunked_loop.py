@@ -1,4 +1,4 @@
-"""The host loop: compiled programs advance a state in chunks of updates, whose metrics the host reads meanwhile."""
+"""The host loop: a compiled program computes a chunk of updates while the host reads the metrics of the one before."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,19 +11,19 @@ from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.core.types import Params, RunnerState, Trainer
 from purejaxppo.train import advance
 
-# Env steps x epochs x parameters per call of the compiled program: measured to be about a second, so that launching it
-# and reporting on it, some 5 to 10 ms, do not show. Progress moves, and signals are heard, once per call.
+# Work of a chunk, in env steps x epochs x parameters: about a second, as measured, so that the 5 to 10 ms for launching
+# the program and reporting its metrics do not matter. The host shows progress and checks for signals once per chunk.
 _CHUNK_WORK = {"cpu": 1e10}
 _CHUNK_WORK_ACCELERATOR = 1e11
 _CHUNK_UPDATES = 64
 
 
 class Timing(NamedTuple):
-    """Seconds and speed of a training loop."""
+    """Seconds and speed of training."""
 
     compile_seconds: float
     train_seconds: float  # without compilation
-    env_steps_per_second: float  # steady state: without the first chunk, where there are more
+    env_steps_per_second: float  # in steady state: without the first chunk, if there are several
 
 
 class Chunk(NamedTuple):
@@ -33,7 +33,7 @@ class Chunk(NamedTuple):
     begin: float  # seconds since the first update began
     end: float
     metrics: dict[str, np.ndarray]  # each [updates], or [R, updates] for R runs
-    state: Any = None  # after the last update; None if the next chunk has been started, to which it is donated
+    state: Any = None  # after the last update; None if it has been donated to the next chunk
 
     @property
     def last_update(self) -> int:
@@ -49,36 +49,39 @@ def advance_in_chunks(
     stop: Callable[[], object] = lambda: False,
     wants_state: Callable[[], bool] = lambda: False,
 ) -> Iterator[Chunk]:
-    """Advances a state and yields each chunk when its metrics have arrived.
+    """Advances a state in chunks, and yields each chunk when its metrics have arrived on the host.
 
-    The next chunk is started before a chunk is yielded, so that the device computes while the host reports. Only the
-    last chunk, and one after which the host wants the state, is finished and yielded before anything else is started.
+    The next chunk is started before a chunk is yielded, so that the device computes while the host reports. A chunk is
+    yielded with its state, and before another one is started, only if it is the last one or `wants_state`.
 
     Args:
-      programs: updates of a chunk -> compiled call: state, which is donated -> (state, metrics).
-      lengths: updates of each chunk, in order.
-      state: to begin from.
-      updates: that lie behind it.
-      stop: asked before each chunk is started; something true ends the loop, with the state of the chunk before.
-      wants_state: asked before each chunk is started; if true, the chunk before is yielded with its state.
+      programs: number of updates -> compiled function state -> (state, metrics), to which the state is donated.
+      lengths: the number of updates of each chunk, in order.
+      state: the state to begin from; it is donated.
+      updates: how many updates it has had.
+      stop: called before each chunk is started; a true result makes the chunk before the last one.
+      wants_state: called before each chunk is started; if true, the chunk before is yielded with its state.
     """
-    running: Mapping[str, jax.Array] | None = None
+    running: Mapping[str, jax.Array] | None = None  # metrics of the chunk that was started and is not yet yielded
     began, end = time.perf_counter(), 0.0
 
     def finish(metrics: Mapping[str, jax.Array], state: Any) -> Chunk:
         nonlocal updates, end
-        arrays = {name: np.asarray(x) for name, x in metrics.items()}  # waits for this chunk, and no later one
+        # Waits for this chunk alone, not for one that was started after it.
+        arrays = {name: np.asarray(x) for name, x in metrics.items()}
         begin, end = end, time.perf_counter() - began
         chunk = Chunk(updates + 1, begin, end, arrays, state)
         updates = chunk.last_update
         return chunk
 
     for length in lengths:
+        # Starting the next chunk donates the state, so whoever needs it has to get it before.
         if running is not None and (stop() or wants_state()):
             yield finish(running, state)
             running = None
         if stop():
             break
+        # JAX dispatches asynchronously: the call returns at once, and the chunk before is reported while this one runs.
         state, metrics = programs[length](state)
         if running is not None:
             yield finish(running, None)
@@ -88,11 +91,12 @@ def advance_in_chunks(
 
 
 def steady_speed(first: Chunk | None, last: Chunk | None, env_steps: int) -> float:
-    """Returns environment steps per second, without the first chunk where there are several; 0 if there is none.
+    """Returns environment steps per second, without the first chunk if there are several; 0 if there is no chunk.
 
     Args:
-      first, last: of the chunks since the loop began.
-      env_steps: of an update, of all runs together.
+      first: the first chunk of the loop.
+      last: its last chunk.
+      env_steps: environment steps per update, of all runs together.
     """
     if first is None or last is None:
         return 0.0
@@ -104,10 +108,16 @@ def steady_speed(first: Chunk | None, last: Chunk | None, env_steps: int) -> flo
 def compile_chunks(
     trainer: Trainer, hp: Hyperparams, runner: RunnerState, lengths: Iterable[int]
 ) -> dict[int, jax.stages.Compiled]:
-    """Compiles `advance` for every length, as (hyperparameters, state) -> (state, metrics) with the state donated.
+    """Compiles `advance` for every chunk length, as (hp, state) -> (state, metrics) with the state donated.
 
     Args:
-      hp: of float32 arrays, as the programs will get them.
+      trainer: what is compiled.
+      hp: float32 scalars, as the programs will get them.
+      runner: a state, for its shapes and shardings.
+      lengths: the number of updates of each chunk.
+
+    Returns:
+      Number of updates -> compiled program.
     """
     return {length: _compile_advance(trainer, hp, runner, length) for length in sorted(set(lengths))}
 
@@ -118,32 +128,36 @@ def _compile_advance(trainer: Trainer, hp: Hyperparams, runner: RunnerState, num
 
 
 def chunk_lengths(config: TrainConfig, params: Params, backend: str) -> list[int]:
-    """How many updates each call of the compiled program makes; they sum to config.num_updates.
+    """Returns the number of updates of each chunk, about a second of work; they sum to config.num_updates.
 
-    `params` may be those of several runs, which are computed on one device.
+    All chunks have one length if num_updates has a divisor of about the right size. Otherwise the last chunk is
+    shorter, which costs a second compilation.
 
-    All chunks have one length if num_updates has a divisor of about the right size; otherwise the last one is
-    shorter, at the price of a second compilation.
+    Args:
+      config: gives the work of an update and the number of updates.
+      params: the parameters of one run, or of all runs that are computed on one device.
+      backend: JAX's name of the platform.
     """
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     work = config.batch_size * config.num_epochs * size
-    wish = int(work_per_call(backend) / work)
-    wish = max(1, min(wish, _CHUNK_UPDATES, config.num_updates))
-    even = [n for n in range(max(1, wish // 16), 2 * wish + 1) if config.num_updates % n == 0]
-    length = min(even, key=lambda n: max(n / wish, wish / n), default=wish)
+    target = int(work_per_call(backend) / work)
+    target = max(1, min(target, _CHUNK_UPDATES, config.num_updates))
+    divisors = [n for n in range(max(1, target // 16), 2 * target + 1) if config.num_updates % n == 0]
+    length = min(divisors, key=lambda n: max(n / target, target / n), default=target)
     whole, rest = divmod(config.num_updates, length)
     return [length] * whole + [rest] * (rest > 0)
 
 
 def work_per_call(backend: str) -> float:
-    """Env steps x epochs x parameters of a call on one device that takes about a second."""
+    """Returns the work, in env steps x epochs x parameters, that takes one device about a second."""
     return _CHUNK_WORK.get(backend, _CHUNK_WORK_ACCELERATOR)
 
 
 def remaining(lengths: Sequence[int], done: int) -> list[int]:
-    """Returns what is left of the chunks when so many updates are done.
+    """Returns the lengths of the chunks that are left after `done` updates.
 
-    The boundaries stay where they were, so that a resumed run goes on with the very programs of the one before.
+    The boundaries between chunks stay where they were, so a resumed run uses the same compiled programs, and with them
+    the same bits, as an uninterrupted one.
     """
     left = []
     for length in lengths:

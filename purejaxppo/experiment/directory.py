@@ -1,4 +1,4 @@
-"""A run's directory: made new, never into something that holds files; and read back."""
+"""Run directories: creating one, never over existing files, and reading its settings back."""
 
 import contextlib
 import dataclasses
@@ -21,13 +21,15 @@ from purejaxppo.experiment.atomic_files import is_file, is_temporary, read_json,
 from purejaxppo.experiment.lock import LOCK, check_free
 
 FORMAT_VERSION = 1
-_LONGEST_PATH = 4096 - 256  # bytes: Linux's limit, less what is created further down
-_FROM = ("jax", "jaxlib", "device", "platform")  # of versions.json: what decides the last bit of a result
-_CODE = ("commit", "dirty")  # and what may decide more than that, where git knows it
+_LONGEST_PATH = 4096 - 256  # bytes: Linux's limit, less the longest path that is created below a run directory
+# Fields of versions.json that `changed_versions` compares. A change of the first may change the last bit of a result; a
+# change of the code may change more, and is known only within a git checkout.
+_PLATFORM_FIELDS = ("jax", "jaxlib", "device", "platform")
+_CODE_FIELDS = ("commit", "dirty")
 
 
 class RunSettings(NamedTuple):
-    """What a run was asked for."""
+    """The request for one run: its settings, its seed, and what the host does around training."""
 
     config: TrainConfig
     hp: Hyperparams
@@ -35,15 +37,15 @@ class RunSettings(NamedTuple):
     options: RunOptions
 
     def record(self) -> dict[str, Any]:
-        """What decides the result, as JSON has it."""
+        """Returns what determines the result, seed and settings, as JSON values."""
         return {"seed": self.seed, **settings_record(self.config, self.hp)}
 
     def plain(self) -> "RunSettings":
-        """The same with Python's own numbers; `TrainConfig` and `RunOptions` have no others."""
+        """Returns the same settings with Python's own numbers, which `TrainConfig` and `RunOptions` have anyway."""
         return self._replace(hp=self.hp.plain(), seed=whole(self.seed))
 
     def validate(self) -> None:
-        """Raises ConfigError for what cannot work."""
+        """Raises ConfigError for settings that are not valid."""
         validate_config(self.config)
         validate_hyperparams(self.hp)
         validate_seed(self.seed)
@@ -51,22 +53,23 @@ class RunSettings(NamedTuple):
 
 
 def _check_free(run_dir: Path) -> None:
-    with contextlib.suppress(OSError, ValueError):  # no directory, or no name of one
+    """Raises RunDirInUseError if another process holds the lock of `run_dir`, which need not exist."""
+    with contextlib.suppress(OSError, ValueError):  # there is no such directory, or no directory can have that name
         check_free(run_dir)
 
 
 def create_run_dir(settings: RunSettings, out: AnyPath | None) -> Path:
-    """Makes a new directory for a run, by default runs/<env>__<algorithm>__s<seed>__<UTC time>."""
+    """Creates a new run directory, by default runs/<env>__<algorithm>__s<seed>__<UTC time>, as `create_dir` does."""
     config = settings.config
     return create_dir(out, f"{config.env}__{config.algorithm}__s{settings.seed}")
 
 
 def create_dir(out: AnyPath | None, name: str) -> Path:
-    """Makes a new directory: `out`, or runs/<name>__<UTC time>. One that holds anything is never touched.
+    """Creates a new directory: `out`, or runs/<name>__<UTC time>. A directory with files in it is never touched.
 
     Raises:
-      RunDirInUseError: it is a run's that goes on at this moment.
-      CheckpointError: it cannot be made, or is not empty.
+      RunDirInUseError: another process is training in it.
+      CheckpointError: it is not empty, or cannot be created.
     """
     if out is None:
         return _create_named(name)
@@ -88,12 +91,12 @@ def create_dir(out: AnyPath | None, name: str) -> Path:
 
 
 def _no_directory(path: Path, error: Exception) -> CheckpointError:
-    """That it cannot be made, and why."""
+    """Returns the error for a directory that cannot be created."""
     return CheckpointError(f"cannot create the directory {str(path)!r} ({error}); choose another with --out.")
 
 
 def _create_named(name: str) -> Path:
-    """A directory of runs/ that nobody else has made in the same second."""
+    """Creates a directory below runs/, with a number at its end if another process has just taken the name."""
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     safe = re.sub(r"[^\w.-]", "_", name)
     base = Path("runs") / f"{safe}__{stamp}"
@@ -109,13 +112,13 @@ def _create_named(name: str) -> Path:
 
 
 def _holds_anything(directory: Path) -> bool:
-    """Whether there is more than what a run that was killed in its first moments leaves: all before config.json."""
+    """Returns whether a directory holds more than a run leaves that was killed before it wrote config.json."""
     early = (LOCK, "versions.json", "command.txt")
     return any(path.name not in early and not is_temporary(path) for path in directory.iterdir())
 
 
 def write_inputs(run_dir: Path, settings: RunSettings) -> None:
-    """config.json, and what `write_origin` writes. Raises CheckpointError if another run has come before."""
+    """Writes config.json, versions.json and command.txt. Raises CheckpointError if the directory is no longer empty."""
     if _holds_anything(run_dir):
         raise CheckpointError(f"{run_dir} has just been taken by another run; choose another --out.")
     write_origin(run_dir)
@@ -123,32 +126,35 @@ def write_inputs(run_dir: Path, settings: RunSettings) -> None:
 
 
 def write_settings(run_dir: Path, settings: RunSettings) -> None:
-    """config.json, which makes a directory a run's."""
+    """Writes config.json, by which a directory is recognised as a run's."""
     content = {"format_version": FORMAT_VERSION, **settings.record(), **dataclasses.asdict(settings.options)}
     write_json(run_dir / "config.json", content)
 
 
 def write_origin(directory: Path) -> None:
-    """versions.json and command.txt: what the results came from."""
+    """Writes versions.json and command.txt: the software, hardware and command that the results come from."""
     write_json(directory / "versions.json", _versions())
     write_text(directory / "command.txt", _command())
 
 
 def add_command(run_dir: Path) -> None:
-    """Adds the present command to command.txt."""
+    """Appends the command of this process to command.txt."""
     path = run_dir / "command.txt"
     before = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     write_text(path, before + _command())
 
 
 def changed_versions(run_dir: Path) -> list[str]:
-    """What of JAX, the device and the package's code is another than when the run began, as `name old -> new`."""
+    """Returns what has changed of JAX, the device and the package's code since the run began, as `name old -> new`."""
     try:
         then = read_json(run_dir / "versions.json")
-    except CheckpointError:  # it is there for people; a run goes on without it
+    except CheckpointError:  # it is only for information, so a run can be resumed without it
         return [f"{run_dir / 'versions.json'} cannot be read; JAX or the device may have changed"]
     now = _versions()
-    names = [*_FROM, *(name for name in _CODE if then.get(name) is not None and now[name] is not None)]
+    names = [
+        *_PLATFORM_FIELDS,
+        *(name for name in _CODE_FIELDS if then.get(name) is not None and now[name] is not None),
+    ]
     changed = differences({name: then.get(name) for name in names}, {name: now[name] for name in names})
     return list(changed.values())
 
@@ -158,7 +164,7 @@ def _command() -> str:
 
 
 def program_name() -> str:
-    """What was typed before the arguments of this process: a script's name, or `python -m` and a module's."""
+    """Returns how this process was started, without its arguments: a script's name, or `python -m` and a module's."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     if spec is None or spec.origin != sys.argv[0]:
         return shlex.quote(Path(sys.argv[0]).name)
@@ -166,7 +172,7 @@ def program_name() -> str:
 
 
 def _versions() -> dict[str, Any]:
-    import jax  # late: reading a run's settings must not wait for it
+    import jax  # here, so that reading a run's settings does not wait for JAX
 
     device = jax.devices()[0]
     return {
@@ -179,7 +185,7 @@ def _versions() -> dict[str, Any]:
 
 
 def refuse_others(directory: Path) -> None:
-    """Raises CheckpointError for a sweep's or a comparison's directory, where a run's is expected."""
+    """Raises CheckpointError if a directory is a sweep's or a comparison's, where a run's is expected."""
     refuse_comparison(directory)
     if is_file(directory / "sweep.json"):
         raise CheckpointError(
@@ -189,7 +195,7 @@ def refuse_others(directory: Path) -> None:
 
 
 def refuse_comparison(directory: Path) -> None:
-    """Raises CheckpointError for a directory that `purejaxppo compare` made, which holds results only."""
+    """Raises CheckpointError if a directory was made by `purejaxppo compare`, which leaves results only."""
     if is_file(directory / "comparison.json"):
         raise CheckpointError(
             f"{directory} is a comparison's directory: it holds tables and curves, and no checkpoint to go on from or "
@@ -199,15 +205,15 @@ def refuse_comparison(directory: Path) -> None:
 
 
 def read_run_settings(run_dir: AnyPath) -> RunSettings:
-    """The settings that a run was started with. Raises CheckpointError if the directory is not a run's.
+    """Returns the settings of a run. Raises CheckpointError if the directory is not a run's.
 
-    What a run of an older version does not name has its default, which is what there was then.
+    A setting that is missing, as the run is of an older version, has its default: the behaviour of that version.
     """
     run_dir = Path(run_dir)
     path = run_dir / "config.json"
     refuse_others(run_dir)
     if not is_file(path):
-        _check_free(run_dir)  # one that has begun in this moment
+        _check_free(run_dir)  # a run may have begun there a moment ago
         raise CheckpointError(f"{run_dir} is not a run directory: it has no config.json.")
     content = read_json(path)
     try:
@@ -230,5 +236,5 @@ def read_run_settings(run_dir: AnyPath) -> RunSettings:
 
 
 def fields_of(kind: Any, content: Mapping[str, Any]) -> dict[str, Any]:
-    """What a file's content says of the fields of a dataclass."""
+    """Returns those values of a file's content that are fields of a dataclass, by name."""
     return {field.name: content[field.name] for field in dataclasses.fields(kind) if field.name in content}

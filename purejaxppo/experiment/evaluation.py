@@ -1,4 +1,4 @@
-"""An evaluation from the host: episodes are played in pieces, so that there is progress and signals are heard."""
+"""Evaluation from the host: episodes are played in pieces, between which it shows progress and checks for signals."""
 
 import time
 from collections.abc import Callable
@@ -14,9 +14,9 @@ from purejaxppo.evaluate import Episodes, Play, begin_play, most_steps, play
 from purejaxppo.experiment.statistics import interquartile_mean
 from purejaxppo.experiment.watchdog import announced
 
-_FIRST_PIECE = 128  # steps
-_LONG_PIECE = 0.5  # seconds; a shorter piece is followed by one of twice as many steps
-_SILENCE = 5.0  # seconds between two lines of progress
+_FIRST_PIECE = 128  # steps per environment in the first call of the program
+_LONG_PIECE = 0.5  # seconds; after a shorter piece the number of steps is doubled
+_SILENCE = 5.0  # seconds between two progress messages
 
 
 def play_in_pieces(
@@ -28,13 +28,14 @@ def play_in_pieces(
     greedy: bool,
     say: Callable[[str], object],
 ) -> Episodes:
-    """The very episodes of `evaluate.evaluate_runner`, by calls of a compiled program that each take about a second.
+    """Plays the episodes of `evaluate.evaluate_runner`, bit for bit, in calls that each take about a second.
 
-    How many steps a call plays is an argument of the program, so there is one compilation, and changes no result.
+    The number of steps per call is an argument of the compiled program, so there is one compilation. It does not change
+    the result.
 
     Args:
-      key, config, env, apply, runner, greedy: as there.
-      say: told of the progress if the episodes take longer than a few seconds.
+      key, config, env, apply, runner, greedy: as in `evaluate.evaluate_runner`.
+      say: called with progress messages if the episodes take longer than a few seconds.
     """
 
     def frozen(runner: RunnerState) -> VecEnv:
@@ -49,7 +50,7 @@ def play_in_pieces(
         return play(state, until, frozen(runner), apply, runner.learner.params, greedy)
 
     limit = most_steps(env)
-    with announced(say, f"evaluating {env.num_envs:,} episodes"):  # above all, compiling
+    with announced(say, f"evaluating {env.num_envs:,} episodes"):  # most of it is compilation
         state = jax.block_until_ready(go_on(begin(key, runner), min(_FIRST_PIECE, limit), runner))
     length, said = _FIRST_PIECE, time.monotonic()
     while True:
@@ -66,10 +67,10 @@ def play_in_pieces(
 
 
 def summarize(episodes: Episodes) -> dict[str, Any]:
-    """Host-side summary: episodes, return_mean, return_std, return_iqm (mean of the middle half), length_mean.
+    """Returns the statistics of episodes: episodes, return_mean, return_std, return_iqm, length_mean.
 
-    A return that is not finite, as an environment with a bad reward gives, makes its figures None. `unfinished` appears
-    only if episodes were broken off.
+    `return_iqm` is the interquartile mean. Statistics that a non-finite return makes non-finite are None. `unfinished`
+    is the number of episodes that were ended at the step limit; it is absent if there are none.
     """
     returns = np.asarray(episodes.episode_return, np.float64)
     unfinished = int(np.sum(~np.asarray(episodes.finished)))

@@ -1,4 +1,4 @@
-"""A saved run, back from its directory."""
+"""Loading a saved run from its directory."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from purejaxppo.train import trainer_from_config
 
 
 class SavedRun(NamedTuple):
-    """What a run directory says and holds."""
+    """A run loaded from one of its checkpoints."""
 
     config: TrainConfig
     env: VecEnv  # of config.num_envs copies
@@ -27,12 +27,12 @@ class SavedRun(NamedTuple):
 
 
 def restore(run_dir: AnyPath, which: CheckpointChoice = NEWEST, *, allow_download: bool = False) -> SavedRun:
-    """A checkpoint of a run, with everything that is needed to use it.
+    """Loads a checkpoint of a run, and builds its environment.
 
     Args:
-      run_dir: of the run; it may be in use.
-      which: by default the newest sound one.
-      allow_download: let the environment fetch its data set.
+      run_dir: the run's directory; training may be going on in it.
+      which: the checkpoint, by default the newest valid one.
+      allow_download: let the environment download its data set.
 
     Raises:
       CheckpointError: there is no checkpoint that can be used.
@@ -49,9 +49,10 @@ def restore(run_dir: AnyPath, which: CheckpointChoice = NEWEST, *, allow_downloa
 def load_runner(
     run_dir: Path, settings: RunSettings, trainer: Trainer, which: CheckpointChoice = NEWEST
 ) -> tuple[RunnerState, dict[str, Any]]:
-    """The state and meta.json of a run's checkpoint.
+    """Loads the state and the meta.json of a run's checkpoint.
 
-    Raises CheckpointError if none can be used, or if it was made with settings other than these that may not change.
+    Raises CheckpointError if there is no usable checkpoint, or if it was saved under settings from which these differ
+    in more than a resumed run may change.
     """
     expected = jax.eval_shape(trainer.init, jax.random.key(0), jax.tree.map(jnp.float32, settings.hp))
     runner, meta = load_newest(run_dir, expected, which)

@@ -1,4 +1,7 @@
-"""One process at a time per run directory."""
+"""The lock of a run directory, in which one process trains at a time.
+
+The lock is `flock`'s, not the existence of a file: the kernel releases it when its process dies, however that happens.
+"""
 
 import contextlib
 import fcntl
@@ -15,7 +18,7 @@ LOCK = "run.lock"
 
 @contextlib.contextmanager
 def locked(run_dir: Path) -> Iterator[None]:
-    """Holds the directory's lock. The kernel releases it with the process, however that ends.
+    """Holds the directory's lock within the context.
 
     Raises:
       RunDirInUseError: another process has it, named by pid and host.
@@ -32,8 +35,8 @@ def locked(run_dir: Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise RunDirInUseError(_in_use(run_dir)) from error
         except OSError:
-            pass  # a file system without locks: nothing can be promised there
-        with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
+            pass  # a file system without locks, where two writers cannot be prevented
+        with contextlib.suppress(OSError):  # a full disk; the content is for messages only, the lock holds without it
             file.truncate(0)
             file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
         yield

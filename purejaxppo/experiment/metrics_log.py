@@ -1,4 +1,4 @@
-"""Where a run's metrics go. A sink is any callable(env_steps, metrics), called once per update."""
+"""Metrics: sinks, metrics.jsonl and reading it. A sink is any callable(env_steps, metrics), called once per update."""
 
 import contextlib
 import json
@@ -14,12 +14,16 @@ from purejaxppo.errors import CheckpointError, PureJaxPPOError
 from purejaxppo.experiment.progress import Row
 
 Sink = Callable[[int, Row], None]
-_LONGEST_ROW = 1024  # bytes, about twice what there is
-_MEND = "free some space and `purejaxppo resume` the run."
+_LONGEST_ROW = 1024  # bytes; rows have about half as many
+_REMEDY = "free some space and `purejaxppo resume` the run."
 
 
 def emit(sinks: Sequence[Sink], env_steps: int, row: Row) -> list[Sink]:
-    """Gives a row to every sink; returns the sinks that still work. A foreign one that raises is dropped, by name."""
+    """Passes a row to every sink, and returns the sinks that still work.
+
+    A user's sink that raises is left out from then on, with a warning that names it. Errors of this package, such as a
+    full disk, are raised.
+    """
     working = []
     for sink in sinks:
         try:
@@ -33,44 +37,44 @@ def emit(sinks: Sequence[Sink], env_steps: int, row: Row) -> list[Sink]:
 
 
 class AppendedFile:
-    """A file that grows row by row, and can go on after a row in its middle.
+    """A file to which rows are appended, from its beginning or from a position in an existing one.
 
     Args:
       path: of the file.
-      keep: bytes of what is there to go on after.
-      cut: whether the rest of it is cut off.
+      keep: bytes of an existing file to keep; rows are appended after them.
+      truncate: whether what comes after them is removed.
 
     Raises:
       CheckpointError: the file cannot be written.
     """
 
-    def __init__(self, path: Path, keep: int = 0, cut: bool = True) -> None:
+    def __init__(self, path: Path, keep: int = 0, truncate: bool = True) -> None:
         self._path = path
         try:
-            # Unbuffered: a row is in the file, whole or torn, before the next one is made.
+            # Unbuffered, so that a kill tears no row but the last one, and `position` is that of the file itself.
             self._file = path.open("r+b" if keep else "wb", buffering=0)
-            if keep and cut:
+            if keep and truncate:
                 self._file.truncate(keep)
             self._file.seek(keep)
         except OSError as error:
             raise CheckpointError(f"cannot write {path}: {error}") from error
 
     def write(self, text: str) -> None:
-        """Adds whole rows. Raises CheckpointError."""
+        """Appends whole rows. Raises CheckpointError if they cannot be written."""
         content = text.encode()
         try:
             written = self._file.write(content)
         except OSError as error:
-            raise CheckpointError(f"cannot write {self._path}: {error}; {_MEND}") from error
+            raise CheckpointError(f"cannot write {self._path}: {error}; {_REMEDY}") from error
         if written != len(content):
-            raise CheckpointError(f"cannot write {self._path}: no space left; {_MEND}")
+            raise CheckpointError(f"cannot write {self._path}: no space left; {_REMEDY}")
 
     def position(self) -> int:
-        """Bytes written, from the file's beginning."""
+        """Returns the position in the file, in bytes, after the last row that was written."""
         return self._file.tell()
 
     def sync(self) -> None:
-        """Waits until what is written is on the disk. Raises OSError."""
+        """Waits until all rows are on the disk. Raises OSError."""
         os.fsync(self._file.fileno())
 
     def __enter__(self) -> Self:
@@ -81,13 +85,21 @@ class AppendedFile:
 
 
 class RepeatedFile(AppendedFile):
-    """A file whose rows may come again: equal ones stay, with all that follows; from the first other one it is cut."""
+    """A file to which rows are written that it may already contain, as when training is repeated from a checkpoint.
+
+    While the rows equal those in the file, nothing is changed, and rows of later batches that follow them stay. At the
+    first row that differs the file is truncated.
+
+    Args:
+      path: of the file.
+      keep: bytes of an existing file to keep; the rows are compared with what comes after them.
+    """
 
     def __init__(self, path: Path, keep: int) -> None:
-        super().__init__(path, keep, cut=False)
+        super().__init__(path, keep, truncate=False)
 
     def write(self, text: str) -> None:
-        """Adds whole rows, unless they are there. Raises CheckpointError."""
+        """Appends whole rows, unless the file has them here. Raises CheckpointError if they cannot be written."""
         content, position = text.encode(), self.position()
         try:
             if self._file.read(len(content)) == content:
@@ -95,12 +107,12 @@ class RepeatedFile(AppendedFile):
             self._file.seek(position)
             self._file.truncate()
         except OSError as error:
-            raise CheckpointError(f"cannot write {self._path}: {error}; {_MEND}") from error
+            raise CheckpointError(f"cannot write {self._path}: {error}; {_REMEDY}") from error
         super().write(text)
 
 
 class JsonLines(AppendedFile):
-    """One JSON object per line; what is not finite is null."""
+    """A sink that writes one JSON object per line; numbers that are not finite become null."""
 
     def __call__(self, env_steps: int, row: Row) -> None:
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
@@ -108,11 +120,14 @@ class JsonLines(AppendedFile):
 
 
 def whole_rows(path: Path, limit: int) -> int:
-    """How many of a metrics file's first `limit` bytes are there and end in a whole row."""
+    """Returns the end, in bytes, of the last whole row within the first `limit` bytes of a metrics file; 0 if none is.
+
+    Raises CheckpointError if the file cannot be read; a missing file has no row.
+    """
     try:
         with path.open("rb") as file:
             end = min(limit, file.seek(0, os.SEEK_END))
-            while end > 0:  # backwards: the file may be larger than the memory
+            while end > 0:  # block by block from the end, as the file may be larger than the memory
                 begin = max(0, end - _LONGEST_ROW)
                 file.seek(begin)
                 newline = file.read(end - begin).rfind(b"\n")
@@ -127,9 +142,9 @@ def whole_rows(path: Path, limit: int) -> int:
 
 
 def read_metrics(path: AnyPath) -> list[dict[str, Any]]:
-    """The rows of a metrics file; a torn last line, as a crash leaves it, is left out.
+    """Returns the rows of a metrics file, without an incomplete last line, as a crash leaves it.
 
-    Raises CheckpointError for a file that is missing or broken elsewhere.
+    Raises CheckpointError if the file is missing or unreadable, or another line is not JSON.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
@@ -146,27 +161,27 @@ def read_metrics(path: AnyPath) -> list[dict[str, Any]]:
 
 
 def recent_return(path: Path, limit: int, updates: int) -> float | None:
-    """Mean return of the episodes that ended in the last updates within a metrics file's first `limit` bytes."""
+    """Returns `mean_return` of the last `updates` rows within the first `limit` bytes of a metrics file."""
     return mean_return(last_rows(path, limit, updates))
 
 
 def last_rows(path: Path, limit: int, updates: int) -> list[dict[str, Any]]:
-    """The last rows within a metrics file's first `limit` bytes; what is not a row is left out."""
+    """Returns the last `updates` rows within the first `limit` bytes of a metrics file, without damaged ones."""
     begin = max(0, limit - updates * _LONGEST_ROW)
     with path.open("rb") as file:
         file.seek(begin)
         lines = file.read(limit - begin).splitlines()
     rows = []
     for line in lines[-updates:]:
-        with contextlib.suppress(ValueError):  # the first may be torn
+        with contextlib.suppress(ValueError):  # the first line may be incomplete
             rows.append(json.loads(line))
     return [row for row in rows if isinstance(row, dict) and {"episode/return", "episode/count"} <= row.keys()]
 
 
 def mean_return(rows: Sequence[Mapping[str, Any]]) -> float | None:
-    """Mean return over the episodes that ended in these updates; None if none did.
+    """Returns the mean return over the episodes that ended in these updates; None if none did.
 
-    An update that was undone, for rewards that were not numbers, has a count but no return.
+    An update that was undone because of rewards that are not finite may have a count without a return.
     """
     pairs = [(row["episode/return"], row["episode/count"]) for row in rows]
     ended = [(mean, count) for mean, count in pairs if count and mean is not None]

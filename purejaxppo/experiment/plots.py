@@ -1,4 +1,4 @@
-"""Learning curves from run directories."""
+"""Plots of learning curves, from the metrics in run directories."""
 
 import os
 from collections.abc import Sequence
@@ -15,25 +15,31 @@ from purejaxppo.experiment.metrics_log import read_metrics
 from purejaxppo.experiment.progress import Terminal, say
 from purejaxppo.experiment.statistics import bootstrap_interval, interquartile_mean
 
-_POINTS = 200
-_DRAWS = 500
+_POINTS = 200  # of a curve that is drawn from several runs
+_DRAWS = 500  # bootstrap resamples per band
 COLOURS = ("#3b6fb6", "#d1782b", "#3f9b57", "#a34fa5", "#b0413e", "#6b7280")
-Curve = tuple[np.ndarray, np.ndarray]
+Curve = tuple[np.ndarray, np.ndarray]  # env_steps [n], returns [n]
 
 
 class NoEpisodeError(CheckpointError):
-    """A run in which no episode has finished, so that there is nothing to draw."""
+    """The error for a run in which no episode has finished, so that there is nothing to draw."""
 
 
 def plot_runs(run_dirs: AnyPath | Sequence[AnyPath], out: AnyPath) -> Path:
-    """Draws return against env steps: one run with its evaluation, or the mean and range per group of runs.
+    """Plots the return over env steps: of a single run with its evaluation, of several runs their mean and range.
 
-    Runs of one environment and algorithm form a group. A run without a single finished episode is left out, with a
-    line on standard error.
+    Runs with the same environment and algorithm form a group, which is one curve. A run without a finished episode is
+    left out, with a message on standard error.
+
+    Args:
+      run_dirs: one run directory or several.
+      out: the picture; its suffix is the format, by default PNG.
+
+    Returns:
+      The path of the picture.
 
     Raises:
-      CheckpointError: a run directory without metrics, no run with a finished episode, or an output that cannot be
-        written.
+      CheckpointError: a run directory has no metrics, no run has a finished episode, or the picture cannot be written.
     """
     from matplotlib.figure import Figure
 
@@ -61,9 +67,9 @@ def plot_runs(run_dirs: AnyPath | Sequence[AnyPath], out: AnyPath) -> Path:
 
 
 def _groups(run_dirs: Sequence[Path]) -> dict[str, list[tuple[Path, Curve]]]:
-    """The runs that have a curve, by environment and algorithm. Raises CheckpointError if none has."""
+    """Returns the runs that have a curve, by environment and algorithm. Raises CheckpointError if none has one."""
     groups: dict[str, list[tuple[Path, Curve]]] = {}
-    curveless: list[NoEpisodeError] = []
+    without_curve: list[NoEpisodeError] = []
     for run_dir in run_dirs:
         refuse_others(run_dir)
         config = read_json(run_dir / "config.json")
@@ -72,23 +78,23 @@ def _groups(run_dirs: Sequence[Path]) -> dict[str, list[tuple[Path, Curve]]]:
         try:
             curve = learning_curve(run_dir)
         except NoEpisodeError as error:
-            curveless.append(error)
+            without_curve.append(error)
         else:
             groups.setdefault(f"{config['env']}  {config['algorithm']}", []).append((run_dir, curve))
-    if curveless and not groups:
-        raise curveless[0]
-    for missing in curveless:
+    if without_curve and not groups:
+        raise without_curve[0]
+    for missing in without_curve:
         say(Terminal(), f"left out: {missing}")
     return groups
 
 
 def format_steps(x: float, _: object) -> str:
-    """Tick labels such as 150 k and 2 M."""
+    """Formats a tick of the axis of env steps, as 150 k or 2 M; a formatter of Matplotlib's."""
     return f"{x / 1e6:g} M" if x >= 1e6 else f"{x / 1e3:g} k"
 
 
 def save_figure(figure: Any, out: Path) -> Path:
-    """Raises CheckpointError if the picture cannot be written."""
+    """Writes a figure and returns its path. Raises CheckpointError if it cannot be written."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(out, dpi=150)
@@ -98,9 +104,9 @@ def save_figure(figure: Any, out: Path) -> Path:
 
 
 def learning_curve(run_dir: AnyPath) -> Curve:
-    """env_steps [n] and episode/return [n] of the updates in which an episode finished.
+    """Returns env_steps [n] and episode/return [n] of the updates in which an episode finished.
 
-    Raises NoEpisodeError if there is none.
+    Raises NoEpisodeError if there is no such update.
     """
     rows = [row for row in read_metrics(Path(run_dir) / "metrics.jsonl") if row.get("episode/return") is not None]
     if not rows:
@@ -112,14 +118,14 @@ def learning_curve(run_dir: AnyPath) -> Curve:
 
 
 def group_curves(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray]:
-    """Curves brought to one grid of env steps where all of them exist: grid [n], returns [runs, n]."""
+    """Returns a grid of env steps [n] on which all curves exist, and the smoothed curves at its points, [runs, n]."""
     start, end = max(steps[0] for steps, _ in curves), min(steps[-1] for steps, _ in curves)
     grid = np.linspace(start, end, _POINTS) if end > start else np.array([start])
     return grid, np.stack([np.interp(grid, steps, smooth(returns)) for steps, returns in curves])
 
 
 def smooth(returns: np.ndarray) -> np.ndarray:
-    """Mean over a centred window of about 2 % of the curve, shorter at its ends."""
+    """Returns the moving average [n] over a centred window of about 2 % of the curve, truncated at its ends."""
     half = len(returns) // 100
     total = np.concatenate([[0.0], np.cumsum(returns)])
     index = np.arange(len(returns))
@@ -128,29 +134,34 @@ def smooth(returns: np.ndarray) -> np.ndarray:
 
 
 def draw_runs(axes: Any, env_steps: np.ndarray, values: np.ndarray, colour: str, label: str) -> None:
-    """Interquartile mean over runs and its 95 % bootstrap band; no band for a single run, no line for no value.
+    """Draws the interquartile mean over runs and its 95 % bootstrap band.
+
+    A single run has no band. Without any value only the legend's entry is made.
 
     Args:
+      axes: Matplotlib's axes to draw on.
       env_steps: [U].
       values: [U, runs], not finite where a run has none.
+      colour: of the line and the band.
+      label: in the legend.
     """
-    brought = bring_together(env_steps, values)
-    if brought is None:
+    aligned = bring_together(env_steps, values)
+    if aligned is None:
         axes.plot([], [], color=colour, label=label)
         return
-    grid, curves = brought
+    grid, curves = aligned
     if len(curves) > 1:
         draw_band(axes, grid, *bootstrap_interval(curves.T, draws=_DRAWS), colour)
     draw_curve(axes, grid, interquartile_mean(curves.T), color=colour, label=label)
 
 
 def draw_curve(axes: Any, x: np.ndarray, y: np.ndarray, **style: Any) -> None:
-    """Draws a line through points [n]; a single point, of which no line would be seen, becomes a dot."""
+    """Draws a line through points [n]; a single point, which has no visible line, becomes a dot."""
     axes.plot(x, y, marker="o" if len(x) == 1 else None, **style)
 
 
 def draw_band(axes: Any, x: np.ndarray, low: np.ndarray, high: np.ndarray, colour: str) -> None:
-    """Shades what lies between two curves [n]; at a single point it becomes a vertical line."""
+    """Shades the band between two curves [n]; at a single point it is a vertical line."""
     if len(x) == 1:
         axes.vlines(x, low, high, color=colour, alpha=0.4, linewidth=3)
     else:
@@ -158,9 +169,10 @@ def draw_band(axes: Any, x: np.ndarray, low: np.ndarray, high: np.ndarray, colou
 
 
 def bring_together(env_steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Grid [n] and smoothed curves [runs, n] of values [U, runs]; None if there is not a single value.
+    """Returns a grid [n] and the smoothed curves [runs, n] of values [U, runs], or None if no value is finite.
 
-    A run without any has no curve. Without a gap the curves are thinned to what can be seen, else interpolated.
+    A run without a finite value has no curve. If all values are finite, the curves are thinned to the resolution of the
+    plot; otherwise they are interpolated.
     """
     finite = np.isfinite(values)
     if not finite.any():

@@ -1,4 +1,4 @@
-"""What people see while something goes on: lines on standard error, and the progress of training."""
+"""Messages and the progress of training, on standard error."""
 
 import contextlib
 import math
@@ -9,33 +9,39 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-Row = Mapping[str, Any]  # the metrics of an update: numbers, None, and now and then a word
+Row = Mapping[str, Any]  # metrics of an update, by name: numbers, None, or text (`nonfinite`)
 
 
 class Terminal(Console):
-    """Standard error, for what people read beside the result. If nobody reads it any more, training goes on."""
+    """A console on standard error. If its reader has gone, as with a closed pipe, it becomes silent."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"stderr": True, "markup": False, "highlight": False, "soft_wrap": True, **options})
 
     def on_broken_pipe(self) -> None:
-        """Rich would end the process."""
+        """Becomes silent; Rich's own method would end the process."""
         self.quiet = True
 
 
 def say(console: Console, text: str) -> None:
-    """A line as it is; what cannot be written is not worth a run."""
+    """Prints a line as it is, without markup. A line that cannot be written is dropped, as no run should end by it."""
     with contextlib.suppress(OSError):
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def remark(console: Console, text: str) -> None:
-    """A line beside the progress, marked as the command's."""
+    """Prints a line that begins with `purejaxppo: `, to be told from the lines of progress."""
     say(console, f"purejaxppo: {text}")
 
 
 class ProgressDisplay:
-    """Progress on the given console: a bar on a terminal, otherwise a plain line every few seconds."""
+    """A sink that shows progress: a bar on a terminal, otherwise a line every five seconds.
+
+    Args:
+      console: where it is shown.
+      total_env_steps: env steps of the whole run, or of all runs of a sweep.
+      done_env_steps: how many of them were done before.
+    """
 
     def __init__(self, console: Console, total_env_steps: int, done_env_steps: int = 0) -> None:
         self._console = console
@@ -66,16 +72,16 @@ class ProgressDisplay:
             self._show(now)
 
     def advance(self, env_steps: int, row: Row) -> None:
-        """Takes the row of an update that made so many env steps more."""
+        """Takes the row of an update, which had `env_steps` env steps."""
         self(self._steps + env_steps, row)
 
     def skip(self, env_steps: int) -> None:
-        """Counts env steps that an earlier process made: they are done, and say nothing of the speed."""
+        """Counts env steps that an earlier process did, for the progress but not for the speed."""
         self._steps += env_steps
         self._before += env_steps
 
     def _show(self, now: float) -> None:
-        """Shows where training is, unless nothing has been trained since it was shown, or at all."""
+        """Shows the progress, unless it has not changed since it was last shown or since the beginning."""
         if self._steps <= self._before or self._steps == self._last_shown:
             return
         self._last_shown = self._steps
@@ -88,7 +94,7 @@ class ProgressDisplay:
             say(self._console, f"{text}  ETA {(self._total - self._steps) / speed:.0f} s")
 
     def start_clock(self) -> None:
-        """Training starts now, or goes on; what came before was compilation."""
+        """Measures the speed from now on; the time before was compilation."""
         self._before = self._steps
         self._start = self._shown = time.monotonic()
 

@@ -1,4 +1,4 @@
-"""One run on the host: train it, save it, evaluate it, draw it; and go on with one that was stopped."""
+"""One run on the host: training, saving, evaluating and plotting it, and resuming one that was stopped."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -61,20 +61,25 @@ def run_experiment(
     stop: StopRequest | None = None,
     phases: Phases | None = None,
 ) -> dict[str, Any]:
-    """Trains, saves, evaluates and draws; leaves a run directory and returns its summary (`summary.json`).
+    """Trains, saves, evaluates and plots a run in a new run directory.
 
     Args:
-      config, hp, seed: the run.
-      options: what happens around it.
-      out: its directory; by default runs/<env>__<algorithm>__s<seed>__<UTC time>.
-      allow_download: let an environment fetch its data set.
+      config: the static settings.
+      hp: the hyperparameters.
+      seed: of all random numbers.
+      options: what the host does around training.
+      out: the run directory; by default runs/<env>__<algorithm>__s<seed>__<UTC time>.
+      allow_download: let the environment download its data set.
       console: for progress; by default standard error.
       sinks: further receivers of metrics, each called as sink(env_steps, metrics) once per update.
-      stop: asks the run to stop; by default SIGINT, SIGTERM and SIGUSR1 do.
-      phases: takes the seconds that the summary reports; by default they begin here.
+      stop: asked whether the run shall stop; by default SIGINT, SIGTERM and SIGUSR1 request it.
+      phases: measures the seconds by phase that the summary reports; by default from this call on.
+
+    Returns:
+      The summary, which is also written to `summary.json`.
 
     Raises:
-      PureJaxPPOError: of the kind that says what went wrong; what had been written stays.
+      PureJaxPPOError: the subclass says what went wrong. Files that have been written stay.
     """
     console, phases = console or Terminal(), phases or Phases()
     settings = RunSettings(config, hp, seed, options).plain()
@@ -105,18 +110,21 @@ def resume_experiment(
     stop: StopRequest | None = None,
     phases: Phases | None = None,
 ) -> dict[str, Any]:
-    """Goes on with a run that was stopped, from its newest sound checkpoint, to the same end bit for bit.
+    """Resumes a run from its newest valid checkpoint, to a result bitwise identical to that of an uninterrupted run.
 
-    A run that is finished already is left as it is, and its summary returned.
+    A run that is finished already is left as it is.
 
     Args:
-      run_dir: of the run.
-      settings: by default the run's own; `total_timesteps`, `on_nonfinite` and the options may be others.
-      strict: refuse to fall back to an older checkpoint than the newest.
+      run_dir: the run's directory.
+      settings: by default the run's own, from which `total_timesteps`, `on_nonfinite` and the options may differ.
+      strict: take the newest checkpoint or none, instead of falling back to an older one.
       allow_download, console, sinks, stop, phases: as in `run_experiment`.
 
+    Returns:
+      The summary, which is also written to `summary.json`.
+
     Raises:
-      PureJaxPPOError: of the kind that says what went wrong.
+      PureJaxPPOError: the subclass says what went wrong.
     """
     console, phases = console or Terminal(), phases or Phases()
     run_dir = Path(run_dir)
@@ -141,7 +149,7 @@ def resume_experiment(
         for change in changed_versions(run_dir):
             run.note(f"{change} since the run began; its results may differ, as those of another seed do.")
         write_settings(run_dir, settings)
-        (run_dir / "summary.json").unlink(missing_ok=True)  # of what is to be more than that now
+        (run_dir / "summary.json").unlink(missing_ok=True)  # it describes the run before this command
         add_command(run_dir)
         say(console, f"{_headline(settings, run_dir)}  resumed at {saved.updates * config.batch_size:,} env steps")
         phases.end("setup")
@@ -149,6 +157,7 @@ def resume_experiment(
 
 
 def _check_budget(run: Run, saved: Saved) -> None:
+    """Raises ConfigError for a budget below what is done; notes a longer budget under a schedule."""
     config = run.settings.config
     if config.num_updates < saved.updates:
         raise ConfigError(
@@ -165,21 +174,21 @@ def _check_budget(run: Run, saved: Saved) -> None:
 
 
 def _finish(run: Run, saved: Saved) -> dict[str, Any]:
-    """Trains to the end, and does everything that comes after."""
+    """Trains to the end, then evaluates and plots the run; returns its summary."""
     runner, timing = train(run, saved)
-    runner = jax.device_put(runner, jax.devices()[0])  # for what comes after, one device does
+    runner = jax.device_put(runner, jax.devices()[0])  # evaluation and hashing use one device
     history = read_metrics(run.metrics_file)
     summary = _summary(run, runner, timing, history)
     run.phases.end("saving")
     if not run.stop():
-        farewell = f"the trained state is saved; `purejaxppo resume {run.run_dir}` evaluates it."
-        with run.stop.ending_at_once(farewell):
+        stop_message = f"the trained state is saved; `purejaxppo resume {run.run_dir}` evaluates it."
+        with run.stop.ending_at_once(stop_message):
             summary["evaluation"] = _evaluate_at_the_end(run, runner)
         run.phases.end("evaluation")
     summary["exit_reason"] = run.stop() or "finished"
     if summary["exit_reason"] == "finished":
         when_interrupted(f"{run.run_dir} is trained and evaluated; `purejaxppo resume {run.run_dir}` shows its result.")
-    _write_summary(run, summary)  # the picture shows what it says
+    _write_summary(run, summary)  # the plot shows the evaluation in it
     (run.run_dir / _PICTURE).unlink(missing_ok=True)
     _draw(run.run_dir, run.console)
     run.phases.end("picture")
@@ -188,13 +197,13 @@ def _finish(run: Run, saved: Saved) -> dict[str, Any]:
 
 
 def _write_summary(run: Run, summary: dict[str, Any]) -> None:
-    """summary.json, with the seconds of all phases that have ended."""
+    """Writes summary.json, with the seconds of all phases that have ended."""
     summary["seconds"] = run.phases.seconds()
     write_json(run.run_dir / "summary.json", summary)
 
 
 def _draw(run_dir: Path, console: Console) -> None:
-    """The learning curve, unless it is there, or no episode has finished that it could show."""
+    """Plots the learning curve, unless the file exists already or no episode has finished."""
     rows = read_metrics(run_dir / "metrics.jsonl")
     if not (run_dir / _PICTURE).exists() and any(row["episode/return"] is not None for row in rows):
         with announced(partial(remark, console), "drawing the learning curve"):
@@ -223,7 +232,7 @@ def _summary(run: Run, runner: RunnerState, timing: Timing, rows: Sequence[Mappi
 
 
 def _mean_speed(run: Run, updates: int, timing: Timing) -> float:
-    """Over the whole run, where nothing was left to train."""
+    """Returns env steps per second over the whole run, for a command that had nothing left to train."""
     return updates * run.settings.config.batch_size / timing.train_seconds if timing.train_seconds else 0.0
 
 
@@ -249,18 +258,21 @@ def evaluate_saved(
     allow_download: bool = False,
     note: Callable[[str], object] = lambda _: None,
 ) -> dict[str, Any]:
-    """Plays episodes with a saved policy and its frozen normalisers; returns their summary, and its env_steps.
+    """Evaluates a saved policy with its normalisers frozen.
 
     Args:
-      saved: of `restore`, or of `sweeps.members.restore_member`.
-      episodes: one per environment, all side by side.
+      saved: from `load_run.restore`, or from `sweeps.extract.restore_member`.
+      episodes: their number; they are played in as many environments at once.
       greedy: take the most probable action instead of a sample.
       seed: of the environments and of sampling.
-      allow_download: let the environment fetch its data set.
-      note: told of the progress if it takes longer than a few seconds.
+      allow_download: let the environment download its data set.
+      note: called with progress messages if it takes longer than a few seconds.
+
+    Returns:
+      `env_steps` of the policy's training, and the statistics of `summarize`.
 
     Raises:
-      PureJaxPPOError: of the kind that says what went wrong.
+      PureJaxPPOError: the subclass says what went wrong.
     """
     episodes, seed = whole(episodes), whole(seed)
     validate_evaluation(episodes, seed)

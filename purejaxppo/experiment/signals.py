@@ -1,4 +1,12 @@
-"""Signals that ask a run to stop: SIGINT, SIGTERM and SIGUSR1 (which batch systems send before the time is up)."""
+"""Signals that ask a run to stop: SIGINT, SIGTERM and SIGUSR1 (which batch systems send before the time is up).
+
+There are two ways to listen.
+
+- `stop_on_signal`, for a program that calls this package: Python's own handlers, which run in the main thread between
+  two bytecodes. During a compilation, which is one long call into C++, they have to wait.
+- `stop_process_on_signal`, for the command line: a thread reads the signals' numbers from a pipe, and so hears them
+  during a compilation too. It cannot raise an exception in the main thread, so it ends the process.
+"""
 
 import os
 import signal
@@ -8,93 +16,105 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType
 from typing import NoReturn
 
-STOPPED = 75
-INTERRUPTED = 130
+STOPPED = 75  # exit code of a run that stopped on request, and can be resumed (EX_TEMPFAIL of sysexits.h)
+INTERRUPTED = 130  # exit code of a process that was aborted (128 + SIGINT, as of a shell)
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
-_NOTHING = "nothing had been written yet, so nothing is lost."
-_what_stays = [_NOTHING]
+_NOTHING_WRITTEN = "nothing had been written yet, so nothing is lost."
+_what_stays = [_NOTHING_WRITTEN]  # one string, in a list so that a function can replace it
 
 
-def when_interrupted(what_stays: str = _NOTHING) -> None:
-    """Sets what `interrupted` says from now on, in half a sentence: what stays on the disk, and what to do with it."""
+def when_interrupted(what_stays: str = _NOTHING_WRITTEN) -> None:
+    """Sets the second half of the message of `interrupted`: what is on the disk from now on, and how to use it."""
     _what_stays[:] = [what_stays]
 
 
 def interrupted(again: bool = False) -> str:
-    """Returns what the command line says when a signal ends it at once, at any moment from its start to its end."""
+    """Returns the message with which the command line ends when a signal ends it at once."""
     return f"interrupted{' again' * again}; {_what_stays[0]}"
 
 
 class StopRequest:
-    """Names the signal that asked to stop, if one did. Ctrl-C after that aborts at once, with KeyboardInterrupt."""
+    """The request to stop: called, it returns the name of the first signal that has come, or None.
+
+    A Ctrl-C after that signal aborts at once, with KeyboardInterrupt.
+    """
 
     def __init__(self) -> None:
         self.name: str | None = None
-        self._farewell: str | None = None
+        self._stop_message: str | None = None  # while `ending_at_once` is entered
         self._code = STOPPED
 
     def __call__(self) -> str | None:
         return self.name
 
     def received(self, number: int) -> None:
-        """A signal has come."""
+        """Handles a signal: the first one is noted, and ends everything within `ending_at_once`.
+
+        Args:
+          number: of the signal.
+        """
         again, self.name = self.name is not None, self.name or signal.Signals(number).name
-        if again and number == signal.SIGINT:  # a batch system's second signal is no loss of patience
+        if again and number == signal.SIGINT:  # a batch system may send further signals; only a user's Ctrl-C aborts
             self._abort()
-        if self._farewell:
-            self._end(self._farewell)
+        if self._stop_message:
+            self._end(self._stop_message)
 
     @contextmanager
-    def ending_at_once(self, farewell: str, code: int = STOPPED) -> Iterator[None]:
-        """Within it, the first signal ends everything: what was reached is saved already. `farewell` says so.
+    def ending_at_once(self, stop_message: str, code: int = STOPPED) -> Iterator[None]:
+        """Makes the first signal end everything at once within the context, where there is nothing to save.
 
-        A process ends with `code`: INTERRUPTED where there is nothing yet that could be resumed.
+        Args:
+          stop_message: what is saved already, and how to go on.
+          code: exit code of a process; INTERRUPTED where there is nothing yet that could be resumed.
         """
-        self._farewell, self._code = farewell, code  # before looking: a signal in between must not be missed
+        # The message is set before the name is read. A signal that comes before the assignment is found by the test
+        # below, and one that comes after it is handled by `received`; in the other order one could be missed.
+        self._stop_message, self._code = stop_message, code
         try:
             if self.name:
-                self._end(farewell)
+                self._end(stop_message)
             yield
         finally:
-            self._farewell = None
+            self._stop_message = None
 
     def _abort(self) -> NoReturn:
         raise KeyboardInterrupt
 
-    def _end(self, farewell: str) -> NoReturn:
-        raise KeyboardInterrupt(f"stopped by {self.name}: {farewell}")
+    def _end(self, stop_message: str) -> NoReturn:
+        raise KeyboardInterrupt(f"stopped by {self.name}: {stop_message}")
 
 
 class _ProcessStopRequest(StopRequest):
-    """The same for a process of its own, which ends with an exit code.
+    """A request to stop that ends the process with an exit code.
 
-    Never by an exception: raised while an extension module is being loaded it would be a segmentation fault.
+    It never raises an exception: one that was raised while an extension module was being loaded caused a segmentation
+    fault.
     """
 
     def _abort(self) -> NoReturn:
         end_process(interrupted(again=True), INTERRUPTED)
 
-    def _end(self, farewell: str) -> NoReturn:
-        end_process(f"stopped by {self.name}: {farewell}", self._code)
+    def _end(self, stop_message: str) -> NoReturn:
+        end_process(f"stopped by {self.name}: {stop_message}", self._code)
 
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
-    """Listens while Python runs. Outside the main thread, where no handler may be installed, nothing is heard."""
+    """Listens by Python's signal handlers. Outside the main thread, which alone may install them, nothing is heard."""
     stop = StopRequest()
     with _handled(lambda number, _: stop.received(number)):
         yield stop
 
 
 def listening(stop: StopRequest | None) -> AbstractContextManager[StopRequest]:
-    """A request that somebody else has the say of, or else `stop_on_signal`."""
+    """Returns a context with the caller's request to stop or, if there is none, `stop_on_signal`."""
     return nullcontext(stop) if stop else stop_on_signal()
 
 
 @contextmanager
 def stop_process_on_signal() -> Iterator[StopRequest]:
-    """Listens in a thread, so that a signal is heard in the middle of a compilation too. For the main thread."""
+    """Listens in a thread, so that a signal is heard during a compilation too. To be called from the main thread."""
     stop = _ProcessStopRequest()
     reader, writer = os.pipe()
     previous, thread = _start_listening(reader, writer, stop.received)
@@ -103,15 +123,15 @@ def stop_process_on_signal() -> Iterator[StopRequest]:
             yield stop
     finally:
         signal.set_wakeup_fd(previous)
-        os.close(writer)
+        os.close(writer)  # the thread reads the end of the pipe, and ends
         thread.join()
         os.close(reader)
 
 
 def end_process_on_signal() -> None:
-    """From now on the first signal ends the process, with what `interrupted` says, wherever its main thread is.
+    """Makes the first signal end the process from now on, with the message of `interrupted`, even during a compilation.
 
-    `stop_process_on_signal` takes its place while that listens. For the main thread.
+    `stop_process_on_signal` takes precedence while it listens. To be called from the main thread.
     """
     _start_listening(*os.pipe(), lambda _: end_process(f"error: {interrupted()}", INTERRUPTED))
     for number in SIGNALS:
@@ -119,10 +139,20 @@ def end_process_on_signal() -> None:
 
 
 def _start_listening(reader: int, writer: int, received: Callable[[int], object]) -> tuple[int, threading.Thread]:
-    """Calls `received` with the number of each signal, from a thread; returns the wakeup descriptor of before, and it.
+    """Starts a thread that calls `received` with the number of each signal.
 
-    Python writes a signal's number to the pipe only where it has a handler.
+    Only signals that have a Python handler arrive.
+
+    Args:
+      reader, writer: the two ends of a pipe.
+      received: called from the thread.
+
+    Returns:
+      The previous wakeup descriptor, and the thread.
     """
+    # CPython's handler in C writes the signal's number to the wakeup descriptor at once, whatever the main thread is
+    # doing; only the handler in Python waits for the next bytecode. The descriptor must not block: that write happens
+    # inside a signal handler.
     os.set_blocking(writer, False)
     thread = threading.Thread(target=_listen, args=(reader, received), daemon=True, name="signals")
     thread.start()
@@ -136,7 +166,7 @@ def _listen(reader: int, received: Callable[[int], object]) -> None:
 
 
 def _ignore(number: int, _: FrameType | None) -> None:
-    """A handler for signals that are heard in a thread."""
+    """Does nothing: a signal needs a Python handler for its number to be written to the wakeup descriptor."""
 
 
 @contextmanager
@@ -153,9 +183,9 @@ def _handled(handler: Callable[[int, FrameType | None], object]) -> Iterator[Non
 
 
 def end_process(message: str, code: int) -> NoReturn:
-    """Ends the process at once, with one line on standard error."""
+    """Ends the process at once, with one line on standard error and without any cleanup."""
     try:
-        show_cursor = "\x1b[?25h\n" if os.isatty(2) else ""  # which a progress bar hides
+        show_cursor = "\x1b[?25h\n" if os.isatty(2) else ""  # a progress bar hides the cursor
         os.write(2, f"{show_cursor}purejaxppo: {message}\n".encode(errors="backslashreplace"))
     finally:
-        os._exit(code)  # even if nobody reads that line any more
+        os._exit(code)  # even if standard error is closed

@@ -1,6 +1,6 @@
-"""Statistics over runs: the interquartile mean, and how sure one can be of it.
+"""Statistics over runs: the interquartile mean and bootstrap confidence intervals.
 
-The percentile interval of few runs is narrow: below about ten, read it as a lower bound of the doubt.
+With fewer than about ten runs a percentile interval is too narrow: its coverage is below the nominal one.
 
 Source: Agarwal et al. 2021, "Deep reinforcement learning at the edge of the statistical precipice", arXiv:2108.13264,
 sec. 4. Host-side NumPy, float64.
@@ -12,16 +12,17 @@ import numpy as np
 
 
 def interquartile_mean(x: np.ndarray) -> np.ndarray:
-    """Mean along the last axis of what is left when a quarter of the values (rounded down) is cut off at each end.
+    """Returns the mean [...] along the last axis without the lowest and the highest quarter of the values.
 
-    Less touched by one lucky or unlucky run than the mean, and less wasteful of few runs than the median.
+    A quarter of the number of runs is rounded down. The interquartile mean is more robust to outliers than the mean,
+    and statistically more efficient than the median.
 
     Args:
       x: [..., runs], at least one run, none NaN.
     """
     x = np.sort(np.asarray(x, np.float64), axis=-1)
-    cut = x.shape[-1] // 4
-    return x[..., cut : x.shape[-1] - cut].mean(axis=-1)
+    trimmed = x.shape[-1] // 4  # runs at each end
+    return x[..., trimmed : x.shape[-1] - trimmed].mean(axis=-1)
 
 
 def bootstrap_interval(
@@ -31,14 +32,17 @@ def bootstrap_interval(
     draws: int = 2000,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile bootstrap interval of a statistic over runs: its lower and upper end [...].
+    """Returns the percentile bootstrap interval of a statistic over runs: its lower and upper end, each [...].
 
-    Runs are drawn with replacement along the last axis, the same ones for all rows of one draw, so that a curve
-    [points, runs] is resampled as whole runs.
+    Runs are resampled with replacement along the last axis. In each resample the same runs are taken for all leading
+    indices, so a curve [points, runs] is resampled by whole runs.
 
     Args:
       x: [..., runs].
       statistic: [..., runs] -> [...].
+      confidence: nominal coverage, in (0, 1).
+      draws: number of resamples.
+      seed: of the resampling.
     """
     return stratified_interval(np.asarray(x)[..., None, :], statistic, confidence, draws, seed)
 
@@ -50,20 +54,21 @@ def stratified_interval(
     draws: int = 2000,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As `bootstrap_interval`, of a statistic over runs of several kinds: its lower and upper end [...].
+    """Returns the stratified bootstrap interval of a statistic over the runs of several strata, each end [...].
 
-    Each stratum (a task, a setting) keeps its number of runs: they are drawn among its own, apart from the others'.
+    Each stratum (a task, a setting) is resampled by itself, so that every resample has all strata with equal weights.
 
     Args:
       x: [..., strata, runs].
-      statistic: of all strata's runs together, [..., strata * runs] -> [...].
+      statistic: of the runs of all strata together, [..., strata * runs] -> [...].
+      confidence, draws, seed: as in `bootstrap_interval`.
     """
     x = np.asarray(x, np.float64)
     strata, runs = x.shape[-2:]
     together = x.reshape(*x.shape[:-2], strata * runs)
     first = runs * np.arange(strata)[:, None]
     generator = np.random.default_rng(seed)
-    # One draw at a time: all of them at once are draws times as much memory.
+    # One resample at a time, since all of them at once would take `draws` times the memory.
     picks = ((first + generator.integers(0, runs, (strata, runs))).ravel() for _ in range(draws))
     values = np.stack([statistic(together[..., pick]) for pick in picks])
     low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)

@@ -1,4 +1,9 @@
-"""Training one run on the host: from a saved state, or the first one, to the end of the budget or to a signal."""
+"""Training one run on the host: from its start or a checkpoint to the end of the budget, a signal or an error.
+
+`train` is a loop over attempts. An attempt (`_train`) begins from a state, advances it in chunks, writes the metrics of
+each chunk and saves checkpoints. If it ends by numbers that are not finite and the run allows rollbacks, the next
+attempt begins from the newest valid checkpoint, with other random numbers.
+"""
 
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +22,7 @@ from purejaxppo.core.types import RunnerState, Trainer, VecEnv
 from purejaxppo.devices.data_parallel import devices_for
 from purejaxppo.devices.memory import device_bytes, explain, out_of_memory_explained, program_bytes
 from purejaxppo.errors import DivergedError
-from purejaxppo.experiment.checkpoints.directory import fault, list_steps
+from purejaxppo.experiment.checkpoints.directory import invalid_reason, list_steps
 from purejaxppo.experiment.checkpoints.saver import Saver
 from purejaxppo.experiment.checkpoints.store import CheckpointChoice
 from purejaxppo.experiment.chunked_loop import (
@@ -37,11 +42,11 @@ from purejaxppo.experiment.progress import ProgressDisplay, remark
 from purejaxppo.experiment.signals import StopRequest
 from purejaxppo.experiment.watchdog import Watchdog
 
-RECENT = 100  # updates, whose episodes say how good a checkpoint is
+RECENT = 100  # a checkpoint is ranked by the mean return over the last so many updates before it
 
 
 class Run(NamedTuple):
-    """A run that is locked and ready to train."""
+    """A run that is ready to train, and what it needs on the host; this process holds the lock of its directory."""
 
     run_dir: Path
     settings: RunSettings
@@ -57,25 +62,29 @@ class Run(NamedTuple):
         return self.run_dir / "metrics.jsonl"
 
     def note(self, text: str) -> None:
-        """Says something beside the progress."""
+        """Prints a message beside the progress."""
         remark(self.console, text)
 
 
 class Saved(NamedTuple):
-    """What a checkpoint holds of a run. By default nothing: training begins with the run's first state."""
+    """The content of a run's checkpoint. The default is that of no checkpoint: training begins with a new state."""
 
     runner: RunnerState | None = None
-    updates: int = 0  # done
-    metrics_bytes: int = 0  # of metrics.jsonl that belong to them
-    seconds: float = 0.0  # of training that they took
-    bad_in_a_row: int = 0  # of the last of them, that were undone
+    updates: int = 0  # done before the checkpoint
+    metrics_bytes: int = 0  # size of metrics.jsonl with their rows
+    seconds: float = 0.0  # of training, without compilation
+    bad_in_a_row: int = 0  # how many of the last updates were undone, since something in them was not finite
 
 
 def load_saved(run: Run, strict: bool = False) -> Saved:
-    """Loads the newest valid checkpoint of a run; nothing if none has ever been saved. Raises CheckpointError.
+    """Loads the newest valid checkpoint of a run; the empty `Saved` if none has ever been saved.
 
     Args:
-      strict: refuse to fall back to an older checkpoint than the newest.
+      run: whose directory is read.
+      strict: take the newest checkpoint or none, instead of falling back to an older one.
+
+    Raises:
+      CheckpointError: there are checkpoints, but none of them can be used.
     """
     if not list_steps(run.run_dir):
         return Saved()
@@ -90,17 +99,23 @@ def load_saved(run: Run, strict: bool = False) -> Saved:
 
 
 def train(run: Run, saved: Saved) -> tuple[RunnerState, Timing]:
-    """Trains to the end of the budget or to a signal, with rollbacks if the run asks for them.
+    """Trains to the end of the budget or to a signal, with rollbacks under `on_nonfinite = rollback`.
+
+    Args:
+      run: what to train.
+      saved: where to begin.
 
     Returns:
-      The last state, which is saved, and `Timing` with the seconds since the run's beginning.
+      The last state, which is saved, and the `Timing` since the run's beginning, over all commands that trained it.
 
     Raises:
-      DivergedError: by `on_nonfinite`; the state is not saved.
-      OutOfMemoryError: with what it would have taken.
-      CheckpointError: something cannot be written.
+      DivergedError: something is not finite, and `on_nonfinite` does not allow to go on; the state is not saved.
+      OutOfMemoryError: the device has too little memory; the message has the sizes.
+      CheckpointError: a checkpoint or a metric cannot be written.
     """
-    failed_at: list[int] = []  # updates, since the checkpoint that all of them started from
+    # The updates at which attempts from the present checkpoint have failed. They are counted per checkpoint: progress
+    # that reached a newer one starts the count anew. They also change the key of the next attempt, see `_first_state`.
+    failed_at: list[int] = []
     while True:
         try:
             return _train(run, saved, failed_at)
@@ -117,14 +132,21 @@ def train(run: Run, saved: Saved) -> tuple[RunnerState, Timing]:
 
 
 def _with_last_good(run: Run, error: DivergedError) -> DivergedError:
-    steps = [step for step in list_steps(run.run_dir) if fault(step.path) is None]
+    """Returns the error with the path of the newest valid checkpoint, and how to go on from it."""
+    steps = [step for step in list_steps(run.run_dir) if invalid_reason(step.path) is None]
     good = f"the last good checkpoint is {steps[0].path}" if steps else "there is no good checkpoint"
     advice = f"; `purejaxppo resume {run.run_dir} --on-nonfinite skip` goes on from there" if steps else ""
     return DivergedError(f"{error} It was not saved; {good}{advice}.", error.update)
 
 
 def _train(run: Run, saved: Saved, failed_at: Sequence[int]) -> tuple[RunnerState, Timing]:
-    """One attempt: from a saved state to the end of the budget, to a signal, or to a DivergedError."""
+    """Makes one attempt, from a saved state to the end of the budget, to a signal, or to a DivergedError.
+
+    Args:
+      run: what to train.
+      saved: where to begin.
+      failed_at: the updates at which attempts from there have failed.
+    """
     config, hp, _, options = run.settings
     hp = jax.tree.map(jnp.float32, hp)
     done, seconds, program = saved.updates, saved.seconds, 0
@@ -139,9 +161,10 @@ def _train(run: Run, saved: Saved, failed_at: Sequence[int]) -> tuple[RunnerStat
         limit = NonfiniteLimit(config.on_nonfinite, saved.bad_in_a_row)
         rows = MetricsRows(config, [log, progress, *run.sinks], limit, saved.seconds)
 
+        # Nothing is computed yet that would have to be saved, so a signal ends the process, also during compilation.
         began = time.perf_counter()
         with run.stop.ending_at_once(f"{reached}; `purejaxppo resume {run.run_dir}` goes on from there."):
-            state = _state_to_begin_from(run, saved, failed_at)
+            state = _first_state(run, saved, failed_at)
             lengths = chunk_lengths(config, state.learner.params, jax.default_backend())
             lengths = remaining(lengths, done)
             programs = compile_chunks(run.trainer, hp, state, lengths)
@@ -159,7 +182,7 @@ def _train(run: Run, saved: Saved, failed_at: Sequence[int]) -> tuple[RunnerStat
             watchdog.alive()
             first = first or chunk._replace(state=None)
             done, seconds = chunk.last_update, saved.seconds + chunk.end
-            if chunk.state is None:
+            if chunk.state is None:  # it is donated to the next chunk, which is running already
                 continue
             state = chunk.state
             if saver.due():
@@ -171,10 +194,11 @@ def _train(run: Run, saved: Saved, failed_at: Sequence[int]) -> tuple[RunnerStat
     return state, Timing(compile_seconds, seconds, steady_speed(first, chunk, config.batch_size))
 
 
-def _state_to_begin_from(run: Run, saved: Saved, failed_at: Sequence[int]) -> RunnerState:
-    """Returns the saved state, or a new run's first one, on its devices.
+def _first_state(run: Run, saved: Saved, failed_at: Sequence[int]) -> RunnerState:
+    """Returns the state that an attempt begins from, on its devices: the saved one, or that of a new run.
 
-    After failures its key is another one, which depends on where it went wrong alone: resumed runs do the same.
+    After failures it has another key, or the attempt would only repeat them. The key depends on the checkpoint and on
+    `failed_at` alone: a run that is killed and resumed fails at the same updates, and so gets the same keys.
     """
     if saved.runner is None:
         arguments = jax.random.key(run.settings.seed), jax.tree.map(jnp.float32, run.settings.hp)
@@ -187,11 +211,14 @@ def _state_to_begin_from(run: Run, saved: Saved, failed_at: Sequence[int]) -> Ru
 
 
 def _description(run: Run, updates: int, log: JsonLines, seconds: float) -> Callable[[], dict[str, Any]]:
-    """What a checkpoint's meta.json says of the run. What takes time is left to the thread that saves."""
+    """Returns a function that makes the content of meta.json; it is called by the thread that saves.
+
+    The file's position is read here, before training goes on and adds rows. The slow part is left to the thread.
+    """
     position = log.position()
 
     def describe() -> dict[str, Any]:
-        log.sync()  # a checkpoint must not be on the disk before the rows that it counts on
+        log.sync()  # the rows of metrics.jsonl have to be on the disk before the checkpoint that refers to them
         return {
             "updates": updates,
             "metrics_bytes": position,
@@ -204,9 +231,12 @@ def _description(run: Run, updates: int, log: JsonLines, seconds: float) -> Call
 
 
 def _check_memory(run: Run, program: int) -> None:
-    """A system that is short of memory may kill the process without a word: better to stop before."""
+    """Raises OutOfMemoryError if a program needs more bytes than the device has.
+
+    Without this check the operating system might kill the process, without any message.
+    """
     if jax.default_backend() == "cpu":
-        program *= len(devices_for(run.settings.config))  # which share the machine's memory
+        program *= len(devices_for(run.settings.config))  # CPU devices share the machine's memory
     available = device_bytes(jax.devices()[0])
     if available and program > available:
         raise explain(run.settings.config, run.env, program)
@@ -215,11 +245,13 @@ def _check_memory(run: Run, program: int) -> None:
 class MetricsRows:
     """Turns the chunks of one run into rows for its sinks, one per update.
 
-    A row whose update was not finite has the field `nonfinite`, which says what.
+    A row has the field `nonfinite`, with the name of a quantity, if that was not finite in its update.
 
     Args:
-      seconds: of training before the first chunk, in a run that was resumed.
-      limit: what is done about an update that is not finite.
+      config: of the run.
+      sinks: they get the rows.
+      limit: counts updates that are not finite, and raises if they are too many.
+      seconds: of training before the first chunk, in a resumed run.
     """
 
     def __init__(self, config: TrainConfig, sinks: Sequence[Sink], limit: NonfiniteLimit, seconds: float = 0.0) -> None:
@@ -229,7 +261,7 @@ class MetricsRows:
         self._seconds = seconds
 
     def write(self, chunk: Chunk) -> None:
-        """Gives each sink the rows of a chunk. Raises DivergedError if `limit` does."""
+        """Passes the rows of a chunk to each sink. Raises DivergedError if `limit` does."""
         columns = {name: x.tolist() for name, x in chunk.metrics.items()}
         length = len(columns["learning_rate"])
         for i in range(length):

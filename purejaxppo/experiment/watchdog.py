@@ -1,4 +1,4 @@
-"""Says so when nothing seems to happen any more."""
+"""Detection of hangs: messages when something takes long, or much longer than it did before."""
 
 import threading
 import time
@@ -7,23 +7,23 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
-_FACTOR = 10  # times the longest wait so far
+_FACTOR = 10  # the limit is so many times the longest interval between two signs of life so far
 
 
 @contextmanager
-def announced(say: Callable[[str], object], what: str, patience: float = 3.0, interval: float = 30.0) -> Iterator[None]:
-    """Says what is being done within, if that takes longer than a few seconds, and how long it has taken, now and then.
+def announced(say: Callable[[str], object], what: str, delay: float = 3.0, interval: float = 30.0) -> Iterator[None]:
+    """Reports what is being done within the context, and for how long already, if it takes longer than `delay`.
 
     Args:
-      say: told so, from a thread.
-      what: is being done, as in `drawing the picture`.
-      patience: seconds until the first line.
-      interval: seconds from each line to the next.
+      say: called with each message, from a thread.
+      what: what is being done, for example `drawing the picture`.
+      delay: seconds until the first message.
+      interval: seconds between two messages.
     """
     over = threading.Event()
 
     def speak() -> None:
-        began, wait = time.monotonic(), patience
+        began, wait = time.monotonic(), delay
         while not over.wait(wait):
             say(f"{what}, {time.monotonic() - began:.0f} s so far")
             wait = interval
@@ -36,16 +36,18 @@ def announced(say: Callable[[str], object], what: str, patience: float = 3.0, in
 
 
 class Watchdog:
-    """A thread that speaks up once when the next sign of life takes much longer than all before.
+    """A thread that reports a hang: no sign of life for ten times the longest interval between two of them before.
+
+    Each hang is reported once.
 
     Args:
-      say: told the message; called from the thread.
-      patience: seconds to wait at the least.
+      say: called with the message, from the thread.
+      limit: seconds without a sign of life that are no hang in any case.
     """
 
-    def __init__(self, say: Callable[[str], None], patience: float = 60.0) -> None:
+    def __init__(self, say: Callable[[str], None], limit: float = 60.0) -> None:
         self._say = say
-        self._patience = patience
+        self._limit = limit
         self._condition = threading.Condition()
         self._what = "compiling"
         self._last = time.monotonic()
@@ -54,26 +56,32 @@ class Watchdog:
         self._thread = threading.Thread(target=self._run, daemon=True, name="watch")
 
     def alive(self, what: str = "an update") -> None:
-        """A sign of life; `what` is awaited from now on."""
+        """Gives a sign of life.
+
+        Args:
+          what: what will end with the next sign of life.
+        """
         with self._condition:
             now = time.monotonic()
-            # Signs that end another kind of wait, such as compilation's, say nothing about this one.
+            # An interval of another kind, such as the compilation, is no measure for this one.
             self._longest = max(self._longest, now - self._last) if what == self._what else 0.0
             self._what, self._last = what, now
             self._condition.notify()
 
     def _run(self) -> None:
-        said = -1.0  # the sign of life after which there was silence
+        said = -1.0  # time of the sign of life after which a hang has been reported
         while not self._done:
             with self._condition:
                 since, what, longest = self._last, self._what, self._longest
-                limit = max(self._patience, _FACTOR * longest) if since != said else None
+                limit = max(self._limit, _FACTOR * longest) if since != said else None
                 heard = self._heard_after(since, limit)
-            if not heard:  # said without the lock: the listener may be what hangs
+            # Outside of the lock: `say` may block, and `alive` must not wait for it.
+            if not heard:
                 self._say(_message(what, limit or 0.0, longest))
                 said = since
 
     def _heard_after(self, since: float, seconds: float | None) -> bool:
+        """Waits for a sign of life after the one at `since`, or for the end; returns whether one came in time."""
         return self._condition.wait_for(lambda: self._done or self._last != since, timeout=seconds)
 
     def __enter__(self) -> Self:
@@ -84,7 +92,7 @@ class Watchdog:
         with self._condition:
             self._done = True
             self._condition.notify()
-        self._thread.join(timeout=1.0)  # it is a daemon, and what it tells may be what hangs
+        self._thread.join(timeout=1.0)  # no longer, since `say` may block; the thread is a daemon
 
 
 def _message(what: str, seconds: float, longest: float) -> str:

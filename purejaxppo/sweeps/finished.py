@@ -5,7 +5,7 @@ from typing import Any
 
 from purejaxppo.errors import CheckpointError
 from purejaxppo.experiment.atomic_files import is_file, read_json
-from purejaxppo.experiment.checkpoints.directory import fault, list_steps
+from purejaxppo.experiment.checkpoints.directory import invalid_reason, list_steps
 from purejaxppo.experiment.metrics_log import whole_rows
 from purejaxppo.sweeps.directory import METRICS
 
@@ -26,7 +26,7 @@ def finished_sweep(directory: Path) -> dict[str, Any] | None:
         return None
     batches = [path for path in (directory / "parts").glob("*") if path.is_dir()]
     steps = [list_steps(batch) for batch in batches]
-    if not all(steps) or any(fault(step.path) for of_batch in steps for step in of_batch):
+    if not all(steps) or any(invalid_reason(step.path) for of_batch in steps for step in of_batch):
         return None
     complete = whole_rows(directory / METRICS, 2**63) == max((result["metrics_bytes"] for result in results), default=0)
     return {**summary, "out": str(directory)} if complete else None

@@ -15,7 +15,7 @@ from purejaxppo.devices.memory import explain, out_of_memory_explained, program_
 from purejaxppo.devices.vectorize import Runs, make_runs
 from purejaxppo.errors import CheckpointError, OutOfMemoryError, is_out_of_memory
 from purejaxppo.experiment.atomic_files import write_json
-from purejaxppo.experiment.checkpoints.directory import clean, fault, list_steps
+from purejaxppo.experiment.checkpoints.directory import clean, invalid_reason, list_steps
 from purejaxppo.experiment.checkpoints.saver import Saver
 from purejaxppo.experiment.checkpoints.store import CheckpointChoice, load_newest
 from purejaxppo.experiment.chunked_loop import Chunk, advance_in_chunks
@@ -123,9 +123,11 @@ def _start(
 ) -> tuple[Runs, int, float, int]:
     """State, updates done, seconds that they took, and bytes of metrics.csv."""
     saved = list_steps(batch_dir(sweep_run.directory, batch))
-    damaged = bool(saved) and all(fault(step.path) for step in saved)
+    damaged = bool(saved) and all(invalid_reason(step.path) for step in saved)
     if damaged and not sweep_run.strict:
-        sweep_run.note(f"every checkpoint of {batch.name} is damaged ({fault(saved[0].path)}); its runs begin anew.")
+        sweep_run.note(
+            f"every checkpoint of {batch.name} is damaged ({invalid_reason(saved[0].path)}); its runs begin anew."
+        )
     if saved and (sweep_run.strict or not damaged):
         which = CheckpointChoice(strict=sweep_run.strict, note=sweep_run.note)
         runs, meta = load_runs(sweep_run.directory, sweep_run.plan, batch, which)
@@ -155,7 +157,7 @@ def finished_result(sweep_run: SweepRun, batch: RunBatch) -> BatchResult | None:
         return None
     steps = list_steps(batch_dir(sweep_run.directory, batch))
     last = next((step.path for step in steps if step.env_steps == _env_steps(sweep_run.plan, batch)), None)
-    reason = "its last checkpoint is missing" if last is None else fault(last)
+    reason = "its last checkpoint is missing" if last is None else invalid_reason(last)
     if reason and sweep_run.strict:
         raise CheckpointError(f"{batch.name}: {reason}; leave --strict out to train again what is lost.")
     return None if reason else result

@@ -14,7 +14,7 @@ from itertools import product
 import pytest
 from fault_runs import BATCH, UPDATES, assert_one_line, outcome, side_by_side, train_flags
 
-from purejaxppo.experiment.checkpoints.directory import clean, fault, list_steps
+from purejaxppo.experiment.checkpoints.directory import clean, invalid_reason, list_steps
 from purejaxppo.experiment.lock import LOCK
 
 NAME = "ppo_kl"
@@ -50,7 +50,7 @@ def copied(run_dir, copy):
 
 def assert_resumes(server, run_dir, whole):
     """To the very end that the undisturbed run came to. Damaged checkpoints are passed over, and left to be seen."""
-    damaged = [step.path for step in list_steps(run_dir) if fault(step.path)]
+    damaged = [step.path for step in list_steps(run_dir) if invalid_reason(step.path)]
     code, stderr = server.run(run_dir.with_name(f"{run_dir.name}_resume"), "resume", run_dir, *SELDOM)
     assert code == 0, stderr
     for step_dir in damaged:
@@ -193,7 +193,7 @@ def test_no_checkpoint_is_sound(server, half, tmp_path):
     line = assert_one_line(stderr)
     assert (code, verified) == (4, 4)
     for step in list_steps(run_dir):
-        assert f"{step.path.name}: {fault(step.path)}" in line
+        assert f"{step.path.name}: {invalid_reason(step.path)}" in line
     assert (run_dir / "metrics.jsonl").read_bytes() == before
     assert "checkpoints of" in assert_one_line(table)
 
@@ -234,7 +234,7 @@ def assert_fails_and_recovers(server, whole, run_dir, what, free, *flags, faults
     assert code == 4, stderr
     line = assert_one_line(stderr)
     assert what in line
-    assert [fault(step.path) for step in list_steps(run_dir)] == [None] * len(list_steps(run_dir))
+    assert [invalid_reason(step.path) for step in list_steps(run_dir)] == [None] * len(list_steps(run_dir))
     assert set(before) <= set(list_steps(run_dir))
     assert not list((run_dir / "checkpoints").glob("*.tmp-*"))
     free()

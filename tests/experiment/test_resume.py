@@ -452,7 +452,7 @@ def test_other_keys_depend_on_what_failed_alone():
 
     def key(failed_at):
         run = SimpleNamespace(trainer=SimpleNamespace(place=lambda runner: runner))
-        runner = training._state_to_begin_from(run, training.Saved(jnp_runner(state.key)), failed_at)
+        runner = training._first_state(run, training.Saved(jnp_runner(state.key)), failed_at)
         return tuple(jax.random.key_data(runner.key).tolist())
 
     keys = [key([3]), key([3, 3]), key([4]), key([3, 4]), key([4, 3])]

@@ -1,4 +1,4 @@
-"""Signals: the first asks, the second insists, and some moments need no asking."""
+"""Signals: the first one asks to stop, Ctrl-C after it aborts, and where nothing needs saving one is enough."""
 
 import signal
 import subprocess
@@ -27,7 +27,7 @@ def test_these_are_the_signals():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_first_is_noted_and_ctrl_c_after_it_aborts(name):
-    """A batch system's second signal does not."""
+    """Further signals of a batch system do not abort."""
     before = handlers()
     with stop_on_signal() as stop:
         assert stop() is None
@@ -51,10 +51,10 @@ def test_handlers_are_restored():
 
 
 def test_at_once():
-    """With the farewell; outside of it, before and after, a signal is noted only."""
+    """Within the context a signal ends everything, with the message; outside of it a signal is noted only."""
     with stop_on_signal() as stop:
-        farewell = pytest.raises(KeyboardInterrupt, match=r"^stopped by SIGUSR1: all is saved$")
-        with farewell, stop.ending_at_once("all is saved"):
+        stopped = pytest.raises(KeyboardInterrupt, match=r"^stopped by SIGUSR1: all is saved$")
+        with stopped, stop.ending_at_once("all is saved"):
             signal.raise_signal(signal.SIGUSR1)
             pytest.fail("it went on")
     with stop_on_signal() as stop:
@@ -72,7 +72,7 @@ def test_at_once_when_it_has_come_before():
 
 
 def test_at_once_misses_no_signal_on_its_way_in():
-    """One that comes, in its thread, at the very moment in which it is asked whether one has come."""
+    """A signal comes in its thread at the very moment in which the context asks whether one has come."""
 
     class Late(StopRequest):
         late = False
@@ -91,7 +91,7 @@ def test_at_once_misses_no_signal_on_its_way_in():
 
 
 def test_nothing_is_heard_outside_the_main_thread():
-    """Where no handler may be installed: the program keeps its own."""
+    """No handler may be installed there: the program keeps its own."""
     before, heard = handlers(), []
 
     def listen():
@@ -124,7 +124,7 @@ def process_of(code, **options):
 
 
 def signalled(code, *names, pause=0.3):
-    """(exit code, standard output after `ready`, standard error, seconds) of a program that gets signals when ready."""
+    """Returns (exit code, standard output after `ready`, standard error, seconds) of a program signalled when ready."""
     with process_of(code) as process:
         try:
             assert process.stdout.readline() == "ready\n", process.stderr.read()
@@ -160,7 +160,7 @@ WAITS = {
 
 @pytest.mark.parametrize(("name", "wait"), [*zip(NAMES, WAITS, strict=False), ("SIGTERM", list(WAITS)[3])])
 def test_process_at_once(name, wait):
-    """With one line and exit code 75, wherever the main thread is."""
+    """The process ends with one line and exit code 75, whatever the main thread is doing."""
     code = f"""
         with stop_process_on_signal() as stop, stop.ending_at_once("all is saved."):
             ready()
@@ -172,7 +172,7 @@ def test_process_at_once(name, wait):
 
 
 def test_process_at_once_during_a_compilation():
-    """Of a program that takes XLA many seconds: no Python runs in the main thread."""
+    """XLA compiles a program for many seconds, in which no Python runs in the main thread."""
     code = """
         import jax, jax.numpy as jnp
 
@@ -206,7 +206,7 @@ def test_process_at_once_when_it_has_come_before():
 
 @pytest.mark.parametrize("names", [("SIGINT", "SIGINT"), ("SIGUSR1", "SIGTERM", "SIGINT")])
 def test_process_the_second_aborts(names):
-    """At once, though the main thread never looks."""
+    """The process ends at once, though the main thread never returns to Python."""
     code = """
         with stop_process_on_signal() as stop:
             ready()
@@ -220,7 +220,7 @@ def test_process_the_second_aborts(names):
 
 
 def test_process_everything_is_restored():
-    """Handlers, wakeup descriptor, threads and descriptors, after an exception too; and other signals are not ours."""
+    """Handlers, wakeup descriptor, threads and file descriptors are, after an exception too; SIGUSR2 is not heard."""
     code = """
         import threading
         def state():
@@ -254,8 +254,8 @@ def test_process_everything_is_restored():
     assert signalled(code)[:3] == (0, "", "")
 
 
-def test_process_ends_even_if_nobody_reads_its_farewell():
-    """Standard error is a pipe whose reader has gone; the thread that hears must not die of it."""
+def test_process_ends_even_if_nobody_reads_its_stop_message():
+    """Standard error is a pipe whose reader has gone, which must not end the listening thread."""
     code = """
         with stop_process_on_signal() as stop, stop.ending_at_once("all is saved."):
             ready()
@@ -271,7 +271,7 @@ def test_process_ends_even_if_nobody_reads_its_farewell():
             process.kill()
 
 
-def test_process_says_farewell_to_a_directory_whose_name_is_not_unicode():
+def test_process_prints_a_stop_message_that_is_not_unicode():
     code = """
         with stop_process_on_signal() as stop, stop.ending_at_once(os.fsdecode(b"runs/\\xff is saved.")):
             ready()

@@ -11,7 +11,7 @@ from purejaxppo.core.types import LearnerState, RunnerState
 from purejaxppo.errors import CheckpointError, DivergedError, OutOfMemoryError
 from purejaxppo.experiment import training as module
 from purejaxppo.experiment.atomic_files import read_json
-from purejaxppo.experiment.checkpoints.directory import fault, list_steps
+from purejaxppo.experiment.checkpoints.directory import invalid_reason, list_steps
 from purejaxppo.experiment.directory import RunSettings
 from purejaxppo.experiment.phases import Phases
 from purejaxppo.experiment.signals import StopRequest
@@ -107,7 +107,7 @@ class Rehearsal:
     def saved(self):
         """(env steps, meta's updates) of the checkpoints, oldest first; each is valid, and goes on with the seconds."""
         steps = list_steps(self.directory)[::-1]
-        assert [fault(step.path) for step in steps] == [None] * len(steps)
+        assert [invalid_reason(step.path) for step in steps] == [None] * len(steps)
         metas = [read_json(step.path / "meta.json") for step in steps]
         seconds = [meta["seconds"] for meta in metas]
         assert seconds == sorted(seconds)

@@ -1,4 +1,4 @@
-"""The watch: once per silence, after a limit that grows with the waits before it, and never when it is over."""
+"""The watchdog: one message per hang, after a limit that grows with the intervals before, and none when it is over."""
 
 import queue
 import threading
@@ -9,16 +9,16 @@ import pytest
 
 from purejaxppo.experiment.watchdog import Watchdog, announced
 
-PATIENCE = 0.15
+LIMIT = 0.15
 LONG = 10.0  # for what must happen; how long exactly is the machine's business
-SHORT = 3 * PATIENCE  # for what must not
+SHORT = 3 * LIMIT  # for what must not
 
 
 @contextmanager
-def watching(patience=PATIENCE):
-    """(watch, queue of what it says)"""
+def watching(limit=LIMIT):
+    """Yields (watchdog, queue of its messages)."""
     said = queue.Queue()
-    with Watchdog(said.put, patience) as watch:
+    with Watchdog(said.put, limit) as watch:
         yield watch, said
 
 
@@ -29,7 +29,7 @@ def silent(said, seconds=SHORT):
 
 
 def test_once_per_silence():
-    """While compiling, then in each of two silences after signs of life; nothing is said twice."""
+    """While compiling, and after a sign of life, there is one message each."""
     with watching() as (watch, said):
         first = said.get(timeout=LONG)
         assert silent(said)
@@ -41,7 +41,7 @@ def test_once_per_silence():
     assert second.startswith("no update has finished for 0 s")
 
 
-def test_not_before_its_patience_is_over():
+def test_nothing_is_said_before_the_limit():
     began = time.monotonic()
     with watching(0.4) as (_, said):
         said.get(timeout=LONG)
@@ -49,7 +49,7 @@ def test_not_before_its_patience_is_over():
 
 
 def test_signs_of_life_keep_it_silent():
-    """Ten of them, together longer than its patience."""
+    """Each comes within the limit, and together they take longer than it."""
     with watching(1.0) as (watch, said):
         until = time.monotonic() + 1.6
         while time.monotonic() < until:
@@ -59,15 +59,15 @@ def test_signs_of_life_keep_it_silent():
 
 
 def aged(watch, seconds):
-    """As if the last sign of life were that long ago."""
+    """Makes the last sign of life that many seconds older."""
     with watch._condition:
         watch._last -= seconds
 
 
-def limit_of(waits, patience=60.0):
-    """The seconds of silence that the watch waits for after these seconds between signs of life; compiling comes first.
+def limit_of(waits, shortest=60.0):
+    """Returns the limit after signs of life with these seconds between them, of which the first are compilation.
 
-    It is told by a thread's wait with a limit, which is noted instead of waited for.
+    The limit is the argument with which the thread begins to wait.
     """
     limits = queue.Queue()
 
@@ -77,7 +77,7 @@ def limit_of(waits, patience=60.0):
                 limits.put(seconds)
             return super()._heard_after(since, seconds)
 
-    with Noting(lambda text: None, patience) as watch:
+    with Noting(lambda text: None, shortest) as watch:
         limit = limits.get(timeout=LONG)
         for seconds in waits:
             aged(watch, seconds)
@@ -121,11 +121,11 @@ def test_what_it_says_names_the_wait_and_what_to_try():
 
 
 def test_it_ends_promptly():
-    """In the middle of its patience, and of the silence after it has spoken; its thread is gone."""
+    """Before the limit is over, and after a hang was reported; its thread is gone."""
     before = threading.active_count()
-    for patience in (1000.0, 0.01):
-        with watching(patience) as (_, said):
-            if patience < 1:
+    for limit in (1000.0, 0.01):
+        with watching(limit) as (_, said):
+            if limit < 1:
                 said.get(timeout=LONG)
             began = time.monotonic()
         assert time.monotonic() - began < 5
@@ -133,7 +133,7 @@ def test_it_ends_promptly():
 
 
 def test_it_never_speaks_when_it_is_over():
-    """An error in what it watches passes through."""
+    """An error within the context is passed on."""
     with pytest.raises(KeyError), watching() as (_, said):
         raise KeyError
     assert silent(said)
@@ -144,16 +144,16 @@ def test_it_never_speaks_when_it_is_over():
 
 def test_what_takes_long_is_announced_again_and_again():
     said = queue.Queue()
-    with announced(said.put, "drawing", patience=0.0, interval=0.05):
+    with announced(said.put, "drawing", delay=0.0, interval=0.05):
         lines = [said.get(timeout=LONG) for _ in range(3)]
     assert lines == ["drawing, 0 s so far"] * 3
 
 
 def test_what_is_over_is_announced_no_more():
-    """Nor what was quick, or has failed."""
+    """What was quick, or has failed, is not announced at all."""
     said = queue.Queue()
-    with pytest.raises(KeyError), announced(said.put, "drawing", patience=PATIENCE):
+    with pytest.raises(KeyError), announced(said.put, "drawing", delay=LIMIT):
         raise KeyError
-    with announced(said.put, "drawing", patience=PATIENCE):
+    with announced(said.put, "drawing", delay=LIMIT):
         pass
     assert silent(said)

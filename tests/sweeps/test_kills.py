@@ -10,7 +10,7 @@ import time
 import pytest
 from fault_runs import side_by_side
 
-from purejaxppo.experiment.checkpoints.directory import fault, list_steps
+from purejaxppo.experiment.checkpoints.directory import invalid_reason, list_steps
 
 # Two programs and two rungs: sixteen runs for ten updates, then four for all forty.
 FLAGS = (
@@ -27,7 +27,7 @@ def tables(directory):
     summary = json.loads((directory / "summary.json").read_text())
     assert summary["exit_reason"] == "finished"
     for batch in (directory / "parts").iterdir():
-        assert [fault(step.path) for step in list_steps(batch)] == [None] * len(list_steps(batch))
+        assert [invalid_reason(step.path) for step in list_steps(batch)] == [None] * len(list_steps(batch))
     assert not list(directory.rglob("*.tmp-*"))
     del summary["train_seconds"], summary["env_steps_per_second"], summary["seconds"]
     return [(directory / name).read_bytes() for name in TABLES], summary

@@ -99,7 +99,7 @@ class Interruption:
         self.left -= 1
         return "SIGTERM" if self.left < 0 else None
 
-    def ending_at_once(self, farewell, code=None):
+    def ending_at_once(self, stop_message, code=None):
         """Nothing ends at once."""
         return io.StringIO()
 

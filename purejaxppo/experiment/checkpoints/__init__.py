@@ -1,1 +1,1 @@
-"""Checkpoints: the bytes of a state, a verified directory of them, and saving beside the training."""
+"""Checkpoints: the bytes of a state, verified directories, and saving in a thread while training goes on."""

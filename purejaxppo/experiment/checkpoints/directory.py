@@ -1,13 +1,14 @@
-"""The checkpoint directories of a run: named, hashed, committed, verified and pruned. No JAX in here.
+"""The checkpoint directories of a run: their names, hashes, verification and pruning, without JAX.
 
     checkpoints/step_000000012345/     env steps
       state/                           orbax
-      meta.json                        what the state belongs to
+      meta.json                        settings, tree and counters of the run that the state belongs to
       MANIFEST.json                    every file -> size, sha256
       COMMIT                           sha256 of the manifest, written last
 
-A checkpoint is prepared under another name and renamed when it is on the disk, so that a crash at any moment leaves it
-whole or absent; what happens to its bytes afterwards, the hashes tell.
+A checkpoint is written under a temporary name, synced, and then renamed, so that after a crash at any moment it is
+complete or absent. Damage to its bytes after that is detected by the hashes: COMMIT has the hash of the manifest, and
+the manifest those of all other files, so a checkpoint is valid only if every byte is the one that was saved.
 """
 
 import contextlib
@@ -31,16 +32,17 @@ _MAX_MANIFEST = 2**24  # bytes; far above any real one
 
 
 class Step(NamedTuple):
-    """A checkpoint's place."""
+    """A checkpoint's directory, and the env steps in its name."""
 
     env_steps: int
     path: Path
 
 
 def list_steps(run_dir: AnyPath) -> list[Step]:
-    """What is named like a checkpoint, newest first; nothing is said yet of what it holds.
+    """Returns the directories that are named like checkpoints, newest first, without looking into them.
 
-    Raises CheckpointError if the directory is there and cannot be read: that is not the same as there being none.
+    Raises CheckpointError if `checkpoints` exists and cannot be read. Were that treated as no checkpoint, a resumed run
+    would begin anew.
     """
     directory = Path(run_dir) / "checkpoints"
     try:
@@ -54,7 +56,7 @@ def list_steps(run_dir: AnyPath) -> list[Step]:
 
 
 def commit(step_dir: Path) -> None:
-    """Hashes and syncs all that is there, and writes the two files that say so."""
+    """Hashes and syncs all files of a checkpoint, and writes MANIFEST.json and COMMIT."""
     manifest = {}
     for name, path in _files(step_dir):
         manifest[name] = {"size": path.stat().st_size, "sha256": _sha256(path)}
@@ -65,17 +67,21 @@ def commit(step_dir: Path) -> None:
         sync(directory)
 
 
-def fault(step_dir: Path) -> str | None:
-    """Why a checkpoint cannot be trusted, or None: every file is there, no other, and each has its size and hash."""
+def invalid_reason(step_dir: Path) -> str | None:
+    """Returns why a checkpoint is invalid, or None if it is valid.
+
+    It is valid if it has exactly the files of its manifest, each with its size and hash, and meta.json agrees with its
+    name.
+    """
     try:
-        return _fault(step_dir)
+        return _invalid_reason(step_dir)
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"cannot be read: {first_line(error)}"  # also what is vouched for, but none of ours
+        return f"cannot be read: {first_line(error)}"  # also files with the right hashes that are none of ours
 
 
-def _fault(step_dir: Path) -> str | None:
+def _invalid_reason(step_dir: Path) -> str | None:
     manifest_path = step_dir / "MANIFEST.json"
     if not step_dir.is_dir() or step_dir.is_symlink():
         return "not a directory"
@@ -100,7 +106,7 @@ def _fault(step_dir: Path) -> str | None:
 
 
 def _files(step_dir: Path) -> Iterator[tuple[str, Path]]:
-    """Everything but directories and the two files that vouch for the rest, by its path within the checkpoint."""
+    """Yields (path within the checkpoint, path) of every file and link but MANIFEST.json and COMMIT, in order."""
     for path in sorted(step_dir.rglob("*")):
         name = path.relative_to(step_dir).as_posix()
         if name not in ("MANIFEST.json", "COMMIT") and (path.is_symlink() or not path.is_dir()):
@@ -113,13 +119,18 @@ def _sha256(path: Path) -> str:
 
 
 def prune(run_dir: Path, newest: int, best: int) -> None:
-    """Removes sound checkpoints that are neither among the newest nor among the best by `train_return`.
+    """Removes valid checkpoints that are neither among the newest nor among the best by `train_return`.
 
-    A damaged one neither counts nor is removed: it may be what somebody wants to look at. At least one stays.
+    Invalid ones do not count, and are left for inspection. At least one valid checkpoint stays.
+
+    Args:
+      run_dir: of the run.
+      newest: how many of the newest to keep.
+      best: how many of those with the highest `train_return` to keep.
     """
-    sound = [step for step in list_steps(run_dir) if fault(step.path) is None]
-    kept = {*sound[: max(1, newest)], *sorted(sound, key=_train_return, reverse=True)[:best]}
-    for step in sound:
+    valid = [step for step in list_steps(run_dir) if invalid_reason(step.path) is None]
+    kept = {*valid[: max(1, newest)], *sorted(valid, key=_train_return, reverse=True)[:best]}
+    for step in valid:
         if step not in kept:
             with contextlib.suppress(OSError):
                 remove(step.path)
@@ -131,14 +142,17 @@ def _train_return(step: Step) -> float:
 
 
 def survey(run_dir: AnyPath) -> list[dict[str, Any]]:
-    """What `verify` tells of every checkpoint, newest first: checkpoint, env_steps, train_return, bytes, fault."""
+    """Returns a row for every checkpoint, newest first: checkpoint, env_steps, train_return, bytes, fault.
+
+    `fault` is the reason why it is invalid, or None. `purejaxppo verify` shows these rows.
+    """
     rows = [_survey(step) for step in list_steps(run_dir)]
-    there = {step.path.name for step in list_steps(run_dir)}  # training may have removed some meanwhile
-    return [row for row in rows if row["checkpoint"] in there]
+    present = {step.path.name for step in list_steps(run_dir)}  # training may have removed some meanwhile
+    return [row for row in rows if row["checkpoint"] in present]
 
 
 def _survey(step: Step) -> dict[str, Any]:
-    reason = fault(step.path)
+    reason = invalid_reason(step.path)
     train_return = -math.inf if reason else _train_return(step)
     return {
         "checkpoint": step.path.name,
@@ -157,7 +171,7 @@ def _size(step_dir: Path) -> int:
 
 
 def clean(run_dir: Path) -> None:
-    """Removes what a killed process left half-written. Call it with the run directory locked."""
+    """Removes incomplete files and checkpoints of a killed process. The caller holds the run directory's lock."""
     for path in (run_dir / "checkpoints").glob("step_*"):
         if _LEFTOVER.fullmatch(path.name):
             shutil.rmtree(path, ignore_errors=True)
@@ -167,13 +181,15 @@ def clean(run_dir: Path) -> None:
 
 
 def remove(step_dir: Path) -> None:
-    """Under another name first: a removal that is broken off must not look like a damaged checkpoint."""
+    """Removes a checkpoint. Raises OSError."""
+    # Renamed first, to a name that `clean` removes: an interrupted removal must not leave a checkpoint that looks
+    # damaged.
     doomed = step_dir.with_name(f"{step_dir.name}.tmp-{os.getpid()}0")
     step_dir.replace(doomed)
     shutil.rmtree(doomed, ignore_errors=True)
 
 
 def first_line(error: Exception) -> str:
-    """Returns an error's first line, without what TensorStore adds to it."""
-    text = str(error).partition(" [tensorstore_spec=")[0].strip()  # kilobytes that say nothing of the error
+    """Returns the first line of an error's message, without the specification that TensorStore appends to it."""
+    text = str(error).partition(" [tensorstore_spec=")[0].strip()  # several kilobytes
     return text.splitlines()[0] if text else type(error).__name__

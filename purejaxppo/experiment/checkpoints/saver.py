@@ -1,4 +1,9 @@
-"""Checkpoints while training goes on: every so many seconds, written by a thread."""
+"""Periodic checkpoints, written by a thread while training goes on.
+
+At a save, training waits for two things only: the save before, if it is not finished yet, and the copy of the state to
+the host. The copy is necessary because the device's buffers are donated to the next chunk. Serialising, hashing,
+syncing and pruning are done by the thread. A failure of the thread is raised by the next call that waits for it.
+"""
 
 import time
 from collections.abc import Callable
@@ -15,7 +20,12 @@ from purejaxppo.experiment.checkpoints.store import save_step
 
 
 class Saver:
-    """Saves a run's state. Training waits for its copy to the host, and for the save before if that is not done yet."""
+    """Saves the states of a run, one at a time. On leaving the context the last save is waited for.
+
+    Args:
+      run_dir: below which the checkpoints are.
+      options: how often to save, and how many checkpoints to keep.
+    """
 
     def __init__(self, run_dir: Path, options: RunOptions) -> None:
         self._run_dir = run_dir
@@ -25,20 +35,20 @@ class Saver:
         self._last = time.monotonic()
 
     def due(self) -> bool:
-        """Whether the last save is long enough ago."""
+        """Returns whether `checkpoint_seconds` have passed since the last save."""
         return time.monotonic() - self._last >= self._options.checkpoint_seconds
 
     def save(self, env_steps: int, state: Any, describe: Callable[[], dict[str, Any]]) -> None:
-        """Starts saving the state of one run or of many.
+        """Starts to save a state, of one run or of several.
 
         Args:
-          env_steps: names the checkpoint.
-          state: a record with a field `learner`; it is copied to the host before this returns.
-          describe: gives meta.json; called by the thread.
+          env_steps: the checkpoint is named after them.
+          state: a record with a field `learner`; it is copied to the host before this method returns.
+          describe: returns the content of meta.json; called by the thread.
 
         Raises:
           CheckpointError: the save before has failed.
-          DivergedError: the state is not finite.
+          DivergedError: a number in `learner` is not finite.
         """
         self.wait()
         copy = snapshot(state)
@@ -56,7 +66,8 @@ class Saver:
         prune(self._run_dir, self._options.keep_newest, self._options.keep_best)
 
     def wait(self) -> None:
-        """Until what has been started is on the disk. Raises CheckpointError if it is not."""
+        """Waits until the save that was started is on the disk. Raises CheckpointError if it has failed."""
+        # Cleared before the result is asked for, so that a failure is raised once and not by every later call.
         pending, self._pending = self._pending, None
         if pending:
             pending.result()
@@ -68,11 +79,16 @@ class Saver:
         describe: Callable[[], dict[str, Any]],
         note: Callable[[str], object],
     ) -> None:
-        """Saves the state that training ended in, although the save before may have failed, of which `note` is told.
+        """Starts to save the last state of training, even if the save before has failed.
+
+        If this save fails too, CheckpointError is raised where it is waited for, on leaving the context.
+
+        Args:
+          env_steps, state, describe: as in `save`.
+          note: called with the error message of the save before, if that has failed.
 
         Raises:
-          CheckpointError: this save has failed too; raised when it is waited for.
-          DivergedError: the state is not finite.
+          DivergedError: a number in `learner` is not finite.
         """
         try:
             self.wait()
@@ -87,7 +103,7 @@ class Saver:
         try:
             self.wait()
         except Exception:
-            if error is None:  # which would otherwise be the one to be told
+            if error is None:  # an error within the context comes first, and must not be replaced by this one
                 raise
         finally:
             self._thread.shutdown()

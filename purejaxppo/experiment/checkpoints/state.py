@@ -1,6 +1,6 @@
-"""The bytes of a state: to the host, to disk by orbax and back, their description and their hash.
+"""The bytes of a state: copying it to the host, writing and reading it with orbax, its description and its hash.
 
-Orbax writes the files; what makes them trustworthy is in `store.py`.
+Orbax writes and reads the files. `directory.py` verifies them, since orbax loads damaged files silently.
 """
 
 import contextlib
@@ -14,18 +14,24 @@ import jax.numpy as jnp
 import numpy as np
 
 State = TypeVar("State")
-_WIDE = {"float64": "float32", "int64": "int32", "uint64": "uint32", "complex128": "complex64"}
-_KEYS = ("threefry2x32", "threefry4x32", "rbg", "unsafe_rbg", "philox2x32", "philox4x32")  # of some version of JAX
+_NARROWED = {  # by JAX without JAX_ENABLE_X64
+    "float64": "float32",
+    "int64": "int32",
+    "uint64": "uint32",
+    "complex128": "complex64",
+}
+# Random number generators of this or another version of JAX.
+_KEY_IMPLS = ("threefry2x32", "threefry4x32", "rbg", "unsafe_rbg", "philox2x32", "philox4x32")
 
 
 class Snapshot(NamedTuple):
-    """A state on the host."""
+    """A copy of a state on the host."""
 
-    tree: Any  # of NumPy arrays of their own; a random key is its data
-    spec: dict[str, str]  # path -> dtype[shape], a key's dtype naming its implementation
+    tree: Any  # the state's tree with NumPy arrays as leaves; random keys are replaced by their key data
+    spec: dict[str, str]  # path -> dtype[shape]; the dtype of a random key names its generator
 
     def sha256(self) -> str:
-        """Over the leaves in tree order, each with its path, dtype and shape."""
+        """Returns the SHA-256 of all leaves in tree order, each with its path, dtype and shape."""
         digest = hashlib.sha256()
         for (path, spec), array in zip(self.spec.items(), jax.tree.leaves(self.tree), strict=True):
             digest.update(f"{path} {spec}\n".encode())
@@ -34,24 +40,25 @@ class Snapshot(NamedTuple):
 
 
 def snapshot(state: Any) -> Snapshot:
-    """Copies a state to the host; waits until it has been computed."""
+    """Copies a state to the host, after waiting for its computation."""
     return Snapshot(jax.tree.map(lambda leaf: np.array(_data(leaf)), state), tree_spec(state))
 
 
 def tree_spec(state: Any) -> dict[str, str]:
-    """Path -> dtype[shape] of every leaf, of arrays or of `jax.ShapeDtypeStruct`."""
+    """Returns path -> dtype[shape] of every leaf of a tree of arrays or of `jax.ShapeDtypeStruct`."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
 
 
 def jax_settings(saved: dict[str, str], expected: dict[str, str]) -> set[str]:
-    """Which of JAX's variables, as NAME=value, a state was made under that is expected to be another one.
+    """Returns the environment variables of JAX's that explain why a saved state differs from the expected one.
 
     Args:
-      saved, expected: of `tree_spec`.
+      saved: `tree_spec` of the saved state.
+      expected: `tree_spec` of the state that is expected.
 
     Returns:
-      Nothing if that does not explain every difference.
+      Each as NAME=value, as it was when the state was saved; empty if they do not explain every difference.
     """
     differing = [name for name in saved | expected if saved.get(name) != expected.get(name)]
     settings = {_jax_setting(saved.get(name, ""), expected.get(name, "")) for name in differing}
@@ -59,39 +66,46 @@ def jax_settings(saved: dict[str, str], expected: dict[str, str]) -> set[str]:
 
 
 def _jax_setting(saved: str, expected: str) -> str | None:
-    """That which makes a leaf of the one type and shape what would else be of the other."""
+    """Returns the variable, as NAME=value, that explains the difference of one leaf, or None."""
     (dtype, _, shape), (other, _, other_shape) = saved.partition("["), expected.partition("[")
     if shape != other_shape:
         return None
     if dtype in _key_names() and other.startswith("key<"):
         return f"JAX_DEFAULT_PRNG_IMPL={_key_names()[dtype]}"
-    if _WIDE.get(dtype) == other:
+    if _NARROWED.get(dtype) == other:
         return "JAX_ENABLE_X64=1"
-    return "JAX_ENABLE_X64=0" if _WIDE.get(other) == dtype else None
+    return "JAX_ENABLE_X64=0" if _NARROWED.get(other) == dtype else None
 
 
 @functools.cache
 def _key_names() -> dict[str, str]:
-    """A random key's dtype -> the name of its implementation."""
+    """Returns the dtype of a random key -> the name of its generator."""
     names = {}
-    for name in _KEYS:
-        with contextlib.suppress(ValueError):  # which another version of JAX has
+    for name in _KEY_IMPLS:
+        with contextlib.suppress(ValueError):  # this version of JAX does not have it
             names[str(jax.eval_shape(functools.partial(jax.random.key, 0, impl=name)).dtype)] = name
     return names
 
 
 def write_state(directory: Path, tree: Any) -> None:
-    """Writes a snapshot's tree into a new directory. Raises whatever orbax does."""
+    """Writes a snapshot's tree into a new directory. Raises any error of orbax's."""
     from orbax.checkpoint import v1 as ocp
 
     ocp.save(directory.resolve(), tree)
 
 
 def read_state(directory: Path, expected: State) -> State:
-    """Reads what `write_state` wrote, bit by bit, onto the default device, or where the expected leaves' sharding says.
+    """Reads a state that `write_state` wrote, with the same bits.
 
-    `expected` is the state's tree of `jax.ShapeDtypeStruct`, from `jax.eval_shape`. Compare its `tree_spec` first with
-    what was saved, since orbax casts a type silently. Raises whatever orbax does.
+    The caller has compared the `tree_spec` of `expected` with the saved one, since orbax casts types silently.
+
+    Args:
+      directory: the one that was written.
+      expected: the state's tree of `jax.ShapeDtypeStruct`, from `jax.eval_shape`. A leaf with a sharding is loaded onto
+        its devices, one without onto the default device.
+
+    Raises:
+      Exception: any error of orbax's.
     """
     from orbax.checkpoint import v1 as ocp
 
@@ -101,12 +115,12 @@ def read_state(directory: Path, expected: State) -> State:
 
 
 def state_sha256(state: Any) -> str:
-    """The hash of a state's snapshot."""
+    """Returns the SHA-256 of a state, as `Snapshot.sha256` does."""
     return snapshot(state).sha256()
 
 
 def is_finite(tree: Any) -> bool:
-    """Whether every number in a tree of arrays is."""
+    """Returns whether every number in a tree of arrays is finite."""
     return all(np.isfinite(np.asarray(_data(leaf))).all() for leaf in jax.tree.leaves(tree))
 
 

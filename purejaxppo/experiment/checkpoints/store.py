@@ -1,4 +1,13 @@
-"""States in and out of the checkpoint directories of a run, trusted only after verification."""
+"""Saving states as checkpoints of a run, and loading them after verification.
+
+A save is a transaction. All files are written to `step_<env steps>.tmp-<pid>`, hashed and synced; one rename makes them
+the checkpoint; then the parent directory is synced. A process that is killed on the way leaves a temporary directory,
+which nobody takes for a checkpoint and `directory.clean` removes. `metrics.jsonl` is synced before (by the caller's
+`describe`), so a checkpoint never refers to rows that are lost.
+
+Loading verifies in the order of cost and of danger: the hashes of all files, then the tree against the expected one,
+and only then are numbers read, and checked to be finite.
+"""
 
 import os
 import re
@@ -11,7 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 from purejaxppo.config.fields import AnyPath
 from purejaxppo.errors import CheckpointError
 from purejaxppo.experiment.atomic_files import read_json, sync, write_json
-from purejaxppo.experiment.checkpoints.directory import Step, commit, fault, first_line, list_steps, remove
+from purejaxppo.experiment.checkpoints.directory import Step, commit, first_line, invalid_reason, list_steps, remove
 from purejaxppo.experiment.checkpoints.state import (
     Snapshot,
     is_finite,
@@ -23,13 +32,18 @@ from purejaxppo.experiment.checkpoints.state import (
 
 State = TypeVar("State")
 
-# In version 1 the sums of returns lacked what rounding leaves out, and actions were not in units of their bounds.
+# Since version 2 sums of returns carry a remainder, and actions are in units of their bounds.
 FORMAT_VERSION = 2
-_NO_SPACE = re.compile(r"No space left|os_error_code='28'")  # as Python and as TensorStore say it
+_NO_SPACE = re.compile(r"No space left|os_error_code='28'")  # as Python and as TensorStore word it
 
 
 class JaxSettingError(CheckpointError):
-    """A checkpoint that is sound, but was made under other variables of JAX's; `settings` are those, as NAME=value."""
+    """The error for a valid checkpoint that was saved under other environment variables of JAX's.
+
+    Args:
+      message: what differs.
+      settings: the variables to set, as NAME=value, with spaces between them.
+    """
 
     def __init__(self, message: str, settings: str) -> None:
         super().__init__(message)
@@ -37,22 +51,26 @@ class JaxSettingError(CheckpointError):
 
 
 def save_step(run_dir: Path, env_steps: int, state: Snapshot, meta: dict[str, Any]) -> Path:
-    """Writes a checkpoint and returns its directory, once it is on the disk.
+    """Writes a checkpoint, and returns its directory once it is on the disk.
 
-    Nothing is written if the same state is there already, and sound; anything else under its name is replaced.
+    If there is a valid checkpoint of the same state, nothing is written. Any other one of that name is replaced.
 
     Args:
       run_dir: of the run.
-      env_steps: names the checkpoint.
+      env_steps: the checkpoint is named after them.
       state: from `snapshot`.
-      meta: JSON to be kept along with it.
+      meta: further content of meta.json.
 
     Raises:
-      CheckpointError: it cannot be written. Older checkpoints are untouched, and nothing half-written stays.
+      CheckpointError: it cannot be written. Older checkpoints are untouched, and no incomplete file is left.
     """
     step_dir = run_dir / "checkpoints" / f"step_{env_steps:012d}"
     content = {"format_version": FORMAT_VERSION, "env_steps": env_steps, "tree": state.spec, "sha256": state.sha256()}
-    if step_dir.exists() and fault(step_dir) is None and content.items() <= read_json(step_dir / "meta.json").items():
+    if (
+        step_dir.exists()
+        and invalid_reason(step_dir) is None
+        and content.items() <= read_json(step_dir / "meta.json").items()
+    ):
         return step_dir
     temporary = step_dir.with_name(f"{step_dir.name}.tmp-{os.getpid()}")
     try:
@@ -61,7 +79,7 @@ def save_step(run_dir: Path, env_steps: int, state: Snapshot, meta: dict[str, An
         write_state(temporary / "state", state.tree)
         write_json(temporary / "meta.json", {**content, **meta})
         commit(temporary)
-        if step_dir.exists():
+        if step_dir.exists():  # a directory cannot be renamed over another one that has files
             remove(step_dir)
         temporary.replace(step_dir)
         sync(step_dir.parent)
@@ -74,7 +92,7 @@ def save_step(run_dir: Path, env_steps: int, state: Snapshot, meta: dict[str, An
 
 
 def _discard(directory: Path) -> None:
-    """Removes what could not be written whole, even if threads of orbax are still at it for a moment."""
+    """Removes an incomplete checkpoint, in several tries, as threads of orbax may still write to it for a moment."""
     for _ in range(20):
         shutil.rmtree(directory, ignore_errors=True)
         if not directory.exists():
@@ -83,16 +101,17 @@ def _discard(directory: Path) -> None:
 
 
 def load_step(step: Step, expected: State) -> tuple[State, dict[str, Any]]:
-    """A checkpoint's state and meta.json, both verified.
+    """Loads a checkpoint after verifying it, and returns its state and the content of its meta.json.
 
     Args:
       step: from `list_steps`.
       expected: the state's tree of `jax.ShapeDtypeStruct`, from `jax.eval_shape`.
 
     Raises:
-      CheckpointError: with the reason alone, if it is damaged, of another version or another tree, or not finite.
+      CheckpointError: it is damaged, of another format version, has another tree, or is not finite. The message is the
+        reason alone, without the checkpoint's name.
     """
-    reason = fault(step.path)
+    reason = invalid_reason(step.path)
     if reason:
         raise CheckpointError(reason)
     meta = read_json(step.path / "meta.json")
@@ -106,7 +125,7 @@ def load_step(step: Step, expected: State) -> tuple[State, dict[str, Any]]:
         raise _other_state(tree, spec)
     try:
         state = read_state(step.path / "state", expected)
-    except MemoryError:  # no fault of the checkpoint's
+    except MemoryError:  # this says nothing about the checkpoint
         raise
     except Exception as error:
         raise CheckpointError(f"cannot be read: {first_line(error)}") from error
@@ -116,25 +135,29 @@ def load_step(step: Step, expected: State) -> tuple[State, dict[str, Any]]:
 
 
 class CheckpointChoice(NamedTuple):
-    """Which checkpoint of a run to take: by default the newest sound one."""
+    """The choice of one of a run's checkpoints; by default the newest valid one."""
 
-    env_steps: int | None = None  # this one and no other
-    strict: bool = False  # refuse to fall back to an older one than the newest
-    note: Callable[[str], None] = lambda _: None  # told why a newer one was passed over
+    env_steps: int | None = None  # take the checkpoint of so many env steps, and no other
+    strict: bool = False  # take the newest one or none, instead of falling back to an older one
+    note: Callable[[str], None] = lambda _: None  # called with the reason for each newer one that was passed over
 
 
 NEWEST = CheckpointChoice()
 
 
 def load_newest(run_dir: AnyPath, expected: State, which: CheckpointChoice = NEWEST) -> tuple[State, dict[str, Any]]:
-    """The newest checkpoint that passes verification, or another one if `which` says so.
+    """Loads the newest checkpoint that passes verification, or the one that `which` chooses.
 
     Args:
       run_dir: of the run; training may be going on in it.
       expected: as in `load_step`.
+      which: by default the newest valid one.
+
+    Returns:
+      The state, and the content of meta.json.
 
     Raises:
-      CheckpointError: there is none, or none that can be used, with the reason for each.
+      CheckpointError: there is no checkpoint, or none that can be used, with the reason for each.
     """
     found = list_steps(run_dir)
     steps = [step for step in found if which.env_steps in (None, step.env_steps)]
@@ -152,7 +175,8 @@ def load_newest(run_dir: AnyPath, expected: State, which: CheckpointChoice = NEW
         for reason in reasons:
             which.note(f"{reason}; passed over for {step.path.name}")
         return state, meta
-    if list_steps(run_dir) != found:  # the run goes on, and has replaced what was being read
+    # A run that is still training may have pruned the checkpoints while they were read: look again at those of now.
+    if list_steps(run_dir) != found:
         return load_newest(run_dir, expected, which)
     advice = f"set {settings} to read what was made so" if settings else "train it anew"
     if not settings and len(found) > 1 and (which.strict or which.env_steps is not None):
@@ -161,7 +185,7 @@ def load_newest(run_dir: AnyPath, expected: State, which: CheckpointChoice = NEW
 
 
 def _other_state(saved: dict[str, str], expected: dict[str, str]) -> CheckpointError:
-    """Why a state cannot be read as the one that is expected."""
+    """Returns the error for a saved state whose tree is not the expected one."""
     settings, difference = " ".join(sorted(jax_settings(saved, expected))), _first_difference(saved, expected)
     if settings:
         return JaxSettingError(f"was made under {settings}: {difference}", settings)

@@ -1,1 +1,1 @@
-"""Exported policies: what writes them, and what reads them with NumPy alone."""
+"""Exported policies: writing them, and a reader that needs NumPy alone."""

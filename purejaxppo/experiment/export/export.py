@@ -1,4 +1,4 @@
-"""A trained policy as files that need nothing of this package: StableHLO for JAX, and weights with a NumPy reader."""
+"""Export of a trained policy to files that do not need this package: StableHLO for JAX, weights with a NumPy reader."""
 
 import contextlib
 import hashlib
@@ -33,29 +33,30 @@ from purejaxppo.experiment.signals import when_interrupted
 from purejaxppo.policies.networks import make_network
 
 _PLATFORMS = ("cpu", "cuda", "tpu")
-_FORMAT_VERSION = 2  # of policy.json, as numpy_policy.py reads it; before 2 actions had no centre and unit
+_FORMAT_VERSION = 2  # of policy.json, as numpy_policy.py reads it; since version 2 actions have a centre and a unit
 
 
 def export_saved(run: SavedRun, out: AnyPath) -> dict[str, Any]:
     """Writes the greedy policy of a saved run into a directory that can be used without this package.
 
-    - `policy.stablehlo`: for `jax.export.deserialize`; what `greedy_policy` returns, its parameters baked in, for a
-      batch of any size on CPU, CUDA and TPU. It returns a dictionary, whose arrays policy.json lists.
+    - `policy.stablehlo`: the function of `greedy_policy` with its parameters as constants, for a batch of any size on
+      CPU, CUDA and TPU; to be loaded by `jax.export.deserialize`. It returns a dictionary, whose arrays policy.json
+      lists.
     - `weights.safetensors`: the whole network, value function included, and the observation normaliser.
-    - `policy.json`: what they are and how they fit together.
-    - `numpy_policy.py`: reads the two and acts, with NumPy alone.
+    - `policy.json`: the description of both, by which a reader puts the weights together to a network.
+    - `numpy_policy.py`: a reader that needs NumPy alone.
 
     Args:
-      run: of `restore`, or of `sweeps.members.restore_member`.
-      out: missing, or an empty directory.
+      run: from `load_run.restore`, or from `sweeps.extract.restore_member`.
+      out: the directory to create; it may exist if it is empty.
 
     Returns:
-      out, files (name -> bytes), env, algorithm, env_steps, observation_space, action_space, parameters (how many
-      numbers the network has).
+      out, files (name -> bytes), env, algorithm, env_steps, observation_space, action_space, and parameters (the number
+      of the network's parameters).
 
     Raises:
-      CheckpointError: a directory that is not empty or cannot be written.
-      ConfigError: the packages of the extra `export` are missing.
+      CheckpointError: the directory is not empty or cannot be written.
+      ConfigError: the packages of the extra `export` are not installed.
     """
     out = Path(out)
     save_weights = _safetensors_save()
@@ -70,7 +71,7 @@ def export_saved(run: SavedRun, out: AnyPath) -> dict[str, Any]:
     write_bytes(out / "policy.stablehlo", program.serialize())
     write_bytes(out / "weights.safetensors", packed)
     write_text(out / "numpy_policy.py", Path(__file__).with_name("numpy_policy.py").read_text(encoding="utf-8"))
-    write_json(out / "policy.json", spec)  # last: no reader takes a directory without it for whole
+    write_json(out / "policy.json", spec)  # last: without it the directory is recognised as incomplete
     return {
         "out": str(out),
         "files": {file.name: file.stat().st_size for file in sorted(out.iterdir())},
@@ -80,11 +81,11 @@ def export_saved(run: SavedRun, out: AnyPath) -> dict[str, Any]:
 
 
 def greedy_policy(run: SavedRun) -> Callable[[jax.Array], dict[str, jax.Array]]:
-    """A run's policy, its normaliser frozen, as a function of observations [b, *shape] as `from_gymnax` gives them.
+    """Returns a run's greedy policy, with its normaliser frozen, as a function of raw observations [b, *shape].
 
-    It returns `action`, what the environment is to get ([b] int32, or [b, *shape] float32 within the bounds), and the
-    distribution that this is the mode of: `logits` [b, n], or `mean` and `log_std` [b, A] of the Gaussian before it is
-    clipped or squashed.
+    The function returns a dictionary with `action`, as the environment takes it ([b] int32, or [b, *shape] float32
+    within the bounds), and the parameters of the distribution whose mode it is: `logits` [b, n], or `mean` and
+    `log_std` [b, A] of the Gaussian before it is clipped or squashed.
     """
     apply = make_network(run.config, run.env).apply
     stats = observation_stats(run.runner.env_state)
@@ -100,8 +101,9 @@ def greedy_policy(run: SavedRun) -> Callable[[jax.Array], dict[str, jax.Array]]:
 
 
 def _safetensors_save() -> Callable[[dict[str, np.ndarray]], bytes]:
+    """Returns `safetensors.numpy.save`. Raises ConfigError if a package of the extra `export` is not installed."""
     try:
-        import flatbuffers  # noqa: F401  jax.export writes with it
+        import flatbuffers  # noqa: F401  jax.export needs it to serialise a program
         from safetensors.numpy import save
     except ImportError as error:
         remedy = pip_install("safetensors", "flatbuffers")
@@ -116,7 +118,7 @@ def _export(policy: Callable[[jax.Array], Any], obs_shape: tuple[int, ...]) -> j
 
 
 def _signature(program: jax.export.Exported) -> dict[str, Any]:
-    """What the program takes, and the arrays of the dictionary that it returns; "b" is the size of the batch."""
+    """Returns the shapes and dtypes of a program's argument and results; the size of the batch is "b"."""
 
     def describe(x: jax.core.ShapedArray) -> dict[str, Any]:
         return {"shape": [n if isinstance(n, int) else str(n) for n in x.shape], "dtype": str(x.dtype)}
@@ -127,7 +129,10 @@ def _signature(program: jax.export.Exported) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _without_source_paths() -> Iterator[None]:
-    """Keeps this machine's paths out of the program: they are nobody's business, and make equal policies differ."""
+    """Keeps the paths of source files out of the program within the context.
+
+    They are private to this machine, and would make the files of equal policies differ.
+    """
     name = "jax_traceback_in_locations_limit"
     before = getattr(jax.config, name)
     jax.config.update(name, 0)
@@ -138,7 +143,7 @@ def _without_source_paths() -> Iterator[None]:
 
 
 def _weights(run: SavedRun) -> dict[str, np.ndarray]:
-    """Every parameter by its path in the network, and the normaliser's mean and var."""
+    """Returns all parameters by their paths in the network, and the normaliser's mean and var."""
     weights = flax.traverse_util.flatten_dict(run.runner.learner.params, sep="/")
     stats = observation_stats(run.runner.env_state)
     if stats is not None:
@@ -147,7 +152,7 @@ def _weights(run: SavedRun) -> dict[str, np.ndarray]:
 
 
 def _spec(run: SavedRun, weights: dict[str, np.ndarray]) -> dict[str, Any]:
-    """policy.json, but for the hash. Layers go by the prefix of their kernel and bias."""
+    """Returns the content of policy.json but for `stablehlo` and the hash."""
     config, space = run.config, run.env.action_space
     normalizer = {
         "mean": "normalizer/mean",
@@ -177,7 +182,7 @@ def _spec(run: SavedRun, weights: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _layers(run: SavedRun, weights: dict[str, np.ndarray]) -> dict[str, Any]:
-    """The kind of torso, and which weights belong to which layer, in order.
+    """Returns the kind of torso, and the layers in order, each as the common prefix of its kernel's and bias's names.
 
     The first layer of a convolutional torso is applied to the 3 x 3 patches [b, H - 2, W - 2, 9 * C].
     """
@@ -202,9 +207,10 @@ def _layers(run: SavedRun, weights: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _action_space(space: Discrete | Box) -> dict[str, Any]:
-    """The environment's actions, and how continuous ones come of the policy's: `wrappers.action_bound` has the formula.
+    """Returns the description of the action space.
 
-    JSON has no infinity: a side without a bound is null.
+    For a continuous one it has the bounds, null where there is none since JSON has no infinity, and the centre and unit
+    by which `wrappers.action_bound` maps the policy's actions into them.
     """
     if isinstance(space, Discrete):
         return {"kind": "discrete", "n": space.n}

@@ -1,6 +1,6 @@
-"""A trained policy with nothing but NumPy: `load(directory)(observation)` is its greedy action.
+"""A trained policy in NumPy alone: `load(directory)(observation)` returns its greedy action.
 
-Needs no other code. As a program, on JSON: echo '[0.1, 0.0, -0.2, 0.0]' | python exported/numpy_policy.py
+It also runs as a program, with JSON in and out: echo '[0.1, 0.0, -0.2, 0.0]' | python exported/numpy_policy.py
 """
 
 import hashlib
@@ -20,10 +20,10 @@ ACTIVATIONS: dict = {
 
 
 class Policy:
-    """One observation [*shape] or a batch [b, *shape] -> the greedy action, or [b] of them, for the environment."""
+    """A function from one observation [*shape], or a batch [b, *shape], to the greedy action or actions."""
 
     def __init__(self, spec: dict, weights: dict) -> None:
-        self.spec, self.weights = spec, weights  # policy.json; the tensors by name
+        self.spec, self.weights = spec, weights  # the content of policy.json; name -> tensor
         self.shape = tuple(spec["observation_space"]["shape"])
 
     def __call__(self, obs: object) -> np.ndarray:
@@ -51,7 +51,7 @@ class Policy:
             mean, var = self.weights[normalizer["mean"]], self.weights[normalizer["var"]]
             std = np.maximum(np.sqrt(var + normalizer["epsilon"]), normalizer["relative_floor"] * np.abs(mean))
             x = np.clip((x - mean) / std, -normalizer["clip"], normalizer["clip"])
-        if network["torso"] == "conv":  # the first layer goes over the 3 x 3 patches
+        if network["torso"] == "conv":  # the first layer is applied to the 3 x 3 patches
             patches = [x[:, i : x.shape[1] - 2 + i, j : x.shape[2] - 2 + j] for i in range(3) for j in range(3)]
             x = activation(self._dense(layers.pop(0), np.concatenate(patches, axis=-1)))
         x = x.reshape(len(x), math.prod(x.shape[1:]))
@@ -64,7 +64,7 @@ class Policy:
 
 
 def load(directory: object) -> Policy:
-    """The policy of an exported directory. ValueError if its files are damaged, OSError if they are missing."""
+    """Loads an exported policy. Raises ValueError if its files are damaged, OSError if they are missing."""
     data = Path(str(directory), "weights.safetensors").read_bytes()
     try:
         spec = json.loads(Path(str(directory), "policy.json").read_bytes())
@@ -73,14 +73,14 @@ def load(directory: object) -> Policy:
         if hashlib.sha256(data).hexdigest() != spec["weights_sha256"]:
             raise ValueError("weights.safetensors is not the file that policy.json describes")
         policy = Policy(spec, parse_safetensors(data))
-        policy(np.zeros(policy.shape))  # a layer that is missing, or does not fit the one before, shows here
+        policy(np.zeros(policy.shape))  # raises if a layer is missing or does not fit the one before
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise ValueError(f"{directory} holds no policy that can be used: {error!r}") from error
     return policy
 
 
 def parse_safetensors(data: bytes) -> dict:
-    """The float32 tensors of a safetensors file: 8 bytes of header length, a JSON header, the numbers without gaps."""
+    """Returns the float32 tensors of a safetensors file: 8 bytes of header length, JSON header, contiguous numbers."""
     body = 8 + int.from_bytes(data[:8], "little")
     if body > len(data):
         raise ValueError("the weights end within their header")

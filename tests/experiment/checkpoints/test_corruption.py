@@ -14,7 +14,7 @@ import pytest
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.envs.gymnax_adapter import from_gymnax
 from purejaxppo.errors import CheckpointError
-from purejaxppo.experiment.checkpoints.directory import fault, list_steps
+from purejaxppo.experiment.checkpoints.directory import invalid_reason, list_steps
 from purejaxppo.experiment.checkpoints.state import snapshot, state_sha256
 from purejaxppo.experiment.checkpoints.store import CheckpointChoice, load_newest, save_step
 from purejaxppo.train import trainer_from_config
@@ -246,7 +246,7 @@ def test_all_checkpoints_damaged(saved, mutation):
     chance = random.Random(0)
     for step_dir in (saved.older, saved.newest):
         mutation(chance.choice(files_of(step_dir / "state")), chance, saved.older)
-    reasons = [fault(step.path) for step in list_steps(saved.run_dir)]
+    reasons = [invalid_reason(step.path) for step in list_steps(saved.run_dir)]
     with pytest.raises(CheckpointError) as caught:
         saved.load()
     saved.mend()

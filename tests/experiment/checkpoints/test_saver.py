@@ -13,7 +13,7 @@ from purejaxppo.config import RunOptions
 from purejaxppo.core.types import LearnerState, RunnerState
 from purejaxppo.errors import CheckpointError, DivergedError
 from purejaxppo.experiment.checkpoints import saver as module
-from purejaxppo.experiment.checkpoints.directory import fault, list_steps
+from purejaxppo.experiment.checkpoints.directory import invalid_reason, list_steps
 from purejaxppo.experiment.checkpoints.saver import Saver
 from purejaxppo.experiment.checkpoints.state import state_sha256
 from purejaxppo.experiment.checkpoints.store import CheckpointChoice, load_newest
@@ -120,7 +120,7 @@ def test_training_goes_on_meanwhile(tmp_path):
         assert gate.thread is not threading.current_thread()
         assert list_steps(tmp_path) == []
         timer.start()
-    assert [fault(step.path) for step in list_steps(tmp_path)] == [None]
+    assert [invalid_reason(step.path) for step in list_steps(tmp_path)] == [None]
     assert not gate.thread.is_alive()
     timer.join()
 

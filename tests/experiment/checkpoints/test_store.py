@@ -13,7 +13,7 @@ import pytest
 
 from purejaxppo.errors import CheckpointError
 from purejaxppo.experiment.checkpoints import directory, store
-from purejaxppo.experiment.checkpoints.directory import clean, commit, fault, list_steps, prune, survey
+from purejaxppo.experiment.checkpoints.directory import clean, commit, invalid_reason, list_steps, prune, survey
 from purejaxppo.experiment.checkpoints.state import snapshot, state_sha256
 from purejaxppo.experiment.checkpoints.store import CheckpointChoice, load_newest, save_step
 
@@ -183,7 +183,7 @@ def test_a_kill_at_any_moment_of_saving_leaves_the_older_ones(run_dir, monkeypat
             except Killed:
                 pass
         assert load(run_dir)[0] in (2, 3)
-        assert all(fault(step.path) is None for step in list_steps(run_dir))
+        assert all(invalid_reason(step.path) is None for step in list_steps(run_dir))
         clean(run_dir)
         assert all(name.startswith("step_0") and ".tmp" not in name for name in names(run_dir))
         shutil.rmtree(step_dir(run_dir, 300), ignore_errors=True)
