@@ -1,6 +1,6 @@
-"""Settings: their declaration, tuned values, the order in which sources override each other, and their checks.
+"""Settings: their declarations, tuned values, the merge of their sources, and their checks.
 
-Nothing in this folder imports JAX, so that `purejaxppo --help` and wrong settings need not wait for it.
+Nothing in this folder imports JAX, so that `purejaxppo --help` and wrong settings are answered without waiting for it.
 """
 
 from purejaxppo.config.fields import Hyperparams, RunOptions, TrainConfig

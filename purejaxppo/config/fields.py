@@ -1,12 +1,15 @@
-"""The kinds of setting: `TrainConfig` is compiled in, `Hyperparams` are arguments of the compiled program, and
-`RunOptions` are the host's, which never change a result.
+"""The declarations of all settings, in three dataclasses.
 
-A field is the whole declaration of a setting: type and default; range, unit, algorithms and source, by `setting`; and
-the docstring under it, which is its help on the command line. Its flag and its check follow, and so do the tables of
-docs/hyperparameters.md, which `python scripts/settings_tables.py` writes.
+- `TrainConfig`: static settings, which are compiled in.
+- `Hyperparams`: arguments of the compiled program, which may be traced.
+- `RunOptions`: settings of the host, which do not change the result of training.
 
-No JAX in here, so that `purejaxppo --help` can read the dataclasses without waiting for it (`core/types.py` registers
-`Hyperparams` as a pytree).
+A field is the whole declaration of a setting: its type and default; range, unit, algorithms and source by `setting`;
+and the docstring under it, which is its help on the command line. The flag and the check of a field are derived from
+it, and so are the tables of docs/hyperparameters.md, which `python scripts/settings_tables.py` writes.
+
+This module does not import JAX, so that `purejaxppo --help` need not wait for it. `core/types.py` registers
+`Hyperparams` as a pytree.
 """
 
 import contextlib
@@ -27,45 +30,45 @@ LearningRateSchedule = Literal["linear", "constant", "kl_adaptive"]
 ValueTarget = Literal["gae", "rewards_to_go"]
 OnNonfinite = Literal["stop", "skip", "rollback"]
 EnvParams = tuple[tuple[str, Any], ...]
-AnyPath = str | os.PathLike[str]  # what the functions take that a program calls; within, paths are `pathlib.Path`
-DEFAULT_TARGET_KL = 0.01  # nats, where a target is needed and none is given
-KL_COEF_BOUNDS = (1e-3, 1e3)  # the adaptive penalty stays within: about ten updates from 1 to either end
-_MAX_WHOLE = 2.0**63  # beyond every count; a larger float stays one, and is refused as such
+AnyPath = str | os.PathLike[str]  # for arguments of public functions; everywhere else paths are `pathlib.Path`
+DEFAULT_TARGET_KL = 0.01  # nats; for algorithms that need a target, if none is given
+KL_COEF_BOUNDS = (1e-3, 1e3)  # limits of the adaptive penalty: about ten updates from 1 to either of them
+_MAX_WHOLE = 2.0**63  # above all counts; a float from here on is not converted, so that its error message shows it
 _INT32_MAX = 2**31 - 1
 
 
 def plain(value: Any) -> Any:
-    """Python's own value of a scalar or of an array without axes, from NumPy or JAX; anything else as it is."""
+    """Returns a scalar or array [] of NumPy or JAX as a number of Python's own; any other value as it is."""
     if getattr(value, "ndim", None) == 0:
-        with contextlib.suppress(AttributeError, TypeError):  # a shape alone, or a tracer of JAX
+        with contextlib.suppress(AttributeError, TypeError):  # a `jax.ShapeDtypeStruct`, or a tracer
             value = value.item()
     if isinstance(value, bool | int | float | str):
         return value
-    if isinstance(value, numbers.Real):  # a long double, or a fraction
+    if isinstance(value, numbers.Real):  # such as a long double of NumPy or a Fraction
         return int(value) if isinstance(value, numbers.Integral) else float(value)
     return value
 
 
 def whole(value: Any) -> Any:
-    """`plain`, with a float that is a whole number as an int: 1e6 is what people write."""
+    """Returns what `plain` does, but a float with a whole value, such as 1e6, as an int."""
     value = plain(value)
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < _MAX_WHOLE else value
 
 
-def _settle(record: Any) -> None:
-    """Replaces the values of a frozen dataclass by Python's own, whole numbers where a field is an int.
+def _convert_numbers(record: Any) -> None:
+    """Converts the numbers in a frozen dataclass to Python's own, and to ints where the field is an int.
 
-    A value of the wrong kind stays, to be refused by `config/validate.py` in the words that it was written in.
+    A value of another type is left as it is, so that the message of `config/validate.py` shows it as it was given.
     """
     for field in dataclasses.fields(record):
-        settled = (whole if field.type is int else plain)(getattr(record, field.name))
-        object.__setattr__(record, field.name, settled)
+        converted = (whole if field.type is int else plain)(getattr(record, field.name))
+        object.__setattr__(record, field.name, converted)
 
 
 @with_ranges
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """What shapes the compiled program. Frozen and hashable: changing a field recompiles."""
+    """Static settings of a run, which shape its compiled program. Hashable; another value takes another compilation."""
 
     env: str = "CartPole-v1"
     """gymnax environment id; `purejaxppo envs` lists them."""
@@ -115,8 +118,8 @@ class TrainConfig:
     tries again with other random numbers; or rollback to the newest checkpoint, from there with others."""
 
     def __post_init__(self) -> None:
-        _settle(self)
-        # JSON and Python users write lists and dicts; a hashable record holds tuples.
+        _convert_numbers(self)
+        # JSON has lists and objects, Python users pass lists and dicts; a hashable record needs tuples.
         pairs = self.env_params.items() if isinstance(self.env_params, Mapping) else self.env_params
         try:
             object.__setattr__(self, "env_params", tuple(sorted((str(k), plain(v)) for k, v in pairs)))
@@ -129,29 +132,29 @@ class TrainConfig:
 
     @property
     def batch_size(self) -> int:
-        """Environment steps per update, N = num_envs * num_steps."""
+        """Returns the environment steps per update, N = num_envs * num_steps."""
         return self.num_envs * self.num_steps
 
     @property
     def minibatch_size(self) -> int:
-        """Rows per gradient step."""
+        """Returns the number of rows per gradient step."""
         return self.batch_size // self.num_minibatches
 
     @property
     def num_updates(self) -> int:
-        """Updates that fit into the budget."""
+        """Returns the number of whole updates within the budget."""
         return self.total_timesteps // self.batch_size
 
     @property
     def env_steps(self) -> int:
-        """Environment steps that will really run: the budget rounded down to whole updates."""
+        """Returns the environment steps that are trained: the budget rounded down to whole updates."""
         return self.num_updates * self.batch_size
 
 
 @with_ranges
 @dataclasses.dataclass(frozen=True)
 class Hyperparams:
-    """What may be swept. Each field is a scalar, or an array [R] under `vmap` over R runs."""
+    """Hyperparameters, which may be swept. Each field is a scalar, or an array [R] under `vmap` over R runs."""
 
     learning_rate: float = setting(3e-4, above=0, source="PPO, 37")
     """Adam's step size (its start, under a linear schedule)."""
@@ -197,21 +200,21 @@ class Hyperparams:
     """trpo: added to the Fisher matrix's diagonal."""
 
     def __post_init__(self) -> None:
-        # JAX builds this record anew for whatever it puts into the fields, arrays and tracers of its own above all.
-        # Those stay; `plain` below is for them.
+        # JAX constructs this record for every tree of it, with arrays, tracers, shapes or axes as fields. Those must
+        # stay as they are, so only numbers of Python and NumPy are converted; `plain` below converts JAX's scalars.
         for name, value in vars(self).items():
             if isinstance(value, numbers.Real) or type(value).__module__ == "numpy":
                 object.__setattr__(self, name, plain(value))
 
     def plain(self) -> "Hyperparams":
-        """Those of one run with Python's own numbers, whatever they were; on the host, never under `jit` or `vmap`."""
+        """Returns the hyperparameters of one run with Python's own numbers. Not for traced values."""
         return Hyperparams(**{name: plain(value) for name, value in vars(self).items()})
 
 
 @with_ranges
 @dataclasses.dataclass(frozen=True)
 class RunOptions:
-    """What the host does around training."""
+    """Settings of the host, around training."""
 
     eval_episodes: int = setting(128, at_least=1, at_most=_INT32_MAX, unit="episodes")
     """Greedy episodes after training."""
@@ -223,9 +226,9 @@ class RunOptions:
     """... and those with the best training returns."""
 
     def __post_init__(self) -> None:
-        _settle(self)
+        _convert_numbers(self)
 
 
-# Those that only some update rules have; every other one belongs to all of them. A rule that is named nowhere in here
-# has them all, as nothing says which of them it reads.
+# Setting -> the algorithms that have it, for settings that not all of them have. An algorithm that is not named here,
+# such as a user's own, may use all settings.
 ALGORITHMS_WITH = owners(TrainConfig, Hyperparams)
