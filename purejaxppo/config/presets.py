@@ -1,6 +1,6 @@
-"""Tuned settings per environment: what is set instead of the defaults of `TrainConfig` and `Hyperparams`.
+"""Tuned settings per environment, which replace the defaults of `TrainConfig` and `Hyperparams`.
 
-The budgets and the returns reached with them are in benchmarks/learning.md.
+The returns that they reach within their budgets are in benchmarks/learning.md.
 """
 
 from typing import Any
@@ -94,12 +94,14 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-# What another update rule needs beyond that, or instead of it: algorithm -> environment -> settings.
+# Settings of an algorithm that are added to those of the environment, or replace them: algorithm -> environment ->
+# settings.
 ALGORITHM_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "trpo": {
         # The critic must not share the policy's torso.
         **{env: {"shared_torso": False} for env, settings in PRESETS.items() if settings.get("shared_torso")},
-        # Every step goes to the border of the trust region, noise or not: a larger batch has less of it.
+        # Every policy step goes to the boundary of the trust region, even if the gradient is mostly noise. The gradient
+        # of a larger batch has less of it.
         "Pendulum-v1": {"num_steps": 256, "gamma": 0.9, "target_kl": 0.02},
     },
 }
@@ -121,9 +123,9 @@ TARGETS = {
 }
 
 _UNSEEN_GOAL = "its goal is not shown, so a policy without memory, as all are here, cannot go back to it"
-# Environment -> what its observation hides from the policies here, which have no memory (read in gymnax 1.0.1).
-# BernoulliBandit and GaussianBandit are not among them: they show the last action and reward, so that a policy may stay
-# with an arm that pays. UmbrellaChain and DiscountingChain show all that counts at every step.
+# Environment -> what it hides from a policy without memory, to which it is only partially observable (as read in gymnax
+# 1.0.1). BernoulliBandit and GaussianBandit are not among them: their observations contain the last action and reward,
+# so a policy can repeat an action that paid. UmbrellaChain and DiscountingChain show all that matters at every step.
 HIDDEN = {
     "MemoryChain-bsuite": "the bit that it asks for at the end is shown in the first steps only, so a policy without "
     "memory, as all are here, does no better than chance",
@@ -135,10 +137,10 @@ HIDDEN = {
 
 
 def tuned_settings(env: str, algorithm: str) -> dict[str, Any]:
-    """Returns what the tables say of an environment and an algorithm, be the names right or wrong."""
+    """Returns the tuned settings of an environment and an algorithm; none for names that are not in the tables."""
     return {**PRESETS.get(env, {}), **ALGORITHM_PRESETS.get(algorithm, {}).get(env, {})}
 
 
 def target_of(config: TrainConfig) -> float | None:
-    """The published return of an environment, if there is one; parameters make another environment of it."""
+    """Returns the published return of an environment; None if there is none, or the parameters are not the default."""
     return None if config.env_params else TARGETS.get(config.env)

@@ -1,4 +1,4 @@
-"""Settings from presets and configuration files, merged into the two dataclasses."""
+"""The merge of settings: defaults are overridden by presets, presets by a configuration file, files by flags."""
 
 import contextlib
 import dataclasses
@@ -16,29 +16,33 @@ from purejaxppo.errors import ConfigError
 _MAX_BYTES = 2**20
 FIELDS = {field.name: field for kind in (TrainConfig, Hyperparams) for field in dataclasses.fields(kind)}
 OPTION_FIELDS = {field.name: field for field in dataclasses.fields(RunOptions)}
-# What a resumed run may change: it does not alter the updates that are done.
+# Settings that may be changed when a run is resumed, as they do not alter the updates that are done.
 CHANGEABLE = ("total_timesteps", "on_nonfinite")
 
 
 def resolve(env: str | None, settings: Mapping[str, Any]) -> tuple[TrainConfig, Hyperparams]:
-    """The defaults, overridden by the preset of environment and algorithm, overridden by `settings`.
+    """Returns the defaults, overridden by the preset of environment and algorithm, overridden by `settings`.
 
     Args:
-      env: id; without one, that in `settings`, or else the default.
-      settings: field -> value of either dataclass, e.g. from `read_settings`.
+      env: id of the environment; if None, the one in `settings`, or else the default.
+      settings: field -> value of either dataclass, for example from `read_settings`.
     """
     env = env or settings.get("env") or TrainConfig.env
     algorithm = settings.get("algorithm", TrainConfig.algorithm)
     merged = {**tuned_settings(env, algorithm), **settings, "env": env}
-    return TrainConfig(**_of(TrainConfig, merged)), Hyperparams(**_of(Hyperparams, merged))
+    return TrainConfig(**_fields_of(TrainConfig, merged)), Hyperparams(**_fields_of(Hyperparams, merged))
 
 
 def describe_settings(pairs: Sequence[tuple[TrainConfig, Hyperparams]]) -> str:
-    """One line: whether settings, all of one environment, are its tuned preset; and what it hides from the policy."""
+    """Returns one line on settings: which differ from the tuned preset, and what the environment hides.
+
+    Args:
+      pairs: the settings of several runs in one environment.
+    """
     env = pairs[0][0].env
-    usual = {name: _record(resolve(env, {"algorithm": name})) for name in {config.algorithm for config, _ in pairs}}
+    expected = {name: _record(resolve(env, {"algorithm": name})) for name in {config.algorithm for config, _ in pairs}}
     records = [_record(pair) for pair in pairs]
-    changed = [name for name in FIELDS if any(x[name] != usual[x["algorithm"]][name] for x in records)]
+    changed = [name for name in FIELDS if any(x[name] != expected[x["algorithm"]][name] for x in records)]
     source = f"the tuned preset of {env}" if env in PRESETS else f"the defaults, as {env} has no tuned preset"
     but = f", but for {', '.join(changed)}" if changed else ""
     hidden = f"; {env}: {HIDDEN[env]}" if env in HIDDEN else ""
@@ -46,34 +50,47 @@ def describe_settings(pairs: Sequence[tuple[TrainConfig, Hyperparams]]) -> str:
 
 
 def for_algorithm(env: str | None, settings: Mapping[str, Any], algorithm: str) -> dict[str, Any]:
-    """Settings from a file, made to suit an algorithm: without the options that it does not have.
+    """Returns the settings of a file that apply to an algorithm: those that it has.
 
-    A run's config.json holds every field. For another algorithm than the file's own, what the file's algorithm has by
-    its preset anyway is left out too, so that the other one's preset stands.
+    A run's config.json contains every field. For an algorithm other than the file's own, fields that equal the preset
+    of the file's algorithm are left out too, so that the preset of `algorithm` applies.
+
+    Args:
+      env: id of the environment, if the file names none.
+      settings: field -> value from the file.
+      algorithm: the algorithm that they are to be used with.
     """
     own = settings.get("algorithm", algorithm)
     kept = without_foreign(algorithm, settings)
     if own != algorithm:
         its_env = settings.get("env", env)
-        usual = _record(resolve(its_env, {"algorithm": own}))
+        preset = _record(resolve(its_env, {"algorithm": own}))
         given = _record(resolve(its_env, settings))
-        kept = {name: value for name, value in kept.items() if name == "env" or given[name] != usual[name]}
+        kept = {name: value for name, value in kept.items() if name == "env" or given[name] != preset[name]}
     return {**kept, "algorithm": algorithm}
 
 
 def without_foreign(algorithm: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the settings that an algorithm has."""
+    """Returns the settings that an algorithm has."""
     return {name: value for name, value in settings.items() if has_option(algorithm, name)}
 
 
 def has_option(algorithm: str, name: str) -> bool:
-    """Whether an update rule has a setting. The names of the rules themselves are not known before JAX is loaded."""
+    """Returns whether an algorithm has a setting.
+
+    An algorithm that no declaration names has all settings: it may be a user's own, whose name is not known here, as
+    the registry of algorithms imports JAX.
+    """
     having = ALGORITHMS_WITH.get(name, (algorithm,))
     return algorithm in having or not any(algorithm in names for names in ALGORITHMS_WITH.values())
 
 
 def refuse_foreign_in_file(settings: Mapping[str, Any], algorithms: Sequence[str]) -> None:
-    """`refuse_foreign` for a file that is not another algorithm's; what stands at its default is no wish."""
+    """Raises ConfigError for an option in a file that none of the algorithms has.
+
+    Options with their default value are ignored, and so is the whole file if it is that of another algorithm: then
+    `for_algorithm` leaves such options out.
+    """
     if settings.get("algorithm", algorithms[0]) in algorithms:
         defaults = _record((TrainConfig(), Hyperparams()))
         refuse_foreign((name for name, value in settings.items() if value != defaults.get(name)), algorithms)
@@ -84,7 +101,7 @@ def _record(pair: tuple[TrainConfig, Hyperparams]) -> dict[str, Any]:
 
 
 def refuse_foreign(names: Iterable[str], algorithms: Sequence[str]) -> None:
-    """Raises ConfigError for an option that none of the algorithms has, naming those that have it."""
+    """Raises ConfigError for an option that none of the algorithms has, with the names of those that have it."""
     for name in names:
         if not any(has_option(algorithm, name) for algorithm in algorithms):
             raise ConfigError(
@@ -94,17 +111,18 @@ def refuse_foreign(names: Iterable[str], algorithms: Sequence[str]) -> None:
 
 
 def settings_record(config: TrainConfig, hp: Hyperparams) -> dict[str, Any]:
-    """Every field of both, as JSON has it."""
+    """Returns field -> value of both dataclasses, as JSON values."""
     record = {**dataclasses.asdict(config), **dataclasses.asdict(hp), "env_params": dict(config.env_params)}
     return {**record, "hidden_sizes": list(config.hidden_sizes)}
 
 
 def refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any], advice: str) -> None:
-    """Raises ConfigError, with all differences, if a resumed run would become another one.
+    """Raises ConfigError, with all differences, if settings differ in more than a resumed run may change.
 
     Args:
-      old, new: of `settings_record`, with the seed; what an older version did not know has its default.
-      advice: what to do about it.
+      old: `settings_record` with the seed; a setting that is missing, as in a run of an older version, has its default.
+      new: as `old`.
+      advice: the end of the error message.
     """
     defaults = settings_record(TrainConfig(), Hyperparams())
     changed = differences({**defaults, **old}, {**defaults, **new})
@@ -116,17 +134,17 @@ def refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any], advice: str) 
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
-    """What differs between two records: name -> `name old -> new`."""
+    """Returns the differences between two records, as name -> `name old -> new`."""
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     return {name: f"{name} {old.get(name, 'absent')} -> {new.get(name, 'absent')}" for name in names}
 
 
-def _of(kind: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _fields_of(kind: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {field.name: settings[field.name] for field in dataclasses.fields(kind) if field.name in settings}
 
 
 def whole_number(text: str) -> int:
-    """The number that a text spells out, maybe as 1e6. Raises ValueError."""
+    """Returns the whole number that a text denotes, also in the form 1e6. Raises ValueError if it denotes none."""
     with contextlib.suppress(ValueError):
         return int(text)
     with contextlib.suppress(ValueError):
@@ -136,13 +154,17 @@ def whole_number(text: str) -> int:
 
 
 def read_settings(path: AnyPath) -> dict[str, Any]:
-    """Field -> value from a JSON or TOML file, names spelled with - or _.
+    """Reads a JSON or TOML file of settings, whose names may be spelt with - or _.
 
-    The seed and the run options may be among them; `format_version` is dropped: a run's config.json is such a file.
+    The seed and the run options are allowed too. `format_version` is left out, so that a run's config.json is such a
+    file.
+
+    Returns:
+      Field -> value.
 
     Raises:
-      ConfigError: a file that cannot be read, is over 1 MB, is not valid (with line and column), or has an unknown
-        key or a value of the wrong type.
+      ConfigError: the file cannot be read, is over 1 MB, is not valid (with line and column), or has an unknown key or
+        a value of the wrong type.
     """
     path = Path(path)
     try:
@@ -171,7 +193,7 @@ def read_settings(path: AnyPath) -> dict[str, Any]:
 
 
 def _typed(path: Path, key: str, value: Any) -> Any:
-    """A value as its field's type, where that is unambiguous; whole numbers may be written 1e6."""
+    """Returns a value as its field's type if that is unambiguous: a whole number may be written 1e6."""
     known: dict[str, Any] = {**{name: field.type for name, field in (FIELDS | OPTION_FIELDS).items()}, "seed": int}
     if key not in known:
         raise ConfigError(f"{path} has an unknown key {key!r}.{suggestion(key, known)}")

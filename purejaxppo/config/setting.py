@@ -1,7 +1,7 @@
-"""How a setting is declared: its range, unit, algorithms and source stand in the metadata of its dataclass field.
+"""The declaration of a setting: its range, unit, algorithms and source are kept in the metadata of its dataclass field.
 
-Type, default and help (the docstring under it) are the field's own. Validation, the refusal of flags that an algorithm
-does not have, and the tables of docs/hyperparameters.md derive from it; `fields.py` has the declarations.
+Its type, default and help (the docstring under it) are those of the field itself. Validation, the refusal of flags that
+an algorithm does not have, and the tables of docs/hyperparameters.md are derived from the declarations in `fields.py`.
 """
 
 import dataclasses
@@ -9,12 +9,12 @@ import math
 from typing import Any, NamedTuple, TypeVar, get_args
 
 T = TypeVar("T")
-_KEY = "setting"
+_KEY = "setting"  # of `Facts` in the metadata of a field
 
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """The finite numbers from `low`, itself allowed or not, to `high`."""
+    """The finite numbers from `low`, which is included or not, to `high`, which is included."""
 
     low: float
     high: float = math.inf
@@ -30,11 +30,11 @@ class Range:
 
 
 class Facts(NamedTuple):
-    """What a declaration says beside type, default and help."""
+    """The part of a declaration beside type, default and help."""
 
     range: Range | None = None  # of a number, or of each number in a tuple
     unit: str = ""
-    of: tuple[str, ...] = ()  # the algorithms that have it; empty for all
+    of: tuple[str, ...] = ()  # the algorithms that have the setting; empty if all have it
     source: str = ""
 
 
@@ -52,14 +52,15 @@ def setting(
 
     Args:
       default: of the field's type.
-      above, at_least: the lower end of the range, excluded or included; a number has one of the two.
-      at_most: the upper end, included.
-      unit: for people to read.
-      of: the algorithms that have the setting, by default all of them; with another one its flag is refused.
-      source: the paper that it is from, as docs/hyperparameters.md abbreviates it.
+      above: the lower end of the range, excluded.
+      at_least: the lower end of the range, included. A number has exactly one of the two.
+      at_most: the upper end of the range, included.
+      unit: for the documentation and messages.
+      of: the algorithms that have the setting, by default all of them; with any other one its flag is refused.
+      source: the paper that it is from, as abbreviated in docs/hyperparameters.md.
 
     Raises:
-      TypeError: two lower ends.
+      TypeError: both `above` and `at_least` are given.
     """
     if above is not None and at_least is not None:
         raise TypeError(f"setting({default!r}) is above {above} or at least {at_least}, not both.")
@@ -69,12 +70,12 @@ def setting(
 
 
 def facts_of(field: dataclasses.Field[Any]) -> Facts:
-    """Returns what was declared of a field: nothing, for one that has only its type, default and help."""
+    """Returns the declaration of a field; it is empty if the field was not made by `setting`."""
     return field.metadata.get(_KEY, Facts())
 
 
 def range_of(field: dataclasses.Field[Any]) -> Range:
-    """Returns the range of a number's field. Raises TypeError if none was declared."""
+    """Returns the range of a numeric field. Raises TypeError if none was declared."""
     bounds = facts_of(field).range
     if bounds is None:
         raise TypeError(
@@ -90,7 +91,7 @@ def _fields(*records: Any) -> tuple[dataclasses.Field[Any], ...]:
 
 
 def with_ranges(record: type[T]) -> type[T]:
-    """Returns a dataclass of settings as it is. Raises TypeError for a number that is declared without a range."""
+    """Returns a dataclass unchanged. Raises TypeError if it has a number without a range, hence at import."""
     for field in _fields(record):
         if {int, float} & {field.type, *get_args(field.type)}:
             range_of(field)
@@ -98,5 +99,5 @@ def with_ranges(record: type[T]) -> type[T]:
 
 
 def owners(*records: Any) -> dict[str, tuple[str, ...]]:
-    """Returns the algorithms that have a setting, for each setting of these dataclasses that not all of them have."""
+    """Returns setting -> its algorithms, for the settings of these dataclasses that not all algorithms have."""
     return {field.name: facts_of(field).of for field in _fields(*records) if facts_of(field).of}

@@ -1,10 +1,10 @@
-"""What other trainers call our settings, so that an unknown name can be answered with ours.
+"""Other trainers' names of settings, so that an unknown name can be answered with ours.
 
 The names are those of CleanRL, Stable-Baselines3, PureJaxRL, rejax, brax, Stoix, RLlib, rsl_rl, Spinning Up and OpenAI
-Baselines. They are suggested and never accepted: some of them mean something else than ours, as `note_on` tells.
+Baselines. They are only used for suggestions, never accepted, since some differ in meaning from ours (`note_on`).
 """
 
-_THEIRS = {
+_THEIRS = {  # our name -> their names
     "env": "env_id env_name environment gym_id task",
     "env_params": "env_kwargs env_config",
     "algorithm": "algo alg agent",
@@ -53,7 +53,9 @@ _THEIRS = {
     "policy_gradient": "a2c a3c reinforce vpg pg",
     "trpo": "npg natural_gradient",
 }
-_OURS = {theirs: ours for ours, names in _THEIRS.items() for theirs in names.split()}
+_OURS = {  # their name -> our name
+    theirs: ours for ours, names in _THEIRS.items() for theirs in names.split()
+}
 _COUNT = "it is how many minibatches num_envs * num_steps rows make, not the rows of one"
 _LINEAR = "it takes linear or constant"
 _NOTES = {
@@ -67,15 +69,15 @@ _NOTES = {
 
 
 def our_name(name: str) -> str | None:
-    """Returns what we call a setting or an algorithm of another trainer, or None.
+    """Returns our name for a setting or an algorithm of another trainer, or None if it is unknown.
 
-    The name may be written as a flag or in capitals, and begin with no-, as the flag of a boolean does.
+    The name may be spelt as a flag or in capitals, and may begin with `no-`, as the flag of a boolean does.
     """
     return _OURS.get(_plain(name))
 
 
 def note_on(name: str) -> str:
-    """Returns what to know about our setting for someone who knows theirs, as a clause; mostly empty."""
+    """Returns how our setting differs from theirs of this name, as a clause, or the empty string."""
     return _NOTES.get(_plain(name), "")
 
 

@@ -1,6 +1,6 @@
-"""Settings are checked before anything is built: what is wrong, why, and what would work.
+"""Checks of settings before anything is built, with messages that say what is wrong, why, and what would work.
 
-What one field takes follows from its declaration in `fields.py`; only checks across fields are written here.
+The values that a single field takes follow from its declaration in `fields.py`; checks across fields are written here.
 """
 
 import dataclasses
@@ -17,14 +17,14 @@ from purejaxppo.config.setting import Range, facts_of, range_of
 from purejaxppo.config.synonyms import note_on, our_name
 from purejaxppo.errors import ConfigError
 
-NUM_SEEDS = 2**32  # from there on `jax.random.key` wraps, so that two seeds would be one
+NUM_SEEDS = 2**32  # `jax.random.key` wraps larger seeds, so that two of them would be the same
 _FLOAT32_MAX = 3.4e38
 _INT64_MAX = 2**63 - 1
 _POWERS: dict[float, str] = {_INT64_MAX: "2**63 - 1", 2**31 - 1: "2**31 - 1"}
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:
-    """Returns the known word that is meant: what we call it if it is another trainer's, or else the most similar."""
+    """Returns the known word that is probably meant: our name for another trainer's, or else the most similar one."""
     by_folded = {name.casefold(): name for name in reversed(list(known))}
     ours = our_name(word)
     if ours in by_folded:
@@ -34,7 +34,10 @@ def closest(word: str, known: Iterable[str]) -> str | None:
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """Returns ` Did you mean ...?` for the known word that is meant, or the empty string."""
+    """Returns ` Did you mean ...?` with the word of `closest`, or the empty string if there is none.
+
+    For known words that are joined by commas it is ` Write them apart: ...`.
+    """
     known = list(known)
     if "," in word and set(apart(word).split()) <= set(known):
         return f" Write them apart: {apart(word)}."
@@ -46,7 +49,7 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 
 
 def apart(words: str) -> str:
-    """Returns words with commas between them, maybe in brackets, as the command line takes them: with blanks."""
+    """Returns words that were separated by commas, possibly in brackets, with spaces in between, as for a flag."""
     return " ".join(re.findall(r"[^\s,\[\](){}]+", words))
 
 
@@ -60,17 +63,17 @@ def validate_algorithm(name: str, known: Iterable[str]) -> None:
 
 
 def validate_seed(seed: int) -> None:
-    """Raises ConfigError for what is not a whole number in [0, NUM_SEEDS)."""
+    """Raises ConfigError if a seed is not a whole number in [0, NUM_SEEDS)."""
     if not _is_whole(seed) or not 0 <= seed < NUM_SEEDS:
         raise ConfigError(f"seed = {seed!r} is not a whole number in [0, 2**32); choose one there.")
 
 
 def validate_seeds(seeds: Sequence[int], repeated: str) -> None:
-    """Raises ConfigError for one that is no seed or is there twice.
+    """Raises ConfigError if a seed is not valid or occurs twice.
 
     Args:
       seeds: of several runs; at least one.
-      repeated: the message about equal ones, in which {} stands for the seed.
+      repeated: the message for a seed that occurs twice, with {} in its place.
     """
     for seed in seeds:
         validate_seed(seed)
@@ -88,11 +91,14 @@ def seeds_from(first: int, count: int) -> range:
 
 
 def validate_value(field: dataclasses.Field[Any], value: Any) -> None:
-    """Raises ConfigError for what a setting cannot be, whatever the others are.
+    """Raises ConfigError if a value is not valid for a setting, by the type and range of its declaration.
 
     Args:
-      field: of TrainConfig, Hyperparams or RunOptions, from whose type and declared range the check follows.
-      value: Python's own, as those records hold it.
+      field: of TrainConfig, Hyperparams or RunOptions.
+      value: a value of Python's own, as those dataclasses hold it.
+
+    Raises:
+      TypeError: the field's type is one that this function has no check for.
     """
     kind = field.type
     if type(None) in get_args(kind):
@@ -117,11 +123,11 @@ def validate_value(field: dataclasses.Field[Any], value: Any) -> None:
         if not isinstance(value, str):
             raise ConfigError(f"{field.name} = {value!r} is not text.")
     elif kind != EnvParams:  # see validate_config
-        raise TypeError(f"{field.name} is declared as {kind}, of which nothing here knows what is valid.")
+        raise TypeError(f"{field.name} is declared as {kind}, a type for which there is no check here.")
 
 
 def _validate_number(field: dataclasses.Field[Any], value: Any) -> None:
-    """A float, which becomes a float32 of the device."""
+    """Raises ConfigError if a value is not a number in the field's range, as a float32 on the device."""
     if not _is_number(value):
         raise ConfigError(f"{field.name} = {value!r} is not a number.")
     number = float(value) if abs(value) < _FLOAT32_MAX else math.inf
@@ -146,13 +152,13 @@ def _validate_widths(field: dataclasses.Field[Any], widths: Iterable[Any]) -> No
 
 
 def _whole_ends(field: dataclasses.Field[Any]) -> tuple[float, float]:
-    """The lowest and the highest whole number in the field's range, neither beyond an int64."""
+    """Returns the lowest and the highest whole number in the field's range, within int64."""
     bounds = range_of(field)
     return bounds.low if bounds.low_allowed else bounds.low + 1, min(bounds.high, _INT64_MAX)
 
 
 def validate_config(config: TrainConfig) -> None:
-    """Raises ConfigError, with the numbers and the remedy, for settings that cannot train."""
+    """Raises ConfigError if settings are not valid, by themselves or together, with the numbers and a remedy."""
     for field in dataclasses.fields(config):
         validate_value(field, getattr(config, field.name))
     for name, value in config.env_params:
@@ -178,7 +184,7 @@ def validate_config(config: TrainConfig) -> None:
 
 
 def _is_whole(value: Any) -> bool:
-    """A whole number of Python or NumPy; bool is one by inheritance only."""
+    """Returns whether a value is a whole number of Python or NumPy; bool, a subclass of int, is none."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
@@ -193,14 +199,15 @@ def _validate_minibatches(config: TrainConfig) -> None:
             "num_envs * num_steps = 1 row per update, whose advantage cannot be standardised; "
             "raise one of them, or set normalize_advantage to off."
         )
-    lonely = config.normalize_advantage == "minibatch"  # one row alone would have no spread
+    # The standard deviation of a minibatch of one row would be 0.
+    by_minibatch = config.normalize_advantage == "minibatch"
     if size % count:
-        near = [d for d in sorted(nearest_divisors(size, count)) if d < size or not lonely]
+        near = [d for d in sorted(nearest_divisors(size, count)) if d < size or not by_minibatch]
         raise ConfigError(
             f"num_envs * num_steps = {size} is not divisible by num_minibatches = {count}; "
             f"try {', '.join(map(str, near[:-1]))}{' or ' if near[:-1] else ''}{near[-1]}."
         )
-    if size == count and lonely:
+    if size == count and by_minibatch:
         raise ConfigError(
             f"num_minibatches = {count} leaves one row per minibatch, whose advantage cannot be standardised; "
             f"lower it, or set normalize_advantage to batch or off."
@@ -221,34 +228,34 @@ def _validate_trpo(config: TrainConfig) -> None:
 
 
 def nearest_divisors(number: int, target: int) -> list[int]:
-    """The up to three divisors of `number` that are closest to `target`."""
+    """Returns up to three divisors of `number`, those that are closest to `target`, nearest first."""
     small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
     divisors = {*small, *(number // d for d in small)}
     return sorted(divisors, key=lambda d: abs(d - target))[:3]
 
 
 def validate_hyperparams(hp: Hyperparams) -> None:
-    """Raises ConfigError for a value that is not finite or outside its range. Concrete scalars only."""
+    """Raises ConfigError if a value is not finite or outside its range. For one run; not for traced values."""
     for field in dataclasses.fields(hp):
         validate_value(field, getattr(hp, field.name))
     validate_kl_range(hp.kl_min, hp.kl_max)
 
 
 def validate_kl_range(kl_min: float, kl_max: float) -> None:
-    """Raises ConfigError for thresholds that are not in order."""
+    """Raises ConfigError if kl_min is not below kl_max."""
     if kl_min >= kl_max:
         raise ConfigError(f"kl_min = {kl_min} is not below kl_max = {kl_max}; leave a gap between them.")
 
 
 def validate_evaluation(episodes: int, seed: int) -> None:
-    """Raises ConfigError for a number that is out of range; `eval_episodes` has that of the episodes."""
+    """Raises ConfigError if the number of episodes, with the range of `eval_episodes`, or the seed is not valid."""
     validate_seed(seed)
     field = next(field for field in dataclasses.fields(RunOptions) if field.name == "eval_episodes")
     _validate_count(field, "episodes", episodes)
 
 
 def validate_options(options: RunOptions) -> None:
-    """Raises ConfigError for a number that is out of range."""
+    """Raises ConfigError if a value is outside its range."""
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
         if field.type is float:
@@ -258,7 +265,7 @@ def validate_options(options: RunOptions) -> None:
 
 
 def _validate_host_number(field: dataclasses.Field[Any], value: Any) -> None:
-    """A float that stays on the host."""
+    """Raises ConfigError if a value is not a number in the field's range, as a float on the host."""
     bounds = range_of(field)
     if not _is_number(value) or value not in bounds:
         extent = f", {bounds.low:g} or more" if bounds == Range(bounds.low) else f" in {bounds}"

@@ -1,4 +1,4 @@
-"""From single words to values: how the command line spells each type, for `train` and its kind and for `sweep`."""
+"""Conversion of command-line words to values: the spelling of each type, for the flags of runs and of sweeps."""
 
 import contextlib
 from typing import Any, Literal, get_args
@@ -13,13 +13,16 @@ _SCALARS: dict[Any, str] = {int: "INT", float: "FLOAT", int | None: "INT|none", 
 
 
 def parse_word(kind: Any, word: str) -> Any:
-    """Returns a word as the type of its field has it; text stays as it is.
+    """Converts a word to the type of its field.
 
-    Whole numbers may be written 1e6, and a list of them has commas in between, with one behind a single number if one
-    likes.
+    Whole numbers may be written 1e6. A list of them has commas in between, and may have one after a single number.
+
+    Args:
+      kind: the field's type.
+      word: as it was typed.
 
     Raises:
-      ValueError: with half a sentence about the word.
+      ValueError: the word is not of that type; the message is a clause, without a full stop.
     """
     if kind == tuple[int, ...]:
         try:
@@ -43,7 +46,7 @@ def _number(kind: type, word: str, otherwise: str = "not a {}number") -> int | f
 
 
 def value_rules() -> ConstructorRegistry:
-    """Returns what tyro has to know of our types: numbers, choices, lists of widths, and environment parameters."""
+    """Returns tyro's rules for our types: numbers, choices, lists of widths, and environment parameters."""
     registry = ConstructorRegistry()
 
     @registry.primitive_rule
@@ -75,7 +78,7 @@ def value_rules() -> ConstructorRegistry:
 
     @registry.primitive_rule
     def widths(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
-        if info.type_origin is not tuple or get_args(info.type) != (int, ...):  # it comes as typing.Tuple
+        if info.type_origin is not tuple or get_args(info.type) != (int, ...):  # tyro passes typing.Tuple
             return None
         return PrimitiveConstructorSpec(
             nargs="*",
@@ -113,7 +116,7 @@ def _width(word: str) -> int:
 
 
 def _pair(word: str) -> tuple[str, float]:
-    """name=value, the value being a number, true or false."""
+    """Converts `name=value`, whose value is a number, true or false."""
     name, equals, value = word.partition("=")
     if "," in word:
         raise ValueError(f"{word!r} is not of the form name=value; write {apart(word)}")
