@@ -313,7 +313,7 @@ def test_a_damaged_checkpoint_is_passed_over(halved, tmp_path):
     batch = next((tmp_path / "out" / "parts").iterdir())
     (step,) = list_steps(batch)
     (step.path / "COMMIT").write_text("nonsense")
-    with pytest.raises(CheckpointError, match="not what COMMIT vouches for"):
+    with pytest.raises(CheckpointError, match="does not have the hash in COMMIT"):
         resume_sweep(tmp_path / "out", console=Quiet(), strict=True)
     console = Quiet()
     resume_sweep(tmp_path / "out", console=console)

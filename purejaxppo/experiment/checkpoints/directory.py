@@ -86,9 +86,9 @@ def _invalid_reason(step_dir: Path) -> str | None:
     if not step_dir.is_dir() or step_dir.is_symlink():
         return "not a directory"
     if (step_dir / "COMMIT").stat().st_size > 100 or manifest_path.stat().st_size > _MAX_MANIFEST:
-        return "COMMIT or MANIFEST.json is too large to be one"
+        return "COMMIT or MANIFEST.json is too large"
     if (step_dir / "COMMIT").read_bytes() != f"{_sha256(manifest_path)}\n".encode():
-        return "MANIFEST.json is not what COMMIT vouches for"
+        return "MANIFEST.json does not have the hash in COMMIT"
     manifest = json.loads(manifest_path.read_bytes())
     present = dict(_files(step_dir))
     for name, entry in manifest.items():
@@ -102,7 +102,7 @@ def _invalid_reason(step_dir: Path) -> str | None:
     if extra:
         return f"{extra[0]} does not belong there"
     env_steps = read_json(step_dir / "meta.json")["env_steps"]
-    return None if step_dir.name.startswith(f"step_{env_steps:012d}") else f"is that of {env_steps} env steps"
+    return None if step_dir.name.startswith(f"step_{env_steps:012d}") else f"holds the state of {env_steps} env steps"
 
 
 def _files(step_dir: Path) -> Iterator[tuple[str, Path]]:

@@ -86,7 +86,7 @@ def save_step(run_dir: Path, env_steps: int, state: Snapshot, meta: dict[str, An
     except Exception as error:
         _discard(temporary)
         reason = "no space left on the disk" if _NO_SPACE.search(str(error)) else first_line(error)
-        advice = f"mend that, and `purejaxppo resume {run_dir}` goes on"
+        advice = f"fix that, and `purejaxppo resume {run_dir}` goes on"
         raise CheckpointError(f"cannot save the checkpoint {step_dir}: {reason}; {advice}.") from error
     return step_dir
 
@@ -178,7 +178,7 @@ def load_newest(run_dir: AnyPath, expected: State, which: CheckpointChoice = NEW
     # A run that is still training may have pruned the checkpoints while they were read: look again at those of now.
     if list_steps(run_dir) != found:
         return load_newest(run_dir, expected, which)
-    advice = f"set {settings} to read what was made so" if settings else "train it anew"
+    advice = f"set {settings} to read it" if settings else "train it anew"
     if not settings and len(found) > 1 and (which.strict or which.env_steps is not None):
         advice = "leave --strict and --step out to take another one"
     raise CheckpointError(f"no checkpoint of {run_dir} can be used ({'; '.join(reasons)}); {advice}.")

@@ -67,7 +67,7 @@ def export_saved(run: SavedRun, out: AnyPath) -> dict[str, Any]:
     spec = {**_spec(run, weights), "stablehlo": _signature(program), **hashed}
 
     create_dir(out, out.name)
-    when_interrupted(f"{out} is whole if it has a policy.json.")
+    when_interrupted(f"{out} is complete if it has a policy.json.")
     write_bytes(out / "policy.stablehlo", program.serialize())
     write_bytes(out / "weights.safetensors", packed)
     write_text(out / "numpy_policy.py", Path(__file__).with_name("numpy_policy.py").read_text(encoding="utf-8"))
