@@ -18,7 +18,7 @@ from purejaxppo.core.types import RunnerState  # noqa: F401, which makes a tree 
 
 
 def test_derived_sizes():
-    """Batch, minibatch, updates and the steps that really run."""
+    """Batch, minibatch, updates, and the steps that are trained."""
     config = TrainConfig(total_timesteps=1000, num_envs=6, num_steps=10, num_minibatches=4)
     assert (config.batch_size, config.minibatch_size, config.num_updates, config.env_steps) == (60, 15, 16, 960)
 
@@ -79,7 +79,7 @@ OF_PYTHON = TrainConfig(
 
 
 def test_numbers_of_numpy_and_whole_floats_make_the_same_record():
-    """Equal, with the same hash, and every value of the very type that JSON knows."""
+    """The records are equal, with the same hash, and all values have a type that JSON knows."""
     assert OF_NUMPY == OF_PYTHON
     assert hash(OF_NUMPY) == hash(OF_PYTHON)
     validate_config(OF_NUMPY)
@@ -98,13 +98,13 @@ def test_numbers_of_numpy_and_whole_floats_make_the_same_record():
     [(1e6, 1_000_000), (np.float32(3.0), 3), (np.longdouble(2), 2), (2.0**63, 2.0**63), (1.5, 1.5), (True, True)],
 )
 def test_whole(written, settled):
-    """A float that is beyond every count stays what it is, to be refused as it was written; a bool is no number."""
+    """A float above every count stays as it is, to be refused as it was given; a bool is no number."""
     assert whole(written) == settled
     assert type(whole(written)) is type(settled)
 
 
 def test_hyperparameters_hold_whatever_jax_puts_into_them():
-    """Arrays, tracers, shapes and axes stay themselves, with their types, when a tree of them is built anew."""
+    """Arrays, tracers, shapes and axes keep their types when a tree of them is built again."""
     hp = jax.tree.map(jnp.float32, Hyperparams())
     assert all(isinstance(x, jax.Array) and not x.weak_type for x in jax.tree.leaves(hp))
     stacked = jax.tree.map(lambda x: np.full(3, x, np.float32), hp)
@@ -118,7 +118,7 @@ def test_hyperparameters_hold_whatever_jax_puts_into_them():
 
 
 def test_plain_hyperparameters_are_those_of_one_run():
-    """What is picked from a grid, or was a result of JAX, can be written down."""
+    """Values that were taken from a grid, or computed by JAX, can be written as JSON."""
     hp = jax.tree.map(jnp.float32, Hyperparams(gamma=0.5)).plain()
     assert {type(value) for value in vars(hp).values()} == {float, type(None)}
     assert hp.gamma == 0.5

@@ -1,4 +1,4 @@
-"""Presets: each names real fields, can train, and there is one for every environment with a target."""
+"""Presets: each names existing fields and can train, and there is one for every environment with a target."""
 
 import dataclasses
 
@@ -40,7 +40,7 @@ def test_preset_can_train(env):
 
 @pytest.mark.parametrize("env", PRESETS)
 def test_preset_holds_numbers_and_words_as_json_would(env):
-    """No float where a whole number belongs: the comparison above would not see it."""
+    """There is no float where a whole number belongs, which the comparison above would not notice."""
     for name, value in PRESETS[env].items():
         kind = FIELDS[name].type
         if kind in (int, bool, str):
@@ -62,7 +62,7 @@ def test_preset_is_a_copy():
 
 
 def test_a_misspelt_name_is_refused_with_a_suggestion():
-    """Where an environment that has no preset has no settings."""
+    """An environment without a preset, by contrast, has no settings."""
     with pytest.raises(EnvError, match=r"'Cartpole'.*Did you mean 'CartPole-v1'"):
         preset("Cartpole")
     with pytest.raises(ConfigError, match=r"'ppo-kl' is unknown.*Did you mean 'ppo_kl'"):
@@ -75,7 +75,7 @@ PAIRS = [(algorithm, env) for algorithm, presets in ALGORITHM_PRESETS.items() fo
 
 @pytest.mark.parametrize(("algorithm", "env"), PAIRS)
 def test_preset_of_an_algorithm_is_its_own(algorithm, env):
-    """Real settings, none of which belongs to another algorithm; they beat the environment's, and can train."""
+    """It names existing settings, none of another algorithm; they override the environment's, and can train."""
     mine = ALGORITHM_PRESETS[algorithm][env]
     assert algorithm in ALGORITHMS
     assert mine.keys() <= FIELDS.keys() - {"env", "algorithm"}
@@ -110,7 +110,7 @@ WORLDS = {
 
 @pytest.mark.parametrize("env", WORLDS)
 def test_what_is_hidden_cannot_be_told_from_an_observation(env):
-    """And what is not, can."""
+    """What is not listed as hidden can be told from it."""
     game, params = gymnax.make(env)
     _, state = game.reset(jax.random.key(0), params)
     field, *values = WORLDS[env]

@@ -1,4 +1,4 @@
-"""Where a setting comes from: defaults, preset, file; and files that cannot be one."""
+"""The origin of a setting: defaults, preset, file, flag; and files that are refused."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ PRESET = PRESETS[ENV]
 
 @pytest.fixture
 def write(tmp_path):
-    """write(name, content) -> path; anything but text and bytes is written as JSON."""
+    """Yields a function: write(name, content) -> path; content other than text and bytes is written as JSON."""
 
     def put(name, content):
         path = tmp_path / name
@@ -83,7 +83,7 @@ def test_where_settings_are_from_is_one_line(env, settings, says):
 
 
 def test_which_environments_preset():
-    """That of the argument; without one that of the settings; without either that of the default."""
+    """It is that of the argument, else that of the settings, else that of the default."""
     assert resolve("Pendulum-v1", {"env": ENV})[0].env == "Pendulum-v1"
     assert resolve("Pendulum-v1", {"env": ENV})[0].normalize_observation
     assert resolve(None, {"env": "Pendulum-v1"})[0].normalize_observation
@@ -92,7 +92,7 @@ def test_which_environments_preset():
 
 
 def test_flag_beats_file_beats_preset_beats_default(write):
-    """One field set at each level and all levels below; hyphens and underscores are the same."""
+    """One field is set at each level and all levels below; hyphens and underscores are the same."""
     path = write("c.json", {"env": ENV, "num-envs": 2, "learning_rate": 0.5, "num_steps": 64})
     command = parse.parse(["train", "--config", str(path), "--learning-rate", "0.25"])
     assert command.hp.learning_rate == 0.25  # flag, file, preset
@@ -114,7 +114,7 @@ def test_env_flag_decides_about_the_preset(write, argv):
 
 @pytest.mark.parametrize("algorithm", ["ppo_clip", "ppo_kl", "trpo", "policy_gradient"])
 def test_every_field_is_a_flag(algorithm):
-    """Each with a value of its own kind, of the algorithms that have it; booleans as a pair of flags."""
+    """Each takes a value of its own type, with an algorithm that has it; booleans are pairs of flags."""
     by_hand = {
         "env": "Acrobot-v1",
         "env_params": (("gravity", 1.5), ("max_steps_in_episode", 20)),
@@ -192,7 +192,7 @@ def test_json_and_toml(write, name, content):
 
 
 def test_a_runs_own_config_is_such_a_file(write):
-    """With its nulls and its format version."""
+    """Its nulls and its format version are accepted."""
     config, hp = resolve("Pendulum-v1", {"num_envs": 4})
     fields = {**dataclasses.asdict(config), **dataclasses.asdict(hp), "env_params": {}}
     settings = read_settings(write("config.json", {"format_version": 1, "seed": 3, **fields}))
@@ -260,7 +260,7 @@ WRONG_VALUES = {
 
 @pytest.mark.parametrize(("key", "value"), [(k, v) for k, values in WRONG_VALUES.items() for v in values], ids=repr)
 def test_a_value_of_the_wrong_type_is_refused_before_anything_is_built(write, key, value):
-    """By the file's reader or by the validation of what it gives: exit code 2, never a traceback."""
+    """The file's reader or the validation refuses it, with exit code 2 and without a traceback."""
     path = write("c.json", {key: value})
 
     def load():

@@ -1,4 +1,4 @@
-"""A setting is declared once: what is checked, refused, offered and documented follows from its field."""
+"""A setting is declared once: its check, its refusal, its flag and its documentation are derived from its field."""
 
 import dataclasses
 import importlib.util
@@ -32,7 +32,7 @@ def tables():
 @with_ranges
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """One field of each kind, which nothing but its declaration knows of."""
+    """A dataclass with one field of each kind, known only by its declaration."""
 
     share: float = setting(0.5, above=0, at_most=2, unit="per nat", of=("ppo_kl", "trpo"), source="Paper eq. 1")
     """What it is | and
@@ -69,7 +69,7 @@ FIELDS = {field.name: field for field in dataclasses.fields(Made)}
     ],
 )
 def test_range(bounds, inside, outside, text):
-    """Its upper end is in it, infinity never."""
+    """It includes its upper end, but never infinity."""
     assert all(number in bounds for number in inside)
     assert not any(number in bounds for number in [*outside, math.nan, math.inf, -math.inf])
     assert str(bounds) == text
@@ -77,7 +77,7 @@ def test_range(bounds, inside, outside, text):
 
 @pytest.mark.parametrize("kind", [int, float, int | None, float | None, tuple[int, ...]])
 def test_a_number_is_not_declared_without_a_range(kind):
-    """Whoever adds a field is told so when it is imported, and what to write."""
+    """The error at import says what to write."""
     record = dataclasses.make_dataclass("Made", [("novel", kind, 7)], frozen=True)
     with pytest.raises(TypeError, match=r"novel has no range; declare it as setting\(7, above=...\)"):
         with_ranges(record)
@@ -91,7 +91,7 @@ def test_a_number_has_one_lower_end():
 
 
 def test_the_records_of_settings_demand_ranges():
-    """Every one of their numbers has one, with the default in it."""
+    """All of their numbers have a range, with the default in it."""
     for field in (field for record in RECORDS for field in dataclasses.fields(record)):
         default = field.default if isinstance(field.default, tuple) else (field.default,)
         numbers = [x for x in default if isinstance(x, int | float) and not isinstance(x, bool)]
@@ -146,7 +146,7 @@ def test_a_made_up_field_refuses_everything_else(name, value, message):
 
 
 def test_a_made_up_number_of_the_host_is_validated():
-    """A float that stays a Python float, so that float32 is no limit."""
+    """It stays a Python float, so it may be beyond float32."""
     fields = [("minutes", float, setting(1.0, above=0, at_most=1e300, unit="minutes"))]
     record = with_ranges(dataclasses.make_dataclass("Made", fields, frozen=True))
     validate_options(record(1e299))
@@ -161,7 +161,7 @@ def test_a_made_up_kind_is_not_let_through():
 
 
 def test_a_made_up_field_is_owned():
-    """By those that it names; one that names none belongs to all."""
+    """It is owned by the algorithms that it names; if it names none, by all of them."""
     assert owners(Made, dataclasses.make_dataclass("More", [("novel", str, setting("a", of=("mine",)))])) == {
         "share": ("ppo_kl", "trpo"),
         "count": ("trpo",),
@@ -193,7 +193,7 @@ def test_a_made_up_field_is_documented():
 
 @pytest.fixture
 def declare(tmp_path):
-    """declare(name of a dataclass, lines) -> run(arguments of Python) -> what it says, in a package with that field."""
+    """Yields declare(dataclass's name, lines) -> run(Python's arguments) -> output of a package with that field."""
 
     def made(record, lines):
         package = tmp_path / "purejaxppo"
@@ -213,7 +213,7 @@ def declare(tmp_path):
 
 
 def test_one_declaration_is_all_that_a_hyperparameter_takes(declare, tmp_path):
-    """Its flag with help and default, its check, its place in files, its algorithm and its row in the documentation."""
+    """It gives a flag with help and default, a check, a name in files, its algorithm and a row in the documentation."""
     run = declare(
         "Hyperparams",
         '''    novel: float = setting(0.25, at_least=0, at_most=1, unit="per nat", of=("ppo_kl",))
@@ -244,7 +244,7 @@ def test_the_documentation_is_that_of_the_declarations():
 
 
 def test_tables_take_the_place_of_the_first_one_below_their_heading():
-    """Everything else stays; without such a heading nothing is guessed."""
+    """Everything else stays; without such a heading it is an error."""
     module = tables()
     old = "| old |\n|---|\n| row |\n"
     parts = [f"## {record.__name__}: words\n\nprose | with a bar\n\n{old}\nmore\n\n{old}" for record in RECORDS]
@@ -259,7 +259,7 @@ def test_tables_take_the_place_of_the_first_one_below_their_heading():
 
 
 def test_every_field_has_its_help():
-    """And one that belongs to one algorithm alone begins with its name."""
+    """The help of a setting of one algorithm begins with that algorithm's name."""
     for record in RECORDS:
         helps = tables().help_of(record)
         assert all(helps.values())

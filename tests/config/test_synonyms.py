@@ -93,7 +93,7 @@ def test_a_key_of_a_file_is_suggested_with_what_to_know_about_it(tmp_path):
 
 
 def test_nothing_is_suggested_that_there_is_not():
-    """Our name for it is not among the names in question; but a similar one is."""
+    """If our name for it is not among the known names, a similar one is suggested."""
     assert suggestion("ppo", ["trpo", "xyz"]) == " Did you mean 'trpo'?"
     assert suggestion("lr", ["gravity"]) == ""
 

@@ -33,7 +33,7 @@ CHOICES = [field.name for field in dataclasses.fields(TrainConfig) if get_origin
 
 
 def refusal(validate, setting) -> str:
-    """The message of the ConfigError that `validate(setting)` must raise."""
+    """Returns the message of the ConfigError that `validate(setting)` must raise."""
     with pytest.raises(ConfigError) as caught:
         validate(setting)
     assert caught.value.exit_code == 2
@@ -178,7 +178,7 @@ def test_seed_outside_32_bits(seed):
 
 
 def test_several_seeds():
-    """Each is one, and none is there twice; the first that is repeated most is named in the words of the caller."""
+    """Each must be valid, and none may occur twice; the seed that is repeated most is named in the caller's message."""
     validate_seeds([0, 2**32 - 1, 7], "{} twice")
     assert refusal(lambda seeds: validate_seeds(seeds, "{} twice"), [5, 3, 3, 5]) == "5 twice"
     assert "seed = -1 is not" in refusal(lambda seeds: validate_seeds(seeds, "{} twice"), [3, 3, -1])
@@ -254,7 +254,7 @@ def test_every_hyperparameter_is_validated():
 
 @pytest.mark.parametrize("value", [1.5, np.float64(1.5), np.float32("nan"), np.array(2.5), np.bool_(True)])
 def test_what_is_not_whole_is_refused_as_a_count_by_its_value(value):
-    """Also where it came from NumPy, and in the words that a number of Python's own has."""
+    """The message shows the value as a Python number, also if it came from NumPy."""
     message = refusal(validate_config, TrainConfig(num_envs=value))
     own = value.item() if hasattr(value, "item") else value
     assert message == f"num_envs = {own!r} is not a whole number from 1 to 2**63 - 1."
@@ -262,7 +262,7 @@ def test_what_is_not_whole_is_refused_as_a_count_by_its_value(value):
 
 @given(st.integers(1, 5000), st.integers(1, 6000))
 def test_nearest_divisors(number, target):
-    """Divisors only, up to three, without repeats, nearest first, and none that was left out is nearer."""
+    """There are up to three, nearest first and without repeats, and no other divisor is nearer."""
     found = nearest_divisors(number, target)
     divisors = [d for d in range(1, number + 1) if number % d == 0]
     assert set(found) <= set(divisors)
@@ -283,7 +283,7 @@ OPTION_COUNTS = {"eval_episodes": 1, "keep_newest": 2, "keep_best": 0}  # and th
 
 @pytest.mark.parametrize(("name", "low"), OPTION_COUNTS.items())
 def test_counts_of_options(name, low):
-    """From their least to 2^31 - 1, of Python or NumPy."""
+    """They may be from their minimum to 2^31 - 1, of Python or NumPy."""
     for value in (low, 2**31 - 1, np.int64(7), 8.0):
         validate_options(RunOptions(**{name: value}))
     for value in (low - 1, -5, 2**31, 2.5, True, "3", None, math.nan):
@@ -293,7 +293,7 @@ def test_counts_of_options(name, low):
 
 @pytest.mark.parametrize("value", [0, 0.5, 60, 1e9, np.float32(3)])
 def test_checkpoint_seconds(value):
-    """0 is after every call of the compiled program."""
+    """0 means after every call of the compiled program."""
     validate_options(RunOptions(checkpoint_seconds=value))
 
 
@@ -304,7 +304,7 @@ def test_impossible_checkpoint_seconds(value):
 
 
 def test_every_option_is_validated():
-    """A new one without a check fails here."""
+    """A new option without a check fails here."""
     for field in dataclasses.fields(RunOptions):
         assert field.name in refusal(validate_options, RunOptions(**{field.name: "no"}))
 
@@ -322,7 +322,7 @@ def test_unknown_on_nonfinite(value):
 
 
 def test_algorithms():
-    """A generator of names will do; an unknown one gets the list, and a suggestion if one is close."""
+    """The names may come from a generator; the message for an unknown one has them all, and suggests a close one."""
     validate_algorithm("trpo", (name for name in ("ppo_clip", "trpo")))
     message = refusal(lambda name: validate_algorithm(name, iter(["ppo_clip", "trpo"])), "ppo_clp")
     assert "choose from ppo_clip, trpo" in message

@@ -1,4 +1,4 @@
-"""Small files: whole or absent, and clear errors for what cannot be read or written."""
+"""Atomic writes: files are complete or absent, and errors say what cannot be read or written."""
 
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def test_a_disk_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatc
 
 
 def test_until_the_end_the_old_file_stands(tmp_path):
-    """What a reader, or a crash, would find in the middle of it."""
+    """A reader, or a crash, in the middle of a write finds the old file."""
     path = tmp_path / "x.txt"
     write_text(path, "old")
     with whole_file(path) as file:

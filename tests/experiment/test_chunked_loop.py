@@ -1,4 +1,4 @@
-"""The host loop: chunks whose length changes nothing, rows, and what the host does between chunks."""
+"""The host loop: the length of chunks changes no result, rows, and what the host does between chunks."""
 
 import dataclasses
 import math
@@ -36,7 +36,7 @@ CONFIG = TrainConfig(env_params={"max_steps_in_episode": 6}, total_timesteps=32 
 
 @pytest.fixture
 def short_chunks(monkeypatch):
-    """short_chunks(2, 4) makes the host loop run CONFIG's updates in chunks of these lengths."""
+    """Yields a function: short_chunks(2, 4) makes the host loop run CONFIG's updates in chunks of these lengths."""
 
     def use(*lengths):
         assert sum(lengths) == UPDATES
@@ -46,7 +46,7 @@ def short_chunks(monkeypatch):
 
 
 def without_time(row):
-    """Comparable: NaN is not equal to itself."""
+    """Returns rows without the clock and without NaN, which is not equal to itself, so that they can be compared."""
     return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items() if k != "seconds"}
 
 
@@ -65,7 +65,7 @@ def params_of(size):
     backend=st.sampled_from(["cpu", "gpu", "tpu"]),
 )
 def test_chunks_sum_to_the_number_of_updates(updates, batch, epochs, size, backend):
-    """All of one length, except perhaps a shorter last one; none longer than twice the 64 updates wished for."""
+    """All have one length, except perhaps a shorter last one; none is longer than twice the target of 64 updates."""
     config = TrainConfig(
         num_envs=batch, num_steps=1, num_epochs=epochs, num_minibatches=1, total_timesteps=updates * batch
     )
@@ -76,9 +76,9 @@ def test_chunks_sum_to_the_number_of_updates(updates, batch, epochs, size, backe
 
 
 def test_a_divisor_is_taken_where_there_is_one_of_about_the_right_size():
-    """One program instead of two: 100 and 127 updates in chunks of 50 and 127; 2 x 67 would do, 2 x 137 are too long.
+    """100 and 127 updates take one program, with chunks of 50 and 127; 2 x 67 would do too, and 2 x 137 are too long.
 
-    The prime 257 has no divisor between 64 / 16 and 2 * 64, so its last chunk is a shorter one.
+    The prime 257 has no divisor between 64 / 16 and 2 * 64, so its last chunk is shorter.
     """
 
     def lengths(updates):
@@ -91,7 +91,7 @@ def test_a_divisor_is_taken_where_there_is_one_of_about_the_right_size():
 
 
 def test_chunks_are_about_as_long_as_the_work_in_them():
-    """Rows x epochs x parameters: ten times the work per update is a tenth of the updates per chunk."""
+    """Work is rows x epochs x parameters: with ten times the work per update a chunk has a tenth of the updates."""
     config = TrainConfig(num_envs=8, num_steps=128, num_epochs=4, total_timesteps=1024 * 1024)
     size = int(chunked_loop._CHUNK_WORK["cpu"] / (config.batch_size * config.num_epochs * 32))
     assert chunk_lengths(config, params_of(size), "cpu")[0] == 32
@@ -103,7 +103,7 @@ def test_chunks_are_about_as_long_as_the_work_in_them():
 
 @pytest.fixture(scope="module")
 def walked():
-    """(trainer, host_loop._compile_advance that compiles each length once), for CONFIG walking."""
+    """Yields (trainer, a replacement of _compile_advance that compiles each length once) for CONFIG on the walk."""
     trainer = trainer_from_config(CONFIG, walk(CONFIG.num_envs))
     compiled, real = {}, chunked_loop._compile_advance
 
@@ -116,7 +116,7 @@ def walked():
 
 
 def chunks_of(trainer, runner=None, **asked):
-    """The chunks of CONFIG from a state, by default the first one of seed 3."""
+    """Returns the chunks of CONFIG from a state, by default the first one of seed 3."""
     hp = jax.tree.map(jnp.float32, HP)
     runner = trainer.init(jax.random.key(3), hp) if runner is None else runner
     done = int(runner.updates)
@@ -127,7 +127,7 @@ def chunks_of(trainer, runner=None, **asked):
 
 
 def train_walking(trainer, sinks, runner=None, **asked):
-    """The last state and chunk of CONFIG, with its rows sent to the sinks."""
+    """Returns the last state and chunk of CONFIG; its rows go to the sinks."""
     rows, chunk = rows_of(CONFIG, sinks), None
     for chunk in chunks_of(trainer, runner, **asked):
         rows.write(chunk)
@@ -139,7 +139,7 @@ def rows_of(config, sinks, seconds=0.0, bad=0):
 
 
 def test_the_chunks_length_changes_nothing(walked, short_chunks, monkeypatch):
-    """State and metrics, bit by bit, for one chunk, three, and two of different lengths."""
+    """State and metrics are bitwise identical for one chunk, three, and two of different lengths."""
     trainer, compile_advance = walked
     monkeypatch.setattr(chunked_loop, "_compile_advance", compile_advance)
     results = []
@@ -155,7 +155,7 @@ def test_the_chunks_length_changes_nothing(walked, short_chunks, monkeypatch):
 
 
 def test_chunks_are_reported_in_order_with_their_times(walked, short_chunks, monkeypatch):
-    """Each begins where the one before ended, and holds its updates' metrics."""
+    """Each chunk begins where the one before ended, and has the metrics of its own updates."""
     trainer, compile_advance = walked
     monkeypatch.setattr(chunked_loop, "_compile_advance", compile_advance)
     short_chunks(4, 2)
@@ -169,7 +169,7 @@ def test_chunks_are_reported_in_order_with_their_times(walked, short_chunks, mon
 
 
 def test_the_speed_is_that_after_the_first_chunk():
-    """Of ten env steps per update: 2 updates in 4 s, then 3 in 1 s and 1 in 1 s."""
+    """With ten env steps per update: 2 updates in 4 s, then 3 in 1 s and 1 in 1 s."""
     sizes, ends = (2, 3, 1), (0.0, 4.0, 5.0, 6.0)
     chunks = [
         Chunk(sum(sizes[:i]) + 1, ends[i], ends[i + 1], {"learning_rate": np.zeros(size)})
@@ -195,7 +195,7 @@ def test_one_compilation_for_any_number_of_chunks(walked, short_chunks, monkeypa
 
 
 def test_the_host_looks_between_chunks(walked, short_chunks, monkeypatch):
-    """What is started is finished and reported; then it stops."""
+    """Chunks that were started are finished and reported; then the loop stops."""
     trainer, compile_advance = walked
     monkeypatch.setattr(chunked_loop, "_compile_advance", compile_advance)
     short_chunks(2, 2, 2)
@@ -219,7 +219,7 @@ def test_what_is_left_is_cut_at_the_same_places(done):
 
 
 def test_a_run_in_two_parts_is_the_whole_run(walked, short_chunks, monkeypatch):
-    """State and rows, bit by bit, stopped after 4 of 6 updates."""
+    """State and rows are bitwise identical, though the run was stopped after 4 of 6 updates."""
     trainer, compile_advance = walked
     monkeypatch.setattr(chunked_loop, "_compile_advance", compile_advance)
     short_chunks(2, 2, 2)
@@ -242,7 +242,7 @@ def test_nothing_left_to_do(walked, short_chunks, monkeypatch):
 
 
 def test_a_wanted_state_is_that_after_what_was_reported(walked, short_chunks, monkeypatch):
-    """It is yielded before anything else is started, and asking for it changes nothing."""
+    """The state is yielded before another chunk is started, and asking for it changes no result."""
     trainer, compile_advance = walked
     monkeypatch.setattr(chunked_loop, "_compile_advance", compile_advance)
     short_chunks(2, 2, 2)
@@ -266,7 +266,7 @@ def test_a_stop_before_the_first_chunk_starts_nothing(walked, short_chunks, monk
 
 
 def chunk_of(*bits, first_update=1):
-    """A chunk of updates with these bits of what is not finite."""
+    """Returns a chunk of updates with these bits of non-finite quantities."""
     ones = np.ones(len(bits), np.float32)
     metrics = {"learning_rate": ones, "episode/count": ones, "nonfinite": np.array(bits, np.int32)}
     return Chunk(first_update, 0.0, 1.0, metrics)
@@ -282,7 +282,7 @@ def test_rows_stop_at_the_first_that_is_not_finite():
 
 
 def advice_for(quantity, first_update, config=CONFIG, updates=1, bad=0):
-    """What a run is told to do that stops because of this quantity."""
+    """Returns the advice of the error when a run stops because of this quantity."""
     bits = [1 << WATCHED.index(quantity)] * updates
     with pytest.raises(DivergedError) as caught:
         rows_of(config, [], bad=bad).write(chunk_of(*bits, first_update=first_update))
@@ -292,7 +292,7 @@ def advice_for(quantity, first_update, config=CONFIG, updates=1, bad=0):
 
 @pytest.mark.parametrize("quantity", ["observation", "reward", "normalizer"])
 def test_the_environment_is_named_where_it_is_the_cause(quantity):
-    """In the first update it alone can be; later on a policy may have driven it there, and both are said."""
+    """In the first update it alone can be the cause; later a policy may have driven it there, and both are named."""
     first, later = advice_for(quantity, 1), advice_for(quantity, 7)
     assert "comes from the environment, as nothing had been learnt yet" in first
     assert "learning_rate" not in first
@@ -309,7 +309,7 @@ def test_the_learner_is_advised_where_it_is_the_cause():
 
 
 def test_nothing_is_learnt_by_updates_that_were_undone():
-    """Ten in a row from the first one on, in one session or in two, are the environment's doing alone."""
+    """After ten bad updates in a row from the first one on, in one command or two, the environment alone is named."""
     skip = dataclasses.replace(CONFIG, on_nonfinite="skip")
     assert "nothing had been learnt" in advice_for("reward", 1, skip, updates=10)
     assert "nothing had been learnt" in advice_for("reward", 5, skip, updates=6, bad=4)
@@ -317,7 +317,7 @@ def test_nothing_is_learnt_by_updates_that_were_undone():
 
 
 def test_rows_of_updates_that_were_undone_go_on_for_a_while():
-    """Nine in a row, twice; the tenth in a row is one too many."""
+    """Nine in a row, twice, are allowed; the tenth in a row ends the run."""
     rows = []
     consume = rows_of(dataclasses.replace(CONFIG, on_nonfinite="skip"), [lambda _, row: rows.append(row)]).write
     consume(chunk_of(*[1] * 9, 0, *[1] * 5))

@@ -1,4 +1,4 @@
-"""A run's directory: made without touching what is there, and read back as it was meant."""
+"""Run directories: they are created without touching existing files, and their settings are read back."""
 
 import dataclasses
 import json
@@ -33,13 +33,13 @@ SETTINGS = RunSettings(
 
 
 def content_of(directory):
-    """Path -> bytes of every file; None for directories."""
+    """Returns path -> bytes of every file; None for directories."""
     paths = directory.rglob("*")
     return {str(p.relative_to(directory)): p.read_bytes() if p.is_file() else None for p in paths}
 
 
 def refused(out, **options):
-    """The message of the error that create_dir raises, having changed nothing below the parent."""
+    """Returns the message of create_dir's error, which must have changed nothing below the parent."""
     with pytest.raises(PureJaxPPOError) as caught:
         create_dir(out, "name", **options)
     message = str(caught.value)
@@ -61,7 +61,7 @@ def test_a_directory_that_cannot_be_made_has_a_way_out(tmp_path, monkeypatch, ou
 
 
 def test_names_of_run_directories(tmp_path, monkeypatch):
-    """Under runs/, of safe characters, and never the same twice."""
+    """They are below runs/, consist of safe characters, and never occur twice."""
     monkeypatch.chdir(tmp_path)
     settings = SETTINGS._replace(config=TrainConfig(env="../evil/é v0"), seed=5)
     first, second = (create_run_dir(settings, None) for _ in range(2))
@@ -75,7 +75,7 @@ def test_names_of_run_directories(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["out", "a/b/c", "größe 日本", "with space", ".hidden", "-x", "x.tmp-1"])
 def test_a_new_directory(tmp_path, name):
-    """With its parents, and whatever it is called."""
+    """It is created with its parents, whatever its name."""
     out = tmp_path / name
     assert create_dir(out, "name") == out
     assert out.is_dir()
@@ -125,13 +125,13 @@ def test_default_names_of_the_same_second_are_two_directories(tmp_path, monkeypa
 
 
 def test_two_that_took_the_same_directory(run_dir):
-    """Both found it empty; the second has the lock when the first is done."""
+    """Both found it empty; the second one gets the lock when the first is done."""
     with pytest.raises(CheckpointError, match="has just been taken by another run"):
         write_inputs(run_dir, read_run_settings(run_dir))
 
 
 def test_one_in_use(tmp_path):
-    """Even if nothing but the lock is there yet; afterwards it can be had."""
+    """A directory is refused even if it holds nothing but the lock; afterwards it is free."""
     with locked(tmp_path):
         before = content_of(tmp_path)
         assert f"in use by process {os.getpid()}" in refused(tmp_path)
@@ -164,7 +164,7 @@ def test_impossible_places(tmp_path, kind):
 
 
 def of_length(parent, length):
-    """A path of so many bytes below a directory, with `é` of two bytes in it."""
+    """Returns a path of so many bytes below a directory, with `é` of two bytes in it."""
     parts, left = [], length - len(os.fsencode(parent))
     while left > 300:
         parts.append("é" * 100)
@@ -176,7 +176,7 @@ def of_length(parent, length):
 
 
 def test_too_long_a_path(tmp_path):
-    """Before anything is made: what comes further down needs its room. One byte less will do, counted in bytes."""
+    """It is refused before anything is created, as files further down need room. One byte less is allowed."""
     message = refused(of_length(tmp_path, module._LONGEST_PATH + 1))
     assert "too long" in message
     assert len(message) < 200
@@ -210,7 +210,7 @@ def edit(run_dir, name="config.json", *, without=(), **changes):
 
 
 def test_settings_read_back(run_dir):
-    """Every field of all four, none by its default."""
+    """Every field of all four comes back, none of them by its default."""
     assert read_run_settings(run_dir) == SETTINGS
     content = json.loads((run_dir / "config.json").read_text())
     fields = [f.name for kind in (TrainConfig, Hyperparams, RunOptions) for f in dataclasses.fields(kind)]
@@ -218,7 +218,7 @@ def test_settings_read_back(run_dir):
 
 
 def test_numbers_of_numpy_are_written_as_numbers(tmp_path):
-    """The validation lets them pass."""
+    """The validation accepts NumPy's numbers, so the file must too."""
     config = TrainConfig(num_envs=np.int64(4), hidden_sizes=(np.int32(8),), env_params={"gravity": np.float32(9.5)})
     hp = Hyperparams(learning_rate=np.float32(0.5))
     write_inputs(tmp_path, RunSettings(config, hp, np.int64(3), RunOptions(keep_best=np.int64(1))))
@@ -238,7 +238,7 @@ def test_what_an_older_version_did_not_know_has_its_default(run_dir):
 
 @pytest.mark.parametrize("name", ["env", "algorithm", "seed", "format_version"])
 def test_what_makes_a_run_must_be_there(run_dir, name):
-    """Their defaults would be another run."""
+    """With the defaults of missing fields it would be another run."""
     edit(run_dir, without=(name,))
     with pytest.raises(CheckpointError, match=rf"config\.json is not a run's .*{name}"):
         read_run_settings(run_dir)
@@ -295,7 +295,7 @@ def test_changed_settings_are_written_over_the_old(run_dir):
 
 
 def test_commands_are_added(run_dir, monkeypatch):
-    """One line each, as a shell would take it; the first may have been lost."""
+    """Each is one line, as a shell takes it; the first may have been lost."""
     monkeypatch.setattr(sys, "argv", ["purejaxppo", "resume", "a b"])
     add_command(run_dir)
     assert (run_dir / "command.txt").read_text() == "purejaxppo train --seed 1\npurejaxppo resume 'a b'\n"
@@ -305,7 +305,7 @@ def test_commands_are_added(run_dir, monkeypatch):
 
 
 def test_versions_that_changed(run_dir):
-    """Of what decides the last bit of a result, and of nothing else."""
+    """Changes of what determines the last bit of a result are reported, and no others."""
     assert changed_versions(run_dir) == []
     now = json.loads((run_dir / "versions.json").read_text())
     edit(run_dir, "versions.json", python="2.7", xla_flags="--x", jax="0.0.1")
@@ -318,7 +318,7 @@ def test_versions_that_changed(run_dir):
 
 
 def test_code_that_changed(run_dir, monkeypatch):
-    """It is told if git knew the commit then and knows it now."""
+    """A change is reported if git knew the commit then and knows it now."""
     monkeypatch.setattr(module, "code_revision", lambda: {"commit": "b", "dirty": True})
     for then, changes in (
         ({"commit": "b", "dirty": True}, []),

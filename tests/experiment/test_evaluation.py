@@ -1,4 +1,4 @@
-"""An evaluation in pieces: the very episodes of one call, progress when it takes long, and an end in any case."""
+"""Evaluation in pieces: the episodes are those of one call, it shows progress if it takes long, and it always ends."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def apply(params, obs):
 
 
 def staggered(limit=40):
-    """Environment e plays episodes of limit - e steps, whose rewards are drawn."""
+    """Returns environments of which number e plays episodes of limit - e steps with random rewards."""
     env = endless(E)
     ends = limit - jnp.arange(E)
 
@@ -44,9 +44,9 @@ def staggered(limit=40):
 
 
 def pieces(env, monkeypatch, greedy=False, first=1, long=0.5, silence=0.0):
-    """(episodes, lines of progress); the first piece is of so many steps, and the next twice as long if it is quick.
+    """Returns (episodes, progress messages); the first piece has so many steps, and a quick one doubles the next.
 
-    Nothing is traced once there has been progress.
+    Nothing may be traced after the first progress message.
     """
     monkeypatch.setattr(evaluation, "_FIRST_PIECE", first)
     monkeypatch.setattr(evaluation, "_LONG_PIECE", long)
@@ -79,7 +79,7 @@ def test_pieces_are_the_episodes_of_one_call_and_tell_how_far_they_are(monkeypat
 
 
 def test_a_limit_of_two_billion_steps_ends_at_the_bound(monkeypatch):
-    """Environments that never finish on their own: all broken off, and counted. What is quick says nothing."""
+    """Environments that never finish are ended and counted. There is no message about a quick evaluation."""
     monkeypatch.setattr(evaluate, "LONGEST_EPISODE", 21)
     episodes, said = pieces(staggered(2_000_000_000), monkeypatch, silence=60.0)
     assert episodes.episode_length.tolist() == [21] * E
@@ -88,7 +88,7 @@ def test_a_limit_of_two_billion_steps_ends_at_the_bound(monkeypatch):
 
 
 def test_it_stops_when_the_last_episode_has_ended(monkeypatch):
-    """Long before the bound, and without a piece more than that takes."""
+    """It stops long before the bound, after as many pieces as the episodes take."""
     env = staggered()._replace(step_limit=None)
     episodes, said = pieces(env, monkeypatch, greedy=True, first=7, long=0.0)
     steps = [int(line.split(" finished in ")[1].split(" of ")[0]) for line in said]

@@ -1,6 +1,6 @@
-"""Signals, full and read-only disks, two writers, no network: exit codes, one line that says it, and the same result.
+"""Signals, full and read-only disks, two writers, no network: exit codes, errors of one line, and the same result.
 
-Every command is a process of its own, of `fault_driver.Server`.
+Every command is a process of its own, forked by `fault_driver.Server`.
 """
 
 import json
@@ -24,7 +24,7 @@ SELDOM = ("--checkpoint-seconds", "1000")
 
 @pytest.fixture(scope="module")
 def whole(undisturbed):
-    """The directory of a run that nothing disturbed."""
+    """The directory of an uninterrupted run."""
     return undisturbed(NAME)
 
 
@@ -49,7 +49,7 @@ def copied(run_dir, copy):
 
 
 def assert_resumes(server, run_dir, whole):
-    """To the very end that the undisturbed run came to. Damaged checkpoints are passed over, and left to be seen."""
+    """Asserts that a run ends like the uninterrupted one, and that damaged checkpoints are left for inspection."""
     damaged = [step.path for step in list_steps(run_dir) if invalid_reason(step.path)]
     code, stderr = server.run(run_dir.with_name(f"{run_dir.name}_resume"), "resume", run_dir, *SELDOM)
     assert code == 0, stderr
@@ -103,7 +103,7 @@ def stop_in(server, directory, whole, phase, name):
 
 
 def test_a_signal_in_every_phase(server, whole, tmp_path):
-    """Heard at once also while XLA compiles or computes; what was reached is saved, and leads to the same end."""
+    """It takes effect at once during compilation and computation too; what is saved leads to the same result."""
     cases = [("compilation", "SIGTERM"), ("rollout", "SIGUSR1"), ("saving", "SIGINT"), ("evaluation", "SIGTERM")]
     side_by_side(lambda case: stop_in(server, tmp_path, whole, *case), cases)
 
@@ -116,7 +116,7 @@ def test_every_signal_in_every_phase(server, whole, tmp_path):
 
 @pytest.mark.slow
 def test_a_second_interrupt_aborts_at_once(server, whole, half, tmp_path):
-    """The first waits for a chunk that never ends; the second ends it, and what was saved before is still good."""
+    """The first one waits for a chunk that never ends, the second one aborts; older checkpoints are still valid."""
     run_dir, marker = copied(half, tmp_path / "run"), tmp_path / "marker"
     child = server.start(tmp_path / "log", "resume", run_dir, faults=[f"endless_chunk={marker}"])
     assert child.until(marker.exists)
@@ -158,7 +158,7 @@ DAMAGE = {
 
 
 def damaged(half, run_dir, name, count):
-    """A copy of the run, its newest checkpoints damaged."""
+    """Returns a copy of the run whose newest checkpoints are damaged."""
     shutil.copytree(half, run_dir)
     for step in list_steps(run_dir)[:count]:
         DAMAGE[name](step.path)
@@ -170,7 +170,7 @@ def damaged(half, run_dir, name, count):
     "cases", [[("flipped bit", 1), ("no COMMIT", 2)], [("no state", 1), ("torn meta", 2), ("torn meta", 1)]]
 )
 def test_damaged_checkpoints_do_not_stop_a_run(server, whole, half, tmp_path, cases):
-    """It goes on from an older one, says why, and comes to the same end."""
+    """It goes on from an older checkpoint, prints why, and ends with the same result."""
 
     def resume(case):
         name, count = case
@@ -182,7 +182,7 @@ def test_damaged_checkpoints_do_not_stop_a_run(server, whole, half, tmp_path, ca
 
 
 def test_no_checkpoint_is_sound(server, half, tmp_path):
-    """Exit code 4, the reasons in one line, and nothing trained anew; `verify` says the same."""
+    """Exit code 4, with all reasons in one line, and nothing is trained anew; `verify` has the same reasons."""
     run_dir = damaged(half, tmp_path / "run", "flipped bit", 4)
     before = (run_dir / "metrics.jsonl").read_bytes()
 
@@ -203,7 +203,7 @@ def test_no_checkpoint_is_sound(server, half, tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """small_disk(name) is the path of a file system of 4 MB."""
+    """Yields a function: small_disk(name) is the path of a file system of 4 MB."""
     disks = []
 
     def mount(name):
@@ -227,7 +227,7 @@ def fill(disk, left):
 
 
 def assert_fails_and_recovers(server, whole, run_dir, what, free, *flags, faults=()):
-    """Exit code 4 and one line; the older checkpoint is untouched; with space again, the run finishes rightly."""
+    """Asserts exit code 4, one line and an untouched older checkpoint; with space again the run must finish."""
     before = list_steps(run_dir)
     log = run_dir.parent.with_name(f"{run_dir.parent.name}_log")
     code, stderr = server.run(log, "resume", run_dir, *flags, faults=faults)
@@ -243,7 +243,7 @@ def assert_fails_and_recovers(server, whole, run_dir, what, free, *flags, faults
 
 
 def assert_full_disk_is_survived(server, whole, half, disk, left, seconds, what):
-    """`left` KiB are free; there are so many seconds between checkpoints; `what` cannot be written."""
+    """Asserts recovery with `left` KiB free, so many seconds between checkpoints, and `what` that cannot be written."""
     run_dir = copied(half, disk / "run")
     fill(disk, left * 1024)
     free = (disk / "filler").unlink
@@ -252,7 +252,7 @@ def assert_full_disk_is_survived(server, whole, half, disk, left, seconds, what)
 
 
 def test_a_full_disk(server, whole, half, small_disk):
-    """In the middle of a checkpoint, and in the middle of the metrics."""
+    """The disk is full in the middle of a checkpoint, or in the middle of the metrics."""
     cases = [
         (small_disk("checkpoint"), 24, "0", "cannot save the checkpoint"),
         (small_disk("rows"), 12, "1000", "metrics.jsonl"),
@@ -262,14 +262,14 @@ def test_a_full_disk(server, whole, half, small_disk):
 
 @pytest.mark.slow
 def test_a_disk_that_is_full_anywhere_in_a_checkpoint(server, whole, half, small_disk):
-    """Whichever file is the first without space; orbax and Python say it in their own ways."""
+    """Any file may be the first without space; orbax and Python word the error in different ways."""
     cases = [(small_disk(f"disk_{left}"), left, "0", "cannot ") for left in range(8, 80, 8)]
     side_by_side(lambda case: assert_full_disk_is_survived(server, whole, half, *case), cases)
 
 
 @pytest.mark.slow
 def test_a_write_that_fails(server, whole, half, tmp_path):
-    """The same by errors that are raised, where nothing can be mounted: no space for a state, no byte for a row."""
+    """Where no disk can be mounted, errors are raised instead: no space for a state, or for a byte of a row."""
     size = (whole / "metrics.jsonl").stat().st_size * 3 // 4
 
     def fail(case):
@@ -290,7 +290,7 @@ def test_a_write_that_fails(server, whole, half, tmp_path):
 
 
 def test_a_read_only_disk(server, half, small_disk):
-    """Exit code 4, one line, for a new run and for an old one; reading goes on."""
+    """Exit code 4 and one line, for a new run and an old one; commands that only read still work."""
     disk = small_disk("disk")
     run_dir = copied(half, disk / "run")
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
@@ -310,7 +310,7 @@ def test_a_read_only_disk(server, half, small_disk):
 
 
 def test_two_writers(server, whole, tmp_path):
-    """The second is told who has the directory, and changes nothing; the lock of a dead process is no lock."""
+    """The second is told the owner of the directory, and changes nothing; the lock of a dead process does not count."""
     run_dir, marker = tmp_path / "run", tmp_path / "marker"
     first = server.start(tmp_path / "first", "train", *FLAGS, "--out", run_dir, faults=[f"hold_compilation={marker}"])
     assert first.until(marker.exists)
@@ -343,7 +343,7 @@ def test_the_lock_of_a_dead_process(server, whole, tmp_path):
 
 
 def test_no_network(server, whole, half, tmp_path):
-    """Training, resuming, evaluating and verifying neither need it nor try it."""
+    """Training, resuming, evaluating and verifying do not use it."""
     copied(half, tmp_path / "resumed")
     commands = {
         "train": ["train", *FLAGS, "--out", tmp_path / "new"],

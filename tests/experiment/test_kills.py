@@ -1,4 +1,4 @@
-"""`kill -9` at any moment, again and again: resumed until it is finished, a run is the one that was never disturbed.
+"""`kill -9` at any moment, repeatedly: once resumed to its end, a run equals the uninterrupted one.
 
 The default set takes two runs through 11 kills, the slow one four configurations through 200.
 """
@@ -18,28 +18,28 @@ from purejaxppo.experiment.checkpoints.directory import list_steps
 
 
 def starting(run_dir):
-    """From the very beginning."""
+    """Returns a condition that holds from the very beginning."""
     return lambda: True
 
 
 def training(run_dir):
-    """From the next checkpoint on."""
+    """Returns a condition that holds from the next checkpoint on."""
     before = list_steps(run_dir)[:1]
     return lambda: list_steps(run_dir)[:1] != before
 
 
 def saving(run_dir):
-    """While a checkpoint is being written."""
+    """Returns a condition that holds while a checkpoint is being written."""
     return lambda: any((run_dir / "checkpoints").glob("*.tmp-*"))
 
 
 def ending(run_dir):
-    """From the last checkpoint on."""
+    """Returns a condition that holds from the last checkpoint on."""
     return lambda: [step.env_steps for step in list_steps(run_dir)[:1]] == [UPDATES * BATCH]
 
 
 def drawing(run_dir):
-    """From the summary on."""
+    """Returns a condition that holds from the summary on."""
     return lambda: (run_dir / "summary.json").exists()
 
 
@@ -48,7 +48,7 @@ DELAYS = {starting: 2.5, training: 0.5, saving: 0.1, ending: 0.4, drawing: 0.1}
 
 
 def phase(run_dir):
-    """Where a run was when it was killed, by what is on the disk."""
+    """Returns where a run was when it was killed, judged by its files."""
     if not (run_dir / "config.json").exists():
         return "starting"
     if (run_dir / "summary.json").exists():
@@ -70,7 +70,7 @@ class Life(NamedTuple):
 
 
 def survive(server, directory, life):
-    """Kills and resumes a run until it is finished; (its directory, the phases in which it was killed)."""
+    """Kills and resumes a run until it is finished; returns (its directory, the phases in which it was killed)."""
     chance = random.Random(life.seed)
     run_dir = directory / f"{life.name}_{life.seed}"
     killed = []
@@ -95,7 +95,7 @@ def survive(server, directory, life):
 
 
 def check(server, undisturbed, tmp_path, lives):
-    """Runs every life, two side by side, and compares; how many kills fell into which phase."""
+    """Runs all lives, two at a time, and compares the results; returns how many kills fell into which phase."""
     side_by_side(undisturbed, sorted({life.name for life in lives}))
     phases = Counter()
     differing = []
@@ -114,7 +114,7 @@ MOMENTS = (starting, training, saving, training, ending, drawing)
 
 
 def test_a_run_survives_kills_at_any_moment(server, undisturbed, tmp_path):
-    """Parameters, optimizer, beta, learning rate, normalisers, episodes, keys and metrics are all there again."""
+    """Parameters, optimizer, beta, learning rate, normalisers, episodes, keys and metrics are restored."""
     phases: Counter[str] = Counter()
     for seed in (1, 3, 5):  # a run that ends before it is killed is no kill: then there are more of them
         lives = [Life("ppo_kl", seed, MOMENTS), Life("ppo_kl", seed + 1, MOMENTS[:-1])]
@@ -129,7 +129,7 @@ def test_a_run_survives_kills_at_any_moment(server, undisturbed, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_survives_200_kills(server, undisturbed, tmp_path):
-    """Over all four update rules."""
+    """All four update rules are among the runs."""
     chance = random.Random(0)
     names = ("ppo_kl", "ppo_clip", "trpo", "policy_gradient")
     phases, seed = Counter(), 100

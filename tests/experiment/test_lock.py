@@ -1,4 +1,4 @@
-"""The lock: one live process per run directory, and no trace of dead ones."""
+"""The lock: one live process per run directory; dead ones leave no lock behind."""
 
 import fcntl
 import json
@@ -31,7 +31,7 @@ with locked(Path(sys.argv[1])):
 
 @contextmanager
 def owner(run_dir, *flags):
-    """Another process, which holds the lock until its standard input ends or it is killed; `.said`: its first line."""
+    """Starts a process that holds the lock until its standard input ends or it is killed; `.said` is its first line."""
     program = [sys.executable, "-c", OWNER, str(run_dir), *flags]
     with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -51,7 +51,7 @@ def enter(run_dir):
 
 
 def test_a_live_owner_is_respected_and_named(tmp_path):
-    """And not disturbed: it still has the lock after others have tried."""
+    """It still has the lock after others have tried to take it."""
     with owner(tmp_path) as process:
         for attempt in (enter, check_free, enter):
             with pytest.raises(RunDirInUseError) as caught:
@@ -78,7 +78,7 @@ def test_a_killed_owner_is_taken_over_at_once(tmp_path):
 
 
 def test_a_child_does_not_keep_its_dead_parents_lock(tmp_path):
-    """Such as a logger's process that outlives the run."""
+    """A logger's process, for example, may outlive the run."""
     with owner(tmp_path, "with a child") as process:
         child = int(process.said)
         try:
@@ -91,7 +91,7 @@ def test_a_child_does_not_keep_its_dead_parents_lock(tmp_path):
 
 
 def test_released_it_can_be_had_again(tmp_path):
-    """After an exception too; while it is held, not even by the same process."""
+    """It is released after an exception too; while it is held, the same process cannot take it again either."""
     with locked(tmp_path), pytest.raises(RunDirInUseError, match=f"process {os.getpid()} "):
         enter(tmp_path)
     with pytest.raises(KeyError), locked(tmp_path):
@@ -113,7 +113,7 @@ CONTENTS = {
 
 @pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
 def test_the_contents_do_no_harm(tmp_path, content):
-    """Left by a dead owner: replaced. Under a live one: it is respected all the same, as `another process`."""
+    """After a dead owner they are replaced. A live owner is respected whatever they are."""
     path = tmp_path / LOCK
     path.write_bytes(content)
     check_free(tmp_path)
@@ -179,7 +179,7 @@ def test_a_full_disk_does_not_matter(tmp_path):
 
 @pytest.mark.parametrize("attempt", [enter, check_free])
 def test_a_file_system_without_locks(tmp_path, monkeypatch, attempt):
-    """Nothing can be promised there, but runs go on."""
+    """Two writers cannot be prevented there, but a run works."""
     enter(tmp_path)
 
     def fail(*_):
@@ -190,6 +190,6 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, attempt):
 
 
 def test_it_is_the_kernels_lock(tmp_path):
-    """So that other programs (`flock run.lock ...`) can look at it."""
+    """Other programs (`flock run.lock ...`) respect it too."""
     with locked(tmp_path), (tmp_path / LOCK).open() as file, pytest.raises(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""Metrics: one line of valid JSON per update, sinks that may fail, and progress that people can read."""
+"""Metrics: one line of valid JSON per update, sinks that may fail, and readable progress."""
 
 import contextlib
 import io
@@ -19,7 +19,7 @@ from purejaxppo.experiment.progress import ProgressDisplay, Terminal, say
 
 
 def strict(text):
-    """JSON as the standard has it, without NaN and Infinity."""
+    """Parses JSON as the standard has it, without NaN and Infinity."""
 
     def refuse(word):
         raise AssertionError(f"{word} is not JSON")
@@ -132,7 +132,7 @@ def test_whole_rows(tmp_path, content, limit, kept):
     share=st.floats(0, 1.2),
 )
 def test_whole_rows_of_any_file(tmp_path_factory, lengths, torn, share):
-    """Whatever lies across the blocks: what is kept ends with the last newline before the limit."""
+    """Whatever crosses the blocks' boundaries, the result is the last newline before the limit."""
     content = b"".join(b"x" * length + b"\n" for length in lengths) + b"x" * torn
     limit = round(share * len(content))
     path = tmp_path_factory.getbasetemp() / "rows.csv"
@@ -141,7 +141,7 @@ def test_whole_rows_of_any_file(tmp_path_factory, lengths, torn, share):
 
 
 def test_whole_rows_take_no_memory(tmp_path):
-    """A quarter of a gigabyte, which is a hole before its last row: one block is read."""
+    """Of a quarter of a gigabyte, a hole before the last row, only one block is read."""
     path = tmp_path / "metrics.csv"
     with path.open("wb") as file:
         file.seek(2**28)
@@ -201,7 +201,7 @@ def test_our_own_errors_are_not_swallowed():
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that the test moves."""
+    """A clock that the test sets."""
 
     class Clock:
         now = 100.0
@@ -215,7 +215,7 @@ def console(terminal):
 
 
 def test_plain_lines_elsewhere_than_on_a_terminal(clock):
-    """At most one in five seconds, each whole, and one at the end."""
+    """There is at most one line in five seconds, each complete, and one at the end."""
     out = console(False)
     with ProgressDisplay(out, 1_000_000) as progress:
         clock.now += 60  # compilation
@@ -232,7 +232,7 @@ def test_plain_lines_elsewhere_than_on_a_terminal(clock):
 
 
 def test_the_last_line_is_there_once(clock):
-    """Whether or not it had just been shown when training ended."""
+    """It is, whether or not it had just been shown when training ended."""
     for seconds in (2, 7):
         out = console(False)
         with ProgressDisplay(out, 100) as progress:
@@ -244,7 +244,7 @@ def test_the_last_line_is_there_once(clock):
 
 
 def test_nothing_is_said_of_a_speed_before_there_is_one(clock):
-    """A sweep that goes on: what an earlier process trained is counted, after a long compilation."""
+    """A resumed sweep counts what an earlier process trained, after a long compilation, without a line on speed."""
     out = console(False)
     with ProgressDisplay(out, 1000) as progress:
         clock.now += 60
@@ -280,7 +280,7 @@ def test_the_last_known_return_stays(clock):
 
 
 def test_a_terminal_that_is_gone_ends_nothing():
-    """As when the reader of a pipe has ended."""
+    """The reader of a pipe, for example, has ended."""
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as file:
@@ -300,7 +300,7 @@ def test_what_looks_like_markup_is_said_as_it_is():
 
 
 def test_the_recent_return_leaves_out_what_is_damaged(tmp_path):
-    """It only ranks checkpoints; a flipped bit must not stop every save."""
+    """It is only used to rank checkpoints; a flipped bit must not make every save fail."""
     path = tmp_path / "metrics.jsonl"
     rows = [json.dumps({"episode/return": 2.0 * i, "episode/count": 1}) for i in range(4)]
     rows[2] = rows[2].replace("{", "[")
@@ -337,7 +337,7 @@ def test_a_resumed_run_counts_its_own_steps_for_the_speed(clock):
 
 
 def test_rows_that_come_again_stay_with_all_that_follows(tmp_path):
-    """From the first other one on the file is cut."""
+    """At the first row that differs the file is truncated."""
     path = tmp_path / "rows"
     path.write_text("head\na\nb\nc\nd\n")
     with RepeatedFile(path, 5) as file:

@@ -1,4 +1,4 @@
-"""Seconds by phase: they add up to the wall clock, from the process's first moment where the system tells it."""
+"""Seconds by phase: they add up to the wall-clock time, from the start of the process if that is known."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from purejaxppo.experiment.phases import Phases, process_age
 
 
 def test_phases_add_up_to_the_wall_clock():
-    """What came before counts to the first; a phase that comes again is one phase, in its first place."""
+    """Earlier time counts towards the first phase; a repeated phase is one phase, in its first place."""
     began = time.perf_counter()
     phases = Phases(before=5.0)
     time.sleep(0.02)
@@ -32,7 +32,7 @@ def test_phases_add_up_to_the_wall_clock():
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only Linux tells")
 def test_the_age_of_a_process_is_that_since_its_start():
-    """Which its parent has seen: to a hundredth of a second, the system's unit."""
+    """It agrees with the time that the parent measured, to a hundredth of a second, the system's unit."""
     program = "import time; time.sleep(0.3); from purejaxppo.experiment.phases import process_age; print(process_age())"
     began = time.perf_counter()
     told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)

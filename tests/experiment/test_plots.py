@@ -17,7 +17,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 @pytest.fixture
 def make_run(tmp_path):
-    """make_run(name, returns, ...) -> a run directory with one row per return; None where no episode finished."""
+    """Yields a function: make_run(name, returns, ...) makes a run with one row per return, None for no episode."""
 
     def make(name, returns, env="CartPole-v1", evaluation=True, batch=32):
         run_dir = tmp_path / name
@@ -45,7 +45,7 @@ def test_one_run_with_its_evaluation(make_run, tmp_path):
 
 @pytest.mark.parametrize("as_given", [str, lambda path: [str(path)], lambda path: (path,)])
 def test_runs_and_picture_by_whatever_names_them(make_run, tmp_path, as_given):
-    """Text or paths, and a single run without a list around it."""
+    """They may be text or paths, and a single run needs no list around it."""
     run_dir = make_run("a", [1.0, 2.0])
     out = plot_runs(as_given(run_dir), str(tmp_path / "curve"))
     assert out == tmp_path / "curve.png"
@@ -55,7 +55,7 @@ def test_runs_and_picture_by_whatever_names_them(make_run, tmp_path, as_given):
 
 @pytest.mark.parametrize("content", [None, '{"evaluation": null}'])
 def test_one_run_without_an_evaluation(make_run, tmp_path, content):
-    """As a stopped run, or one that is not over yet, leaves it."""
+    """A stopped or unfinished run leaves such a directory."""
     run_dir = make_run("a", [1.0, 2.0], evaluation=False)
     if content:
         (run_dir / "summary.json").write_text(content)
@@ -70,7 +70,7 @@ def test_several_runs_and_several_kinds(make_run, tmp_path):
 
 
 def test_the_picture_shows_the_runs_it_was_given(make_run, tmp_path):
-    """Other numbers, other picture; the same ones, the same."""
+    """Other numbers give another picture, and the same ones the same picture."""
     pictures = []
     for name, returns in (("a", [1.0, 2.0]), ("b", [2.0, 1.0]), ("c", [1.0, 2.0])):
         plot_runs([make_run(name, returns)], tmp_path / f"{name}.png")
@@ -92,7 +92,7 @@ def test_curve_is_where_episodes_finished(make_run):
 
 
 def ink(axes, colour):
-    """How many pixels of the plot, without its legend, have about this colour."""
+    """Returns the number of pixels of about this colour in the plot, without its legend."""
     if axes.get_legend():
         axes.get_legend().remove()
     canvas = FigureCanvasAgg(axes.figure)
@@ -104,7 +104,7 @@ def ink(axes, colour):
 
 @pytest.mark.parametrize("runs", [[[3.0]], [[None, 3.0, None]], [[3.0], [5.0]]], ids=["one", "one-of-three", "group"])
 def test_a_single_point_is_seen(make_run, tmp_path, monkeypatch, runs):
-    """Although there is no line through it: of one run without an evaluation, and of several."""
+    """No line runs through it: it is of one run without an evaluation, or of several runs."""
     saved = []
     monkeypatch.setattr(plots, "save_figure", lambda figure, out: saved.append(figure))
     plot_runs([make_run(f"r{i}", returns, evaluation=False) for i, returns in enumerate(runs)], tmp_path / "a.png")
@@ -119,7 +119,7 @@ def test_a_single_update_is_seen_in_a_comparison(values):
 
 
 def test_group_is_interpolated_where_all_runs_exist():
-    """Straight lines stay straight; the grid is what they have in common."""
+    """Straight lines stay straight; the grid is the range that the runs have in common."""
     curves = [(np.array([0.0, 100.0]), np.array([0.0, 10.0])), (np.array([20.0, 60.0]), np.array([1.0, 3.0]))]
     grid, returns = group_curves(curves)
     assert (grid[0], grid[-1]) == (20, 60)
@@ -135,7 +135,7 @@ def test_group_of_runs_with_nothing_in_common():
 
 
 def test_smoothing_keeps_a_constant_and_a_line():
-    """A window of about 2 %: the ends included."""
+    """The window is about 2 % of the curve; the ends are included."""
     x = np.arange(1000.0)
     constant, line = (group_curves([(x, y)])[1][0] for y in (np.full(1000, 7.0), x))
     np.testing.assert_allclose(constant, 7)
@@ -194,5 +194,5 @@ def test_a_picture_that_cannot_be_written(make_run, tmp_path, out):
 
 
 def test_the_path_returned_is_the_one_written(make_run, tmp_path):
-    """matplotlib adds an ending of its own to a name without one."""
+    """Matplotlib appends a suffix of its own to a name without one."""
     assert is_picture(plot_runs([make_run("a", [1.0, 2.0])], tmp_path / "curve"))

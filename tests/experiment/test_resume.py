@@ -1,4 +1,4 @@
-"""A run that was stopped goes on as if it had not been: the same bits, the same rows, the same evaluation."""
+"""A resumed run equals the uninterrupted one: the same bits, the same rows, the same evaluation."""
 
 import dataclasses
 import functools
@@ -50,12 +50,12 @@ OPTIONS = RunOptions(eval_episodes=4, checkpoint_seconds=0.0, keep_newest=10)
 
 @functools.cache
 def make_once(make, num_envs):
-    """One environment per kind and size, by which what is built on it is known again."""
+    """Makes one environment per kind and size, so that the cached trainers can be found by it."""
     return make(num_envs)
 
 
 def build_once(config, env):
-    """One trainer per environment and settings; stopping and rolling back are the host's business."""
+    """Builds one trainer per environment and settings; stopping and rollback belong to the host."""
     guard = "skip" if config.on_nonfinite == "skip" else "stop"
     return _build(dataclasses.replace(config, on_nonfinite=guard), env)
 
@@ -65,7 +65,7 @@ _build = functools.cache(trainer_from_config)
 
 @functools.cache
 def compile_once(trainer, num_updates):
-    """The program that the host loop would compile, for every run with this trainer."""
+    """Compiles a program once for every run with this trainer, as the host loop would."""
     runner = jax.eval_shape(trainer.init, jax.random.key(0), jax.tree.map(jnp.float32, HP))
     return COMPILE(trainer, jax.tree.map(jnp.float32, HP), runner, num_updates)
 
@@ -75,7 +75,7 @@ COMPILE = chunked_loop._compile_advance
 
 @pytest.fixture(autouse=True, scope="module")
 def _module_patch():
-    """The walk in the place of gymnax's environments, and a chunk, hence a checkpoint, per update."""
+    """Replaces gymnax's environments by the walk, and makes a chunk, hence a checkpoint, of every update."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiment_run, "from_gymnax", lambda name, num_envs, **_: make_once(walk, num_envs))
         patch.setattr(experiment_run, "spread_trainer", build_once)
@@ -86,12 +86,12 @@ def _module_patch():
 
 
 def run(out, sinks=(), config=CONFIG, **options):
-    """A new run, quietly; its console's text goes to `run.text`."""
+    """Trains a new run; its console's text goes to `run.text`."""
     return _quiet(run_experiment, config, HP, 3, options=OPTIONS, out=out, sinks=sinks, **options)
 
 
 def resume(out, **options):
-    """The same for a run that goes on."""
+    """Resumes a run; its console's text goes to `run.text`."""
     return _quiet(resume_experiment, out, **options)
 
 
@@ -104,7 +104,7 @@ def _quiet(function, *args, **options):
 
 
 def stopping_after(update):
-    """A sink that asks the run to stop; no other chunk is on its way, since each is saved."""
+    """Returns a sink that requests a stop; no other chunk is running, since each one is saved."""
 
     def sink(_, row):
         if row["update"] == update:
@@ -119,7 +119,7 @@ def rows_of(out):
 
 
 def assert_same(out, summary, other, other_summary):
-    """Everything but the clock."""
+    """Compares everything but times."""
     for name in ("state_sha256", "evaluation", "env_steps", "updates", "train_return", "exit_reason"):
         assert summary[name] == other_summary[name], name
     assert rows_of(out) == rows_of(other)
@@ -132,14 +132,14 @@ def other_settings(out, **changes):
 
 @pytest.fixture(scope="module")
 def whole(_module_patch, tmp_path_factory):
-    """(directory, summary) of the run that nothing disturbed; not to be changed."""
+    """(directory, summary) of the uninterrupted run; not to be changed."""
     out = tmp_path_factory.mktemp("whole") / "run"
     return out, run(out)
 
 
 @pytest.fixture(scope="module")
 def stopped(_module_patch, tmp_path_factory):
-    """Directory of a run that was stopped after 3 of 6 updates; not to be changed."""
+    """The directory of a run that was stopped after 3 of 6 updates; not to be changed."""
     out = tmp_path_factory.mktemp("stopped") / "run"
     assert run(out, [stopping_after(3)])["updates"] == 3
     return out
@@ -147,7 +147,7 @@ def stopped(_module_patch, tmp_path_factory):
 
 @pytest.fixture
 def half(stopped, tmp_path):
-    """A copy, to go on with."""
+    """A copy of the stopped run, to be resumed."""
     return shutil.copytree(stopped, tmp_path / "half")
 
 
@@ -156,7 +156,7 @@ def half(stopped, tmp_path):
 
 @pytest.mark.parametrize("update", [1, 4])
 def test_stopped_and_resumed_is_uninterrupted(whole, tmp_path, update):
-    """Algorithm state, adaptive learning rate, both normalisers and unfinished episodes are all in it."""
+    """The state includes the algorithm's, an adaptive learning rate, both normalisers and unfinished episodes."""
     out = tmp_path / "run"
     first = run(out, [stopping_after(update)])
     assert (first["exit_reason"], first["evaluation"]) == ("SIGTERM", None)
@@ -179,7 +179,7 @@ def test_how_often_one_saves_changes_nothing(whole, tmp_path):
 
 @pytest.mark.parametrize("rows", ["more", "torn"])
 def test_rows_after_the_checkpoint_are_done_again(whole, half, rows):
-    """As a crash leaves them, whole or torn."""
+    """A crash leaves such rows, complete or torn."""
     path = half / "metrics.jsonl"
     text = path.read_text()
     path.write_text(text + (text.splitlines()[-1] + "\n" if rows == "more" else '{"update": 4, "env_st'))
@@ -196,14 +196,14 @@ def test_rows_that_are_lost_are_said_and_not_invented(whole, half):
 
 
 def test_without_a_checkpoint_it_begins_anew(whole, half):
-    """A run that was killed before its first save."""
+    """A run was killed before its first checkpoint."""
     shutil.rmtree(half / "checkpoints")
     (half / "summary.json").unlink()
     assert_same(half, resume(half), *whole)
 
 
 def test_a_run_that_was_killed_before_its_evaluation(whole, tmp_path):
-    """Nothing is trained again, and the evaluation is the one it would have been."""
+    """Nothing is trained again, and the evaluation equals that of the uninterrupted run."""
     out = shutil.copytree(whole[0], tmp_path / "run")
     (out / "summary.json").unlink()
     shutil.rmtree(out / "plots")
@@ -224,7 +224,7 @@ def test_a_finished_run_is_left_alone(whole, tmp_path):
 
 @pytest.mark.parametrize("damage", ["flip", "remove"])
 def test_a_finished_run_whose_end_is_damaged_is_finished_again(whole, tmp_path, damage):
-    """From the checkpoint before, to the same end."""
+    """It is resumed from the checkpoint before, to the same result."""
     out = shutil.copytree(whole[0], tmp_path / "run")
     newest = list_steps(out)[0].path
     shutil.rmtree(newest) if damage == "remove" else (newest / "meta.json").write_text("{}")
@@ -234,7 +234,7 @@ def test_a_finished_run_whose_end_is_damaged_is_finished_again(whole, tmp_path, 
 
 
 def test_a_larger_budget_is_the_longer_run(whole, half, tmp_path):
-    """Nothing in this run depends on its budget."""
+    """Nothing in this run is scheduled over the budget."""
     longer = dataclasses.replace(CONFIG, total_timesteps=32 * 8)
     summary = resume(half, settings=other_settings(half, total_timesteps=32 * 8))
     assert_same(half, summary, tmp_path / "fresh", run(tmp_path / "fresh", config=longer))
@@ -262,7 +262,7 @@ def test_a_budget_that_is_used_up_already(half):
 
 
 def test_settings_that_would_alter_the_result_are_refused(half):
-    """With all of the differences, wherever they come from, and nothing is changed."""
+    """The error has all differences, wherever they come from, and nothing is changed."""
     before = (half / "config.json").read_text()
     settings = read_run_settings(half)
     changed = settings._replace(hp=dataclasses.replace(HP, gamma=0.9), config=dataclasses.replace(CONFIG, num_epochs=2))
@@ -283,7 +283,7 @@ def test_another_jax_is_said(half):
 
 
 def test_another_seed_is_refused_before_and_after_the_first_save(half):
-    """Edited into config.json, or given; without a checkpoint there is still the directory's own word."""
+    """It may be edited into config.json or passed; without a checkpoint the settings in the directory are compared."""
     settings = read_run_settings(half)._replace(seed=4)
     with pytest.raises(ConfigError, match="seed 3 -> 4"):
         resume(half, settings=settings)
@@ -297,7 +297,7 @@ def test_another_seed_is_refused_before_and_after_the_first_save(half):
 
 
 def test_checkpoints_that_cannot_be_listed_are_not_none(half):
-    """What was trained would be thrown away otherwise."""
+    """Otherwise the run would begin anew, and lose what was trained."""
     shutil.rmtree(half / "checkpoints")
     (half / "checkpoints").write_text("not a directory")
     before = (half / "metrics.jsonl").read_bytes()
@@ -314,7 +314,7 @@ def test_a_summary_that_cannot_be_read_is_written_again(whole, tmp_path, content
 
 
 def test_a_picture_that_is_missing_is_drawn(whole, tmp_path):
-    """By a kill between the summary and the picture."""
+    """The run was killed between summary and picture."""
     out = shutil.copytree(whole[0], tmp_path / "run", ignore=lambda *_: ["plots"])
     resume(out)
     assert (out / "plots" / "learning_curve.png").is_file()
@@ -347,7 +347,7 @@ def test_every_checkpoint_is_damaged(half):
 
 
 def now_and_then(num_envs, probability=0.02):
-    """The walk, whose rewards are not numbers at random steps."""
+    """Returns the walk with rewards that are not finite at random steps."""
     env = walk(num_envs)
 
     def step(key, state, action):
@@ -360,7 +360,7 @@ def now_and_then(num_envs, probability=0.02):
 
 @pytest.fixture
 def use(monkeypatch):
-    """use(make) puts another environment in the walk's place."""
+    """Yields a function: use(make) puts another environment in the walk's place."""
     return lambda make: monkeypatch.setattr(
         experiment_run, "from_gymnax", lambda name, num_envs, **_: make_once(make, num_envs)
     )
@@ -394,7 +394,7 @@ def test_a_run_that_diverged_goes_on_when_told_to_skip(tmp_path, use):
 
 
 def test_rollback_goes_on_with_other_random_numbers(tmp_path, use):
-    """Rows of updates that were undone are gone; the run as a whole, and every checkpoint, is finite."""
+    """Rows of undone updates are removed; all rows and every checkpoint are finite."""
     use(now_and_then)
     config = dataclasses.replace(CONFIG, total_timesteps=32 * 12, on_nonfinite="rollback")
     summary = run(tmp_path / "run", config=config)
@@ -405,7 +405,7 @@ def test_rollback_goes_on_with_other_random_numbers(tmp_path, use):
 
 
 def test_rollbacks_are_counted_from_one_checkpoint(half, monkeypatch):
-    """Three from one, a success that saves, and three more from the next."""
+    """There are three from one checkpoint, then progress that is saved, and three more from the next one."""
     failures = {96: [4, 4, 4, None], 160: [6, 6, 6, None]}
     starts = []
 
@@ -431,7 +431,7 @@ def test_rollbacks_are_counted_from_one_checkpoint(half, monkeypatch):
 
 
 def test_rollback_gives_up(tmp_path, use):
-    """Where it always happens: the first try, three more, and the error."""
+    """If it always fails, there are the first attempt, three more, and the error."""
     use(bad_from_the_third_update)
     with pytest.raises(DivergedError, match="at update 3"):
         run(tmp_path / "run", config=dataclasses.replace(CONFIG, on_nonfinite="rollback"))
@@ -447,7 +447,7 @@ def test_rollback_without_a_checkpoint_is_from_the_beginning(tmp_path, use):
 
 
 def test_other_keys_depend_on_what_failed_alone():
-    """The same failures give the same key, in another process too; others, or another order, another one."""
+    """The same failures give the same key, in another process too; others, or another order, give another key."""
     state = type("State", (), {"key": jax.random.key(0)})
 
     def key(failed_at):
@@ -477,7 +477,7 @@ def test_settings_are_checked_before_anything_is_touched(half):
 
 
 def test_evaluating_another_than_the_newest(half, monkeypatch):
-    """By its number; while a run goes on the directory is not locked for readers."""
+    """It is chosen by its number; the directory of a run in training is not locked for readers."""
     monkeypatch.setattr(load_run, "from_gymnax", lambda name, num_envs, **_: walk(num_envs))
     saved = [load_run.restore(half, CheckpointChoice(steps)) for steps in (96, 32)]
     assert [int(run.runner.updates) * run.config.batch_size for run in saved] == [96, 32]

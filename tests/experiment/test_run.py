@@ -71,7 +71,7 @@ SUMMARY = {
 
 
 def run(config=CONFIG, out=None, seed=3, **options):
-    """run_experiment, quietly; its console's text goes to `run.text`."""
+    """Calls run_experiment; its console's text goes to `run.text`."""
     console = Console(file=io.StringIO())
     try:
         return run_experiment(
@@ -87,7 +87,7 @@ def rows_of(run_dir):
 
 @pytest.fixture
 def walking(monkeypatch):
-    """walking(make) puts an environment make(num_envs) in the place of gymnax's."""
+    """Yields a function: walking(make) puts an environment make(num_envs) in the place of gymnax's."""
 
     def use(make):
         monkeypatch.setattr(experiment_run, "from_gymnax", lambda name, num_envs, **_: make(num_envs))
@@ -97,7 +97,7 @@ def walking(monkeypatch):
 
 @pytest.fixture
 def short_chunks(monkeypatch):
-    """short_chunks(2, 4) makes the host loop run CONFIG's updates in chunks of these lengths."""
+    """Yields a function: short_chunks(2, 4) makes the host loop run CONFIG's updates in chunks of these lengths."""
 
     def use(*lengths):
         assert sum(lengths) == UPDATES
@@ -107,7 +107,7 @@ def short_chunks(monkeypatch):
 
 
 def without_time(row):
-    """Comparable: NaN is not equal to itself."""
+    """Returns rows without the clock and without NaN, which is not equal to itself, so that they can be compared."""
     return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items() if k != "seconds"}
 
 
@@ -116,7 +116,7 @@ def without_time(row):
 
 @pytest.fixture(scope="module")
 def cartpole(tmp_path_factory):
-    """(run directory, summary, console text) of a run on the real thing."""
+    """(run directory, summary, console text) of a run on CartPole."""
     out = tmp_path_factory.mktemp("runs") / "cartpole"
     began = time.perf_counter()
     summary = run(out=out)
@@ -190,7 +190,7 @@ def test_summary_of_a_run(cartpole):
 
 
 def test_seconds_by_phase_add_up_to_the_runs(cartpole):
-    """With the picture, which comes after everything that it shows."""
+    """They include the picture, which comes after everything that it shows."""
     seconds = cartpole[1]["seconds"]
     assert list(seconds) == ["setup", "compilation", "training", "saving", "evaluation", "picture"]
     assert min(seconds.values()) > 0
@@ -210,7 +210,7 @@ def test_first_line_says_what_will_run(cartpole):
 
 
 def last_tenth(rows):
-    """Mean return of the episodes that ended in the last tenth of the updates, from the file."""
+    """Returns the mean return of the episodes that ended in the last tenth of the updates, from the file."""
     rows = [row for row in rows if row["update"] > len(rows) - math.ceil(len(rows) / 10)]
     episodes = sum(row["episode/count"] for row in rows)
     return sum(row["episode/return"] * row["episode/count"] for row in rows if row["episode/count"]) / episodes
@@ -223,7 +223,7 @@ def test_train_return_is_that_of_the_metrics(cartpole):
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.floats(-100, 100)), min_size=1, max_size=40))
 def test_train_return_of_any_run(episodes):
-    """Over 1 to 40 updates: the last 1 to 4 of them; None if no episode ended in those."""
+    """Over 1 to 40 updates it is that of the last 1 to 4 of them; None if no episode ended in those."""
     rows = [
         {"update": i, "episode/count": n, "episode/return": x if n else math.nan}
         for i, (n, x) in enumerate(episodes, start=1)
@@ -236,7 +236,7 @@ def test_train_return_of_any_run(episodes):
 
 
 def test_same_seed_same_run(cartpole, tmp_path):
-    """In every byte but the times, whatever else listens, and even if that fails."""
+    """Every byte but the times is the same, whatever further sinks there are, even if they fail."""
     out, summary, _ = cartpole
     calls = []
 
@@ -255,7 +255,7 @@ def test_same_seed_same_run(cartpole, tmp_path):
 
 
 def test_whatever_numbers_and_paths_a_program_has_in_hand(cartpole, tmp_path):
-    """NumPy's and JAX's numbers, whole floats and paths as text, at every door: the same run, and JSON all through."""
+    """NumPy's and JAX's numbers, whole floats and paths as text give the same run and valid JSON, in all functions."""
     out, summary, _ = cartpole
     numbers = {name: np.int64(value) for name, value in SMALL.items() if name != "hidden_sizes"}
     params = {"max_steps_in_episode": np.float64(6)}
@@ -278,7 +278,7 @@ def test_whatever_numbers_and_paths_a_program_has_in_hand(cartpole, tmp_path):
 
 
 def test_saved_policy_evaluates_as_it_did(cartpole):
-    """From the checkpoint alone; sampling and another seed are other episodes."""
+    """The checkpoint alone is enough; sampling and another seed give other episodes."""
     out, summary, _ = cartpole
     assert evaluate_saved(restore(out), episodes=5, seed=3) == {"env_steps": 192, **summary["evaluation"]}
     sampled = evaluate_saved(restore(out), episodes=5, seed=3, greedy=False)
@@ -287,7 +287,7 @@ def test_saved_policy_evaluates_as_it_did(cartpole):
 
 
 def copied(cartpole, tmp_path, **changes):
-    """The run's directory with another config.json and no checkpoint of its own."""
+    """Returns a run's directory with another config.json and no checkpoint of its own."""
     out, _, _ = cartpole
     content = {**json.loads((out / "config.json").read_text()), **changes}
     (tmp_path / "config.json").write_text(json.dumps(content))
@@ -357,7 +357,7 @@ def test_no_evaluation_episodes(tmp_path, change):
 
 @pytest.mark.parametrize("reward", [math.nan, math.inf])
 def test_divergence_stops_the_run_and_saves_nothing(tmp_path, walking, short_chunks, compile_cache, reward):
-    """A reward that is not finite from the third update on."""
+    """A reward is not finite from the third update on."""
     walking(lambda num_envs: spoiled(walk(num_envs), after=20, reward=reward))
     short_chunks(2, 2, 2)
     with pytest.raises(DivergedError, match=r"at update 3 \(96 env steps\)") as caught:
@@ -370,7 +370,7 @@ def test_divergence_stops_the_run_and_saves_nothing(tmp_path, walking, short_chu
 
 @pytest.fixture
 def compile_cache(tmp_path_factory, monkeypatch):
-    """Programs that are compiled once in this module need not be compiled again."""
+    """Programs that are compiled once in this module are not compiled again."""
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = {name: getattr(jax.config, name) for name in names}
     jax.config.update(names[0], str(tmp_path_factory.getbasetemp() / "compile_cache"))
@@ -384,7 +384,7 @@ def compile_cache(tmp_path_factory, monkeypatch):
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
 def test_a_signal_ends_the_run_after_the_chunks_in_flight(tmp_path, walking, short_chunks, compile_cache, name):
-    """Saved, not evaluated; the walk here has no end, so that there is no return to report either."""
+    """It is saved but not evaluated; episodes of this walk never end, so there is no return to report either."""
     walking(lambda num_envs: walk(num_envs, limit=1000, target=1e6))
     short_chunks(*[1] * UPDATES)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}

@@ -38,7 +38,7 @@ def test_interquartile_mean_counts_in_float64_and_leaves_its_argument():
 def test_interval_of_two_runs():
     """Resampled, two runs are 0 0, 0 1, 1 0 or 1 1: 0 and 1 in a quarter of the draws each, 1/2 in half of them.
 
-    So the 95 % interval is all there is, and the 40 % interval is a single point.
+    So the 95 % interval is [0, 1], and the 40 % interval is a single point.
     """
     assert bootstrap_interval(np.array([0.0, 1.0])) == (0.0, 1.0)
     assert bootstrap_interval(np.array([0.0, 1.0]), confidence=0.4) == (0.5, 0.5)
@@ -51,7 +51,7 @@ def test_interval_of_equal_runs_has_no_width():
 
 @pytest.mark.parametrize("confidence", [0.8, 0.95])
 def test_interval_is_scipys(confidence):
-    """Up to the noise of other random draws."""
+    """They agree up to the noise of different random draws."""
     x = np.random.default_rng(0).normal(size=20)
     found = bootstrap_interval(x, confidence=confidence, draws=5000)
     expected = stats.bootstrap(
@@ -67,7 +67,7 @@ def test_interval_is_scipys(confidence):
 
 
 def test_coverage():
-    """Of 200 samples of 30 runs, the 80 % interval holds the truth in about 80 %: more than 3 in 4 or so."""
+    """The 80 % intervals of 200 samples of 30 runs contain the true value in about 80 %, here in more than 3 of 4."""
     x = np.random.default_rng(1).normal(size=(200, 30))
     intervals = [bootstrap_interval(row, draws=200) for row in x]
     narrow = [bootstrap_interval(row, confidence=0.5, draws=200) for row in x]
@@ -76,7 +76,7 @@ def test_coverage():
 
 
 def test_interval_of_curves():
-    """Whole runs are resampled: each point's interval is that of the point alone, with the same draws."""
+    """Whole runs are resampled: the interval at each point is that of the point by itself, with the same draws."""
     curves = np.random.default_rng(2).normal(size=(4, 6))
     low, high = bootstrap_interval(curves, draws=100)
     assert low.shape == high.shape == (4,)
@@ -118,9 +118,9 @@ def test_one_stratum_is_the_plain_interval(runs):
 
 
 def test_stratified_interval_of_two_strata_of_two_runs():
-    """20 plus the ones among four fair coins: up to 0 in 1/16 of the draws, up to 1 in 5/16, up to 3 in 15/16.
+    """It is 20 plus the heads of four fair coins: up to 0 in 1/16 of the draws, up to 1 in 5/16, up to 3 in 15/16.
 
-    Were the runs drawn from all four, a draw could hold none of the second stratum.
+    If all four runs were resampled together, a draw could contain none of the second stratum.
     """
     x = np.array([[0.0, 1.0], [10.0, 11.0]])
     assert stratified_interval(x, mean, confidence=0.8) == (21 / 4, 23 / 4)
@@ -149,7 +149,7 @@ def test_strata_are_resampled_independently_and_each_within_itself():
 
 @pytest.mark.parametrize("confidence", [0.8, 0.95])
 def test_stratified_interval_is_scipys(confidence):
-    """Of several samples SciPy resamples each within itself, too."""
+    """SciPy too resamples each of several samples by itself."""
     x = np.random.default_rng(5).normal(size=(3, 12)) * [[1.0], [2.0], [3.0]] + [[0.0], [2.0], [-1.0]]
     found = stratified_interval(x, confidence=confidence, draws=5000)
     expected = stats.bootstrap(
@@ -164,7 +164,7 @@ def test_stratified_interval_is_scipys(confidence):
 
 
 def test_stratified_interval_of_curves():
-    """Each point's interval is that of the point alone, with the same draws."""
+    """The interval at each point is that of the point by itself, with the same draws."""
     curves = np.random.default_rng(2).normal(size=(4, 3, 5))
     low, high = stratified_interval(curves, draws=100)
     assert low.shape == high.shape == (4,)

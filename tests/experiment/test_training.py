@@ -1,4 +1,4 @@
-"""Training one run, with programs that only pretend: what is saved when, and what is said of an error."""
+"""Training one run with programs that only count: what is saved when, and what errors say."""
 
 import signal
 from types import SimpleNamespace
@@ -22,13 +22,13 @@ PROGRAM = 1234  # bytes
 
 
 class Rehearsal:
-    """A run whose chunks are of two updates, with a program that only counts; and what happened in it, in order.
+    """A run in chunks of two updates, with a program that only counts, and a record of its events in order.
 
     Args:
       patch: the test's monkeypatch.
       directory: of the run.
-      chunks: how many there are to do.
-      before: updates and seconds before them, which a checkpoint had.
+      chunks: how many there are to train.
+      before: updates and seconds before them, as of a checkpoint.
       due: whether a save is due at every moment.
     """
 
@@ -66,7 +66,7 @@ class Rehearsal:
         return state_of(done), dict.fromkeys(names, zeros)
 
     def progress(self, console, *_):
-        """Stands for the display, which is the second of the sinks."""
+        """Takes the place of the display, the second of the sinks."""
         outer = self
 
         class Display:
@@ -105,7 +105,7 @@ class Rehearsal:
         return train(run, Saved(state_of(done), done, 0, seconds))
 
     def saved(self):
-        """(env steps, meta's updates) of the checkpoints, oldest first; each is valid, and goes on with the seconds."""
+        """Returns (env steps, meta's updates) of the checkpoints, oldest first, all valid and with growing seconds."""
         steps = list_steps(self.directory)[::-1]
         assert [invalid_reason(step.path) for step in steps] == [None] * len(steps)
         metas = [read_json(step.path / "meta.json") for step in steps]
@@ -132,7 +132,7 @@ def fails_with(error):
 
 @pytest.fixture
 def rehearsal(tmp_path, monkeypatch):
-    """rehearsal(chunks=3, ...)"""
+    """Yields a function: rehearsal(chunks=3, ...) makes a Rehearsal."""
     return lambda **options: Rehearsal(monkeypatch, tmp_path / "run", **options)
 
 
@@ -140,7 +140,7 @@ def rehearsal(tmp_path, monkeypatch):
 
 
 def test_it_reports_each_chunk_and_saves_at_the_end(rehearsal):
-    """A chunk is reported while the next one runs; the state of the end is on the disk when it is over."""
+    """A chunk is reported while the next one runs; the last state is on the disk at the end."""
     subject = rehearsal(chunks=2)
     state, timing = subject.run()
     assert subject.events == [
@@ -163,7 +163,7 @@ def test_it_reports_each_chunk_and_saves_at_the_end(rehearsal):
 
 
 def test_it_saves_in_between_when_a_save_is_due(rehearsal):
-    """What is reported comes first, and nothing further is started; at the end the last state is there already."""
+    """A chunk is reported before it is saved, and no other one is started; the last state is then saved already."""
     subject = rehearsal(due=True, chunks=2)
     subject.run()
     assert subject.of("chunk", "report", "save") == [
@@ -190,7 +190,7 @@ def test_updates_and_seconds_go_on_from_before(rehearsal):
 
 
 def test_nothing_left_to_do(rehearsal):
-    """The state that it began with is saved, with the seconds of before."""
+    """The state that it began with is saved, with the seconds before."""
     subject = rehearsal(chunks=0, before=(10, 7.5))
     _, timing = subject.run()
     assert (timing.train_seconds, timing.env_steps_per_second) == (7.5, 0.0)
@@ -198,7 +198,7 @@ def test_nothing_left_to_do(rehearsal):
 
 
 def test_the_watchdog_hears_of_every_sign_of_life(rehearsal, monkeypatch):
-    """At the end of the compilation and after each chunk."""
+    """There is one at the end of the compilation and one after each chunk."""
     subject = rehearsal(chunks=2)
 
     class Watchdog:
@@ -242,7 +242,7 @@ def test_a_signal_before_it_ends_it_before_it_begins(rehearsal):
     ("moment", "reached"), [(("clock",), 0), (("chunk", 2), 2), (("report", 1), 4), (("report", 3), 6)]
 )
 def test_a_signal_after_the_compilation_lets_what_is_started_end(rehearsal, moment, reached):
-    """While the first chunk is reported, the second one runs."""
+    """The signal comes while the first chunk is reported and the second one runs."""
     subject = rehearsal()
     subject.at[moment] = lambda: subject.stop.received(signal.SIGTERM)
     state, _ = subject.run()
@@ -275,7 +275,7 @@ FULL = [RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate
 @pytest.mark.parametrize("error", FULL)
 @pytest.mark.parametrize(("moment", "size"), [(("compile",), 0), (("clock",), PROGRAM), (("chunk", 4), PROGRAM)])
 def test_too_little_memory_is_explained(rehearsal, error, moment, size):
-    """With the size of the program, if it was known."""
+    """The error has the size of the program, if it was known."""
     subject = rehearsal()
     subject.at[moment] = fails_with(error)
     with pytest.raises(OutOfMemoryError, match=f"^out of memory: {size} bytes; try less.$") as caught:
@@ -285,7 +285,7 @@ def test_too_little_memory_is_explained(rehearsal, error, moment, size):
 
 
 def test_a_program_that_will_not_fit_is_not_started(rehearsal):
-    """With the words of the check."""
+    """The error is that of the check."""
     subject = rehearsal()
     subject.at["memory", PROGRAM] = fails_with(OutOfMemoryError("it would take 1234 bytes"))
     with pytest.raises(OutOfMemoryError, match=r"^it would take 1234 bytes$"):
@@ -306,7 +306,7 @@ def test_other_errors_are_not_called_memory(rehearsal, error):
 
 
 def test_the_last_save_is_worth_another_try(rehearsal):
-    """It failed while it was not waited for; that is said, and the end is saved all the same."""
+    """The save before failed in the thread; that is reported, and the last state is saved all the same."""
     subject = rehearsal(chunks=2, due=True)
     subject.failing = [4]
     state, _ = subject.run()
@@ -327,7 +327,7 @@ def test_if_that_fails_too_it_is_an_error(rehearsal):
 
 
 def test_an_earlier_save_that_failed_ends_the_training_at_the_next(rehearsal):
-    """A disk that is full should not be found out about at the end."""
+    """A full disk is noticed before the end of training."""
     subject = rehearsal(due=True)
     subject.failing = [2]
     with pytest.raises(CheckpointError, match="checkpoint of 16 env steps"):
@@ -339,7 +339,7 @@ def test_an_earlier_save_that_failed_ends_the_training_at_the_next(rehearsal):
 
 
 def test_what_diverges_ends_it_with_what_was_saved_before(rehearsal):
-    """The report raises; the save in flight is finished, and no other begun."""
+    """Reporting raises; the save that is running is finished, and no other one is started."""
     subject = rehearsal(due=True)
     subject.at["report", 3] = fails_with(DivergedError("loss/policy is not finite", 3))
     with pytest.raises(DivergedError, match="loss/policy"):
@@ -348,7 +348,7 @@ def test_what_diverges_ends_it_with_what_was_saved_before(rehearsal):
 
 
 def test_its_seconds_are_of_compilation_training_and_saving(rehearsal, monkeypatch):
-    """Each of 100 s, 3 s and 20 s on a clock that stands still otherwise."""
+    """They take 100 s, 3 s and 20 s on a clock that stands still otherwise."""
     now = [0.0]
 
     def pass_by(seconds):

@@ -1,6 +1,7 @@
-"""Damage of every kind to every file of a checkpoint: nothing is loaded that was not saved, and an older one is found.
+"""Damage of every kind to every file of a checkpoint: it is never loaded, and an older checkpoint is found.
 
-At the store's level, with the state of a small real run: 150 mutations by default, 1,200 behind the marker `slow`.
+This is tested at the level of the store, with the state of a small real run: 150 mutations by default, 1,200 under the
+marker `slow`.
 """
 
 import random
@@ -51,12 +52,12 @@ class Saved:
         shutil.copytree(run_dir / "checkpoints", self._copy)
 
     def mend(self):
-        """Brings back what was there."""
+        """Restores the bytes of both checkpoints."""
         shutil.rmtree(self.run_dir / "checkpoints")
         shutil.copytree(self._copy, self.run_dir / "checkpoints")
 
     def load(self, **options):
-        """(env steps of the state that is loaded, what was said)"""
+        """Returns (env steps of the state that is loaded, the messages)."""
         notes = []
         state, _ = load_newest(self.run_dir, self.expected, CheckpointChoice(note=notes.append, **options))
         return self.hashes.get(state_sha256(state), "a state that was never saved"), notes
@@ -84,7 +85,7 @@ def truncate(path, chance, _):
 
 
 def garbage(path, chance, _):
-    """Of the same length."""
+    """Replaces the content by random bytes of the same length."""
     path.write_bytes(chance.randbytes(len(path.read_bytes())))
 
 
@@ -100,7 +101,7 @@ def append(path, chance, _):
 
 
 def zero_block(path, chance, _):
-    """What a disk may leave of a page that it lost."""
+    """Sets a block to zero, as a disk may do with a page that it lost."""
     content = bytearray(path.read_bytes())
     begin = _position(content, chance)
     content[begin : begin + 512] = bytes(len(content[begin : begin + 512]))
@@ -108,7 +109,7 @@ def zero_block(path, chance, _):
 
 
 def swap(path, chance, _):
-    """With another file of the checkpoint."""
+    """Swaps the file with another one of the checkpoint."""
     step_dir = next(parent for parent in path.parents if parent.name.startswith("step_"))
     other = chance.choice([other for other in files_of(step_dir) if other != path])
     mine, theirs = path.read_bytes(), other.read_bytes()
@@ -117,7 +118,7 @@ def swap(path, chance, _):
 
 
 def replace_by_older(path, chance, older):
-    """By the older checkpoint's file of that name, or by any of it."""
+    """Replaces the file by one of the older checkpoint, of the same name or of any."""
     step_dir = next(parent for parent in path.parents if parent.name.startswith("step_"))
     twin = older / path.relative_to(step_dir)
     path.write_bytes((twin if twin.is_file() else chance.choice(files_of(older))).read_bytes())
@@ -173,21 +174,21 @@ def files_of(step_dir):
 
 
 def content_of(step_dir):
-    """Everything there, with its bytes; a link counts as what it leads to."""
+    """Returns all files with their bytes; a link counts as its target."""
     return {path.relative_to(step_dir): path.is_file() and path.read_bytes() for path in step_dir.rglob("*")}
 
 
 def turns(names, chance):
-    """Pairs of mutation and file for ever, each as often as any other."""
+    """Yields pairs of mutation and file for ever, each as often as any other."""
     pairs = [(mutation, name) for mutation in MUTATIONS for name in names]
     while True:
         yield from chance.sample(pairs, len(pairs))
 
 
 def load_after(saved, mutation, name, chance):
-    """(env steps of what is loaded, or the error; whether it was told that the newest was passed over and why)
+    """Returns (env steps of the state that is loaded, or the error; whether the reason for the newest was reported).
 
-    None for a mutation without effect, such as cutting off what was empty.
+    Returns None for a mutation without effect, such as truncating an empty file.
     """
     intact = content_of(saved.newest)
     mutation(saved.newest / name, chance, saved.older)
@@ -206,7 +207,7 @@ def mutate_and_load(saved, count, seed):
     """Applies mutations to the newest checkpoint, one at a time.
 
     Returns:
-      How often what was loaded, and the mutations that were not followed by the older state with a reason.
+      The counts of what was loaded, and the mutations after which the older state was not loaded with a reason.
     """
     chance = random.Random(seed)
     names = [path.relative_to(saved.newest) for path in files_of(saved.newest)]
@@ -231,7 +232,7 @@ def check(saved, count, seed):
 
 
 def test_no_damage_is_ever_loaded(saved):
-    """The older checkpoint is, with the reason told."""
+    """The older checkpoint is loaded, and the reason is reported."""
     check(saved, 150, 0)
 
 
@@ -242,7 +243,7 @@ def test_no_damage_is_ever_loaded_of_many(saved):
 
 @pytest.mark.parametrize("mutation", [flip_bit, delete, truncate])
 def test_all_checkpoints_damaged(saved, mutation):
-    """One line, with the reason for each."""
+    """The error is one line, with the reason for each."""
     chance = random.Random(0)
     for step_dir in (saved.older, saved.newest):
         mutation(chance.choice(files_of(step_dir / "state")), chance, saved.older)
@@ -259,7 +260,7 @@ def test_all_checkpoints_damaged(saved, mutation):
 
 
 def test_every_kind_of_file_is_damaged(saved):
-    """There are files of all kinds to damage, and the mutations can tell."""
+    """There are files of all kinds to damage, and mutations that treat them differently."""
     names = {path.relative_to(saved.newest).parts[0] for path in files_of(saved.newest)}
     assert names == {"state", "meta.json", "MANIFEST.json", "COMMIT"}
     assert len(files_of(saved.newest)) * len(MUTATIONS) >= 150

@@ -1,4 +1,4 @@
-"""The saver: what it was given is what is on the disk, one save at a time, and no failure is lost."""
+"""The saver: it writes the state that it was given, one save at a time, and reports every failure."""
 
 import json
 import threading
@@ -36,7 +36,7 @@ def saver(run_dir, **options):
 
 
 def saved(run_dir):
-    """(state, meta.json) of the newest checkpoint, as the store verifies it."""
+    """Returns (state, meta.json) of the newest checkpoint, as the store verifies it."""
     expected = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), make_runner())
     return load_newest(run_dir, expected, CheckpointChoice(strict=True))
 
@@ -45,7 +45,7 @@ def saved(run_dir):
 
 
 def test_due(tmp_path, monkeypatch):
-    """So many seconds after it was made, and after each save, whatever it was told in between."""
+    """A save is due so many seconds after the saver was made, and after each save."""
     now = [1000.0]
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     with saver(tmp_path, checkpoint_seconds=60.0) as subject:
@@ -70,7 +70,7 @@ def test_always_due(tmp_path):
 
 
 class Gate:
-    """A describe() that waits for `open`, and says that it was `called`, by which thread."""
+    """A describe() that waits for `open`, and records that it was `called`, and by which thread."""
 
     def __init__(self):
         self.called, self.open = threading.Event(), threading.Event()
@@ -84,7 +84,7 @@ class Gate:
 
 
 def test_the_state_at_the_time_of_the_call_is_saved(tmp_path):
-    """Though its buffers are given away and overwritten before a byte has been written."""
+    """Its buffers are donated and overwritten before a byte has been written."""
     runner, expected = make_runner(), state_sha256(make_runner())
     spoil = jax.jit(
         lambda runner: jax.tree.map(lambda x: x * 0 if x.dtype == jnp.float32 else x, runner), donate_argnums=0
@@ -111,7 +111,7 @@ def test_numpy_arrays_are_copied_too(tmp_path):
 
 
 def test_training_goes_on_meanwhile(tmp_path):
-    """Another thread describes and writes; nothing is there before it is done, and the exit waits for it."""
+    """Another thread describes and writes; the checkpoint is there when it is done, for which the context waits."""
     gate = Gate()
     timer = threading.Timer(0.3, gate.open.set)
     with saver(tmp_path) as subject:
@@ -134,7 +134,7 @@ def test_wait(tmp_path):
 
 
 def test_one_at_a_time(tmp_path, monkeypatch):
-    """The next save waits for the one before, and they end in order."""
+    """The next save waits for the one before, so they end in order."""
     running, most, order = [0], [0], []
     real = module.save_step
 
@@ -155,7 +155,7 @@ def test_one_at_a_time(tmp_path, monkeypatch):
 
 
 def test_retention(tmp_path):
-    """After each save: the newest, and the one with the best return."""
+    """After each save the newest checkpoint and the one with the best return are kept."""
     with saver(tmp_path, keep_newest=1, keep_best=1) as subject:
         for env_steps, value in [(10, 3.0), (20, 9.0), (30, 1.0), (40, 2.0)]:
             subject.save(env_steps, make_runner(), lambda value=value: {"train_return": value})
@@ -170,7 +170,7 @@ def test_retention(tmp_path):
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("place", ["params", "opt_state"])
 def test_what_is_not_finite_is_never_saved(tmp_path, place, value):
-    """Nor described; the save before is on the disk, and a later one works. Environments may hold a NaN."""
+    """It is not described either; the save before is on the disk, and a later one works. Environments may have NaN."""
     runner = make_runner()
     part = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(value), getattr(runner.learner, place))
     bad = runner._replace(learner=runner.learner._replace(**{place: part}))
@@ -194,7 +194,7 @@ def sync_fails():
 
 @pytest.fixture(params=["store", "describe", "prune"])
 def failing(request, monkeypatch):
-    """failing(subject, env_steps): starts a save that fails."""
+    """Yields a function: failing(subject, env_steps) starts a save that fails."""
 
     def start(subject, env_steps):
         if request.param == "describe":
@@ -209,19 +209,19 @@ def failing(request, monkeypatch):
 
 
 def concluded(subject):
-    """Waits for the end of a save without being told of its failure."""
+    """Waits for the end of a save without receiving its failure."""
     subject._pending.exception(LONG)
 
 
 def broken_off(subject, error, start):
-    """Training that starts a save, and ends by an error."""
+    """Starts a save, and ends by an error of training."""
     with subject:
         start()
         raise error
 
 
 def test_a_failure_is_told_at_the_next_save(tmp_path, failing):
-    """Once; the one after works."""
+    """It is raised once; the save after that works."""
     with saver(tmp_path) as subject:
         failing(subject, 10)
         with pytest.raises(CheckpointError, match="No space left") as caught:
@@ -240,7 +240,7 @@ def test_a_failure_is_told_at_the_exit(tmp_path, failing):
 
 
 def test_a_failure_does_not_hide_what_went_wrong_before(tmp_path, failing):
-    """Not even one that nobody has thought of."""
+    """An unexpected failure of the save does not replace the error within the context either."""
     for start in (failing, lambda subject, env_steps: subject.save(env_steps, make_runner(), lambda: 1 / 0)):
         subject = saver(tmp_path)
         with pytest.raises(KeyError, match="what went wrong"):

@@ -1,4 +1,4 @@
-"""The bytes of a state: back bit by bit, their description, and their hash."""
+"""The bytes of a state: they are restored exactly, described, and hashed."""
 
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from purejaxppo.experiment.checkpoints.state import (
 
 
 class State(NamedTuple):
-    """One of everything that a runner's state holds."""
+    """A state with one leaf of each kind that a runner's state has."""
 
     params: dict
     opt_state: Any
@@ -71,7 +71,7 @@ def test_written_and_read_are_the_same_bits(tmp_path, impl):
 
 
 def test_a_snapshot_is_a_copy():
-    """What is donated afterwards, or written over, does not change it."""
+    """Donating or overwriting the state afterwards does not change it."""
     x = jnp.arange(4.0)
     kept = snapshot({"x": x}).tree["x"]
     add = jax.jit(lambda x: x + 1, donate_argnums=0)
@@ -81,7 +81,7 @@ def test_a_snapshot_is_a_copy():
 
 
 def test_description():
-    """Of arrays and of their shapes alike; a key says which kind it is."""
+    """It is the same for arrays and for their shapes; for a key it names the generator."""
     state = make_state()
     spec = tree_spec(state)
     assert spec[".updates"] == "int32[]"
@@ -107,7 +107,7 @@ def test_hash_is_a_function_of_the_bits():
 
 
 def test_hash_changes_with_every_leaf():
-    """Each array alone, by one bit or one element."""
+    """Each array by itself changes it, by one bit or one element."""
     state = make_state()
     leaves, tree = jax.tree.flatten(state)
     seen = {state_sha256(state)}

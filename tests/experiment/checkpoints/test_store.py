@@ -1,4 +1,4 @@
-"""The store: nothing is loaded that is not what was saved, and whatever is sound is found."""
+"""The store: only states that were saved are loaded, and every valid checkpoint is found."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from purejaxppo.experiment.checkpoints.store import CheckpointChoice, load_newes
 
 
 class State(NamedTuple):
-    """A small runner: only `learner` has to be finite."""
+    """A small runner, of which only `learner` has to be finite."""
 
     learner: Any
     env_state: jax.Array
@@ -40,7 +40,7 @@ def save(run_dir, env_steps, seed=0, **meta):
 
 
 def load(run_dir, **options):
-    """(seed of the state that is found, meta.json)"""
+    """Returns (seed of the state that is loaded, meta.json)."""
     state, meta = load_newest(run_dir, abstract(make_state()), CheckpointChoice(**options))
     found = [seed for seed in range(10) if state_sha256(make_state(seed)) == state_sha256(state)]
     assert len(found) == 1, "a state that was never saved"
@@ -58,7 +58,7 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def run_dir(saved, tmp_path):
-    """A copy, to be broken."""
+    """A copy of `saved`, to be damaged."""
     shutil.copytree(saved, tmp_path / "run", symlinks=True)
     return tmp_path / "run"
 
@@ -91,7 +91,7 @@ def test_layout(saved):
 
 
 def test_counters_beyond_2_to_31(tmp_path):
-    """And in the order of numbers, not of names."""
+    """Checkpoints are in the order of their numbers, not of their names."""
     for env_steps in (2**31 + 1, 2**62 + 1, 7):
         save(tmp_path, env_steps)
     assert [step.env_steps for step in list_steps(tmp_path)] == [2**62 + 1, 2**31 + 1, 7]
@@ -99,7 +99,7 @@ def test_counters_beyond_2_to_31(tmp_path):
 
 
 def test_the_same_place_again(run_dir):
-    """The same state is not written again; another one, and a damaged one, make room."""
+    """The same state is not written again; another state replaces it, and so does any state a damaged checkpoint."""
     before = (step_dir(run_dir, 200) / "COMMIT").stat().st_mtime_ns
     save(run_dir, 200, 2)
     assert (step_dir(run_dir, 200) / "COMMIT").stat().st_mtime_ns == before
@@ -148,7 +148,7 @@ def test_a_directory_that_cannot_be_written(tmp_path):
 
 
 def test_a_kill_at_any_moment_of_saving_leaves_the_older_ones(run_dir, monkeypatch):
-    """The process ends after the n-th operation on the disk, for every n; a new one cleans up and goes on."""
+    """The process ends after the n-th operation on the disk, for every n; a new process cleans up and goes on."""
 
     class Killed(BaseException):
         pass
@@ -263,7 +263,7 @@ def flip(path):
 
 
 def resigned(directory, **changes):
-    """A meta.json with other content, vouched for as if it had been saved so."""
+    """Changes the content of meta.json, with hashes as if it had been saved so."""
     path = directory / "meta.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     for name in ("MANIFEST.json", "COMMIT"):
@@ -313,7 +313,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_damage_is_seen_and_passed_over(run_dir, kind):
-    """The older checkpoint is taken, with the reason; --strict, and a run without an older one, refuse."""
+    """The older checkpoint is loaded, with the reason; --strict, or a run without an older one, fails."""
     damage, reason = DAMAGE[kind]
     damage(step_dir(run_dir, 200))
     notes = []
@@ -341,14 +341,14 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_another_tree_than_expected_is_refused(saved, monkeypatch, change):
-    """Before anything is read: orbax would cast a type silently."""
+    """It is refused before anything is read, since orbax would cast a type silently."""
     monkeypatch.setattr(store, "read_state", None)
     with pytest.raises(CheckpointError, match=r"another state .*\.(env_state|key|learner)"):
         load_newest(saved, abstract(CHANGES[change](make_state())))
 
 
 def test_a_directory_by_its_name(saved):
-    """As text, for whoever reads a run from a program of their own."""
+    """It may be text, for users who load a run in a program of their own."""
     assert [step.env_steps for step in list_steps(str(saved))] == [200, 100]
     assert [row["env_steps"] for row in survey(str(saved))] == [200, 100]
     assert load(str(saved))[0] == 2
@@ -366,7 +366,7 @@ def test_a_directory_by_its_name(saved):
     ],
 )
 def test_a_sound_state_of_another_setting_of_jax_names_the_setting(saved, change, setting):
-    """Which makes it readable: nobody has to train anew."""
+    """Under that setting it can be read, so nobody has to train it again."""
     with pytest.raises(CheckpointError, match=f"was made under {setting}: .*; set {setting} to read") as caught:
         load_newest(saved, abstract(change(make_state())))
     assert "anew" not in str(caught.value)
@@ -374,7 +374,7 @@ def test_a_sound_state_of_another_setting_of_jax_names_the_setting(saved, change
 
 
 def test_a_state_of_wider_numbers_names_the_setting_too(tmp_path):
-    """Saved under JAX_ENABLE_X64 and looked for without it; a damaged newer one does not change the advice."""
+    """It was saved under JAX_ENABLE_X64 and is read without it; a damaged newer one does not change the advice."""
     wide = make_state()._replace(env_state=np.array([1.0, 2.0]), key=jax.random.key(0, impl="rbg"))
     save_step(tmp_path, 100, snapshot(wide), {"train_return": None})
     save(tmp_path, 200)
@@ -384,7 +384,7 @@ def test_a_state_of_wider_numbers_names_the_setting_too(tmp_path):
 
 
 def test_a_checkpoint_that_is_replaced_while_it_is_read(run_dir, monkeypatch):
-    """A run that goes on keeps one checkpoint, and removes it just when an evaluation has begun to read it."""
+    """A run in training keeps one checkpoint, and removes it when an evaluation has just begun to read it."""
     prune(run_dir, 1, 0)
     real = store.load_step
 
@@ -431,7 +431,7 @@ def test_newest_and_best_are_kept(tmp_path, returns, newest, best, kept):
 
 
 def test_the_only_sound_one_is_never_removed(run_dir):
-    """However old, and damaged ones are left to be looked at."""
+    """However old it is, it stays, and damaged ones are left for inspection."""
     for env_steps in (300, 400):
         save(run_dir, env_steps)
     for env_steps in (200, 300, 400):

@@ -1,4 +1,4 @@
-"""An exported policy acts as the run's own evaluation does: in JAX, and in NumPy without any of this package."""
+"""An exported policy acts as in the run's own evaluation: in JAX, and in NumPy without this package."""
 
 import ast
 import hashlib
@@ -49,7 +49,7 @@ CASES = {
 
 
 def scrambled(key, tree):
-    """Other numbers for every leaf: at the start biases are 0, and logits so small that rounding decides.
+    """Randomises every leaf: initial biases are 0, and initial logits so small that rounding would decide.
 
     Kernels are scaled by their number of inputs, or one action would win whatever the observation.
     """
@@ -61,7 +61,7 @@ def scrambled(key, tree):
 
 
 def make_run(**settings):
-    """A run that trained 3 updates, as far as anyone can tell: its parameters and normaliser are random."""
+    """Returns a run that looks as if it had trained 3 updates, with random parameters and normaliser."""
     config = TrainConfig(**{**SMALL, **settings})
     env = from_gymnax(config.env, config.num_envs, **dict(config.env_params))
     trainer = trainer_from_config(config, env)
@@ -79,7 +79,7 @@ def make_run(**settings):
 
 
 def observations(run, batch):
-    """Wide enough to reach the normaliser's clip and the bounds of the actions; one-hot where the environment's are."""
+    """Returns observations that reach the normaliser's clip and the actions' bounds; one-hot if the env's are."""
     shape = run.env.observation_space.shape
     if run.config.env == "FrozenLake-misc":
         return np.eye(*shape, dtype=np.float32)[: batch * 2 : 2]
@@ -87,7 +87,7 @@ def observations(run, batch):
 
 
 def own_actions(run, obs):
-    """What the environment gets of purejaxppo's own evaluation, whose environment shows `obs` and notes the action."""
+    """Returns the actions in purejaxppo's own evaluation, in an environment that shows `obs` and records the action."""
 
     def step(key, state, action):
         zero = jnp.zeros(len(obs))
@@ -102,7 +102,7 @@ def own_actions(run, obs):
 
 
 def assert_same_actions(run, got, expected, pi):
-    """Equal where they are discrete; the rows' two best logits are apart by more than rounding."""
+    """Asserts equality of discrete actions; the two best logits of each row must differ by more than rounding."""
     assert got.shape == expected.shape
     if not isinstance(run.env.action_space, Box):
         assert got.dtype == expected.dtype == np.int32
@@ -119,7 +119,7 @@ def assert_same_actions(run, got, expected, pi):
 
 @pytest.fixture
 def exported(tmp_path):
-    """exported(run) is the directory that a run is exported to."""
+    """Yields a function: exported(run) is the directory that a run is exported to."""
 
     def write(run):
         export_saved(run, tmp_path / "out")
@@ -152,7 +152,7 @@ def copied(saved, tmp_path):
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_kind_of_policy_acts_as_in_evaluation(name, exported):
-    """In JAX and in NumPy, for batches of 1 and 7; JAX returns the distribution beside it, as policy.json says."""
+    """In JAX and in NumPy, for batches of 1 and 7; JAX also returns the distribution, as policy.json describes."""
     run = make_run(**CASES[name])
     out = exported(run)
     module = jax.export.deserialize(bytearray((out / "policy.stablehlo").read_bytes()))
@@ -182,7 +182,7 @@ def test_the_cases_cover_every_activation():
 
 
 def test_an_observation_that_never_varied(exported):
-    """Its rounding is divided by no less than in evaluation, by both readers."""
+    """Both readers divide its rounding by no less than the evaluation does."""
     run = make_run(**CASES["gaussian"])
     stats = run.runner.env_state.stats
     stats = stats._replace(mean=jnp.full_like(stats.mean, 1000.1), var=jnp.zeros_like(stats.var))
@@ -200,7 +200,7 @@ def test_an_observation_that_never_varied(exported):
     ("low", "high", "centre", "unit"), [(3.0, math.inf, 0.0, 1.0), (100.0, 200.0, 150.0, 50.0)], ids=["one side", "far"]
 )
 def test_bounds_of_every_kind(exported, low, high, centre, unit):
-    """On one side alone, and JSON has no infinity; and on both sides, far from what the policy's numbers are."""
+    """They may be on one side only, though JSON has no infinity, or on both sides, far from the policy's numbers."""
     run = make_run(env="Pendulum-v1", activation="elu")
     run = run._replace(env=run.env._replace(action_space=Box((1,), (low,), (high,))))
     out = exported(run)
@@ -217,7 +217,7 @@ def test_bounds_of_every_kind(exported, low, high, centre, unit):
 
 
 def test_the_files_and_their_summary(saved):
-    """From a run directory, into a directory two levels deep that did not exist."""
+    """A run directory is exported into a directory two levels deep that did not exist."""
     run, _, out, summary = saved
     assert sorted(file.name for file in out.iterdir()) == FILES
     assert json.loads(json.dumps(summary, allow_nan=False)) == {
@@ -241,7 +241,7 @@ def test_the_restored_run_acts_as_the_one_that_was_saved(saved):
 
 
 def test_the_weights_are_the_networks_and_the_normalisers(saved):
-    """Bit by bit, under their flax paths."""
+    """They have the same bits, under their flax paths."""
     run, _, out, _ = saved
     weights = load_file(out / "weights.safetensors")
     stats = observation_stats(run.runner.env_state)
@@ -257,7 +257,7 @@ def test_the_weights_are_the_networks_and_the_normalisers(saved):
 
 @pytest.mark.parametrize("name", ["discrete", "shared", "image", "gaussian"])
 def test_every_weight_has_its_place_in_the_description(name, exported):
-    """policy.json names each one, and names none that is not there."""
+    """policy.json names each weight, and no other."""
     out = exported(make_run(**CASES[name]))
     spec = json.loads((out / "policy.json").read_text())
     network, normalizer = spec["network"], spec["normalizer"] or {}
@@ -272,7 +272,7 @@ def test_every_weight_has_its_place_in_the_description(name, exported):
 
 
 def test_equal_policies_are_equal_files_without_this_machines_paths(saved, tmp_path):
-    """The program would hold the path of each line of source that it came from."""
+    """Otherwise the program would contain the path of each line of source that it came from."""
     _, run_dir, out, _ = saved
     limit = jax.config.jax_traceback_in_locations_limit
     export_saved(restore(run_dir), tmp_path)
@@ -295,7 +295,7 @@ def test_a_directory_that_holds_anything_is_left_alone(saved, tmp_path):
 
 
 def test_what_cannot_be_read_or_written_is_one_clear_line(saved, tmp_path, monkeypatch):
-    """No place, and a disk that fails when the place was made already."""
+    """The directory cannot be created, or the disk fails after it was created."""
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot create the directory"):
         export_saved(saved[0], tmp_path / "file" / "out")
@@ -307,7 +307,7 @@ def test_what_cannot_be_read_or_written_is_one_clear_line(saved, tmp_path, monke
 
 @pytest.mark.parametrize("missing", ["flatbuffers", "safetensors.numpy"])
 def test_a_missing_package_is_named_with_its_remedy(missing, tmp_path, monkeypatch):
-    """Before anything else: the run need not even be one. The remedy is for this Python, not for that of the shell."""
+    """It is checked first, before the run is used. The remedy is for this Python, not for that of the shell."""
     monkeypatch.setitem(sys.modules, missing, None)
     remedy = re.escape(f"{sys.executable} -m pip install safetensors flatbuffers")
     with pytest.raises(ConfigError, match=f"{missing}.*{remedy}"):
@@ -339,7 +339,7 @@ except ImportError:
 
 @pytest.mark.parametrize("program", [["-c", ISOLATED], ["numpy_policy.py"]], ids=["alone", "as a program"])
 def test_the_exported_directory_needs_numpy_alone(program, saved):
-    """Every other package is out of reach of the reader's copy."""
+    """The copied reader cannot import any other package."""
     run, _, out, _ = saved
     obs = observations(run, 7)
     command = [sys.executable, "-I", "-W", "error", *program]
@@ -363,7 +363,7 @@ def test_observations_of_another_shape_are_refused(saved):
 
 
 def test_activations_far_out_stay_finite():
-    """Without a warning, as warnings are errors here."""
+    """There is no warning either, as warnings are errors here."""
     x = np.array([-1e4, -90, -1, -0.0, 0, 1, 90, 1e4], np.float32)
     for name, activation in numpy_policy.ACTIVATIONS.items():
         got = activation(x)
@@ -372,7 +372,7 @@ def test_activations_far_out_stay_finite():
 
 
 def with_header(change):
-    """Damages the header by `change(entries)`, entries in the order of the data; the numbers stay."""
+    """Replaces the header's entries, in the order of the data, by `change(entries)`; the numbers stay."""
 
     def damage(data):
         end = 8 + int.from_bytes(data[:8], "little")
@@ -385,7 +385,7 @@ def with_header(change):
 
 
 def changed(field, value):
-    """The header with a field of its last tensor changed."""
+    """Changes a field of the last tensor in the header."""
 
     def change(entries):
         entries[list(entries)[-1]][field] = value
@@ -395,19 +395,19 @@ def changed(field, value):
 
 
 def overlapping(entries):
-    """The last tensor takes the numbers of the first, of its size or not."""
+    """Lets the last tensor have the data of the first, whether it is of that size or not."""
     entries[list(entries)[-1]]["data_offsets"] = next(iter(entries.values()))["data_offsets"]
     return entries
 
 
 def twice(entries):
-    """Two names for the same numbers."""
+    """Gives the same numbers two names."""
     name, entry = next(iter(entries.items()))
     return {f"{name} again": entry, **entries}
 
 
 def with_gap(data):
-    """Four bytes that belong to no tensor before the last one."""
+    """Inserts four bytes that belong to no tensor before the last one."""
     end = 8 + int.from_bytes(data[:8], "little")
     entries = json.loads(data[8:end]).values()
     start, stop = max(entry["data_offsets"] for entry in entries)
@@ -449,7 +449,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("name", DAMAGES)
 def test_damaged_weights_are_refused(name, copied):
-    """With a hash that fits, so that the container itself is looked at; and with the one from before the damage."""
+    """With a matching hash, so that the container itself is checked, and with the hash from before the damage."""
     file, description = copied / "weights.safetensors", copied / "policy.json"
     data = DAMAGES[name](file.read_bytes())
     assert data != file.read_bytes()
@@ -464,13 +464,13 @@ def test_damaged_weights_are_refused(name, copied):
 
 @pytest.mark.parametrize("name", ["empty", "7 bytes", "cut header", "huge header"])
 def test_a_header_that_is_cut_off_is_called_so(name, saved):
-    """Rather than bad JSON."""
+    """The error is not that of the JSON parser."""
     with pytest.raises(ValueError, match="end within their header"):
         numpy_policy.parse_safetensors(DAMAGES[name]((saved[2] / "weights.safetensors").read_bytes()))
 
 
 def test_one_flipped_bit_is_refused(copied):
-    """The container is whole, the numbers are not."""
+    """The container is valid, but the numbers have changed."""
     file = copied / "weights.safetensors"
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
