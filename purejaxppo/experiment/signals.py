@@ -5,7 +5,7 @@ There are two ways to listen.
 - `stop_on_signal`, for a program that calls this package: Python's own handlers, which run in the main thread between
   two bytecodes. During a compilation, which is one long call into C++, they have to wait.
 - `stop_process_on_signal`, for the command line: a thread reads the signals' numbers from a pipe, and so hears them
-  during a compilation too. It cannot raise an exception in the main thread, so it ends the process.
+  during a compilation too. It ends the process, instead of raising an exception in the main thread.
 """
 
 import os
