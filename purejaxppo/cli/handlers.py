@@ -169,7 +169,7 @@ def _exit_code(exit_reason: str, directory: str) -> int:
 
 def _compare(command: Compare) -> int:
     from purejaxppo.sweeps.compare import compare
-    from purejaxppo.sweeps.scoring import table_cells
+    from purejaxppo.sweeps.scoring import comparison_table
 
     target = target_of(command.settings) if command.target is None else command.target
     summary = compare(
@@ -183,7 +183,7 @@ def _compare(command: Compare) -> int:
     )
 
     def words() -> None:
-        print_table(table_cells(summary["algorithms"], target))
+        print_table(comparison_table(summary["algorithms"], target))
         _print_end(summary, sum(row.get("unfinished", 0) for row in summary["algorithms"]))
         print(f"results in {summary['out']}: comparison.png, table.md, results.csv, curves.csv")
 
@@ -225,11 +225,11 @@ def _resume_sweep(command: ResumeSweep) -> int:
 
 def _report_sweep(summary: dict[str, Any], sweep: SweepSettings, common: Common) -> int:
     """Prints what a sweep came to; returns the exit code."""
-    from purejaxppo.sweeps.tables import table_cells
+    from purejaxppo.sweeps.tables import settings_table
 
     def words() -> None:
         if summary["settings"]:
-            print_table(table_cells(summary["settings"], sweep))
+            print_table(settings_table(summary["settings"], sweep))
             _print_end(summary, summary.get("unfinished", 0))
             print(f"results in {summary['out']}: table.md, results.csv, metrics.csv, plots/")
 

@@ -32,7 +32,7 @@ from purejaxppo.errors import ConfigError
 from purejaxppo.experiment.atomic_files import is_file
 from purejaxppo.experiment.directory import program_name, read_run_settings
 from purejaxppo.sweeps.directory import is_sweep, read_sweep
-from purejaxppo.sweeps.space import Axis, Span, flag_of, grid, parse_axis, parse_seeds, sample
+from purejaxppo.sweeps.space import Axis, Span, all_points, flag_of, parse_axis, parse_seeds, sample
 from purejaxppo.sweeps.spec import MAX_RUNS, SweepSettings
 
 # A sweep compares returns, which are of one environment, and freezes what diverges.
@@ -277,7 +277,7 @@ def sweep_settings(command: Sweep, words: Mapping[str, Sequence[str]], settings:
     seeds = parse_seeds(command.seeds, command.seed)
     if command.sample_seed and command.samples is None:
         raise ConfigError(f"--sample-seed {command.sample_seed} is that of --samples; give both, or neither.")
-    drawn = grid(axes) if command.samples is None else sample(axes, command.samples, command.sample_seed)
+    drawn = all_points(axes) if command.samples is None else sample(axes, command.samples, command.sample_seed)
     points = _without_foreign(drawn, algorithms[0])
     _refuse_too_many(len(points), len(seeds))
     if command.halving is not None and len(points) < 2:
