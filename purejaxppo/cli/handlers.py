@@ -244,7 +244,7 @@ def _report_sweep(summary: dict[str, Any], sweep: SweepSettings, common: Common)
 def _print_end(summary: dict[str, Any], unfinished: int) -> None:
     """Prints how many episodes were cut off before their end, if any were, and the seconds of each phase."""
     if unfinished:
-        print(f"{unfinished:,} episodes of the evaluation were broken off unfinished; their returns count so far")
+        print(f"{unfinished:,} episodes of the evaluation were broken off unfinished; their returns until then count")
     if "seconds" in summary:
         print(describe_seconds(summary["seconds"]))
 

@@ -48,6 +48,7 @@ class Plan:
         count = 0
         while factor ** (count + 1) <= min(settings, shortest):
             count += 1
+        # The last rung has the whole budget; the one before has 1 / factor of it, and factor times as many settings.
         return tuple(Rung(settings // factor**k, factor ** (count - k)) for k in range(count + 1))
 
     def fit(self) -> None:
@@ -108,9 +109,9 @@ class Plan:
 
     @property
     def env_steps(self) -> int:
-        """Returns the env steps of all runs: exact without halving, else the most that there can be.
+        """Returns the env steps of all runs together, if none diverges.
 
-        A run that diverges does fewer. With halving, the settings with the most steps are assumed to go on.
+        With halving, it is an upper bound if budgets differ: the settings with the most steps are assumed to go on.
         """
         total = 0
         for rung, before in zip(self.rungs, (None, *self.rungs), strict=False):
@@ -179,11 +180,12 @@ def _program_record(plan: Plan, i: int) -> dict[str, Any]:
 def describe_plan(record: dict[str, Any]) -> list[list[str]]:
     """Returns a `plan_record` as rows of name and text."""
     programs = record["programs"]
+    again = ", compiled again for the smaller batches of later rungs" if len(record["rungs"]) > 1 else ""
     rows = [
         ["runs", f"{record['runs']:,} = {record['settings']:,} settings x {record['seeds']:,} seeds"],
         ["env steps", f"{'' if record['env_steps_are_exact'] else 'at most '}{record['env_steps']:,} in all"],
         ["devices", record["devices"]],
-        ["programs to compile", f"{len(programs)}{', each anew for fewer runs' if len(record['rungs']) > 1 else ''}"],
+        ["programs to compile", f"{len(programs)}{again}"],
     ]
     for number, program in enumerate(programs, start=1):
         rows.append([f"program {number}", _runs_text(program)])

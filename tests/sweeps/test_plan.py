@@ -105,5 +105,5 @@ def test_the_plan_in_numbers_and_in_words(monkeypatch):
     assert text["  laid out"].startswith("one after the other on one device")
     halved = plan_record(Plan(sweep._replace(halving=2), sizes=Sizes((4, 3), 2)))
     words = dict(describe_plan(halved))
-    assert words["programs to compile"] == "2, each anew for fewer runs"
+    assert words["programs to compile"] == "2, compiled again for the smaller batches of later rungs"
     assert words["rung 2"] == "the best 1 of 3 settings go on after 1/2 of the budget"
