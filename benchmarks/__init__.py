@@ -6,5 +6,5 @@ alone.
 
 import os
 
-# Importing purejaxppo sets NPROC, in which XLA's CPU client reads its number of threads. This is what the user gave.
+# XLA's CPU client reads its number of threads from NPROC. Importing purejaxppo sets it; this is the value before that.
 GIVEN_THREADS = os.environ.get("NPROC")

@@ -25,11 +25,11 @@ MUST_AGREE = {"device": "device", "cpu": "CPU", "versions": "versions", "environ
 
 
 class IncomparableError(Exception):
-    """The files cannot be compared; one line that says why."""
+    """The files cannot be compared; the message is one line that says why."""
 
 
 class Change(NamedTuple):
-    """How a figure differs from one file to the other."""
+    """The change of a figure from one file to the other."""
 
     name: str
     unit: str
@@ -37,7 +37,7 @@ class Change(NamedTuple):
     judged: bool
 
     def regressed(self, tolerance: float) -> bool:
-        """Returns whether it is worse by more than `tolerance` percent, with its whole interval."""
+        """Returns whether the figure is worse by more than `tolerance` percent, with its whole interval."""
         return self.judged and self.ratio.high < 1 - tolerance / 100
 
 
@@ -93,7 +93,7 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
 
 
 def warnings(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """Returns what makes a comparison doubtful, and what only one file has."""
+    """Returns reasons to doubt a comparison, and the figures that only one file has."""
     machines = before.get("machine") or {}, after.get("machine") or {}
     doubts = [
         f"the files differ in {name}: {machines[0].get(key)} and {machines[1].get(key)}"

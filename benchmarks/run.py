@@ -1,4 +1,4 @@
-"""Every section of the benchmark, one JSON file, and pictures of it.
+"""Runs every section of the benchmark, and writes one JSON file and pictures of it.
 
     bash scripts/benchmark.sh [--quick] [--sections throughput breakdown] [--out FILE]
 
@@ -48,7 +48,7 @@ SECTIONS = {
 
 
 class RefusedError(Exception):
-    """Nothing is measured; one line that says why, and what to do."""
+    """Nothing can be measured; the message is one line that says why, and what to do."""
 
 
 def run_section(module: str, quick: bool, limit: float, env: dict[str, str]) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Signals wait until the end: a second Ctrl-C would leave behind what the first one was about to end."""
+    """Blocks signals until its end: a second Ctrl-C would leave behind what the first one was about to end."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
         yield
@@ -167,7 +167,7 @@ def measure(arguments: argparse.Namespace, machine: dict[str, Any], sections: di
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measures what the options ask for and returns the exit code."""
+    """Runs the sections that the options name, and returns the exit code."""
     options = section_parser(__doc__)
     options.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="by default all")
     arguments = options.parse_args(argv)

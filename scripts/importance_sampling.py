@@ -1,6 +1,6 @@
 """How an importance-sampled mean gets worse as the two distributions move apart, drawn for two Gaussians.
 
-Samples x come from q = N(0, 1); what is wanted is the mean of x under p = N(d, 1), which is d. The weights are
+Samples x come from q = N(0, 1), and the mean of x under p = N(d, 1) is estimated, which is d. The weights are
 w = p(x) / q(x) = exp(d x - d^2 / 2), and KL(q || p) = KL(p || q) = d^2 / 2. All follows from
 E_q[w^2 g(x)] = exp(d^2) E[g(y)] with y ~ N(2 d, 1).
 
@@ -20,17 +20,17 @@ POINTS, LINE, LIMIT = "#d1782b", "#3b6fb6", "#6b7280"
 
 
 def estimate_std(d: np.ndarray, samples: int) -> np.ndarray:
-    """Standard deviation of mean_i w_i x_i over `samples` draws: sqrt((E_q[w^2 x^2] - d^2) / samples), exact."""
+    """Returns the exact standard deviation of mean_i w_i x_i over draws, sqrt((E_q[w^2 x^2] - d^2) / samples)."""
     return np.sqrt((np.exp(d**2) * (1 + 4 * d**2) - d**2) / samples)
 
 
 def effective_fraction(d: np.ndarray) -> np.ndarray:
-    """Limit of (sum w)^2 / (N sum w^2) for large N: E_q[w]^2 / E_q[w^2] = exp(-d^2)."""
+    """Returns the limit of (sum w)^2 / (N sum w^2) for large N: E_q[w]^2 / E_q[w^2] = exp(-d^2)."""
     return np.exp(-(d**2))
 
 
 def measure(generator: np.random.Generator, d: float, samples: int, repetitions: int) -> tuple[float, float, float]:
-    """Mean and standard deviation of the estimate over repetitions, and the mean effective sample size (a fraction)."""
+    """Returns mean and standard deviation of the estimate over repetitions, and the mean effective sample fraction."""
     x = generator.standard_normal((repetitions, samples))
     weight = np.exp(d * x - d**2 / 2)
     estimate = np.mean(weight * x, axis=1)

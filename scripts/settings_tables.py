@@ -74,7 +74,7 @@ def _code(text: str) -> str:
 
 
 def _spelt(value: Any) -> str:
-    """A value as it is typed after its flag or into a file."""
+    """Returns a value as it is typed after its flag or into a file."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
@@ -83,7 +83,7 @@ def _spelt(value: Any) -> str:
 
 
 def _values(field: dataclasses.Field[Any]) -> list[str]:
-    """What a setting takes: choices, or a range and maybe None."""
+    """Returns the values of a setting: choices, or a range and possibly None."""
     if field.type is bool:
         return ["true", "false"]
     if get_origin(field.type) is Literal:

@@ -1,6 +1,6 @@
 """Your own environment: write reset and step, wrap them in a `VecEnv`, hand it to the trainer.
 
-A point on a line is pushed left or right and is paid for staying near 0; an episode is cut off after 50 steps.
+A point on a line is pushed left or right and rewarded for staying near 0; an episode is truncated after 50 steps.
 """
 
 import jax
@@ -13,7 +13,7 @@ LIMIT = 50
 
 
 def line_world(num_envs: int) -> VecEnv:
-    """state: position [E], time [E]; observation [E, 1]; actions: left, right."""
+    """Returns E environments with state (position [E], time [E]), observation [E, 1], and actions left and right."""
 
     def observe(position):
         return position[:, None]

@@ -12,7 +12,7 @@ from purejaxppo.core.types import Discrete
 
 
 class RandomFeatures:
-    """obs [..., O] -> cos and sin of W obs [..., features] -> logits [..., A], value [...]."""
+    """Maps obs [..., O] -> cos and sin of W obs [..., features] -> logits [..., A], value [...]."""
 
     def __init__(self, num_actions: int, features: int = 256):
         self.num_actions, self.features = num_actions, features

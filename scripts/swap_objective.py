@@ -10,7 +10,7 @@ from purejaxppo import Hyperparams, TrainConfig, advance, from_gymnax, make_netw
 
 
 def soft_clipped_surrogate(ratio, advantage, clip_eps):
-    """mean min(r A, (1 + eps tanh((r - 1) / eps)) A) over a minibatch [B]."""
+    """Returns the mean of min(r A, (1 + eps tanh((r - 1) / eps)) A) over a minibatch [B]."""
     saturated = 1.0 + clip_eps * jnp.tanh((ratio - 1.0) / clip_eps)
     return jnp.mean(jnp.minimum(ratio * advantage, saturated * advantage))
 

@@ -1,6 +1,6 @@
-"""A sweep in Python: learning rates x clip ranges x seeds as one compiled program, and what each setting came to.
+"""A sweep in Python: learning rates x clip ranges x seeds as one compiled program, and the score of each setting.
 
-`purejaxppo sweep` adds what a long one needs: a plan that fits into memory, checkpoints, tables and pictures.
+`purejaxppo sweep` adds what a long sweep needs: a plan that fits into memory, checkpoints, tables and pictures.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""What an environment step costs at least, and the speed limit that follows from what a machine can do.
+"""A lower bound on the work of an environment step, and the limit of speed that follows from it on a machine.
 
 Two towers of sizes O-h-h-1 and O-h-h-A with W weights (biases left out) and H hidden units in all, e epochs:
 
@@ -23,7 +23,7 @@ FLOAT = 4  # bytes
 
 
 class PerStep(NamedTuple):
-    """What one environment step takes, its share of the update included."""
+    """The work of one environment step, including its share of the update."""
 
     flop: float
     tanh: float
@@ -32,7 +32,7 @@ class PerStep(NamedTuple):
 
 
 class Limit(NamedTuple):
-    """Seconds per environment step that each resource takes at least; the largest one is the limit."""
+    """The least seconds per environment step that each resource takes; the largest one is the limit."""
 
     compute: float
     memory: float
@@ -41,12 +41,12 @@ class Limit(NamedTuple):
 
     @property
     def env_steps_per_s(self) -> float:
-        """The speed that cannot be exceeded."""
+        """The environment steps per second that cannot be exceeded."""
         return 1 / max(self.compute, self.memory, self.chain)
 
 
 def per_step(inputs: int, outputs: int, hidden: tuple[int, ...] = (64, 64), epochs: int = 4) -> PerStep:
-    """Returns what separate actor and critic towers take; `outputs` are the actor's."""
+    """Returns the work of separate actor and critic towers; `outputs` are the actor's."""
     weights = first = units = 0
     for last in (outputs, 1):
         sizes = [inputs, *hidden, last]

@@ -1,4 +1,4 @@
-"""Bootstrap intervals of medians and of their ratios: what a handful of repetitions can tell."""
+"""Bootstrap intervals of medians and of their ratios, for a handful of repetitions."""
 
 import math
 from collections.abc import Sequence
@@ -18,14 +18,14 @@ class Interval(NamedTuple):
 
 
 def median_interval(samples: Sequence[float]) -> Interval:
-    """Returns the interval of the median of independent samples; of paired ratios, where pairs were measured."""
+    """Returns the interval of the median of independent samples, which may be ratios of measured pairs."""
     values = np.asarray(samples, np.float64)
     low, high = bootstrap_interval(values, _median)
     return Interval(float(_median(values)), float(low), float(high))
 
 
 def ratio_interval(numerator: Sequence[float], denominator: Sequence[float]) -> Interval:
-    """Returns the interval of median(numerator) / median(denominator), the two having been measured apart."""
+    """Returns the interval of median(numerator) / median(denominator), for samples that are not paired."""
     above, below = len(numerator), len(denominator)
     # Strata have equal sizes: each sample is repeated up to a common one, and a resample takes as many values from
     # a stratum as were measured.
@@ -42,5 +42,5 @@ def ratio_interval(numerator: Sequence[float], denominator: Sequence[float]) -> 
 
 def _median(x: np.ndarray) -> np.ndarray:
     x, size = np.sort(x, axis=-1), x.shape[-1]
-    # On so few numbers several times as fast as np.median.
+    # For so few numbers this is several times as fast as np.median.
     return (x[..., (size - 1) // 2] + x[..., size // 2]) / 2

@@ -1,4 +1,4 @@
-"""Draws what `run.py` has found, next to its file: throughput, where the time goes, scaling, learning.
+"""Draws the results of `run.py`, next to its file: throughput, parts of an update, scaling, learning.
 
 python -m benchmarks.lib.plots benchmarks/results/benchmark-NAME.json
 """

@@ -1,4 +1,4 @@
-"""What the programs of the benchmarks have in common: their command lines, JSON files and tables.
+"""The command lines, JSON files and tables of the benchmark programs.
 
 A section is a program, `python -m benchmarks.sections.NAME [--quick] --out FILE`. It prints a table and writes an
 object with a list `rows`. A row may hold `figures`, which `compare_results.py` compares between two files.
@@ -29,14 +29,14 @@ def section_parser(doc: str | None) -> argparse.ArgumentParser:
 
 
 def shape(text: str) -> str:
-    """Returns an argument such as 64x128, environments x steps, unless it is none."""
+    """Returns a shape such as 64x128 (environments x steps) as it is; argparse refuses any other text."""
     if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", text):
         raise argparse.ArgumentTypeError(f"{text!r} is no shape; give environments x steps, such as 64x128")
     return text
 
 
 def add_shapes(options: argparse.ArgumentParser, default: list[str] | None = None) -> None:
-    """Adds --shapes, which several programs have."""
+    """Adds the option --shapes, which several programs share."""
     help_text = f"environments x steps, by default {' '.join(default)}" if default else "environments x steps"
     options.add_argument("--shapes", nargs="+", type=shape, default=default, help=help_text)
 
@@ -58,7 +58,7 @@ def write(out: Path | None, rows: Sequence[Row], **more: Any) -> None:
 
 
 def progress(text: str) -> None:
-    """Prints one line on what is going on."""
+    """Prints one line about the progress on standard error."""
     print(f"  {text}", file=sys.stderr, flush=True)
 
 

@@ -68,7 +68,7 @@ class WorkerProcess:
         self.answers.put((time.perf_counter(), ""))
 
     def ready(self, limit: float) -> Message:
-        """Returns what a trainer says of itself first, with `ready_s`, the seconds since its process was started."""
+        """Returns the first message of a trainer, with `ready_s`, the seconds since its process was started."""
         answer = self.receive(limit)
         return {"ready_s": self.answered - self.started, **answer}
 
@@ -121,9 +121,9 @@ class WorkerProcess:
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """Returns a worker's environment variables: those that this program was given, then the arguments.
+    """Returns a worker's environment variables: those that this program was given, overridden by the arguments.
 
-    This tree comes first on its path, and JAX finds no programs that were compiled before.
+    This tree comes first on the worker's path, and no directory of compiled programs is passed on.
     """
     given = {k: v for k, v in os.environ.items() if k not in ("JAX_COMPILATION_CACHE_DIR", "NPROC")}
     threads = {"NPROC": GIVEN_THREADS} if GIVEN_THREADS else {}

@@ -29,12 +29,12 @@ QUICK_SECONDS = 30.0  # after which no repetition begins
 
 
 def updates_per_block(name: str, batch: int) -> int:
-    """Returns so many that a block takes about half a second for any of them on two cores."""
+    """Returns a number of updates that takes any of the trainers about half a second on two cores."""
     return max(1, min(10, 24_576 // batch) if name in STEPPED_BY_PYTHON else 100_000 // batch)
 
 
 class Field:
-    """The trainers of one shape that are still in the race; those that are not are in `failed`, with the reason."""
+    """The trainers of one shape that are measured; those that have failed are in `failed`, with the reason."""
 
     def __init__(self, stack: contextlib.ExitStack, shape: str, args: argparse.Namespace) -> None:
         self.args = args
@@ -46,12 +46,12 @@ class Field:
             self.attempt(name, lambda name=name: self.begin(stack, name))
             if not args.quick:
                 self.attempt(name, lambda name=name: self.warm_up(name))
-        if args.quick:  # side by side, so that there is time for all
+        if args.quick:  # after all have started, so that they compile at the same time
             for name in list(self.workers):
                 self.attempt(name, lambda name=name: self.warm_up(name))
 
     def attempt(self, name: str, action: Any) -> Any:
-        """Returns what the action does, or None, and the trainer is out."""
+        """Returns the result of an action; if that fails, takes the trainer out and returns None."""
         if name in self.failed:
             return None
         try:
@@ -69,7 +69,7 @@ class Field:
         self.workers[name] = stack.enter_context(start(name, asdict(settings), install_limit))
 
     def warm_up(self, name: str) -> None:
-        """Waits until it is ready and trains the blocks that do not count."""
+        """Waits until the trainer is ready, and trains blocks that do not count."""
         self.about[name] = self.workers[name].ready(self.args.limit)
         blocks = [self.block(name)["seconds"] for _ in range(WARM_UP_BLOCKS)]
         self.about[name]["warm_up_s"] = blocks
@@ -87,7 +87,7 @@ class Field:
 
 
 def measure(shape: str, args: argparse.Namespace) -> tuple[list[Row], Row]:
-    """Returns all repetitions of a shape, and what comes of them."""
+    """Returns all repetitions of a shape, and their summary."""
     began, rows = time.perf_counter(), list[Row]()
     with contextlib.ExitStack() as stack:
         field = Field(stack, shape, args)
@@ -119,7 +119,7 @@ def summarize(rows: list[Row]) -> dict[str, Row]:
 
 
 def table(result: Row) -> str:
-    """Returns a line per trainer, those that dropped out too."""
+    """Returns a line per trainer, including those that failed."""
     lines = [f"{result['shape']:>14}  env steps/s  ours is that many times as fast  until trained twice"]
     for name, entry in result["summary"].items():
         about, ratio = result["peers"][name], entry["ours_over_it"]

@@ -1,4 +1,4 @@
-"""From the command to the first update: `purejaxppo train` with nothing compiled before, and again with its cache.
+"""The time from the command to the first update of `purejaxppo train`, with an empty and a filled compilation cache.
 
 Seconds from the start of the process until the first row of metrics is on the disk, CartPole-v1 with its preset cut to
 two updates, so that there is a first update to see before a whole chunk of them is done. Every cold start has an empty

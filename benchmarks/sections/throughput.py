@@ -41,7 +41,7 @@ def cartpole(num_envs: int, num_steps: int, num_runs: int = 1) -> Settings:
 
 
 def works(where: str, quick: bool) -> list[Settings]:
-    """Returns what is measured on a platform."""
+    """Returns the settings that are measured on a platform."""
     breakout = Settings("Breakout-MinAtar", 64, 128, config=MINATAR)
     pendulum = Settings("Pendulum-v1", 32, 64)
     if where == "cpu" and quick:
@@ -52,14 +52,14 @@ def works(where: str, quick: bool) -> list[Settings]:
 
 
 def arms_for(work: Settings) -> list[str]:
-    """Returns who trains: the baseline does CartPole alone, and holds every step of every run in memory."""
+    """Returns the trainers: the baseline trains CartPole alone, and holds every step of every run in memory."""
     return [OURS, BASELINE] if work.env == CARTPOLE and work.num_runs <= 16 else [OURS]
 
 
 def updates_per_call(work: Settings, where: str) -> int:
-    """Returns so many that a call is long beside its launch, and short enough for several to a block.
+    """Returns a number of updates for which a call is long beside its launch, and several fit into a block.
 
-    At least two: a loop that runs once is no loop to the compiler, which makes another, often slower program of it.
+    It is at least two: XLA removes a loop of one iteration, and what it makes then is another, often slower program.
     """
     env_steps = 1 << (20 if where != "cpu" else 15 if work.env == CARTPOLE else 13)
     return max(2, min(64, env_steps // work.env_steps))
@@ -110,7 +110,7 @@ def measure(work: Settings, arms: Sequence[str], updates: int, repetitions: int,
 
 
 def head(work: Settings) -> Row:
-    """Returns what a row begins with: its name and what is trained."""
+    """Returns the beginning of a row: its name and the settings that are trained."""
     what = {name: getattr(work, name) for name in ("env", "num_envs", "num_steps", "num_runs")}
     return {"name": work.name, **what, "settings": list(work.config.items())}
 
@@ -128,7 +128,7 @@ def cells(row: Row) -> list[str]:
 
 
 def selected(arguments: argparse.Namespace, where: str) -> list[Settings]:
-    """Returns what the options ask for."""
+    """Returns the settings that the options ask for."""
     if not (arguments.shapes or arguments.runs):
         return works(where, arguments.quick)
     shapes = arguments.shapes or ["4x128"]

@@ -64,7 +64,7 @@ def learn(worker: WorkerProcess, row: Row, blocks: int, limit: float) -> None:
 
 
 def run(name: str, seed: int, args: argparse.Namespace, limit: float) -> Row:
-    """Returns one run of one trainer, whatever becomes of it."""
+    """Returns one run of one trainer, also if it fails."""
     row: Row = {"peer": name, "seed": seed, "reached_s": None, "curve": [], "limit_s": limit}
     if args.quick and name in NOT_QUICK:
         return {**row, "skipped": NOT_QUICK[name]}
@@ -140,7 +140,7 @@ def table(summary: dict[str, Row]) -> str:
 
 
 def figures(rows: list[Row]) -> list[Row]:
-    """Returns what is compared between two files: the seconds of the trainers whose every run arrived."""
+    """Returns the figures to be compared between files: the seconds of the trainers all of whose runs arrived."""
     found = []
     for name in NAMES:
         seconds = [row["reached_s"] for row in rows if row["peer"] == name and "skipped" not in row]
@@ -152,7 +152,7 @@ def figures(rows: list[Row]) -> list[Row]:
 
 
 def record(args: argparse.Namespace) -> Row:
-    """Returns what a row means nothing without."""
+    """Returns what is needed to understand the rows."""
     what = {"env": ENV, "settings": settings_of(0), "target": TARGETS[ENV], "episodes": EPISODES, "greedy": True}
     return {"machine": call("machine_info"), "quick": args.quick, **what}
 

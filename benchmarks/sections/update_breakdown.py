@@ -1,4 +1,4 @@
-"""Where the time of an update goes, and how far it is from what this machine could do.
+"""The time of each part of an update, against a bound from the limits of this machine.
 
 The parts (`workers/breakdown_worker.py`) are compiled apart and timed in turn. The limits, measured in the same minutes
 (`workers/hardware_limits.py`), are turned into a bound by the model in `lib/flop_model.py`. A gradient step, with its
@@ -59,7 +59,7 @@ def part_rows(shape: str, measured: Row) -> list[Row]:
 
 
 def limit_row(shape: str, measured: Row, machine: Row, where: str) -> Row:
-    """Returns what the limit is, and how much of it is achieved."""
+    """Returns a row with the limit of a shape, and the share of it that is achieved."""
     size = measured["env_steps_per_update"]
     kernels = measured["kernels_per_update"] / size if where != "cpu" else 0.0
     bound = limit(per_step(*CARTPOLE), machine, kernels)
@@ -73,7 +73,7 @@ def limit_row(shape: str, measured: Row, machine: Row, where: str) -> Row:
 
 
 def print_tables(parts: list[Row], machines: list[Row], limits: list[Row]) -> None:
-    """Prints all that was found."""
+    """Prints the tables of parts, of the machine's limits, and of the bounds."""
     head = ["part", "ms per update", "ns per env step", "share"]
     cells = [
         [row["name"], rounded(1e3 * row["median_s"]), rounded(row["ns_per_env_step"]), f"{row['share']:.0%}"]
@@ -93,7 +93,7 @@ def print_tables(parts: list[Row], machines: list[Row], limits: list[Row]) -> No
 
 
 def measure_limits(where: str, quick: bool) -> list[Row]:
-    """Returns the limits of one thread, on a CPU, and of everything there is."""
+    """Returns the limits of all cores, and on a CPU, unless quick, also those of one thread."""
     modes: dict[str, dict[str, str]] = {"all cores": {}} if where == "cpu" else {where: {}}
     if where == "cpu" and not quick:
         modes = {"one thread": {"NPROC": "1"}, **modes}

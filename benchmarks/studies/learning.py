@@ -32,7 +32,7 @@ RESULTS = Path(__file__).parent.parent / "results"
 
 
 def learn(env_id: str, seeds: list[int], settings: dict[str, Any], episodes: int) -> dict[str, Any]:
-    """Trains one seed after the other with one compiled program; returns what the results file holds."""
+    """Trains one seed after the other with one compiled program; returns the content of the results file."""
     config, hp = resolve(env_id, settings)
     env = from_gymnax(config.env, config.num_envs, **dict(config.env_params))
     trainer = trainer_from_config(config, env)

@@ -1,4 +1,4 @@
-"""Measures what looking for numbers that are not finite costs: training with it against training without it.
+"""Measures the cost of the check for non-finite numbers: training with it against training without it.
 
 python -m benchmarks.studies.nonfinite_overhead --shapes 64x128 4x128 --repetitions 31
 """

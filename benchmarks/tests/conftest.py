@@ -1,4 +1,4 @@
-"""The tests of the benchmarks run under what the package's tests run under: two CPU devices, and a compiler in a hurry.
+"""The tests of the benchmarks have the settings of the package's tests: two CPU devices, and fast compilation.
 
 Environment variables rather than `jax.config`, so that the processes that a test starts inherit them.
 """

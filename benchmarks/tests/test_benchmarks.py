@@ -267,7 +267,7 @@ def point(sweep, value):
 
 
 def example(samples, better="higher", unit="env steps/s"):
-    """A file of the benchmark with one figure."""
+    """Returns a file of the benchmark with one figure."""
     figure = report.figure("speed", unit, samples, better)
     machine = {"device": "X", "cpu": "X", "cpu_cores": 2, "versions": {"jax": "1"}}
     speeds = {"name": "work", "env_steps_per_s": {"purejaxppo": 2e5, "common shape": 1e5}, "ratio": {"value": 2.0}}

@@ -1,4 +1,4 @@
-"""Comparison with other trainers: what the driver makes of peers that answer, hang and die, and of their figures."""
+"""Comparison with other trainers: how the driver treats trainers that answer, hang and die, and their figures."""
 
 import argparse
 import contextlib
@@ -46,7 +46,7 @@ DIES = "raise SystemExit('nothing works here')"
 
 @pytest.fixture
 def peer(tmp_path):
-    """peer(source, settings) is a process that runs it, ended at the end."""
+    """Returns a function: peer(source, settings) starts a process that runs it; all are ended at the end."""
     with contextlib.ExitStack() as stack:
 
         def start(source, settings=None):
@@ -145,7 +145,7 @@ def test_common_shape_makes_the_round_trip(peer):
 
 @pytest.fixture
 def uv(tmp_path, monkeypatch):
-    """uv(source) puts a shell script in uv's place."""
+    """Returns a function: uv(source) puts a shell script in uv's place."""
 
     def replace(source):
         path = tmp_path / "bin" / "uv"
@@ -195,7 +195,7 @@ def test_trainers_of_other_projects_have_environments_of_their_own():
 
 
 def fakes(tmp_path, monkeypatch, module, sources):
-    """Puts programs in the place of the module's peers."""
+    """Returns a function that puts programs in the place of the module's trainers."""
 
     def start(name, settings, install_limit):
         if name not in sources:
@@ -242,7 +242,7 @@ def test_quick_names_whom_it_leaves_out(tmp_path, monkeypatch):
 
 @pytest.fixture
 def race(tmp_path, monkeypatch):
-    """race(sources, ...) are the runs to a target that going to the left reaches."""
+    """Returns a function: race(sources, ...) returns the runs to a target that moving to the left reaches."""
     monkeypatch.setitem(time_to_target.TARGETS, time_to_target.ENV, 9.0)
     monkeypatch.setattr(time_to_target, "settings_of", lambda seed: {"num_envs": 2, "seed": seed, "total_updates": 6})
 

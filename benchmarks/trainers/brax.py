@@ -49,7 +49,7 @@ class Brax(Trainer):
         self.wanted.clear()
 
     def train(self, blocks: int) -> None:
-        """Trains so many blocks."""
+        """Trains `blocks` blocks."""
         for _ in range(blocks):
             self.trained.clear()
             self.wanted.set()
@@ -63,7 +63,7 @@ class Brax(Trainer):
 
 
 def train_for_ever(settings: Settings, hand_over: Any) -> None:
-    """Calls brax's `train`, which is one call for a whole run."""
+    """Calls brax's `train`, in which a whole run is one call."""
     from brax.training.agents.ppo import networks, train
     from flax import linen
 

@@ -1,4 +1,4 @@
-"""CartPole-v1 in NumPy, in which every peer's policy is judged by the same code.
+"""CartPole-v1 in NumPy, so that the policies of all trainers are evaluated by the same code.
 
 The cart-pole of Barto, Sutton and Anderson (1983), a force of 10 N to the left or to the right, explicit Euler steps
 of 20 ms; an episode ends beyond 2.4 m or 12 degrees, or after 500 steps.
@@ -13,7 +13,7 @@ STEP_LIMIT = 500
 
 
 def act(actor: list[tuple[Any, Any]], obs: np.ndarray) -> np.ndarray:
-    """Greedy actions [E] of a tower with tanh between its layers, for obs [E, 4]."""
+    """Returns greedy actions [E] for obs [E, 4], of a tower with tanh between its layers."""
     *hidden, (weight, bias) = [(np.asarray(w, np.float32), np.asarray(b, np.float32)) for w, b in actor]
     for w, b in hidden:
         obs = np.tanh(obs @ w + b)
@@ -21,7 +21,7 @@ def act(actor: list[tuple[Any, Any]], obs: np.ndarray) -> np.ndarray:
 
 
 def step(state: Any, action: Any, xp: Any = np) -> Any:
-    """Position, velocity, angle and angular velocity [E, 4], 20 ms later; `xp` is NumPy or jax.numpy."""
+    """Returns position, velocity, angle and angular velocity [E, 4] 20 ms later; `xp` is NumPy or jax.numpy."""
     _, x_dot, theta, theta_dot = state.T
     mass = CART + POLE
     push = (xp.where(action == 1, FORCE, -FORCE) + POLE * HALF_LENGTH * theta_dot**2 * xp.sin(theta)) / mass
@@ -32,12 +32,12 @@ def step(state: Any, action: Any, xp: Any = np) -> Any:
 
 
 def fell(state: Any, xp: Any = np) -> Any:
-    """Whether the episode has terminated [E]."""
+    """Returns whether each episode has terminated [E]."""
     return (xp.abs(state[:, 0]) > 2.4) | (xp.abs(state[:, 2]) > xp.radians(12))
 
 
 def play(actor: list[tuple[Any, Any]], episodes: int, seed: int) -> np.ndarray:
-    """Returns [episodes], one whole episode each."""
+    """Returns the returns [episodes] of one whole episode each."""
     state = np.random.default_rng(seed).uniform(-0.05, 0.05, (episodes, 4))
     returns, running = np.zeros(episodes), np.ones(episodes, bool)
     for _ in range(STEP_LIMIT):

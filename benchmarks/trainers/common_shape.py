@@ -24,7 +24,7 @@ Info = dict[str, jax.Array]
 
 
 class Transition(NamedTuple):
-    """One step of E environments, and after the scan [T, E, ...]."""
+    """One step of E environments; after the scan [T, E, ...]."""
 
     done: jax.Array
     action: jax.Array
@@ -47,7 +47,7 @@ class Episodes(NamedTuple):
 
 
 class RunnerState(NamedTuple):
-    """What an update carries to the next."""
+    """State carried from one update to the next."""
 
     train: TrainState
     env: Episodes
@@ -159,7 +159,7 @@ def make_train(settings: Settings) -> CommonShape:
 
 
 def advance(train: CommonShape, runner: RunnerState, num_updates: int) -> tuple[RunnerState, Info]:
-    """`num_updates` (static) updates in one scan; the info of every step, [num_updates, T, E] each."""
+    """Runs `num_updates` (static) updates in one scan; the info is that of every step, [num_updates, T, E] each."""
     return jax.lax.scan(lambda runner, _: train.update(runner), runner, length=num_updates)
 
 
@@ -177,13 +177,13 @@ def count_episodes(old: Episodes, env_state: Any, reward: jax.Array, done: jax.A
 
 
 def log_probability(logits: jax.Array, action: jax.Array) -> jax.Array:
-    """log softmax(logits)[action]."""
+    """Returns log softmax(logits)[action]."""
     chosen = jax.nn.one_hot(action, logits.shape[-1])
     return jnp.sum(chosen * jax.nn.log_softmax(logits), axis=-1)
 
 
 def advantages(settings: Settings, rollout: Transition, last_value: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Generalised advantage estimation; every end, that by the time limit too, has no future."""
+    """Returns generalised advantage estimates; every end of an episode, a time limit included, has no future."""
 
     def backward(carry: tuple[jax.Array, jax.Array], step: Transition) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
         following, next_value = carry

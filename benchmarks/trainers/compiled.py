@@ -11,7 +11,7 @@ from benchmarks.trainers.protocol import Settings, Trainer
 
 
 class Training(NamedTuple):
-    """The first state, and (state, static number of updates) -> (state, metrics)."""
+    """A first state, and a function (state, static number of updates) -> (state, metrics)."""
 
     state: Any
     step: Callable[[Any, int], tuple[Any, Any]]
@@ -49,11 +49,11 @@ class CompiledTrainer(Trainer):
         self.threads = os.environ.get("NPROC")  # importing purejaxppo may change it
 
     def train(self, blocks: int) -> None:
-        """Trains so many blocks."""
+        """Trains `blocks` blocks."""
         self.compiled.time(blocks)
 
     def describe(self) -> dict[str, Any]:
-        """Returns the devices and threads that it runs on, and what its compilation took and its program needs."""
+        """Returns devices and threads, and the compilation time and memory of the program."""
         from purejaxppo.devices.memory import program_bytes  # not earlier, for the same reason
 
         return {

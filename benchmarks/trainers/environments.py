@@ -25,7 +25,7 @@ from benchmarks.lib.worker_process import (
     safe_threads,
 )
 
-# The order of the tables, ours first; the rest are other people's, in files of these names.
+# The order of the tables: ours first, then those of other projects, in files of these names.
 NAMES = ("ours", "common_shape", "rejax", "brax", "sbx", "sb3")
 STEPPED_BY_PYTHON = ("sbx", "sb3")
 TRAINERS = Path(__file__).parent
@@ -43,12 +43,12 @@ def start(
     Args:
       name: one of NAMES.
       settings: fields of `protocol.Settings`; the others have their defaults.
-      install_limit: seconds in which its environment may be made; None: it has to be there.
+      install_limit: seconds in which its environment may be made; None if it has to exist.
       threads: environment variables that choose its number of threads. By default ours chooses for itself, as on the
         command line, and the others have the number with which none hangs.
 
     Raises:
-      WorkerError: its environment is not there and could not be made.
+      WorkerError: its environment does not exist and could not be made.
     """
     python = interpreter(name, install_limit)
     if threads is None:
@@ -66,7 +66,7 @@ def ours_first(names: list[str]) -> list[str]:
 
 
 def interpreter(name: str, install_limit: float | None) -> str:
-    """Returns the Python that has what a trainer needs; raises what `start` raises."""
+    """Returns the Python interpreter of a trainer's environment; raises what `start` raises."""
     script = TRAINERS / f"{name}.py"
     if not header(script):
         return sys.executable
@@ -77,17 +77,17 @@ def interpreter(name: str, install_limit: float | None) -> str:
 
 
 def header(script: Path) -> str:
-    """Returns what the script says it needs; nothing if it runs in the environment at hand."""
+    """Returns the header (PEP 723) of a script, which lists its packages; empty if it runs in this environment."""
     _, begin, rest = script.read_text().partition("# /// script\n")
     return rest.partition("# ///\n")[0] if begin else ""
 
 
 class NotInstalledError(Exception):
-    """An environment is not there and could not be made, with the reason in one line."""
+    """An environment does not exist and could not be made; the message is the reason in one line."""
 
 
 def own_interpreter(script: Path, install_limit: float | None) -> str:
-    """Returns the Python of the script's own environment, which is made if there is time for it."""
+    """Returns the Python interpreter of the script's own environment, which is made if there is a time limit for it."""
     uv = find_uv()
     stamp = hashlib.sha256(header(script).encode()).hexdigest()
     python = installed(uv, script, stamp)
@@ -101,7 +101,7 @@ def own_interpreter(script: Path, install_limit: float | None) -> str:
 
 
 def installed(uv: str, script: Path, stamp: str) -> str | None:
-    """Returns the Python of an environment that was completed, and from this very header; otherwise None."""
+    """Returns the Python interpreter of an environment that was completed from this header; None if there is none."""
     found = subprocess.run([uv, "python", "find", "--offline", "--script", str(script)], capture_output=True, text=True)
     python = found.stdout.strip()
     mark = Path(python).parent.parent / STAMP

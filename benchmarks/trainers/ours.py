@@ -48,7 +48,7 @@ def one_run(config: purejaxppo.TrainConfig, hp: purejaxppo.Hyperparams, seed: in
 
 
 def many_runs(config: purejaxppo.TrainConfig, hp: purejaxppo.Hyperparams, settings: Settings) -> Training:
-    """Returns `num_runs` runs, of one seed after the other, as one program."""
+    """Returns `num_runs` runs, of consecutive seeds, as one program."""
     trainer = purejaxppo.trainer_from_config(config)
     hps, seeds = purejaxppo.grid(hp, range(settings.seed, settings.seed + settings.num_runs))
 
@@ -60,7 +60,7 @@ def many_runs(config: purejaxppo.TrainConfig, hp: purejaxppo.Hyperparams, settin
 
 
 def warm_block(settings: Settings) -> CompiledBlock:
-    """Compiles a block of ours in this process and calls it once, since a first call is slower than those after it."""
+    """Compiles a block of purejaxppo in this process and calls it once, since the first call is slower."""
     block = CompiledBlock(make_training(settings), settings.updates_per_block)
     block.time()
     return block

@@ -1,11 +1,11 @@
-"""What a trainer that is measured says to the program that measures it.
+"""The protocol between a trainer's process and the program that measures it.
 
-Its process is started with the settings as one JSON argument and says what it is when it is ready to train. Then it
-answers these requests, and ends with its standard input:
+The process is started with the settings as one JSON argument, and sends a description of the trainer when that is ready
+to train. Then it answers these requests, and ends with its standard input:
 
 - `{"do": "train", "blocks": 3}`: seconds and env_steps of three more blocks of updates;
-- `{"do": "evaluate", "episodes": 64, "seed": 0}`: mean return of the policy that it has by now;
-- `{"do": "describe"}`: what its compiled program took and needs, of the trainers of this repository.
+- `{"do": "evaluate", "episodes": 64, "seed": 0}`: mean return of the policy as it is now;
+- `{"do": "describe"}`: compilation time and memory of the program, for the trainers of this repository.
 
 Every trainer has other packages at other versions, so this needs the standard library, and NumPy in an evaluation.
 """
@@ -29,7 +29,7 @@ START = time.perf_counter()
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The same PPO for everyone. Losses are policy + vf_coef * 0.5 * squared error - ent_coef * entropy.
+    """The settings of PPO, for every trainer. Losses are policy + vf_coef * 0.5 * squared error - ent_coef * entropy.
 
     Ours and the common shape train every environment and several runs; the others train one run of CartPole-v1.
     """
@@ -69,12 +69,12 @@ class Settings:
         return f"{self.env} {runs}{self.num_envs}x{self.num_steps}"
 
     def learning_rate_after(self, update: Any) -> Any:
-        """Returns the learning rate after so many updates, which may be a traced number."""
+        """Returns the learning rate after `update` updates, which may be a traced number."""
         return self.learning_rate * (1.0 - update / self.total_updates)
 
 
 class Trainer(abc.ABC):
-    """A trainer behind the protocol."""
+    """A trainer that answers the requests of the protocol."""
 
     packages: tuple[str, ...]  # whose versions are reported
     differences: tuple[str, ...]  # from the settings and from the other trainers
@@ -89,7 +89,7 @@ class Trainer(abc.ABC):
         """Returns the weights [in, out] and biases [out] of each layer of the policy's tower."""
 
     def describe(self) -> dict[str, Any]:
-        """Returns what is known of the compiled program."""
+        """Returns compilation time and memory of the compiled program, if they are known."""
         return {}
 
 
@@ -125,7 +125,7 @@ def _answer(trainer: Trainer, settings: Settings, request: dict[str, Any]) -> di
 
 
 def in_thread(work: Callable[[], None]) -> None:
-    """Starts `work` in a thread whose failure ends the process, since whoever waits for it would wait for ever."""
+    """Starts `work` in a thread, and ends the process if it fails: who waits for the thread would wait for ever."""
 
     def guarded() -> None:
         try:

@@ -45,7 +45,7 @@ class Rejax(Trainer):
         self.device = jax.devices()[0].device_kind
 
     def train(self, blocks: int) -> None:
-        """Trains so many blocks."""
+        """Trains `blocks` blocks."""
         import jax
 
         for _ in range(blocks):

@@ -29,7 +29,7 @@ class StableBaselines3(Trainer):
         self.model = sb3_family.make_model(PPO, settings, device=self.device, policy_kwargs=policy)
 
     def train(self, blocks: int) -> None:
-        """Trains so many blocks."""
+        """Trains `blocks` blocks."""
         sb3_family.train_blocks(self.model, self.settings, blocks)
 
     def actor(self) -> list[tuple[Any, Any]]:

@@ -1,4 +1,4 @@
-"""What stable-baselines3 and sbx have in common: the constructor of PPO, and how a block is trained."""
+"""The code that sb3.py and sbx.py share: the constructor of PPO, and the training of a block."""
 
 import warnings
 from typing import Any

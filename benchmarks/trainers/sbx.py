@@ -35,7 +35,7 @@ class Sbx(Trainer):
         self.device = jax.devices()[0].device_kind
 
     def train(self, blocks: int) -> None:
-        """Trains so many blocks."""
+        """Trains `blocks` blocks."""
         import jax
 
         sb3_family.train_blocks(self.model, self.settings, blocks)

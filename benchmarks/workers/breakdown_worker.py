@@ -34,15 +34,15 @@ Step = Callable[[Any], tuple[Any, Any]]  # state -> (state, what else is compute
 ENV_STEPS = {"environment": 1 << 16, "rollout": 1 << 15, "advantage": 1 << 19, "one epoch": 1 << 14, "epochs": 1 << 13}
 
 
-class RunBatch(NamedTuple):
-    """A step and the state that it starts from."""
+class Part(NamedTuple):
+    """A part of an update that is measured: a step, and the state that it starts from."""
 
     state: Any
     step: Step
 
 
-def repeated(part: RunBatch, rounds: int) -> Callable[[], float]:
-    """Compiles so many rounds of a part and returns the function that times one round, in seconds."""
+def repeated(part: Part, rounds: int) -> Callable[[], float]:
+    """Compiles `rounds` rounds of a part in one loop; returns a function that returns the seconds of one round."""
     rest = zeros_like(jax.eval_shape(part.step, part.state)[1])
 
     def call(state: Any, rest: Any) -> Any:
@@ -65,7 +65,7 @@ def zeros_like(shapes: Any) -> Any:
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
 
-def make_parts(config: TrainConfig) -> dict[str, RunBatch]:
+def make_parts(config: TrainConfig) -> dict[str, Part]:
     """Returns the parts of one update of ppo_clip, on data of a first rollout."""
     hp = jax.tree.map(jnp.float32, Hyperparams())
     wrapped = training_env(config, from_gymnax(config.env, config.num_envs), hp.gamma)
@@ -111,18 +111,18 @@ def make_parts(config: TrainConfig) -> dict[str, RunBatch]:
     batch = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), columns)
     batch = jax.device_put(batch, NamedSharding(mesh, PartitionSpec()))
     return {
-        "environment": RunBatch((key, seen.action, (env_state, first)), env_alone),
-        "rollout": RunBatch(start, collect),
-        "advantage": RunBatch((seen, zeros, zeros), estimate),
+        "environment": Part((key, seen.action, (env_state, first)), env_alone),
+        "rollout": Part(start, collect),
+        "advantage": Part((seen, zeros, zeros), estimate),
         "one epoch": learning(make_algorithm(replace(config, num_epochs=1), network.apply, split), hp, params, batch),
         "epochs": learning(make_algorithm(config, network.apply, split), hp, params, batch),
     }
 
 
-def learning(algorithm: Algorithm, hp: Hyperparams, params: Any, batch: Batch) -> RunBatch:
-    """Returns the part of all gradient steps, with the shuffles and the measures of drift, on one batch over and over.
+def learning(algorithm: Algorithm, hp: Hyperparams, params: Any, batch: Batch) -> Part:
+    """Returns the part of all gradient steps, with shuffles and measures of drift, on the same batch in each round.
 
-    The batch is where it is learnt from: what brings it there, once per update, is in "everything else".
+    The batch is on the devices that learn from it; the all-gather, once per update, is in "everything else".
     """
 
     def step(state: Any) -> tuple[Any, Any]:
@@ -131,7 +131,7 @@ def learning(algorithm: Algorithm, hp: Hyperparams, params: Any, batch: Batch) -
         learner, metrics = algorithm.update(now, hp, learner, batch)
         return (key, hp, learner, batch), metrics
 
-    return RunBatch((jax.random.key(1), hp, algorithm.init(hp, params), batch), step)
+    return Part((jax.random.key(1), hp, algorithm.init(hp, params), batch), step)
 
 
 def measure(num_envs: int, num_steps: int, repetitions: int) -> dict[str, Any]:

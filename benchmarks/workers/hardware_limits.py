@@ -1,4 +1,4 @@
-"""Answers with what this very machine can do, by small programs that do nothing else.
+"""Answers with the limits of this machine, measured by small programs that use one resource each.
 
     NPROC=1 python -m benchmarks.workers.hardware_limits    one thread, on a CPU
     python -m benchmarks.workers.hardware_limits            all cores: a CPU device of one thread for each, or the
@@ -26,7 +26,7 @@ Step = Callable[[Any, Any], Any]  # (constant, x) -> x, of one shape
 
 
 class Sizes(NamedTuple):
-    """How much is computed, in numbers of float32."""
+    """The sizes of what is computed, in float32 numbers."""
 
     rows: tuple[int, ...]  # that meet a 64 x 64 matrix
     square: int  # side of a matrix times itself

@@ -1,4 +1,4 @@
-"""Answers with what a figure means nothing without: machine, devices, versions, settings, commit."""
+"""Answers with the facts that a figure depends on: machine, devices, versions, environment variables, commit."""
 
 import os
 import platform

@@ -20,7 +20,7 @@ FEW_ENVS, MANY_ENVS = 4, 64  # of one run among many, and of a run by itself
 
 
 def block_of(work: Settings, repetitions: int) -> dict[str, Any]:
-    """Returns the speed of a block of updates, and what its compiled program needs."""
+    """Returns the speed of a block of updates, and the memory of its compiled program."""
     from benchmarks.trainers.ours import warm_block
     from purejaxppo.devices.memory import program_bytes
 

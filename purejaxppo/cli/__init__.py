@@ -1,1 +1,1 @@
-"""The command line: arguments, their parsing, what each command does, and what it prints."""
+"""The command line: arguments and their parsing, a handler for each command, and output."""

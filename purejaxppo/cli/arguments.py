@@ -1,4 +1,4 @@
-"""What each command takes: dataclasses whose fields become flags, and whose docstrings become their help."""
+"""The arguments of each command: dataclasses whose fields become flags, and whose docstrings become the help."""
 
 import dataclasses
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""What `purejaxppo doctor` finds out: the machine, whether training works on it, and what suits it.
+"""The checks of `purejaxppo doctor`: the machine, whether training works on it, and which settings suit it.
 
-Nothing that may be missing or broken is imported before a check tries it.
+A module that may be missing or broken is imported only within a check.
 """
 
 import os
@@ -18,15 +18,15 @@ from purejaxppo.config.fields import AnyPath
 from purejaxppo.config.presets import PRESETS
 from purejaxppo.devices.machine import PLATFORM_VARIABLES, cuda_extra, find_machine, out_of_range, pip_install
 
-_FREE_BYTES = 1e9  # below it, warn
-_FEW_CORES = 4  # purejaxppo/__init__.py sets NPROC below it
+_FREE_BYTES = 1e9  # less free space on the disk gives a warning
+_FEW_CORES = 4  # with fewer, purejaxppo/__init__.py sets NPROC
 
-_ASKING = f"{', '.join(PLATFORM_VARIABLES)} or --device"
+_DEVICE_SOURCES = f"{', '.join(PLATFORM_VARIABLES)} or --device"
 Facts = dict[str, Any]
 
 
 class Check(NamedTuple):
-    """One thing that was looked at."""
+    """The result of one check."""
 
     name: str
     status: Status
@@ -35,14 +35,16 @@ class Check(NamedTuple):
 
 
 def examine(directory: AnyPath) -> Facts:
-    """Looks at the machine and tries what training needs; takes less than ten seconds beside the imports.
+    """Examines the machine and tries everything that training needs; takes under ten seconds besides the imports.
+
+    A check that fails, or raises, is reported and raises nothing here.
 
     Args:
       directory: where runs would be written. It need not exist, and nothing is left in it.
 
     Returns:
-      What `find_machine` found, with `directory`, `checks` (a dictionary per `Check`), `ok` (none failed; warnings
-      may be there) and `recommendations` (sentences); all of it fit for JSON. Nothing found out here raises.
+      The facts of `find_machine`, with `directory`, `checks` (a dictionary per `Check`), `ok` (no check failed; there
+      may be warnings) and `recommendations` (sentences). All of it can be written as JSON.
     """
     facts = {"directory": str(directory), **find_machine()}
     checks = [_run(name, partial(check, facts)) for name, check in _MACHINE_CHECKS.items()]
@@ -56,7 +58,7 @@ def examine(directory: AnyPath) -> Facts:
 
 
 def describe_checks(report: Facts) -> list[list[str]]:
-    """A table of the checks, its head first."""
+    """Returns a table of the checks, its head first."""
     rows = [[c["name"], c["status"], c["detail"], f"{c['seconds']:.1f}"] for c in report["checks"]]
     return [["check", "status", "detail", "seconds"], *rows]
 
@@ -72,12 +74,12 @@ def _run(name: str, check: Callable[[], Verdict]) -> Check:
 
 
 def _reason(error: Exception) -> str:
-    """An exception in one line; some have no text."""
+    """Returns an exception in one line; some have no text."""
     return f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
 
 
 def _check_versions(facts: Facts) -> Verdict:
-    """Whether every dependency is one that the package allows."""
+    """Checks that the version of every dependency is in the range that the package allows."""
     if not facts["requirements"]:
         return (
             "warning",
@@ -91,7 +93,7 @@ def _check_versions(facts: Facts) -> Verdict:
 
 
 def _check_devices(facts: Facts) -> Verdict:
-    """Whether JAX sees the GPU that is there."""
+    """Checks that JAX starts, and that it sees the GPU if there is one."""
     import jax
 
     asked = getattr(jax.config, "jax_platforms", None) or facts["environment"].get("JAX_PLATFORM_NAME", "")
@@ -99,7 +101,7 @@ def _check_devices(facts: Facts) -> Verdict:
         platforms = [device.platform for device in jax.devices()]
     except Exception as error:
         if asked:
-            return "failed", f"JAX cannot start on {asked}, as {_ASKING} asks ({_reason(error)})."
+            return "failed", f"JAX cannot start on {asked}, as {_DEVICE_SOURCES} asks ({_reason(error)})."
         raise
     found, nvidia = ", ".join(sorted(set(platforms))), facts["nvidia"]
     if nvidia["problem"]:
@@ -108,7 +110,7 @@ def _check_devices(facts: Facts) -> Verdict:
         return "ok", f"JAX uses {len(platforms)} x {found}"
     there = f"{nvidia['gpus'][0]} is there (driver {nvidia['driver']}), but JAX sees only the CPU"
     if asked and not {"cuda", "gpu"} & set(asked.split(",")):
-        return "warning", f"{there}: it was told to use {asked} by {_ASKING}."
+        return "warning", f"{there}: it was told to use {asked} by {_DEVICE_SOURCES}."
     if facts["environment"].get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return "warning", f"{there}: CUDA_VISIBLE_DEVICES hides it; unset it."
     extra = cuda_extra(nvidia["driver"])
@@ -122,17 +124,17 @@ def _check_devices(facts: Facts) -> Verdict:
 
 
 def _check_directory(facts: Facts) -> Verdict:
-    """Whether a file can be made, written through to the disk and removed where runs would be written."""
+    """Checks that a file can be made, synced to the disk and removed where runs would be written."""
     directory = Path(facts["directory"])
-    place = next(path for path in (directory, *directory.absolute().parents) if path.exists())
-    with tempfile.NamedTemporaryFile(dir=place, prefix=".purejaxppo-doctor-") as file:
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    with tempfile.NamedTemporaryFile(dir=existing, prefix=".purejaxppo-doctor-") as file:
         file.write(bytes(4096))
         file.flush()
         os.fsync(file.fileno())
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(existing).free
     if free < _FREE_BYTES:
-        return "warning", f"{place} can be written, but has only {free / 1e6:.0f} MB left; checkpoints need some."
-    return "ok", f"{place} can be written, {free / 1e9:.1f} GB free"
+        return "warning", f"{existing} can be written, but has only {free / 1e6:.0f} MB left; checkpoints need some."
+    return "ok", f"{existing} can be written, {free / 1e9:.1f} GB free"
 
 
 _MACHINE_CHECKS: dict[str, Callable[[Facts], Verdict]] = {
@@ -143,7 +145,7 @@ _MACHINE_CHECKS: dict[str, Callable[[Facts], Verdict]] = {
 
 
 def recommend(facts: Facts) -> list[str]:
-    """Sentences about what suits the machine; each says where it comes from."""
+    """Returns sentences about settings that suit the machine, each with the measurement or estimate behind it."""
     platforms = {device["platform"] for device in facts["devices"]}
     threads = facts["environment"].get("NPROC")
     advice = []

@@ -1,4 +1,8 @@
-"""What each command does, from its settings to its exit code. Nothing slow is imported before it is needed."""
+"""The handler of each command, from parsed arguments to the exit code.
+
+Modules that import JAX are imported within the handlers, so that errors in the arguments and finished runs are reported
+without it.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -50,7 +54,7 @@ _MAX_RUNS = 65_536
 
 
 def validate(command: Command | ResumeSweep) -> None:
-    """Raises ConfigError for what can be told before JAX is loaded, so that a typing error costs no seconds."""
+    """Raises ConfigError for arguments that can be refused without JAX, whose import takes seconds."""
     if isinstance(command, Train | Resume):
         _settings(command).validate()
     if isinstance(command, Evaluate):
@@ -60,9 +64,9 @@ def validate(command: Command | ResumeSweep) -> None:
 
 
 def report_finished(command: Command | ResumeSweep) -> int | None:
-    """Reports on what `resume` finds finished, before JAX is loaded; returns the exit code.
+    """Reports on a finished run or sweep that is to be resumed, without JAX, and returns the exit code.
 
-    None if there may be something to do, or something else to say than that all went well.
+    Returns None if the command is another one, if there may be something left to do, or if the outcome was an error.
     """
     if isinstance(command, Resume):
         return _report_finished_run(command)
@@ -78,7 +82,7 @@ def _report_finished_run(command: Resume) -> int | None:
     if summary is None or not is_file(command.run_dir / "plots" / "learning_curve.png"):
         return None
     say(Terminal(), already_finished(summary))
-    return _report(_retold(summary, command.common), command.common)
+    return _report(_for_output(summary, command.common), command.common)
 
 
 def _report_finished_sweep(command: ResumeSweep) -> int | None:
@@ -92,11 +96,11 @@ def _report_finished_sweep(command: ResumeSweep) -> int | None:
     if summary is None or changed or summary["diverged"] == summary["runs"]:
         return None
     say(Terminal(), already_finished(summary))
-    return _report_sweep(_retold(summary, command.common), sweep, command.common)
+    return _report_sweep(_for_output(summary, command.common), sweep, command.common)
 
 
-def _retold(summary: dict[str, Any], common: Common) -> dict[str, Any]:
-    """Leaves the seconds out of what people read: they are those of the command that trained, not of this one."""
+def _for_output(summary: dict[str, Any], common: Common) -> dict[str, Any]:
+    """Returns a summary for output, without seconds unless it is JSON: they are those of the command that trained."""
     return summary if common.json else {name: value for name, value in summary.items() if name != "seconds"}
 
 
@@ -105,7 +109,7 @@ def _settings(command: Train | Resume) -> RunSettings:
 
 
 def _validate_compare(command: Compare) -> None:
-    """`compare` sees to the rest."""
+    """Raises ConfigError for arguments that `compare` would refuse later, with JAX."""
     if not 1 <= command.seeds <= _MAX_RUNS:
         raise ConfigError(f"--seeds {command.seeds} is no number of runs; give one from 1 to {_MAX_RUNS}.")
     seeds_from(command.seed, command.seeds)
@@ -114,8 +118,8 @@ def _validate_compare(command: Compare) -> None:
         validate_hyperparams(hp)
 
 
-def _loaded() -> Phases:
-    """The seconds of a command, of which everything up to here was spent on loading it."""
+def _startup_phases() -> Phases:
+    """Returns the phases of a command; everything until now, from the start of the process, is the phase `start`."""
     phases = Phases(process_age())
     phases.end("start")
     return phases
@@ -133,7 +137,7 @@ def _train(command: Train) -> int:
             out=command.out,
             allow_download=command.common.allow_download,
             stop=stop,
-            phases=_loaded(),
+            phases=_startup_phases(),
         )
     return _report(summary, command.common)
 
@@ -148,19 +152,19 @@ def _resume(command: Resume) -> int:
             strict=command.strict,
             allow_download=command.common.allow_download,
             stop=stop,
-            phases=_loaded(),
+            phases=_startup_phases(),
         )
     return _report(summary, command.common)
 
 
 def _report(summary: dict[str, Any], common: Common) -> int:
-    """Prints what a run came to; returns the exit code."""
+    """Prints the summary of a run; returns the exit code."""
     show(common, summary, lambda: print(describe_run(summary)))
     return _exit_code(summary["exit_reason"], summary["run_dir"])
 
 
 def _exit_code(exit_reason: str, directory: str) -> int:
-    """0 for what finished; for what a signal stopped its own code, after a line about how to go on."""
+    """Returns 0 for a finished run; for one that a signal stopped, prints how to resume it and returns `STOPPED`."""
     if exit_reason == "finished":
         return 0
     note(f"stopped by {exit_reason}; the state is saved, `purejaxppo resume {directory}` goes on")
@@ -169,7 +173,7 @@ def _exit_code(exit_reason: str, directory: str) -> int:
 
 def _compare(command: Compare) -> int:
     from purejaxppo.sweeps.compare import compare
-    from purejaxppo.sweeps.scoring import table_cells
+    from purejaxppo.sweeps.scoring import comparison_table
 
     target = target_of(command.settings) if command.target is None else command.target
     summary = compare(
@@ -179,15 +183,15 @@ def _compare(command: Compare) -> int:
         eval_episodes=command.eval_episodes,
         target=target,
         allow_download=command.common.allow_download,
-        phases=_loaded(),
+        phases=_startup_phases(),
     )
 
-    def words() -> None:
-        print_table(table_cells(summary["algorithms"], target))
+    def print_text() -> None:
+        print_table(comparison_table(summary["algorithms"], target))
         _print_end(summary, sum(row.get("unfinished", 0) for row in summary["algorithms"]))
         print(f"results in {summary['out']}: comparison.png, table.md, results.csv, curves.csv")
 
-    show(command.common, summary, words)
+    show(command.common, summary, print_text)
     return 0
 
 
@@ -196,7 +200,7 @@ def _sweep(command: Sweep) -> int:
     from purejaxppo.sweeps.run import run_sweep
 
     sweep, allow_download = command.resolved, command.common.allow_download
-    assert sweep is not None  # parse has seen to it
+    assert sweep is not None  # `parse` sets it
     if command.plan:
         note(describe_settings(sweep.settings))
         with announced(note, "compiling, to see what fits into memory"):
@@ -204,7 +208,7 @@ def _sweep(command: Sweep) -> int:
         show(command.common, record, lambda: print_table([["plan", ""], *describe_plan(record)]))
         return 0
     with stop_process_on_signal() as stop:
-        summary = run_sweep(sweep, out=command.out, allow_download=allow_download, stop=stop, phases=_loaded())
+        summary = run_sweep(sweep, out=command.out, allow_download=allow_download, stop=stop, phases=_startup_phases())
     return _report_sweep(summary, sweep, command.common)
 
 
@@ -218,35 +222,35 @@ def _resume_sweep(command: ResumeSweep) -> int:
             strict=command.strict,
             allow_download=command.common.allow_download,
             stop=stop,
-            phases=_loaded(),
+            phases=_startup_phases(),
         )
     return _report_sweep(summary, read_sweep(command.run_dir)[0], command.common)
 
 
 def _report_sweep(summary: dict[str, Any], sweep: SweepSettings, common: Common) -> int:
-    """Prints what a sweep came to; returns the exit code."""
-    from purejaxppo.sweeps.tables import table_cells
+    """Prints the summary of a sweep; returns the exit code."""
+    from purejaxppo.sweeps.tables import settings_table
 
-    def words() -> None:
+    def print_text() -> None:
         if summary["settings"]:
-            print_table(table_cells(summary["settings"], sweep))
+            print_table(settings_table(summary["settings"], sweep))
             _print_end(summary, summary.get("unfinished", 0))
             print(f"results in {summary['out']}: table.md, results.csv, metrics.csv, plots/")
 
-    show(common, summary, words)
+    show(common, summary, print_text)
     return _exit_code(summary["exit_reason"], summary["out"])
 
 
 def _print_end(summary: dict[str, Any], unfinished: int) -> None:
-    """What a table of evaluations does not say."""
+    """Prints how many episodes were cut off before their end, if any were, and the seconds of each phase."""
     if unfinished:
-        print(f"{unfinished:,} episodes of the evaluation were broken off unfinished; their returns count so far")
+        print(f"{unfinished:,} episodes of the evaluation were broken off unfinished; their returns until then count")
     if "seconds" in summary:
         print(describe_seconds(summary["seconds"]))
 
 
-def _saved(command: Evaluate | Export) -> "SavedRun":
-    """The run that a command is about: of its own directory, or one of a sweep's."""
+def _load_run(command: Evaluate | Export) -> "SavedRun":
+    """Loads the run that a command names, from a run directory or, with --member, from a sweep's."""
     from purejaxppo.experiment.checkpoints.store import CheckpointChoice
     from purejaxppo.experiment.load_run import restore
     from purejaxppo.sweeps.extract import restore_member
@@ -262,7 +266,7 @@ def _evaluate(command: Evaluate) -> int:
     from purejaxppo.experiment.run import evaluate_saved
 
     result = evaluate_saved(
-        _saved(command),
+        _load_run(command),
         episodes=command.episodes,
         greedy=not command.sampled,
         seed=command.seed,
@@ -280,7 +284,7 @@ def _evaluate(command: Evaluate) -> int:
 def _export(command: Export) -> int:
     from purejaxppo.experiment.export.export import export_saved
 
-    saved = _saved(command)
+    saved = _load_run(command)
     with announced(note, "writing the policy"):
         written = export_saved(saved, command.out)
     text = f"policy of {written['env_steps']:,} env steps written to {command.out}: {', '.join(written['files'])}"
@@ -309,10 +313,10 @@ def _verify(command: Verify) -> int:
     from purejaxppo.sweeps.batches import survey_batches
     from purejaxppo.sweeps.directory import is_sweep
 
-    check, look = (read_sweep, survey_batches) if is_sweep(command.run_dir) else (read_run_settings, survey)
-    check(command.run_dir)  # that it is what it seems to be
+    check, list_checkpoints = (read_sweep, survey_batches) if is_sweep(command.run_dir) else (read_run_settings, survey)
+    check(command.run_dir)  # raises if it is no directory of a run or sweep
     with announced(note, f"checking every checkpoint of {command.run_dir}"):
-        rows = look(command.run_dir)
+        rows = list_checkpoints(command.run_dir)
     if not rows:
         raise CheckpointError(
             f"{command.run_dir} holds no checkpoint; `purejaxppo resume` starts it from the beginning."
@@ -334,12 +338,12 @@ def _doctor(command: Doctor) -> int:
     with announced(note, "looking at this machine"):
         report = examine(command.directory)
 
-    def words() -> None:
+    def print_text() -> None:
         print_table(describe_machine(report))
         print_table(describe_checks(report))
         print("\n".join(f"- {sentence}" for sentence in report["recommendations"]))
 
-    show(command.common, report, words)
+    show(command.common, report, print_text)
     return 0 if report["ok"] else ConfigError.exit_code
 
 

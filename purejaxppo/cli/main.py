@@ -1,4 +1,7 @@
-"""The command line as a process: signals, exit codes, and JAX made ready. Nothing slow is imported before that."""
+"""The process of the command line: signals, exit codes, and the set-up of JAX.
+
+Signals are handled before anything slow is imported.
+"""
 
 import contextlib
 import logging
@@ -9,7 +12,7 @@ from collections.abc import Sequence
 
 from purejaxppo.cli.arguments import Command, Common, Compare, Doctor, Plot, Resume, ResumeSweep, Sweep, Train, Verify
 from purejaxppo.cli.handlers import ACTIONS, report_finished, validate
-from purejaxppo.cli.output import drop_unwritten, fill_closed_streams, note, written_through
+from purejaxppo.cli.output import discard_unwritten, fill_closed_streams, flushed_output, note
 from purejaxppo.cli.parse import parse
 from purejaxppo.cli.plugins import import_plugins
 from purejaxppo.config.presets import PRESETS
@@ -21,28 +24,28 @@ from purejaxppo.experiment.signals import INTERRUPTED, end_process_on_signal, in
 
 
 def main() -> None:
-    """Entry point; exits with the code of the error, or 0."""
+    """Runs the command in `sys.argv`, and exits with 0 or the code of the error."""
     fill_closed_streams()
-    end_process_on_signal()  # training saves the state before it ends
+    end_process_on_signal()  # until training begins, which saves its state before it ends
     sys.exit(run(sys.argv[1:]))
 
 
 def run(argv: Sequence[str]) -> int:
-    """Runs one command and returns its exit code. An error becomes one line on standard error."""
+    """Runs one command and returns its exit code. An error is printed as one line on standard error."""
     debug = "--debug" in argv
     when_interrupted()
     if not debug:
-        # It says in two long lines that its cache directory cannot be written; the picture comes out all the same.
+        # It warns if its cache directory cannot be written, although pictures are drawn nevertheless.
         logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
-        with written_through():  # the help
+        with flushed_output():  # --help prints to standard output
             command = parse(list(argv))
         return _execute(command)
     except PureJaxPPOError as error:
         return _fail(str(error), error.exit_code, debug)
     except KeyboardInterrupt:
         return _fail(interrupted(), INTERRUPTED, debug)
-    except BrokenPipeError:  # the reader has gone; nothing more can be said to it
+    except BrokenPipeError:  # nobody reads standard output any more, as in `purejaxppo envs | head`
         return 0
     except Exception as error:
         if is_out_of_memory(error):
@@ -50,7 +53,7 @@ def run(argv: Sequence[str]) -> int:
             return _fail(message, OutOfMemoryError.exit_code, debug)
         return _fail(f"internal error, {type(error).__name__}: {error}; --debug shows where.", 1, debug)
     finally:
-        drop_unwritten()
+        discard_unwritten()
 
 
 def _execute(command: Command | ResumeSweep) -> int:
@@ -67,9 +70,10 @@ def _execute(command: Command | ResumeSweep) -> int:
 
 
 def _refuse_unknown_env(command: Command | ResumeSweep) -> None:
-    """Raises EnvError for a wrong name, which explains settings that do not suit: the right one's preset has others.
+    """Raises EnvError if the environment does not exist.
 
-    Only what has no preset is looked up, since that takes JAX, gymnax and the plugins.
+    A misspelt name has no preset. The defaults may then contradict the other flags, and an error about that would be
+    misleading. Only names without a preset are looked up, as that takes JAX, gymnax and the plugins.
     """
     if not isinstance(command, Train | Compare) or command.settings.env in PRESETS:
         return
@@ -80,14 +84,24 @@ def _refuse_unknown_env(command: Command | ResumeSweep) -> None:
 
 
 def _one_thread_is_enough(command: Command | ResumeSweep) -> bool:
-    """Whether each CPU device is to have one thread: for many runs, and for one that it suits."""
+    """Returns whether each CPU device should have one thread: for many runs, and for a run that is fast with it."""
     if isinstance(command, Train | Resume):
         return one_thread_is_enough(command.settings, cpu_cores())
     return isinstance(command, Compare | Sweep | ResumeSweep)
 
 
 def _prepare(common: Common, must_work: bool = True, one_thread: bool = False) -> None:
-    """Chooses the devices and imports the plugins; the doctor says by itself what does not work."""
+    """Sets up JAX, with the devices that were asked for, and imports the plugins.
+
+    Args:
+      common: the options of every command.
+      must_work: raise if JAX or its devices are missing; the doctor reports that itself.
+      one_thread: make a CPU device of one thread per core.
+
+    Raises:
+      ConfigError: the devices are not available.
+      EnvError: a plugin cannot be imported.
+    """
     try:
         import jax
     except ImportError:
@@ -98,22 +112,22 @@ def _prepare(common: Common, must_work: bool = True, one_thread: bool = False) -
         _quiet_orbax()
     if common.device != "auto":
         jax.config.update("jax_platforms", common.device)
-        jax.config.update("jax_platform_name", "")  # JAX_PLATFORM_NAME's, which would beat it
+        jax.config.update("jax_platform_name", "")  # that of JAX_PLATFORM_NAME, which would override --device
     keep_programs()
     try:
         if one_thread:
-            with contextlib.suppress(ConfigError):  # in a process that has started JAX, with the devices that there are
+            with contextlib.suppress(ConfigError):  # JAX has been started: its devices stay as they are
                 use_all_cores()
         if must_work:
             jax.devices()
-    except Exception as error:  # not only RuntimeError: an unknown platform is an AssertionError without a word
+    except Exception as error:  # RuntimeError, or for an unknown platform an AssertionError without text
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ConfigError(_not_available(common.device, reason)) from error
     import_plugins(common.plugin)
 
 
 def _not_available(device: str, reason: str) -> str:
-    """What to do about devices that are not there, which are the variable's unless the flag names others."""
+    """Returns the error for devices that are missing, and what to do: they are those of a variable, or of the flag."""
     asked = [f"{name}={os.environ[name]}" for name in PLATFORM_VARIABLES if os.environ.get(name)]
     if device == "auto" and asked:
         it = "it" if len(asked) == 1 else "both"
@@ -122,16 +136,16 @@ def _not_available(device: str, reason: str) -> str:
 
 
 def _quiet_orbax() -> None:
-    """Its threads tell the traceback of an error which is raised as well, some of them after that.
+    """Silences errors that orbax's background threads print in addition to raising them.
 
-    Those in Python log it, and TensorStore's give it to the hook for what nobody can catch.
+    Its Python threads log them with absl; TensorStore's threads pass them to `sys.unraisablehook`.
     """
     from absl import logging
 
     logging.set_verbosity(logging.FATAL)
-    tell = sys.__unraisablehook__
-    ours = ("tensorstore", "Event loop is closed")
-    sys.unraisablehook = lambda what: None if any(part in str(what.exc_value) for part in ours) else tell(what)
+    report = sys.__unraisablehook__
+    silent = ("tensorstore", "Event loop is closed")
+    sys.unraisablehook = lambda what: None if any(text in str(what.exc_value) for text in silent) else report(what)
 
 
 def _fail(message: str, code: int, debug: bool) -> int:

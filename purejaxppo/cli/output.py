@@ -1,4 +1,4 @@
-"""What a command says on standard output: JSON where it is asked for, and words, mostly tables, otherwise."""
+"""The output of commands: JSON with --json, otherwise text, mostly tables."""
 
 import contextlib
 import json
@@ -11,21 +11,21 @@ from purejaxppo.cli.arguments import Common
 from purejaxppo.errors import CheckpointError, PureJaxPPOError
 
 
-def show(common: Common, content: Any, words: Callable[[], None]) -> None:
-    """Prints the content as JSON if --json was given, and otherwise lets `words` print.
+def show(common: Common, content: Any, print_text: Callable[[], None]) -> None:
+    """Prints the content as JSON if --json was given, and otherwise calls `print_text`.
 
-    Raises CheckpointError if it cannot be written.
+    Raises CheckpointError if standard output cannot be written.
     """
-    with written_through():
+    with flushed_output():
         if common.json:
             print(json.dumps(content, indent=2, allow_nan=False))
         else:
-            words()
+            print_text()
 
 
 @contextlib.contextmanager
-def written_through() -> Iterator[None]:
-    """Standard output is written by the end of it, and not when the process ends, which would be too late to say so.
+def flushed_output() -> Iterator[None]:
+    """Flushes standard output at its end: when the process ends, an error could no longer be reported.
 
     Raises CheckpointError if it cannot be written, but BrokenPipeError if nobody reads it any more.
     """
@@ -44,25 +44,25 @@ def written_through() -> Iterator[None]:
 
 
 def note(text: str) -> None:
-    """A line on standard error, beside the result; lost if it cannot be written."""
+    """Prints a line on standard error; it is lost if it cannot be written."""
     with contextlib.suppress(OSError):
         print(f"purejaxppo: {text}", file=sys.stderr)
 
 
 def fill_closed_streams() -> None:
-    """Gives the process its three standard streams, where it was started without one.
+    """Opens the null device in place of each standard stream that is closed.
 
-    The next file that is opened would get the number of a closed one, and with it what C code writes there. What is
-    written to a closed output fails as before, and what is written to a closed standard error is lost.
+    Otherwise the next file that is opened would get the descriptor of the stream, and the output of C code with it. The
+    replacement of standard output is read-only, so that writing still fails; standard error is discarded.
     """
     for name, mode, flags in [("stdin", "r", os.O_RDONLY), ("stdout", "w", os.O_RDONLY), ("stderr", "w", os.O_WRONLY)]:
         if getattr(sys, name) is None:
-            descriptor = os.open(os.devnull, flags)  # the lowest number that is free, which is that of the closed one
+            descriptor = os.open(os.devnull, flags)  # the lowest free number: the closed one's
             setattr(sys, name, open(descriptor, mode, encoding="utf-8", errors="backslashreplace"))  # noqa: SIM115
 
 
-def drop_unwritten() -> None:
-    """Lets go of what could not be written, which Python would try once more when the process ends, and complain."""
+def discard_unwritten() -> None:
+    """Discards output that could not be written; Python would try again when the process ends, and print an error."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -73,7 +73,7 @@ def drop_unwritten() -> None:
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Rows of text, the first being the head; as wide as they are where nobody looks at a screen."""
+    """Prints rows of text, the head first, fitted to the terminal, or in full width if there is none."""
     from rich import box
     from rich.console import Console
     from rich.table import Column, Table
@@ -82,15 +82,15 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
     name, *others = rows[0]
     table = Table(Column(name, no_wrap=True, overflow="fold"), *others, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for row in rows[1:]:
-        table.add_row(*map(Text, row))  # not a string, which may look like markup
+        table.add_row(*map(Text, row))  # in a str, rich would interpret markup
     console = Console(width=None if sys.stdout.isatty() else 1000)
-    with console.capture() as text:  # rich would end the process where nobody reads
+    with console.capture() as text:  # printing itself, rich would end the process if nobody reads
         console.print(table)
     print(text.get(), end="")
 
 
 def describe_run(summary: dict[str, Any]) -> str:
-    """What a run came to, in three or four lines."""
+    """Returns the summary of a run in three or four lines."""
     ended = "finished" if summary["exit_reason"] == "finished" else f"stopped by {summary['exit_reason']}"
     lines = [
         f"{ended}: {summary['env_steps']:,} env steps in {summary['train_seconds']:.1f} s "
@@ -105,13 +105,13 @@ def describe_run(summary: dict[str, Any]) -> str:
 
 
 def describe_seconds(seconds: dict[str, float]) -> str:
-    """The whole time of a command, and its phases of at least 0.1 s."""
+    """Returns the total time of a command, and its phases of at least 0.1 s."""
     phases = ", ".join(f"{name} {x:.1f} s" for name, x in seconds.items() if x >= 0.1)
     return f"{sum(seconds.values()):.1f} s in all: {phases}"
 
 
 def describe_evaluation(result: dict[str, Any]) -> str:
-    """An evaluation in half a sentence."""
+    """Returns an evaluation as part of a line."""
     unfinished = f", {result['unfinished']} broken off unfinished" if "unfinished" in result else ""
     mean, std, iqm = (
         "not finite" if result[name] is None else f"{result[name]:.{digits}g}"
@@ -124,7 +124,7 @@ def describe_evaluation(result: dict[str, Any]) -> str:
 
 
 def describe_checkpoints(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """A table of what a survey of checkpoints found, its head first."""
+    """Returns a table of checkpoints, its head first, from the rows of `survey`."""
     table = [["checkpoint", "env steps", "training return", "MB", "state"]]
     for row in rows:
         known = "-" if row["train_return"] is None else f"{row['train_return']:.4g}"
@@ -134,7 +134,7 @@ def describe_checkpoints(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 
 def describe_envs(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """A table of environments, its head first."""
+    """Returns a table of environments, its head first."""
     table = [["environment", "observation", "actions", "step limit", "preset"]]
     for row in rows:
         if "error" in row:

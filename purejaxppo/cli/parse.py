@@ -1,4 +1,9 @@
-"""From the command line's words to a command. Nothing slow is imported here."""
+"""Parsing of the command line. It imports nothing slow.
+
+tyro makes a command's dataclass from the arguments. Two things are found before that, by scanning the arguments: the
+defaults, which depend on --env, --algorithm, --config or a run's directory; and the settings of `sweep`, whose flags
+take several values.
+"""
 
 import argparse
 import contextlib
@@ -32,19 +37,19 @@ from purejaxppo.errors import ConfigError
 from purejaxppo.experiment.atomic_files import is_file
 from purejaxppo.experiment.directory import program_name, read_run_settings
 from purejaxppo.sweeps.directory import is_sweep, read_sweep
-from purejaxppo.sweeps.space import Axis, Span, flag_of, grid, parse_axis, parse_seeds, sample
+from purejaxppo.sweeps.space import Axis, Span, all_points, flag_of, parse_axis, parse_seeds, sample
 from purejaxppo.sweeps.spec import MAX_RUNS, SweepSettings
 
-# A sweep compares returns, which are of one environment, and freezes what diverges.
+# Settings that a sweep cannot vary: it compares returns of one environment, and freezes runs that diverge.
 _ONE_VALUE = ("env", "env_params", "on_nonfinite")
 
 
 def parse(argv: list[str]) -> Command | ResumeSweep:
-    """The command that the arguments spell out. Raises ConfigError; leaves the process only for --help."""
+    """Parses the arguments into a command. Raises ConfigError; ends the process only for --help."""
     if not argv or argv[0] in ("-h", "--help"):
         everything: Any = Command
         begin = f"PPO in JAX. Begin with: {_program()} train --env CartPole-v1"
-        return _tyro(everything, ["--help"], prog=_program(), description=begin)
+        return _parse_with_tyro(everything, ["--help"], prog=_program(), description=begin)
     name = argv[0]
     if name not in COMMANDS:
         raise ConfigError(f"unknown command {name!r}.{suggestion(name, COMMANDS)} It is one of {', '.join(COMMANDS)}.")
@@ -53,31 +58,31 @@ def parse(argv: list[str]) -> Command | ResumeSweep:
         return _parse_sweep(args)
     if COMMANDS[name] is Resume and (directory := next(filter(is_sweep, map(Path, args)), None)):
         _refuse_keep_best(args)
-        if given := _given(args):
+        if given := _given_settings(args):
             raise ConfigError(
                 f"--{given[0].replace('_', '-')}: a sweep's settings are fixed; `purejaxppo extract` makes a run of "
                 f"one member, which `resume` goes on with as far as you say."
             )
         saved = ResumeSweep(directory, read_sweep(directory)[0].options)
-        return _tyro(ResumeSweep, args, prog=f"{_program()} resume", default=saved)
+        return _parse_with_tyro(ResumeSweep, args, prog=f"{_program()} resume", default=saved)
     default = {Train: _train_default, Resume: _resume_default, Compare: _compare_default}.get(COMMANDS[name])
     options = {"default": default(args)} if default else {}
-    command = _tyro(COMMANDS[name], args, prog=f"{_program()} {name}", **options)
+    command = _parse_with_tyro(COMMANDS[name], args, prog=f"{_program()} {name}", **options)
     if isinstance(command, Train):
-        refuse_foreign(_given(args), [command.settings.algorithm])
+        refuse_foreign(_given_settings(args), [command.settings.algorithm])
     if isinstance(command, Resume):
         _refuse_changes(command)
-    return _resolve_all(command, args) if isinstance(command, Compare) else command
+    return _resolve_comparison(command, args) if isinstance(command, Compare) else command
 
 
 def _program() -> str:
-    """The command, or how else it was started: it need not be installed."""
+    """Returns how the program was started: as the command `purejaxppo`, or with `python -m`."""
     name = program_name()
     return name if " -m purejaxppo" in name else "purejaxppo"
 
 
-def _tyro(kind: Any, args: list[str], *, prog: str, **options: Any) -> Any:
-    """tyro's result; what it refuses, or does not know, is a ConfigError of one sentence."""
+def _parse_with_tyro(kind: Any, args: list[str], *, prog: str, **options: Any) -> Any:
+    """Parses the arguments of one command with tyro. Raises ConfigError, in one sentence, if it refuses any."""
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
@@ -94,8 +99,8 @@ def _tyro(kind: Any, args: list[str], *, prog: str, **options: Any) -> Any:
 
 
 def _train_default(args: list[str]) -> Train:
-    """What `train` is without its flags: defaults, preset and file for the given --env, --algorithm and --config."""
-    env, algorithm, settings, others = _base(args)
+    """Returns `train` without its flags: defaults, preset and file for the given --env, --algorithm and --config."""
+    env, algorithm, settings, others = _basis_of_defaults(args)
     seed = others.pop("seed", 0)
     algorithm = algorithm or settings.get("algorithm", TrainConfig.algorithm)
     refuse_foreign_in_file(settings, [algorithm])
@@ -104,7 +109,7 @@ def _train_default(args: list[str]) -> Train:
 
 
 def _resume_default(args: list[str]) -> Resume:
-    """The run's own settings, once its directory is found among the arguments."""
+    """Returns `resume` with the settings of the run whose directory is among the arguments."""
     run_dir = next((path for path in map(Path, args) if is_file(path / "config.json")), None)
     if run_dir is None:
         return Resume(tyro.MISSING, *resolve(None, {}))
@@ -113,7 +118,7 @@ def _resume_default(args: list[str]) -> Resume:
 
 
 def _refuse_changes(command: Resume) -> None:
-    """Raises ConfigError for a setting that is another than the run's and would alter its result."""
+    """Raises ConfigError for a setting that differs from the run's and would alter its result."""
     config, hp, _, _ = read_run_settings(command.run_dir)
     refuse_changes(
         settings_record(config, hp),
@@ -123,20 +128,20 @@ def _refuse_changes(command: Resume) -> None:
 
 
 def _compare_default(args: list[str]) -> Compare:
-    env, _, settings, _ = _base(args)
+    env, _, settings, _ = _basis_of_defaults(args)
     return Compare(*resolve(env, settings))
 
 
-def _resolve_all(command: Compare, args: list[str]) -> Compare:
-    """The command with each algorithm's settings: its own preset, the file, and what was given as flags."""
-    given = _given(args)
+def _resolve_comparison(command: Compare, args: list[str]) -> Compare:
+    """Returns the command with each algorithm's settings, from its own preset, the file and the flags."""
+    given = _given_settings(args)
     if not command.algorithms:
         raise ConfigError("--algorithms takes at least one name.")
     if "algorithm" in given:
         raise ConfigError("compare takes --algorithms, with all of their names, instead of --algorithm.")
     refuse_foreign(given, command.algorithms)
     flags = {name: getattr(command.settings if hasattr(command.settings, name) else command.hp, name) for name in given}
-    _, _, settings, _ = _base(args)
+    _, _, settings, _ = _basis_of_defaults(args)
     refuse_foreign_in_file(settings, command.algorithms)
     env = command.settings.env
     pairs = tuple(
@@ -147,45 +152,47 @@ def _resolve_all(command: Compare, args: list[str]) -> Compare:
 
 
 def _parse_sweep(args: list[str]) -> Sweep:
-    """The settings among the arguments may have many words; tyro sees the others, and tells of all in its help."""
+    """Parses `sweep`: the settings, which may have several values, apart; all other flags, and --help, with tyro."""
     _refuse_keep_best(args)
     words, rest = split_settings(args)
-    env, _, settings, others = _base(rest)
-    for name in ("seed", "keep_best"):  # of a run, not of a sweep
+    env, _, settings, others = _basis_of_defaults(rest)
+    for name in ("seed", "keep_best"):  # they are settings of a single run
         others.pop(name, None)
     algorithm = settings.get("algorithm", TrainConfig.algorithm)
     if len(words.get("algorithm", ())) == 1:
         algorithm = words["algorithm"][0]
+    # The defaults in the help are those of the one algorithm, if there is one. Settings are resolved after that.
     default = Sweep(*resolve(env, for_algorithm(env, settings, algorithm)), RunOptions(**others))
-    command = _tyro(Sweep, rest, prog=f"{_program()} sweep", default=default)
+    command = _parse_with_tyro(Sweep, rest, prog=f"{_program()} sweep", default=default)
     return dataclasses.replace(command, resolved=sweep_settings(command, words, settings))
 
 
 def _refuse_keep_best(args: list[str]) -> None:
     if any(arg.split("=")[0] in ("--keep-best", "--keep_best") for arg in args):
         raise ConfigError(
-            "--keep-best is of single runs; a sweep's checkpoint holds many, good and bad. Leave it out; "
-            "--keep-newest there is."
+            "--keep-best is for single runs; a checkpoint of a sweep holds many runs, good and bad. Leave it out; a "
+            "sweep has --keep-newest."
         )
 
 
-def _base(args: list[str]) -> tuple[str | None, str | None, dict[str, Any], dict[str, Any]]:
-    """What the defaults depend on: --env, --algorithm, the settings in --config, and its seed and run options."""
+def _basis_of_defaults(args: list[str]) -> tuple[str | None, str | None, dict[str, Any], dict[str, Any]]:
+    """Returns --env, --algorithm, the settings in --config, and its seed and run options; defaults depend on these."""
+    # argparse passes over what it does not know. Abbreviations are off, as tyro has none.
     scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     scan.add_argument("--env")
     scan.add_argument("--algorithm")
     scan.add_argument("--config", type=Path)
     try:
         given, _ = scan.parse_known_args(args)
-    except argparse.ArgumentError:  # a flag without its value: tyro will say so
+    except argparse.ArgumentError:  # a flag without its value, which tyro will refuse
         given = argparse.Namespace(env=None, algorithm=None, config=None)
     settings = read_settings(given.config) if given.config else {}
     others = {name: settings.pop(name) for name in ("seed", *OPTION_FIELDS) if name in settings}
     return given.env, given.algorithm, settings, others
 
 
-def _given(args: list[str]) -> list[str]:
-    """The settings that stand as flags among the arguments, --no-x counting as x."""
+def _given_settings(args: list[str]) -> list[str]:
+    """Returns the settings that are given as flags; --no-x counts as x."""
     words = [arg[2:].split("=")[0].replace("-", "_") for arg in args if arg.startswith("--")]
     return [name for name in (word if word in FIELDS else word.removeprefix("no_") for word in words) if name in FIELDS]
 
@@ -194,18 +201,24 @@ def _given(args: list[str]) -> list[str]:
 
 
 class _Flag(NamedTuple):
-    name: str  # as a field is called; empty before the first flag
-    words: list[str]  # what stands after it
-    args: list[str]  # all of it, as typed
+    """A flag and the words after it. Words before the first flag have one without a name."""
+
+    name: str  # of the field
+    words: list[str]  # its values
+    args: list[str]  # the flag and its values, as typed
 
 
 def split_settings(args: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """The settings among the arguments: field -> the words after its flag, in the order given; and the other arguments.
+    """Separates the settings, which a sweep may vary, from the other arguments.
 
-    Fields that take one value are in both. A boolean flag alone is the word true, and with no- before it false.
+    A boolean flag without a value stands for the word true, and with no- before its name for false.
+
+    Returns:
+      field -> the words after its flag, in the order given; and the other arguments, as typed. Fields that a sweep
+      keeps at one value are in both, as tyro parses them, too.
 
     Raises:
-      ConfigError: a setting that is given twice, or has several values although it takes one.
+      ConfigError: a setting is given twice, or has several values although a sweep keeps it at one.
     """
     words: dict[str, list[str]] = {}
     rest: list[str] = []
@@ -223,7 +236,7 @@ def split_settings(args: Sequence[str]) -> tuple[dict[str, list[str]], list[str]
 
 
 def _flags(args: Sequence[str]) -> Iterator[_Flag]:
-    """The arguments, cut before each flag; a negative number is a word."""
+    """Yields the arguments flag by flag; a negative number is a word."""
     flag = _Flag("", [], [])
     for arg in args:
         if arg.startswith("--") or arg == "-h":
@@ -237,7 +250,7 @@ def _flags(args: Sequence[str]) -> Iterator[_Flag]:
 
 
 def _without_no(flag: _Flag) -> _Flag:
-    """--x and --no-x of a boolean as a flag with a word."""
+    """Returns --x or --no-x of a boolean as the flag --x with the word true or false; other flags as they are."""
     positive = flag.name.removeprefix("no_")
     if positive not in FIELDS or FIELDS[positive].type is not bool:
         return flag
@@ -258,17 +271,17 @@ def _refuse_several(flag: _Flag) -> None:
 
 
 def sweep_settings(command: Sweep, words: Mapping[str, Sequence[str]], settings: Mapping[str, Any]) -> SweepSettings:
-    """What the sweep is asked for: each point as `train` would have it, from preset, file, flags and the point itself.
+    """Returns the settings of a sweep. Each is what `train` would make of preset, file, flags and the point.
 
-    A point is without the fields that its algorithm does not have; those that are equal then are trained once.
+    Fields that a point's algorithm does not have are removed from it; points that are equal then are trained once.
 
     Args:
-      command: with everything but the words of the settings.
-      words: of `split_settings`.
-      settings: of the --config file.
+      command: parsed by tyro, without the settings.
+      words: from `split_settings`.
+      settings: from the --config file.
 
     Raises:
-      ConfigError: for anything that cannot be swept.
+      ConfigError: a value cannot be swept, or values contradict each other.
     """
     axes, flags = _axes_and_flags(command, words)
     algorithms = _algorithms(axes, flags, settings)
@@ -277,7 +290,7 @@ def sweep_settings(command: Sweep, words: Mapping[str, Sequence[str]], settings:
     seeds = parse_seeds(command.seeds, command.seed)
     if command.sample_seed and command.samples is None:
         raise ConfigError(f"--sample-seed {command.sample_seed} is that of --samples; give both, or neither.")
-    drawn = grid(axes) if command.samples is None else sample(axes, command.samples, command.sample_seed)
+    drawn = all_points(axes) if command.samples is None else sample(axes, command.samples, command.sample_seed)
     points = _without_foreign(drawn, algorithms[0])
     _refuse_too_many(len(points), len(seeds))
     if command.halving is not None and len(points) < 2:
@@ -286,6 +299,7 @@ def sweep_settings(command: Sweep, words: Mapping[str, Sequence[str]], settings:
         )
 
     env = command.settings.env
+    # What all settings of an algorithm have in common: its preset and the file, overridden by the flags.
     bases = {
         name: {**for_algorithm(env, settings, name), **without_foreign(name, flags), "algorithm": name}
         for name in algorithms
@@ -306,7 +320,7 @@ def sweep_settings(command: Sweep, words: Mapping[str, Sequence[str]], settings:
 
 
 def _axes_and_flags(command: Sweep, words: Mapping[str, Sequence[str]]) -> tuple[list[Axis], dict[str, Any]]:
-    """What is swept, in the order given, and field -> value for what has one value."""
+    """Returns the swept fields, in the order given, and field -> value for those that have one value."""
     parsed = [parse_axis(name, after) for name, after in words.items() if name not in _ONE_VALUE]
     axes = [axis for axis in parsed if isinstance(axis.values, Span) or len(axis.values) > 1]
     flags = {axis.name: axis.values[0] for axis in parsed if axis not in axes}
@@ -314,22 +328,22 @@ def _axes_and_flags(command: Sweep, words: Mapping[str, Sequence[str]]) -> tuple
 
 
 def _algorithms(axes: Sequence[Axis], flags: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[str, ...]:
-    """The algorithms of the sweep: swept, or one of a flag, of the file, or the default.
+    """Returns the algorithms of the sweep: the swept ones, or that of the flag, the file, or the default.
 
-    Whether there are such ones is the registry's to say, which takes JAX and the plugins.
+    They may be unknown: the registry knows, but it takes JAX and the plugins.
     """
     swept = next((axis.values for axis in axes if axis.name == "algorithm"), None)
     return swept or (flags.get("algorithm", settings.get("algorithm", TrainConfig.algorithm)),)
 
 
 def _without_foreign(points: Sequence[dict[str, Any]], algorithm: str) -> tuple[dict[str, Any], ...]:
-    """Each point without what its algorithm (by default this one) does not have; once each."""
+    """Returns the points, without fields that their algorithm (by default this one) lacks, and without duplicates."""
     own = (without_foreign(point.get("algorithm", algorithm), point) for point in points)
     return tuple({tuple(point.items()): point for point in own}.values())
 
 
 def _refuse_too_many(settings: int, seeds: int) -> None:
-    """Before the settings are built, which takes a while for a million of them."""
+    """Raises ConfigError if there are too many runs, before their settings are built, which would take a while."""
     if settings * seeds > MAX_RUNS:
         raise ConfigError(
             f"{settings} settings x {seeds} seeds = {settings * seeds} runs are more than {MAX_RUNS}; take fewer."

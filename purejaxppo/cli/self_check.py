@@ -1,6 +1,6 @@
-"""Trying the parts that training stands on, each against what it must give.
+"""Checks of the doctor that run small pieces of training and compare the results with known ones.
 
-The imports are late, so that a broken installation is the finding of a check and not the end of them all.
+The imports are within the checks, so that a broken installation makes one check fail, and not the command.
 """
 
 import functools
@@ -13,19 +13,19 @@ from typing import Any, Literal
 from purejaxppo.config import Hyperparams, TrainConfig
 
 Status = Literal["ok", "warning", "failed"]
-Verdict = tuple[Status, str]  # with a line of detail
+Verdict = tuple[Status, str]  # status and a line of detail
 
-_RATIO_TOLERANCE = 1e-6  # what is left of 1 after rounding, should a device round differently in batches of two sizes
-_GAE_TOLERANCE = 1e-5  # of float32 against float64, relative; a wrong flag is off by about 1
+_RATIO_TOLERANCE = 1e-6  # for devices on which rounding depends on the size of a batch
+_GAE_TOLERANCE = 1e-5  # relative, of float32 against float64; a misread flag makes an error of about 1
 
-# Small enough to compile in seconds, with more than one minibatch, so that only the first is before any gradient step.
+# Small enough to compile in seconds. With two minibatches, only the first is evaluated before any gradient step.
 _SMALL = TrainConfig(
     env="CartPole-v1", total_timesteps=128, num_envs=4, num_steps=16, num_epochs=1, num_minibatches=2, hidden_sizes=(8,)
 )
 
 
 def check_imports() -> Verdict:
-    """Loads everything that the other checks need, so that their seconds are their own."""
+    """Imports everything that the other checks need, so that their seconds do not include it."""
     from orbax.checkpoint import v1  # noqa: F401
 
     import purejaxppo.experiment.checkpoints.store  # noqa: F401
@@ -35,22 +35,22 @@ def check_imports() -> Verdict:
     return "ok", "jax, flax, optax, gymnax and orbax can be imported"
 
 
-@functools.cache  # two checks look at it
+@functools.cache  # shared by two checks
 def _small_run() -> tuple[Any, dict[str, Any]]:
-    """A run of two updates: its final state and its metrics [2]."""
+    """Trains for two updates; returns the final state and the metrics, each [2]."""
     import jax
 
     from purejaxppo.train import train
 
-    # LLVM's optimisations would be most of the time, and lost on so little work.
+    # LLVM's optimisations would take most of the time, and gain nothing for so little work.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    with jax.default_matmul_precision("highest"):  # TensorFloat-32 is no fault of the trainer's
+    with jax.default_matmul_precision("highest"):  # TensorFloat-32 would exceed the tolerance
         program = jax.jit(functools.partial(train, _SMALL), compiler_options=options)
         return program(Hyperparams(), jax.random.key(0))
 
 
 def check_ratio() -> Verdict:
-    """Whether the policy that learns is, before the first gradient step, the one that acted."""
+    """Checks that the probability ratio is 1 before the first gradient step, when the policy is the one that acted."""
     import numpy as np
 
     _, metrics = _small_run()
@@ -62,7 +62,7 @@ def check_ratio() -> Verdict:
 
 
 def check_gae() -> Verdict:
-    """Advantages of random data, both kinds of episode end in it, against a plain loop in float64."""
+    """Checks the advantages of random data, with terminated and truncated episodes, against a loop in float64."""
     import numpy as np
 
     from purejaxppo.core.advantage import gae
@@ -86,7 +86,7 @@ def check_gae() -> Verdict:
 
 
 def check_checkpoint() -> Verdict:
-    """Whether a complete state comes back from the disk with the same bits."""
+    """Checks that a complete state, saved and restored, is bitwise identical."""
     import jax
 
     from purejaxppo.experiment.checkpoints.state import snapshot, state_sha256

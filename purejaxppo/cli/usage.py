@@ -1,4 +1,4 @@
-"""What is wrong with the arguments of a command, in one sentence that says what to write instead."""
+"""Error messages for wrong arguments: one sentence each, which says what to write instead."""
 
 import dataclasses
 import re
@@ -14,7 +14,7 @@ _POSITIONAL, _SUPPRESS = (marker[int].__metadata__[0] for marker in (tyro.conf.P
 
 
 class _Argument(NamedTuple):
-    """One that a command takes."""
+    """An argument that a command takes."""
 
     name: str  # of its field
     kind: Any  # its type
@@ -23,13 +23,13 @@ class _Argument(NamedTuple):
 
 
 def unknown_arguments(command: str, kind: Any, args: Sequence[str], unknown: Sequence[str]) -> str:
-    """Returns what is wrong with arguments that a command does not take.
+    """Returns the error message for arguments that a command does not take.
 
     Args:
       command: as it is typed.
-      kind: its dataclass, of `commands`.
+      kind: its dataclass, from `arguments`.
       args: all of its arguments.
-      unknown: those that are left over, in their order; at least one.
+      unknown: those that tyro left over, in their order; at least one.
     """
     word = next((word for word in unknown if _is_flag(word)), unknown[0])
     takes = list(_arguments(kind))
@@ -44,13 +44,13 @@ def unknown_arguments(command: str, kind: Any, args: Sequence[str], unknown: Seq
 
 
 def refused_arguments(command: str, kind: Any, error: SystemExit, text: str) -> str:
-    """Returns what is wrong with arguments that tyro has refused.
+    """Returns the error message for arguments that tyro has refused.
 
     Args:
       command: as it is typed.
-      kind: its dataclass, of `commands`.
-      error: with which tyro ended, and whose context is what a rule of `words` raised.
-      text: what tyro said, with its box drawn around it.
+      kind: its dataclass, from `arguments`.
+      error: raised by tyro; its context is the error of a rule of `config.words`, if that refused the argument.
+      text: printed by tyro, with a box drawn around it.
     """
     said = _without_box(text)
     if wrong := re.search(r"Error parsing (\S+):", said):
@@ -65,13 +65,13 @@ def refused_arguments(command: str, kind: Any, error: SystemExit, text: str) -> 
 
 
 def _without_box(text: str) -> str:
-    """What tyro said, in one line: its title, then the rest."""
+    """Returns the text of tyro's box in one line, its title first."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", text)
     return " ".join(re.sub(r"[│─╭╮╰╯]|-{5,}", " ", text).split())
 
 
 def _reason(error: BaseException | None) -> str:
-    """What the first of a chain of errors said, which is one of our own; empty if there is none."""
+    """Returns the text of the first ValueError in a chain of contexts, as rules of `config.words` raise it, or ""."""
     while error is not None:
         if isinstance(error, ValueError):
             return str(error)
@@ -80,13 +80,13 @@ def _reason(error: BaseException | None) -> str:
 
 
 def _stray_word(command: str, takes: Sequence[_Argument], args: Sequence[str], word: str) -> str:
-    """What is wrong with a word that belongs to no flag."""
-    place = max(i for i, arg in enumerate(args) if arg == word or arg.endswith(f"={word}"))
-    before = next((arg for arg in reversed(args[: place + 1]) if _is_flag(arg)), None)
+    """Returns the error message for a word that belongs to no flag."""
+    index = max(i for i, arg in enumerate(args) if arg == word or arg.endswith(f"={word}"))
+    before = next((arg for arg in reversed(args[: index + 1]) if _is_flag(arg)), None)
     if before is None:
-        places = [argument for argument in takes if argument.positional]
-        if places:
-            return f"{word!r} is one too many: {command} takes {_typed(places[0])} and flags."
+        positional = [argument for argument in takes if argument.positional]
+        if positional:
+            return f"{word!r} is one too many: {command} takes {_typed(positional[0])} and flags."
         example = f", such as --env {word}" if any(argument.name == "env" for argument in takes) else ""
         return f"{word!r} stands alone, but {command} takes flags only{example}."
     flag = before.partition("=")[0]
@@ -99,7 +99,7 @@ def _stray_word(command: str, takes: Sequence[_Argument], args: Sequence[str], w
 
 
 def _arguments(kind: Any) -> Iterator[_Argument]:
-    """Those of a dataclass, and of the ones that are its fields."""
+    """Yields the arguments of a command's dataclass, and of the dataclasses that are its fields."""
     for field in dataclasses.fields(kind):
         annotated = get_origin(field.type) is Annotated
         bare: Any = get_args(field.type)[0] if annotated else field.type
@@ -112,7 +112,7 @@ def _arguments(kind: Any) -> Iterator[_Argument]:
 
 
 def _typed(argument: _Argument) -> str:
-    """An argument with its value, as a line of help has it."""
+    """Returns an argument with its value, as the help shows it."""
     name = argument.name.upper()
     return name if argument.positional else f"{_flag(argument.name)} {name}"
 
@@ -122,5 +122,5 @@ def _flag(name: str) -> str:
 
 
 def _is_flag(word: str) -> bool:
-    """Whether a word is none of a value's: a negative number is one."""
+    """Returns whether a word is a flag; a negative number is a value."""
     return re.match(r"--?[A-Za-z]", word) is not None

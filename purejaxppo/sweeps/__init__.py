@@ -1,1 +1,1 @@
-"""Many runs on the host: what to train, in which batches, their directory, their results."""
+"""Sweeps and comparisons on the host: settings, batches of runs, the directory of a sweep, tables and plots."""

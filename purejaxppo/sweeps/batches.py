@@ -1,4 +1,8 @@
-"""Which runs are trained when: rung by rung, and within a rung batch by batch."""
+"""The batches of runs that a sweep trains, one after the other, and their results on the disk.
+
+A rung of successive halving is trained before the next one begins, since its results decide which settings go on. In a
+rung, the runs of a compiled program are divided into batches of one size.
+"""
 
 import math
 import sys
@@ -17,38 +21,38 @@ from purejaxppo.sweeps.plan import Plan
 
 
 class RunBatch(NamedTuple):
-    """Runs side by side."""
+    """Runs that share a compiled program and are trained together, through one rung."""
 
     name: str
-    group: int
+    group: int  # index of their `CompiledGroup` in the plan
     rung: int
-    runs: tuple[int, ...]  # their numbers
-    size: int  # with what fills the devices
-    since: int  # updates that they have done before
-    until: int  # updates that they have done at its end
+    runs: tuple[int, ...]  # numbers of the runs
+    size: int  # R of the compiled program, at least len(runs); frozen copies of the last run fill the remainder
+    since: int  # updates that each run has done at the beginning of the rung
+    until: int  # updates that each run has done at the end of the rung
 
 
 class BatchResult(NamedTuple):
-    """How a batch's runs ended [runs], and where metrics.csv stood."""
+    """The results of a batch's runs, in the order of `RunBatch.runs`, and the length of metrics.csv after them."""
 
     updates: list[int]
     diverged_at: list[int]  # update, 0 for never
-    returns: list[float | None]  # of the evaluation; None for a run that diverged
+    returns: list[float | None]  # mean return of the evaluation; None for a run that diverged
     metrics_bytes: int
-    seconds: float
-    unfinished: int = 0  # episodes of the evaluation that were broken off, of all runs together
+    seconds: float  # of training, without compilation
+    unfinished: int = 0  # episodes of the evaluation that were cut off before their end, summed over the runs
 
 
 Finished = list[tuple[RunBatch, BatchResult]]
 
 
 def batch_dir(directory: Path, batch: RunBatch) -> Path:
-    """Where its checkpoints and its result are."""
+    """Returns the directory of a batch's checkpoints and result."""
     return directory / "parts" / batch.name
 
 
 def read_result(directory: Path, batch: RunBatch) -> BatchResult | None:
-    """How a batch ended; None if it has not, or if that cannot be read."""
+    """Reads the result of a batch; returns None if it is missing or invalid."""
     try:
         content = read_json(batch_dir(directory, batch) / "result.json")
         result = BatchResult(**content)
@@ -59,14 +63,18 @@ def read_result(directory: Path, batch: RunBatch) -> BatchResult | None:
         return None
     counts = [*result.updates, *result.diverged_at, result.metrics_bytes, result.unfinished]
     numbers = [*(x for x in result.returns if x is not None), result.seconds]
-    sound = all(type(x) is int and 0 <= x < 2**63 for x in counts) and all(
+    valid = all(type(x) is int and 0 <= x < 2**63 for x in counts) and all(
         type(x) in (int, float) and abs(x) <= sys.float_info.max for x in numbers
     )
-    return result if sound else None
+    return result if valid else None
 
 
 def survivors(plan: Plan, rung: int, finished: Finished) -> set[int]:
-    """The settings of a rung: all in the first, then those with the best interquartile mean, the lower number first."""
+    """Returns the settings that train in a rung, by their numbers.
+
+    All settings train in the first rung. In a later one, those with the highest interquartile mean of the rung before
+    do; a diverged run counts as -inf, and among equal settings the lower number goes on.
+    """
     sweep = plan.sweep
     if rung == 0:
         return set(range(len(sweep.settings)))
@@ -81,14 +89,21 @@ def survivors(plan: Plan, rung: int, finished: Finished) -> set[int]:
 
 
 def batches_of_rung(plan: Plan, rung: int, settings: set[int]) -> list[RunBatch]:
-    """The batches of a rung: each group's runs, in batches of one size."""
+    """Returns the batches of a rung, in the order in which they are trained.
+
+    Args:
+      plan: the sweep's; its sizes have to be known.
+      rung: its number, from 0.
+      settings: numbers of those that train in it.
+    """
     batches = []
     for g, group in enumerate(plan.groups):
         runs = [run for run in group.runs if run // len(plan.sweep.seeds) in settings]
         if not runs:
             continue
         most = plan.sizes.runs[g]
-        size = most if rung == 0 else min(most, plan.balanced(len(runs), most))
+        # A later rung has fewer runs, and would otherwise compute copies that fill up a batch of the first rung's size.
+        size = most if rung == 0 else min(most, plan.balanced_size(len(runs), most))
         since = plan.rungs[rung - 1].updates(group.config) if rung else 0
         until = plan.rungs[rung].updates(group.config)
         for b, first in enumerate(range(0, len(runs), size)):
@@ -98,7 +113,10 @@ def batches_of_rung(plan: Plan, rung: int, settings: set[int]) -> list[RunBatch]
 
 
 def begun_batches(directory: Path, plan: Plan) -> Iterable[RunBatch]:
-    """The batches that have a checkpoint, in the order in which they were trained."""
+    """Yields the batches that have a checkpoint, in the order in which they were trained.
+
+    The search ends at the first batch without a result, as the settings of later rungs are not known before.
+    """
     finished: Finished = []
     for rung in range(len(plan.rungs)):
         for batch in batches_of_rung(plan, rung, survivors(plan, rung, finished)):
@@ -111,7 +129,7 @@ def begun_batches(directory: Path, plan: Plan) -> Iterable[RunBatch]:
 
 
 def survey_batches(directory: AnyPath) -> list[dict[str, Any]]:
-    """`store.survey` of a sweep's batches, as far as they have begun, each checkpoint named with its batch."""
+    """Returns the rows of `checkpoints.directory.survey` for every batch of a sweep, with its name in `checkpoint`."""
     return [
         {**row, "checkpoint": f"{batch.name}/{row['checkpoint']}"}
         for batch in sorted(path for path in (Path(directory) / "parts").glob("*") if path.is_dir())

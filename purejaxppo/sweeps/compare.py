@@ -1,4 +1,4 @@
-"""Several algorithms side by side: the same environment, seeds and budget, one directory of results."""
+"""The comparison of several algorithms on one environment, each trained with the same seeds."""
 
 import csv
 from collections.abc import Iterable, Sequence
@@ -31,6 +31,7 @@ from purejaxppo.sweeps.plan import Plan
 from purejaxppo.sweeps.scoring import (
     RESULT_COLUMNS,
     Result,
+    comparison_table,
     curve_columns,
     curve_rows,
     markdown_table,
@@ -38,7 +39,7 @@ from purejaxppo.sweeps.scoring import (
     table_row,
 )
 from purejaxppo.sweeps.spec import SweepSettings
-from purejaxppo.sweeps.train_batch import first_state, mean_ended
+from purejaxppo.sweeps.train_batch import mean_return, new_runs
 
 _FAMILY = ("ppo_clip", "ppo_kl", "trpo", "policy_gradient")
 _PANELS = (
@@ -59,24 +60,25 @@ def compare(
     console: Console | None = None,
     phases: Phases | None = None,
 ) -> dict[str, Any]:
-    """Trains every pair of settings with every seed; leaves tables and a picture in `out`, returns the summary.
+    """Trains every algorithm with every seed, writes tables and a picture to `out`, and returns the summary.
 
-    curves.csv (a row per algorithm, seed and update), results.csv (a row per algorithm and seed), table.md,
-    summary.json, comparison.png, and comparison.json with all settings. All but the picture grow as algorithms finish.
+    The files are curves.csv (a row per algorithm, seed and update), results.csv (a row per algorithm and seed),
+    table.md, summary.json, comparison.png, and comparison.json with all settings. The tables and the summary are
+    written again after each algorithm, the picture once at the end.
 
     Args:
-      runs: settings, one pair per algorithm; all of one environment.
-      seeds: of every one of them.
+      runs: one pair of settings per algorithm, all of the same environment.
+      seeds: every algorithm is trained with each of them.
       out: new directory; by default runs/<env>__compare__<UTC time>.
       eval_episodes: greedy episodes per run at the end.
-      target: return that `steps to target` asks for.
+      target: return whose first arrival the column `steps to target` reports.
       allow_download: let an environment fetch its data set.
       console: for progress; by default standard error.
-      phases: takes the seconds that the summary reports; by default they begin here.
+      phases: measures the seconds that the summary reports, by default from this call on.
 
     Raises:
-      DivergedError: every single run diverged.
-      PureJaxPPOError: of the kind that says what went wrong; the results of finished algorithms stay.
+      DivergedError: every run diverged.
+      PureJaxPPOError: a subclass for each kind of failure; the results of finished algorithms remain in `out`.
     """
     console, phases = console or Terminal(), phases or Phases()
     sweep = _as_sweep(runs, seeds, eval_episodes, target).plain()
@@ -95,7 +97,7 @@ def compare(
     results: list[Result] = []
     summary: dict[str, Any] = {"env": sweep.env, "seeds": list(seeds), "target": target}
     for group in plan.groups:
-        results.append(_train_all(plan, group, console, phases))
+        results.append(_train_algorithm(plan, group, console, phases))
         summary |= {"algorithms": _write_tables(out, results, target), "out": str(out)}
         phases.end("tables")
         write_json(out / "summary.json", summary | {"seconds": phases.seconds()})
@@ -112,7 +114,7 @@ def compare(
 def _as_sweep(
     runs: Sequence[tuple[TrainConfig, Hyperparams]], seeds: Sequence[int], eval_episodes: int, target: float | None
 ) -> SweepSettings:
-    """A comparison is a sweep over algorithms, each with settings of its own."""
+    """Returns the comparison as a sweep over algorithms, each with settings of its own."""
     names = [config.algorithm for config, _ in runs]
     if not names or len(set(names)) < len(names):
         raise ConfigError(f"algorithms = {' '.join(names) or 'none'}: a comparison takes different ones, at least one.")
@@ -123,21 +125,22 @@ def _as_sweep(
     return SweepSettings(("algorithm",), points, tuple(runs), tuple(seeds), options, target=target)
 
 
-def _train_all(plan: Plan, group: CompiledGroup, console: Console, phases: Phases) -> Result:
-    """All seeds of one algorithm in one compiled program."""
+def _train_algorithm(plan: Plan, group: CompiledGroup, console: Console, phases: Phases) -> Result:
+    """Trains and evaluates all seeds of one algorithm as one compiled program."""
     config, seeds = group.config, plan.sweep.seeds
-    number, size = plan.groups.index(group), plan.balanced(len(seeds), len(seeds) + plan.sizes.devices)
+    number, size = plan.groups.index(group), plan.balanced_size(len(seeds), len(seeds) + plan.sizes.devices)
     batch = RunBatch(config.algorithm, number, 0, tuple(group.runs), size, since=0, until=config.num_updates)
     hps, all_seeds = group.arguments(batch.runs, size)
-    length = plan.chunk(group, size)
+    length = plan.chunk_length(group, size)
     say(console, config.algorithm)
     with ProgressDisplay(console, config.env_steps * len(seeds)) as progress:
         curves = _Curves(config, len(seeds), progress)
-        runs = first_state(plan, batch)
+        runs = new_runs(plan, batch)
         programs = {length: partial(group.program(size, length), hps)}
         phases.end("compilation")
         progress.start_clock()
 
+        # All calls have one length, so that there is one program; runs that finish within the last call are frozen.
         first = chunk = None
         for chunk in advance_in_chunks(programs, [length] * -(-config.num_updates // length), runs, updates=0):
             curves.add(chunk)
@@ -164,16 +167,16 @@ def _train_all(plan: Plan, group: CompiledGroup, console: Console, phases: Phase
 
 
 def _write_tables(out: Path, results: Sequence[Result], target: float | None) -> list[dict[str, Any]]:
-    """What there is so far; returns the rows of the table."""
+    """Writes the tables of the algorithms that have finished, and returns the rows of table.md."""
     rows = [table_row(result, target) for result in results]
     _write_csv(out / "curves.csv", curve_columns(results), (row for x in results for row in curve_rows(x)))
     _write_csv(out / "results.csv", RESULT_COLUMNS, (row for x in results for row in result_rows(x, target)))
-    write_text(out / "table.md", markdown_table(rows, target))
+    write_text(out / "table.md", markdown_table(comparison_table(rows, target)))
     return rows
 
 
 class _Curves:
-    """Keeps the metrics of all chunks, and shows progress with the mean return over the runs."""
+    """Collects the metrics of all chunks, and shows progress with the mean return over the runs."""
 
     def __init__(self, config: TrainConfig, runs: int, progress: ProgressDisplay) -> None:
         self._config = config
@@ -182,18 +185,19 @@ class _Curves:
         self._chunks: list[dict[str, np.ndarray]] = []
 
     def add(self, chunk: Chunk) -> None:
-        """Takes the next chunk."""
+        """Adds the metrics of the next chunk, and moves the progress display."""
         self._chunks.append(chunk.metrics)
         done = min(chunk.last_update, self._config.num_updates)
-        self._progress(done * self._config.batch_size * self._runs, {"episode/return": mean_ended(chunk)})
+        self._progress(done * self._config.batch_size * self._runs, {"episode/return": mean_return(chunk)})
 
     def collected(self) -> dict[str, np.ndarray]:
-        """Each [updates, runs], as far as the runs really are."""
+        """Returns the metrics [updates, runs], without copies of a run and without updates beyond the budget."""
         return {name: self._whole(name) for name in sorted(self._chunks[0].keys() - {"nonfinite"})}
 
     def causes(self) -> list[Cause]:
-        """Why each of the runs that diverged did."""
-        updates, runs = np.nonzero(bits := self._whole("nonfinite"))  # one update of a run at most: then it rests
+        """Returns the cause of each divergence."""
+        # At most one update of a run has a bit set, as the run is frozen after it.
+        updates, runs = np.nonzero(bits := self._whole("nonfinite"))
         return [Cause(int(u) + 1, str(first_nonfinite(int(bits[u, r])))) for u, r in zip(updates, runs, strict=True)]
 
     def _whole(self, name: str) -> np.ndarray:
@@ -202,7 +206,7 @@ class _Curves:
 
 
 def _write_csv(path: Path, columns: Iterable[str], rows: Iterable[dict[str, Any]]) -> None:
-    """Row by row; what a row does not have is left empty."""
+    """Writes a CSV file; columns that a row does not have are left empty."""
     with whole_file(path) as file:
         writer = csv.DictWriter(file, list(columns), lineterminator="\n")
         writer.writeheader()
@@ -218,9 +222,10 @@ def _headline(runs: Sequence[tuple[TrainConfig, Hyperparams]], seeds: Sequence[i
 
 
 def plot_comparison(results: Sequence[Result], env: str, target: float | None, out: Path) -> Path:
-    """Interquartile mean over the runs and its 95 % bootstrap band, per algorithm; no bands for a single run.
+    """Draws the interquartile mean over the runs and its 95 % bootstrap band per algorithm, and returns the path.
 
-    Runs that diverged are left out, and counted in the legend: the curves would end with the first of them.
+    A single run has no band. Diverged runs are left out and counted in the legend, as the mean over all runs would end
+    where the first of them diverged.
 
     Raises CheckpointError if the picture cannot be written.
     """
@@ -257,7 +262,7 @@ def _draw(axes: Any, result: Result, name: str, colour: str) -> None:
 
 
 def _colours(results: Sequence[Result]) -> list[str]:
-    """The same colour for an algorithm in every picture, as far as it is one of ours."""
+    """Returns a colour per result; an algorithm of this package has the same colour in every picture."""
     others = [result.algorithm for result in results if result.algorithm not in _FAMILY]
     order = [*_FAMILY, *others]
     return [COLOURS[order.index(result.algorithm) % len(COLOURS)] for result in results]

@@ -1,4 +1,4 @@
-"""The runs of a sweep that share a program: compiled for so many of them at a time, advanced, evaluated."""
+"""The runs of a sweep that share a compiled program: its compilation, its memory, and their evaluation."""
 
 import math
 from collections.abc import Sequence
@@ -17,41 +17,50 @@ from purejaxppo.policies.networks import make_network
 from purejaxppo.sweeps.spec import SweepSettings
 from purejaxppo.train import trainer_from_config
 
-_SHARE = 0.8  # of the memory that may be taken
-# The arrays of an update take so many times the memory that a compiled update does, which uses places again: 8.8 to 17
-# in six programs (three environments, trpo among them; jax 0.10.2, vmapped, for CPU).
-_REUSE = 6
+_MEMORY_FRACTION = 0.8  # of a device's memory that a program may take
+# XLA reuses buffers: all intermediate arrays of an update together have 8.8 to 17 times the size of what the compiled
+# update allocates (six programs, three environments, trpo among them; jax 0.10.2, vmapped, for CPU). This is below all.
+_BUFFER_REUSE = 6
 
 
 class CompiledGroup:
-    """The runs that share a `TrainConfig`, and so a compiled program for each number of them side by side."""
+    """The runs that share a `TrainConfig`. For each batch size R there is one compiled program."""
 
     def __init__(self, sweep: SweepSettings, settings: Sequence[int], allow_download: bool) -> None:
-        """`settings` are those of one `TrainConfig`, and with the same optional hyperparameters left out."""
+        """Builds environment and trainer, and compiles nothing.
+
+        Args:
+          sweep: what is trained.
+          settings: numbers of settings with equal `TrainConfig`s, whose `Hyperparams` are None in the same fields.
+          allow_download: let the environment fetch its data set.
+        """
         self.settings = tuple(settings)
         self.config = sweep.settings[settings[0]][0]
         params = dict(self.config.env_params)
         self.env = from_gymnax(self.config.env, self.config.num_envs, allow_download=allow_download, **params)
         self.trainer = trainer_from_config(self.config, self.env)
-        self._copies = from_gymnax(
+        self._eval_env = from_gymnax(
             self.config.env, sweep.options.eval_episodes, allow_download=allow_download, **params
         )
         self._sweep = sweep
         self._programs: dict[tuple[int, int], jax.stages.Compiled] = {}
-        self._players: dict[int, jax.stages.Compiled] = {}
+        self._evaluators: dict[int, jax.stages.Compiled] = {}
 
     @property
     def runs(self) -> list[int]:
-        """Their numbers."""
+        """Returns the numbers of the runs."""
         seeds = len(self._sweep.seeds)
         return [setting * seeds + i for setting in self.settings for i in range(seeds)]
 
     def layout(self, size: int) -> Layout:
-        """Of so many runs side by side."""
+        """Returns the layout of `size` runs over the devices."""
         return layout_for(size, self._sweep.exact)
 
     def arguments(self, runs: Sequence[int], size: int) -> tuple[Hyperparams, jax.Array]:
-        """Hyperparameters [size] and seeds [size] of runs, the last of which fills what is left."""
+        """Returns the hyperparameters [size] and seeds [size] of runs, on their devices.
+
+        Copies of the last run fill up what the runs leave of the size.
+        """
         filled = [*runs, *[runs[-1]] * (size - len(runs))]
         settings, seeds = np.divmod(filled, len(self._sweep.seeds))
         hps = [self._sweep.settings[setting][1] for setting in settings]
@@ -59,53 +68,60 @@ class CompiledGroup:
         return jax.device_put((stacked, np.uint32(np.asarray(self._sweep.seeds)[seeds])), self.layout(size).sharding)
 
     def shapes(self, size: int) -> tuple[Hyperparams, Runs]:
-        """Hyperparameters and states of so many runs, without their numbers."""
+        """Returns hyperparameters, and shapes and shardings of the states, of `size` runs."""
         hps, seeds = self.arguments(self.runs[:1], size)
         runs = jax.eval_shape(lambda hps, seeds: make_runs(self.trainer, hps, seeds, 0, self.layout(size)), hps, seeds)
         sharding = self.layout(size).sharding
         return hps, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), runs)
 
     def metric_names(self) -> set[str]:
-        """What an update reports, but for the bits that say what was not finite."""
+        """Returns the names of an update's metrics, without the bit mask `nonfinite`."""
         hps, runs = self.shapes(1)
         step = advance_runs.eval_shape(self.trainer, hps, runs, 1, self.layout(1))
         return set(step[1]) - {"nonfinite"}
 
-    def chunk(self, size: int, updates: int) -> int:
-        """Updates per call of a stretch. All calls are of one length: where the last one's is too long, runs rest."""
+    def chunk_length(self, size: int, updates: int) -> int:
+        """Returns the updates per call that divide `updates` into calls of one length, each of about a second.
+
+        One length means one program. The last call may be longer than what is left; the runs are frozen by then.
+        """
         _, runs = self.shapes(math.ceil(size / self.layout(size).mesh.size))
-        wish = chunk_lengths(self.config, runs.learner.params, jax.default_backend())[0]
-        return math.ceil(updates / math.ceil(updates / wish))
+        wanted = chunk_lengths(self.config, runs.learner.params, jax.default_backend())[0]
+        calls = math.ceil(updates / wanted)
+        return math.ceil(updates / calls)
 
-    def most(self, devices: int) -> int:
-        """Runs that are likely to fit on so many devices, so that the first compilation is, as a rule, the only one.
+    def estimated_size(self, devices: int) -> int:
+        """Returns an estimate of how many runs fit on so many devices, so that compiling once usually suffices.
 
-        Where they are computed one after the other no more of them than make a call of about a second: more would gain
-        nothing, and signals are heard between calls.
+        Under `jax.lax.map` it is also no more than the runs whose single update takes a second: a larger batch would
+        not be faster, and stop signals are heard between calls only.
         """
         hps, runs = self.shapes(1)
+        # Runs per device: of r vmapped runs each has a state and the intermediate arrays of its own update; of r runs
+        # under `lax.map` each has a state, and one at a time has the intermediate arrays.
         most = math.inf
         if self.layout(1).batching is one_by_one:
-            most = work_per_call(jax.default_backend()) / self._work(runs)
+            most = work_per_call(jax.default_backend()) / self._work_per_update(runs)
         available = available_bytes(devices)
         if math.isfinite(available):
             one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (hps, runs.runner))
-            work = traced_bytes(self.trainer.update, *one) / _REUSE
-            state = 4 * _bytes(runs)  # given, returned, and twice on its way to the disk
+            work = traced_bytes(self.trainer.update, *one) / _BUFFER_REUSE
+            state = 4 * _tree_bytes(runs)  # argument, result, and two copies while it is saved
             alone = self.layout(1).batching is one_by_one
             most = min(most, (available - work) / state if alone else available / (state + work))
         return len(self.runs) if math.isinf(most) else max(1, int(devices * most))
 
-    def _work(self, runs: Runs) -> int:
-        """Of one update of one run, in the units of `work_per_call`."""
+    def _work_per_update(self, runs: Runs) -> int:
+        """Returns the work of one update of one run, in the units of `work_per_call`."""
         return (
             self.config.batch_size * self.config.num_epochs * sum(x.size for x in jax.tree.leaves(runs.learner.params))
         )
 
     def needed_bytes(self, size: int, num_updates: int) -> float:
-        """What the compiled program of so many runs takes of each device, and what saving does beside it.
+        """Returns the bytes that `size` runs need per device, by XLA's analysis of their compiled program.
 
-        By the compiler's own account; infinite for what is too large to be compiled.
+        On a CPU, whose memory the host shares, copies for saving are included. It is infinite for a program that is
+        too large to be compiled.
         """
         try:
             program = program_bytes(self.program(size, num_updates))
@@ -116,10 +132,13 @@ class CompiledGroup:
         if jax.devices()[0].platform != "cpu":
             return program
         _, runs = self.shapes(size)
-        return program + 2 * _bytes(runs) // self.layout(size).mesh.size  # on its way to the disk
+        return program + 2 * _tree_bytes(runs) // self.layout(size).mesh.size  # being saved
 
     def program(self, size: int, num_updates: int) -> jax.stages.Compiled:
-        """Compiled once: (hyperparameters, states) -> (states, metrics [size, num_updates]), the states given away."""
+        """Returns the compiled program (hyperparameters, states) -> (states, metrics [size, num_updates]).
+
+        The states are donated. The program is compiled at the first call.
+        """
         if (size, num_updates) not in self._programs:
             hps, runs = self.shapes(size)
             lowered = advance_runs.lower(self.trainer, hps, runs, num_updates, self.layout(size))
@@ -127,39 +146,43 @@ class CompiledGroup:
         return self._programs[size, num_updates]
 
     def evaluate(self, seeds: jax.Array, runs: Runs) -> tuple[np.ndarray, np.ndarray]:
-        """Greedy episodes, those of `train`'s own final evaluation.
+        """Plays greedy episodes with each of R runs, the same as the final evaluation of a single run plays.
 
         Returns:
-          The mean return [R], NaN for a run that diverged; and how many episodes [R] were broken off unfinished.
+          The mean return [R], NaN for a run that diverged, and the number of episodes [R] that were cut off before
+          their end.
         """
-        if len(seeds) not in self._players:
-            self._players[len(seeds)] = self._player(seeds, runs)
-        episodes = self._players[len(seeds)](seeds, runs)
+        if len(seeds) not in self._evaluators:
+            self._evaluators[len(seeds)] = self._compile_evaluation(seeds, runs)
+        episodes = self._evaluators[len(seeds)](seeds, runs)
         returns = np.asarray(episodes.episode_return, np.float64).mean(axis=1)
         unfinished = np.sum(~np.asarray(episodes.finished), axis=1)
         diverged = np.asarray(runs.diverged) > 0
         return np.where(diverged, np.nan, returns), np.where(diverged, 0, unfinished)
 
-    def _player(self, seeds: jax.Array, runs: Runs) -> jax.stages.Compiled:
-        """Compiled to play all runs side by side if the layout does so and it fits, else one after the other."""
+    def _compile_evaluation(self, seeds: jax.Array, runs: Runs) -> jax.stages.Compiled:
+        """Compiles the evaluation of all runs, in the layout of training; by `lax.map` if it does not fit vmapped."""
         apply = make_network(self.config, self.env).apply
 
         def play(seed: jax.Array, run: Runs) -> Episodes:
-            return evaluate_runner(evaluation_key(seed), self.config, self._copies, apply, run.runner)
+            return evaluate_runner(evaluation_key(seed), self.config, self._eval_env, apply, run.runner)
 
         layout = self.layout(len(seeds))
-        player = jax.jit(layout.over_runs(play)).lower(seeds, runs).compile()
-        if layout.batching is jax.vmap and program_bytes(player) > available_bytes(layout.mesh.size):
-            player = jax.jit(layout._replace(batching=one_by_one).over_runs(play)).lower(seeds, runs).compile()
-        return player
+        program = jax.jit(layout.over_runs(play)).lower(seeds, runs).compile()
+        if layout.batching is jax.vmap and program_bytes(program) > available_bytes(layout.mesh.size):
+            program = jax.jit(layout._replace(batching=one_by_one).over_runs(play)).lower(seeds, runs).compile()
+        return program
 
 
 def available_bytes(devices: int) -> float:
-    """What may be taken of each of so many devices; a CPU's share one memory."""
+    """Returns the bytes that a program may take of each of so many devices; the devices of a CPU share its memory.
+
+    It is infinite if a device does not tell.
+    """
     first = jax.devices()[0]
-    share = _SHARE / (devices if first.platform == "cpu" else 1)
+    share = _MEMORY_FRACTION / (devices if first.platform == "cpu" else 1)
     return share * (device_bytes(first) or math.inf)
 
 
-def _bytes(tree: object) -> int:
+def _tree_bytes(tree: object) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))

@@ -1,8 +1,8 @@
-"""A sweep's directory.
+"""A sweep's directory: its files, and reading and writing sweep.json.
 
-sweep.json            what was asked for, and how many runs of each program are side by side
+sweep.json            the settings of the sweep, and the batch size of each program
 metrics.csv           a row per run and update
-parts/<name>/         runs that are trained side by side: checkpoints/, and result.json once they are evaluated
+parts/<name>/         a batch of runs: checkpoints/, and result.json once they are evaluated
 results.csv           a row per run
 table.md summary.json plots/
 """
@@ -19,24 +19,24 @@ from purejaxppo.experiment.atomic_files import is_file, read_json, write_json
 from purejaxppo.experiment.directory import fields_of, refuse_comparison
 from purejaxppo.sweeps.spec import SweepSettings
 
-FORMAT_VERSION = 2  # as that of its checkpoints (`store.FORMAT_VERSION`), so that old and new results do not mix
+FORMAT_VERSION = 2  # equal to that of checkpoints (checkpoints/store.py), so that a sweep never mixes two versions
 METRICS = "metrics.csv"
 
 
 class Sizes(NamedTuple):
-    """How many runs of each program are side by side, and the devices for which that was settled."""
+    """The batch sizes of a sweep, fixed when it starts: a resumed sweep keeps them, whatever its devices."""
 
-    runs: tuple[int, ...]
-    devices: int
+    runs: tuple[int, ...]  # per program, the number of runs in a batch of the first rung
+    devices: int  # number of devices for which they were chosen
 
 
 def is_sweep(directory: AnyPath) -> bool:
-    """Whether a directory is a sweep's."""
+    """Returns whether a directory is a sweep's."""
     return is_file(Path(directory) / "sweep.json")
 
 
 def sweep_record(sweep: SweepSettings) -> dict[str, Any]:
-    """What decides the result, as JSON has it: what all settings share, and what each has of its own."""
+    """Returns everything that determines the results, for JSON: values that all settings share, and each one's own."""
     records = [settings_record(*pair) for pair in sweep.settings]
     shared = {name: value for name, value in records[0].items() if all(record[name] == value for record in records)}
     return {
@@ -53,7 +53,7 @@ def sweep_record(sweep: SweepSettings) -> dict[str, Any]:
 
 
 def write_sweep(directory: Path, sweep: SweepSettings, sizes: Sizes) -> None:
-    """sweep.json, which makes a directory a sweep's; `sizes` are the plan's."""
+    """Writes sweep.json, which makes a directory a sweep's; `sizes` are the plan's."""
     options = {name: value for name, value in vars(sweep.options).items() if name != "eval_episodes"}
     content = {
         "format_version": FORMAT_VERSION,
@@ -66,7 +66,10 @@ def write_sweep(directory: Path, sweep: SweepSettings, sizes: Sizes) -> None:
 
 
 def read_sweep(directory: AnyPath) -> tuple[SweepSettings, Sizes]:
-    """What a sweep was asked for, and its plan's sizes. Raises CheckpointError if the directory is not a sweep's."""
+    """Reads the settings and batch sizes of a sweep.
+
+    Raises CheckpointError if the directory is not a sweep's, or its sweep.json is invalid.
+    """
     directory = Path(directory)
     path = directory / "sweep.json"
     if not is_file(path):

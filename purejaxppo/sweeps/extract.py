@@ -1,4 +1,4 @@
-"""One run of a sweep, back from its directory: to be evaluated and exported, or as a run of its own that goes on."""
+"""Loading one run of a sweep for evaluation and export, and extracting it to a run directory of its own."""
 
 import csv
 import dataclasses
@@ -32,6 +32,8 @@ from purejaxppo.sweeps.train_batch import load_runs
 
 
 class _Member(NamedTuple):
+    """A run of a sweep, loaded."""
+
     number: int
     settings: RunSettings
     axes: tuple[str, ...]
@@ -43,19 +45,19 @@ class _Member(NamedTuple):
 def restore_member(
     directory: AnyPath, member: str | int, which: CheckpointChoice = NEWEST, *, allow_download: bool = False
 ) -> SavedRun:
-    """What `restore` gives for a run's directory, of one run of a sweep.
+    """Loads one run of a sweep, as `restore` loads a single run.
 
     Args:
       directory: of the sweep; it may be in use.
-      member: `best`, or the number of a run as results.csv and metrics.csv have it.
-      which: its checkpoint, by default the newest sound one.
+      member: `best`, or the number of a run in results.csv and metrics.csv.
+      which: its checkpoint, by default the newest valid one.
       allow_download: let the environment fetch its data set.
 
     Raises:
-      ConfigError: no such member.
-      CheckpointError: there is no checkpoint that can be used, or no best member yet.
+      ConfigError: the sweep has no such member.
+      CheckpointError: there is no valid checkpoint, or no best member yet.
     """
-    return _find(Path(directory), str(member), which, allow_download).saved
+    return _load_member(Path(directory), str(member), which, allow_download).saved
 
 
 def extract_member(
@@ -66,20 +68,20 @@ def extract_member(
     *,
     allow_download: bool = False,
 ) -> dict[str, Any]:
-    """Makes a run's directory of one run of a sweep: settings, metrics and checkpoint; `resume` goes on with it.
+    """Writes one run of a sweep as a run directory: settings, metrics and a checkpoint, from which it can be resumed.
 
     Args:
       directory, member, which, allow_download: as in `restore_member`.
       out: new directory; by default runs/<env>__<algorithm>__s<seed>__<UTC time>.
 
     Returns:
-      run_dir, member, seed, env_steps, diverged_at.
+      A dictionary of run_dir, member, seed, env_steps and diverged_at (the update, or None).
 
     Raises:
-      PureJaxPPOError: of the kind that says what went wrong.
+      PureJaxPPOError: a subclass for each kind of failure.
     """
     directory = Path(directory)
-    found = _find(directory, str(member), which, allow_download)
+    found = _load_member(directory, str(member), which, allow_download)
     config, _, seed, _ = found.settings
     env_steps = found.saved.meta["env_steps"]
     out = create_dir(out, f"{config.env}__{config.algorithm}__s{seed}")
@@ -87,7 +89,7 @@ def extract_member(
     with locked(out):
         write_inputs(out, found.settings)
         with JsonLines(out / "metrics.jsonl", 0) as log:
-            for row in _rows(directory, found, env_steps):
+            for row in _metric_rows(directory, found, env_steps):
                 log(row["env_steps"], row)
             position = log.position()
             log.sync()
@@ -108,29 +110,29 @@ def extract_member(
     }
 
 
-def _find(directory: Path, member: str, which: CheckpointChoice, allow_download: bool) -> _Member:
+def _load_member(directory: Path, member: str, which: CheckpointChoice, allow_download: bool) -> _Member:
     sweep, sizes = read_sweep(directory)
-    number = _number(directory, sweep, member)
+    number = _run_number(directory, sweep, member)
     plan = Plan(sweep, allow_download, sizes)
     batch = _last_batch(directory, plan, number, which)
     runs, meta = load_runs(directory, plan, batch, which)
-    place = batch.runs.index(number)
-    runner = jax.tree.map(lambda leaf: leaf[place], runs.runner)
-    diverged_at = int(runs.diverged[place])
+    i = batch.runs.index(number)
+    runner = jax.tree.map(lambda leaf: leaf[i], runs.runner)
+    diverged_at = int(runs.diverged[i])
     if diverged_at:
         which.note(f"run {number} diverged at update {diverged_at}; this is its state before that")
-    setting, i = divmod(number, len(sweep.seeds))
+    setting, seed = divmod(number, len(sweep.seeds))
     config, hp = sweep.settings[setting]
     group = plan.groups[batch.group]
-    # Its share of the seconds.
+    # The seconds of the batch are divided equally among its runs.
     meta = {**meta, "env_steps": int(runner.updates) * config.batch_size, "seconds": meta["seconds"] / len(batch.runs)}
     settings = RunSettings(
-        config, hp, sweep.seeds[i], dataclasses.replace(sweep.options, keep_best=RunOptions.keep_best)
+        config, hp, sweep.seeds[seed], dataclasses.replace(sweep.options, keep_best=RunOptions.keep_best)
     )
     return _Member(number, settings, sweep.axes, group, SavedRun(config, group.env, runner, meta), diverged_at)
 
 
-def _number(directory: Path, sweep: SweepSettings, member: str) -> int:
+def _run_number(directory: Path, sweep: SweepSettings, member: str) -> int:
     if member == "best":
         best = read_json(directory / "summary.json").get("best_run") if _is_finished(directory) else None
         if best is None:
@@ -150,7 +152,7 @@ def _is_finished(directory: Path) -> bool:
 
 
 def _last_batch(directory: Path, plan: Plan, number: int, which: CheckpointChoice) -> RunBatch:
-    """The last one with a checkpoint that the run was trained in, or with the checkpoint that is asked for."""
+    """Returns the last batch that holds a checkpoint of the run, of the chosen env steps if there is a choice."""
     for batch in reversed(list(begun_batches(directory, plan))):
         steps = [step.env_steps for step in list_steps(batch_dir(directory, batch))]
         if number in batch.runs and which.env_steps in (None, *steps):
@@ -159,8 +161,8 @@ def _last_batch(directory: Path, plan: Plan, number: int, which: CheckpointChoic
     raise CheckpointError(f"{directory} has no checkpoint{none} of run {number}; `purejaxppo resume` goes on with it.")
 
 
-def _rows(directory: Path, found: _Member, env_steps: int) -> Iterator[dict[str, Any]]:
-    """The run's rows of metrics.csv up to its state, as metrics.jsonl of a run of its own has them."""
+def _metric_rows(directory: Path, found: _Member, env_steps: int) -> Iterator[dict[str, Any]]:
+    """Yields the run's rows of metrics.csv up to its checkpoint, with the keys of a single run's metrics.jsonl."""
     path = directory / METRICS
     names = {name: used_name(found.axes, name) for name in sorted(found.group.metric_names())}
     try:
@@ -168,12 +170,12 @@ def _rows(directory: Path, found: _Member, env_steps: int) -> Iterator[dict[str,
             for row in csv.DictReader(file):
                 if row["run"] == str(found.number) and int(row["env_steps"]) <= env_steps:
                     counts = {name: int(row[name]) for name in ("update", "env_steps")}
-                    metrics = {name: _number_of(row[column]) for name, column in names.items()}
+                    metrics = {name: _float32_of(row[column]) for name, column in names.items()}
                     yield {**counts, **metrics, "episode/count": int(row["episode/count"])}
     except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
         raise CheckpointError(f"cannot read {path}: {error!r}") from error
 
 
-def _number_of(text: str) -> float | None:
-    """The float32 that was written."""
+def _float32_of(text: str) -> float | None:
+    """Returns the float32 that a cell holds; None for an empty one."""
     return float(np.float32(text)) if text else None

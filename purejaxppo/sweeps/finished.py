@@ -1,4 +1,4 @@
-"""Sweeps that are finished already, which their files tell. No JAX in here, as in `purejaxppo.experiment.finished`."""
+"""Recognition of a finished sweep by its files. It imports no JAX, as `purejaxppo.experiment.finished` does not."""
 
 from pathlib import Path
 from typing import Any
@@ -10,19 +10,19 @@ from purejaxppo.experiment.metrics_log import whole_rows
 from purejaxppo.sweeps.directory import METRICS
 
 _OUTPUTS = (METRICS, "results.csv", "table.md", "plots/learning_curves.png")
-_OF_SUMMARY = {"exit_reason", "runs", "diverged", "settings", "best_run"}
+_SUMMARY_FIELDS = {"exit_reason", "runs", "diverged", "settings", "best_run"}
 
 
 def finished_sweep(directory: Path) -> dict[str, Any] | None:
-    """Returns the summary of a sweep of which nothing is missing or damaged."""
+    """Returns the summary of a finished sweep; None if it is not finished, or a file is missing or damaged."""
     try:
         summary = read_json(directory / "summary.json")
         results = [read_json(path) for path in (directory / "parts").glob("*/result.json")]
-    except CheckpointError:  # missing, or not to be read: it will be written again
+    except CheckpointError:  # missing or unreadable; resuming writes it again
         return None
-    if not summary.keys() >= _OF_SUMMARY or summary["exit_reason"] != "finished":
+    if not summary.keys() >= _SUMMARY_FIELDS or summary["exit_reason"] != "finished":
         return None
-    if not all(map(_is_sound, results)) or not all(is_file(directory / name) for name in _OUTPUTS):
+    if not all(map(_is_valid_result, results)) or not all(is_file(directory / name) for name in _OUTPUTS):
         return None
     batches = [path for path in (directory / "parts").glob("*") if path.is_dir()]
     steps = [list_steps(batch) for batch in batches]
@@ -33,12 +33,12 @@ def finished_sweep(directory: Path) -> dict[str, Any] | None:
 
 
 def already_finished(summary: dict[str, Any]) -> str:
-    """Returns what `resume` says of the finished sweep that a summary is of."""
+    """Returns the message of `resume` about a sweep that is finished."""
     return f"{summary['out']} is finished already."
 
 
-def _is_sound(result: dict[str, Any]) -> bool:
-    """Whether a batch's result.json is one, as far as can be told without the sweep's plan."""
+def _is_valid_result(result: dict[str, Any]) -> bool:
+    """Returns whether a batch's result.json has the right form, as far as it is known without the sweep's plan."""
     lists = [result.get(name) for name in ("updates", "diverged_at", "returns")]
     sizes = {len(values) if isinstance(values, list) else None for values in lists}
     return len(sizes) == 1 and None not in sizes and type(result.get("metrics_bytes")) is int

@@ -1,4 +1,4 @@
-"""metrics.csv: a row per run and update, as text that is the same for the same numbers."""
+"""The rows of metrics.csv, one per run and update; equal numbers give equal text."""
 
 import re
 from collections.abc import Sequence
@@ -14,25 +14,28 @@ _NOT_FINITE = re.compile(r"(?<=,)-?(nan|inf)(?=[,\n])")
 
 
 def metrics_head(sweep: SweepSettings, names: Sequence[str]) -> str:
-    """The first line: run, seed, the swept fields, update, env_steps, the metrics, and what was not finite."""
+    """Returns the first line: run, seed, the swept fields, update, env_steps, the metrics, nonfinite."""
     used = (used_name(sweep.axes, name) for name in names)
     return ",".join(["run", "seed", *sweep.axes, "update", "env_steps", *used, "nonfinite"]) + "\n"
 
 
 def used_name(axes: Sequence[str], name: str) -> str:
-    """A metric's column. Under a schedule `learning_rate` is not the swept one, and is called learning_rate_used."""
+    """Returns a metric's column, with `_used` behind the name of a swept field.
+
+    The metric `learning_rate`, for example, is the scheduled value, and the field is the initial one.
+    """
     return f"{name}_used" if name in axes else name
 
 
 class MetricRows:
-    """Turns chunks of runs that are side by side into rows, until each run's end.
+    """Turns the chunks of a batch of runs into rows. A run that is frozen has no rows.
 
     Args:
-      sweep: whose runs they are.
-      runs: their numbers, in order; what the arrays have beyond them is left out.
-      names: of the metrics, in the order of the columns; those that the runs do not have stay empty.
-      until: updates after which a run is at its end.
-      diverged: update after which each has come to it before, 0 for none.
+      sweep: that the runs belong to.
+      runs: numbers of the runs, in order; further entries of the arrays are copies that fill the batch.
+      names: of the metrics, in the order of the columns; a metric that the runs do not have leaves its column empty.
+      until: updates after which a run is finished.
+      diverged: [R] update in which a run diverged earlier, 0 for none.
     """
 
     def __init__(
@@ -45,8 +48,9 @@ class MetricRows:
         self._diverged = diverged.copy()
 
     def __call__(self, chunk: Chunk) -> str:
-        """The rows of a chunk."""
+        """Returns the rows of a chunk, run by run."""
         columns = [chunk.metrics.get(name) for name in self._names]
+        # Nine significant digits tell every float32 from its neighbours.
         form = ",".join(["%s,%d,%d", *("" if column is None else "%.9g" for column in columns), "%s\n"])
         known = [column for column in columns if column is not None]
         rows = []
@@ -57,11 +61,10 @@ class MetricRows:
                 update = chunk.first_update + u
                 what = first_nonfinite(int(bits[u])) or ""
                 rows.append(form % (prefix, update, update * self._batch_size, *values, what))
-        # As many digits as tell one float32 from the next.
         return _NOT_FINITE.sub("", "".join(rows))
 
     def _last(self, i: int, chunk: Chunk, bits: np.ndarray) -> int:
-        """How many of the chunk's updates run i has made; the one that was not finite counts."""
+        """Returns how many of the chunk's updates run i has made, including the one in which it diverged."""
         if self._diverged[i]:
             return 0
         length = max(0, min(len(bits), self._until - chunk.first_update + 1))

@@ -1,4 +1,4 @@
-"""What a sweep comes to: its programs, how many runs of each are side by side, its rungs, and what that takes."""
+"""The plan of a sweep: its compiled programs, the batch size of each, its rungs, and the memory that they need."""
 
 import hashlib
 import json
@@ -13,28 +13,34 @@ from purejaxppo.config.resolve import settings_record
 from purejaxppo.devices.memory import explain, readable
 from purejaxppo.sweeps.compiled_group import CompiledGroup, available_bytes
 from purejaxppo.sweeps.directory import Sizes, sweep_record
-from purejaxppo.sweeps.scoring import finite
+from purejaxppo.sweeps.scoring import finite_or_none
 from purejaxppo.sweeps.spec import SweepSettings, value_text
 
 
 class Plan:
-    """Groups of runs, and how many of each group's are side by side."""
+    """The programs of a sweep, with their runs, and the batch size of each."""
 
     def __init__(self, sweep: SweepSettings, allow_download: bool = False, sizes: Sizes | None = None) -> None:
         """Builds everything, and compiles nothing. Raises ConfigError or EnvError.
 
         Args:
-          sizes: of the sweep's directory; without them `fit` has to settle them.
+          sweep: what to train.
+          allow_download: let an environment fetch its data set.
+          sizes: from the directory of a sweep that is resumed; for a new sweep `fit` determines them.
         """
         self.sweep = sweep
         self.groups = [CompiledGroup(sweep, settings, allow_download) for settings in sweep.programs()]
         self.sizes = sizes or Sizes((), len(jax.devices()))
-        for group in self.groups:  # what is wrong with one of them should be known before hours of work
+        for group in self.groups:  # tracing finds an error in the last program before hours of work on the first
             group.shapes(1)
 
     @cached_property
     def rungs(self) -> tuple["Rung", ...]:
-        """The stretches of a sweep: one, or as many as the settings can be divided by `halving` and one."""
+        """Returns the rungs of the sweep, a single one without `halving`.
+
+        With it there are 1 + log_halving(n), rounded down, where n is the number of settings, or that of the updates of
+        the shortest budget if it is smaller.
+        """
         factor, settings = self.sweep.halving, len(self.sweep.settings)
         if factor is None:
             return (Rung(settings, 1),)
@@ -42,45 +48,57 @@ class Plan:
         count = 0
         while factor ** (count + 1) <= min(settings, shortest):
             count += 1
+        # The last rung has the whole budget; the one before has 1 / factor of it, and factor times as many settings.
         return tuple(Rung(settings // factor**k, factor ** (count - k)) for k in range(count + 1))
 
     def fit(self) -> None:
-        """Compiles the first rung's programs, with as many runs side by side as fit into memory.
+        """Compiles the programs of the first rung, for batches as large as memory permits, and sets `sizes`.
 
-        Raises OutOfMemoryError if a program does not fit with a single run per device.
+        Raises OutOfMemoryError if a program does not fit with a single run.
         """
         self.sizes = self.sizes._replace(runs=tuple(map(self._fit, self.groups)))
 
     def _fit(self, group: CompiledGroup) -> int:
-        size = self.balanced(len(group.runs), group.most(self.sizes.devices))
+        """Returns the batch size of a program: the estimated one, halved until the compiled program fits."""
+        size = self.balanced_size(len(group.runs), group.estimated_size(self.sizes.devices))
         while True:
-            needed = group.needed_bytes(size, self.chunk(group, size))
+            needed = group.needed_bytes(size, self.chunk_length(group, size))
             if needed <= available_bytes(group.layout(size).mesh.size):
                 return size
             if size == 1:
                 raise explain(group.config, group.env, None if math.isinf(needed) else int(needed))
-            size = self.balanced(len(group.runs), size // 2)
+            size = self.balanced_size(len(group.runs), size // 2)
 
-    def balanced(self, runs: int, most: int) -> int:
-        """The size of batches of about equal length, at most so long, which fills the devices evenly if it can."""
+    def balanced_size(self, runs: int, most: int) -> int:
+        """Returns the size R of batches into which runs are divided.
+
+        R is a multiple of the number of devices, unless there are too few runs or `most` is too small for that.
+
+        Args:
+          runs: how many there are.
+          most: the largest R that is allowed.
+        """
         devices = self.sizes.devices
         if min(runs, most) < devices:
             return min(runs, most)
+        # As few batches as possible, then as equal as possible, which leaves the fewest copies in the last one.
         batches = math.ceil(runs / (most // devices * devices))
         return math.ceil(math.ceil(runs / batches) / devices) * devices
 
-    def chunk(self, group: CompiledGroup, size: int) -> int:
-        """Updates per call in every rung, so that there is one program for each number of runs side by side."""
-        return group.chunk(size, self.rungs[0].updates(group.config))
+    def chunk_length(self, group: CompiledGroup, size: int) -> int:
+        """Returns the updates per call of a batch, the same in every rung, so that each batch size has one program."""
+        return group.chunk_length(size, self.rungs[0].updates(group.config))
 
     def metric_names(self) -> list[str]:
-        """Of all groups, in alphabetical order."""
+        """Returns the names of the metrics of all programs, in alphabetical order."""
         return sorted({name for group in self.groups for name in group.metric_names()})
 
     @cached_property
     def fingerprint(self) -> str:
-        """The hash of everything that decides the result. What is at its default does not count: an older version may
-        not know it.
+        """Returns the hash of everything that determines the results; checkpoints carry it.
+
+        A field that all settings have at its default is left out, so that a field which a later version adds does not
+        change the hashes of earlier sweeps.
         """
         record = sweep_record(self.sweep)
         usual = settings_record(TrainConfig(), Hyperparams())
@@ -91,7 +109,10 @@ class Plan:
 
     @property
     def env_steps(self) -> int:
-        """Of all runs together, if none diverges and halving keeps the settings with the most steps."""
+        """Returns the env steps of all runs together, if none diverges.
+
+        With halving, it is an upper bound if budgets differ: the settings with the most steps are assumed to go on.
+        """
         total = 0
         for rung, before in zip(self.rungs, (None, *self.rungs), strict=False):
             steps = [
@@ -103,25 +124,25 @@ class Plan:
 
 
 class Rung(NamedTuple):
-    """A stretch of a sweep."""
+    """A stage of successive halving: a share of the budget, and how many settings train up to it."""
 
-    settings: int  # that are trained in it
-    divisor: int  # of the budget
+    settings: int  # how many are trained in it
+    divisor: int  # its runs end after 1 / divisor of their budget
 
     def updates(self, config: TrainConfig) -> int:
-        """Updates that a run has done at its end."""
+        """Returns the updates that a run has done at the end of the rung."""
         return math.ceil(config.num_updates / self.divisor)
 
 
 def make_plan(sweep: SweepSettings, *, allow_download: bool = False) -> Plan:
-    """The plan of a sweep, with its programs compiled. Raises PureJaxPPOError."""
+    """Returns the plan of a sweep, with the programs of the first rung compiled. Raises PureJaxPPOError."""
     plan = Plan(sweep.plain(), allow_download)
     plan.fit()
     return plan
 
 
 def plan_record(plan: Plan) -> dict[str, Any]:
-    """The plan as JSON has it; bytes are per device."""
+    """Returns the plan as a dictionary for JSON; bytes are per device."""
     sweep, devices = plan.sweep, jax.devices()
     alike = len({config.env_steps for config, _ in sweep.settings}) == 1
     return {
@@ -130,7 +151,7 @@ def plan_record(plan: Plan) -> dict[str, Any]:
         "settings": len(sweep.settings),
         "seeds": len(sweep.seeds),
         "env_steps": plan.env_steps,
-        "env_steps_are_exact": sweep.halving is None or alike,  # or else at most so many
+        "env_steps_are_exact": sweep.halving is None or alike,  # otherwise an upper bound
         "devices": f"{len(devices)} x {devices[0].device_kind}",
         "programs": [_program_record(plan, i) for i in range(len(plan.groups))],
         "rungs": [rung._asdict() for rung in plan.rungs],
@@ -151,19 +172,20 @@ def _program_record(plan: Plan, i: int) -> dict[str, Any]:
         "updates_per_run": config.num_updates,
         "num_envs": config.num_envs,
         "num_steps": config.num_steps,
-        "predicted_bytes": finite(group.needed_bytes(size, plan.chunk(group, size))),
-        "available_bytes": finite(available_bytes(layout.mesh.size)),
+        "predicted_bytes": finite_or_none(group.needed_bytes(size, plan.chunk_length(group, size))),
+        "available_bytes": finite_or_none(available_bytes(layout.mesh.size)),
     }
 
 
 def describe_plan(record: dict[str, Any]) -> list[list[str]]:
-    """A `plan_record` as rows of name and text."""
+    """Returns a `plan_record` as rows of name and text."""
     programs = record["programs"]
+    again = ", compiled again for the smaller batches of later rungs" if len(record["rungs"]) > 1 else ""
     rows = [
         ["runs", f"{record['runs']:,} = {record['settings']:,} settings x {record['seeds']:,} seeds"],
         ["env steps", f"{'' if record['env_steps_are_exact'] else 'at most '}{record['env_steps']:,} in all"],
         ["devices", record["devices"]],
-        ["programs to compile", f"{len(programs)}{', each anew for fewer runs' if len(record['rungs']) > 1 else ''}"],
+        ["programs to compile", f"{len(programs)}{again}"],
     ]
     for number, program in enumerate(programs, start=1):
         rows.append([f"program {number}", _runs_text(program)])

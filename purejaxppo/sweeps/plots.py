@@ -1,4 +1,4 @@
-"""The pictures of a sweep: learning curves of the best settings, what each swept field does, and two fields' map."""
+"""The pictures of a sweep: learning curves of the best settings, marginals of each swept field, and a heat map."""
 
 import math
 import textwrap
@@ -14,15 +14,15 @@ from purejaxppo.sweeps.scoring import worst_if_diverged
 from purejaxppo.sweeps.spec import SweepSettings, value_text
 from purejaxppo.sweeps.tables import Curve, Outcome
 
-_COLOURS = (*COLOURS[:5], "#1f9a9a")  # without the grey one, which the others have
+_COLOURS = (*COLOURS[:5], "#1f9a9a")  # of the best settings: grey is for all others
 _GREY, _DARK = "#c9cdd4", "#6b7280"
-_OTHERS = 200  # thin lines; more are one grey area, and take minutes
-_DRAWS = 500
-_VALUES = 12  # of an axis with an interval each; more are drawn as settings
-_CELLS = 20  # of a heat map along one axis
-_WIDE = 10  # a span of positive values by more than this factor is logarithmic
-_LETTERS = 46  # of the labels below one panel, side by side
-_LINE = 100  # letters in a line of the legend
+_MAX_OTHERS = 200  # grey lines; more would be one grey area, and take minutes
+_DRAWS = 500  # of the bootstrap
+_MAX_VALUES = 12  # of an axis that has a point with an interval per value; with more it has a point per setting
+_MAX_CELLS = 20  # of a heat map along one axis
+_LOG_FACTOR = 10  # positive values that differ by more than this factor may have a logarithmic axis
+_LABEL_LETTERS = 46  # that all labels of one panel's axis may have without being rotated
+_LEGEND_LETTERS = 100  # in a line of the legend
 
 
 def plot_sweep(
@@ -32,10 +32,17 @@ def plot_sweep(
     curves: Sequence[Curve],
     directory: Path,
 ) -> list[Path]:
-    """learning_curves.png, and as far as they say something marginals.png and heat_map.png; returns their paths.
+    """Draws the pictures of a sweep and returns their paths.
+
+    There is always learning_curves.png, marginals.png if a field varies, and heat_map.png if exactly two fields do and
+    their values form a grid.
 
     Args:
-      rows: of `setting_rows`, all of them, the best first.
+      sweep: its settings.
+      outcome: how its runs ended.
+      rows: all `setting_rows`, the best first.
+      curves: of each setting, by its number.
+      directory: for the pictures.
 
     Raises CheckpointError if a picture cannot be written.
     """
@@ -55,14 +62,17 @@ def plot_sweep(
 def _plot_curves(
     sweep: SweepSettings, rows: Sequence[dict[str, Any]], curves: Sequence[Curve], alive: np.ndarray, out: Path
 ) -> Path:
-    """The best settings in colour, the others behind them in grey. Runs that diverged are left out, and counted."""
+    """Draws the best settings in colour and the others behind them in grey.
+
+    Diverged runs are left out, and counted in the legend.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.6, 5.2), layout="constrained")
     axes = figure.subplots()
     drawn = [row for row in rows if alive[row["setting"]].any()]
     best, others = drawn[: len(_COLOURS)], drawn[len(_COLOURS) :]
-    shown = others[:: -(-len(others) // _OTHERS) or 1]
+    shown = others[:: -(-len(others) // _MAX_OTHERS) or 1]
     for row in shown:
         brought = bring_together(*_means(curves[row["setting"]], alive[row["setting"]]))
         if brought is not None:
@@ -86,10 +96,10 @@ def _plot_curves(
     handles, labels = axes.get_legend_handles_labels()
     if handles:  # the best first, whatever was drawn first
         order = sorted(range(len(labels)), key=lambda i: labels[i].endswith(" others"))
-        columns = 1 if max(map(len, labels)) > _LINE // 2 else 2
+        columns = 1 if max(map(len, labels)) > _LEGEND_LETTERS // 2 else 2
         figure.legend(
             [handles[i] for i in order],
-            [textwrap.fill(labels[i], _LINE) for i in order],
+            [textwrap.fill(labels[i], _LEGEND_LETTERS) for i in order],
             loc="outside lower center",
             ncols=columns,
             frameon=False,
@@ -99,13 +109,13 @@ def _plot_curves(
 
 
 def _means(curve: Curve, alive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Env steps [B] and mean returns [B, runs] of the runs that did not diverge; NaN where no episode ended."""
+    """Returns env steps [B] and mean returns [B, runs] of the runs that did not diverge; NaN where no episode ended."""
     total, count = curve.total[alive], curve.count[alive]
     return curve.env_steps, np.where(count > 0, total / np.maximum(count, 1), math.nan).T
 
 
 def _label(sweep: SweepSettings, row: dict[str, Any]) -> str:
-    """The values that tell the settings apart."""
+    """Returns a setting's label: its values of the fields that vary, and how many of its runs diverged."""
     varied = [axis for axis in sweep.axes if axis in row["values"] and len(_distinct(sweep, axis)) > 1]
     values = ", ".join(f"{axis} {value_text(row['values'][axis])}" for axis in varied or row["values"])
     label = values or ("all seeds" if row["runs"] > 1 else "the run")
@@ -118,7 +128,7 @@ def _label(sweep: SweepSettings, row: dict[str, Any]) -> str:
 def _plot_marginals(
     sweep: SweepSettings, varied: Sequence[str], scores: np.ndarray, rows: Sequence[dict[str, Any]], out: Path
 ) -> Path:
-    """A panel per axis: how all runs did that have a value of it, whatever they have of the others."""
+    """Draws a panel per swept field: the scores of all runs with each of its values, over all values of the others."""
     from matplotlib.figure import Figure
 
     columns = min(3, len(varied))
@@ -154,9 +164,9 @@ def _marginal_title(sweep: SweepSettings, varied: Sequence[str]) -> str:
 
 
 def _draw_values(axes: Any, sweep: SweepSettings, axis: str, scores: np.ndarray) -> None:
-    """One point with an interval per value. An end that is -inf, for diverged runs, is the bottom of the picture."""
+    """Draws one point with an interval per value; a lower end of -inf, for diverged runs, is an arrow to the bottom."""
     values = _distinct(sweep, axis)
-    places = _places(axes, values)
+    places = _set_ticks(axes, values)
     middles, ends = [], []
     for value in values:
         mine = scores[[point.get(axis, _MISSING) == value for point in sweep.points]]
@@ -190,7 +200,7 @@ def _draw_values(axes: Any, sweep: SweepSettings, axis: str, scores: np.ndarray)
 
 
 def _draw_settings(axes: Any, sweep: SweepSettings, axis: str, scores: np.ndarray, best: int) -> None:
-    """One point per setting, for an axis of many numbers."""
+    """Draws one point per setting, for a field with many numbers as values."""
     values = np.array([point.get(axis, math.nan) for point in sweep.points], float)
     middles = interquartile_mean(scores)
     fine, has = np.isfinite(middles), np.isfinite(values)
@@ -205,7 +215,7 @@ def _draw_settings(axes: Any, sweep: SweepSettings, axis: str, scores: np.ndarra
 
 
 def _set_log(axes: Any, values: np.ndarray) -> None:
-    """A logarithmic axis with two labels per decade, or one if there are many decades."""
+    """Makes the x axis logarithmic, with labels at 1 and 3 in each decade, or at 1 alone if there are many decades."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axes.set_xscale("log")
@@ -215,7 +225,7 @@ def _set_log(axes: Any, values: np.ndarray) -> None:
 
 
 def _mark_diverged(axes: Any, places: Sequence[float] | np.ndarray) -> None:
-    """Crosses on the bottom line, for what has no interquartile mean."""
+    """Draws crosses on the bottom line, in place of interquartile means that are not finite."""
     if len(places):
         axes.plot(
             places,
@@ -230,13 +240,16 @@ def _mark_diverged(axes: Any, places: Sequence[float] | np.ndarray) -> None:
         )
 
 
-def _places(axes: Any, values: Sequence[Any]) -> list[float]:
-    """Where along the axis the values are: numbers where they belong, unless some are too close; else side by side."""
+def _set_ticks(axes: Any, values: Sequence[Any]) -> list[float]:
+    """Sets the ticks of the x axis, and returns the position of each value along it.
+
+    Numbers are at their own positions, unless the labels of two would overlap; all else is evenly spaced.
+    """
     texts = [value_text(value) for value in values]
     numbers = [float(value) for value in values] if all(map(_is_number, values)) else []
     wide = _is_wide(np.array(numbers))
     scaled = np.log(numbers) if wide else np.array(numbers)
-    room = 1.3 * max(map(len, texts)) / _LETTERS
+    room = 1.3 * max(map(len, texts)) / _LABEL_LETTERS
     if numbers and np.diff(scaled).min() >= room * np.ptp(scaled):
         axes.set_xscale("log" if wide else "linear")
         axes.margins(x=0.12)
@@ -246,14 +259,14 @@ def _places(axes: Any, values: Sequence[Any]) -> list[float]:
         axes.set_xlim(-0.5, len(values) - 0.5)
     axes.set_xticks(places, texts)
     axes.set_xticks([], minor=True)
-    if sum(map(len, texts)) + 2 * len(texts) > _LETTERS:
+    if sum(map(len, texts)) + 2 * len(texts) > _LABEL_LETTERS:
         for label in axes.get_xticklabels():
             label.set(rotation=40, ha="right", rotation_mode="anchor")
     return places
 
 
 def _legend(figure: Any, panels: Sequence[Any]) -> None:
-    """One for all panels, of what any of them has a label for."""
+    """Draws one legend for all panels, with each label of any panel once."""
     handles = {
         label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
@@ -267,7 +280,7 @@ def _legend(figure: Any, panels: Sequence[Any]) -> None:
 def _plot_map(
     sweep: SweepSettings, varied: Sequence[str], scores: np.ndarray, rows: Sequence[dict[str, Any]], out: Path
 ) -> Path:
-    """The interquartile mean of every pair of values; a frame around the best setting's."""
+    """Draws a heat map: the interquartile mean for every pair of values, with a frame around the best setting."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
@@ -319,11 +332,11 @@ def _runs_per_cell(sweep: SweepSettings, cells: dict[tuple[int, int], list[int]]
 
 
 def _is_grid(sweep: SweepSettings, varied: Sequence[str]) -> bool:
-    """Whether the settings fill more than half of the cells, which are not too many to read."""
+    """Returns whether the settings fill more than half of the cells of a grid that is small enough to be read."""
     pairs = {tuple(value_text(point[axis]) for axis in varied) for point in sweep.points if point.keys() >= set(varied)}
     sizes = [len(_distinct(sweep, axis)) for axis in varied]
-    whole = all(point.keys() >= set(varied) for point in sweep.points)
-    return whole and max(sizes) <= _CELLS and 2 * len(pairs) > math.prod(sizes)
+    complete = all(point.keys() >= set(varied) for point in sweep.points)
+    return complete and max(sizes) <= _MAX_CELLS and 2 * len(pairs) > math.prod(sizes)
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
@@ -333,7 +346,7 @@ _MISSING = object()  # equal to no value
 
 
 def _distinct(sweep: SweepSettings, axis: str) -> list[Any]:
-    """The values of an axis: numbers in their order, others as they come."""
+    """Returns the different values of an axis: numbers in ascending order, others in that of their appearance."""
     values: list[Any] = []
     texts = set()
     for point in sweep.points:
@@ -348,14 +361,14 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_scattered(sweep: SweepSettings, axis: str) -> bool:
-    """Whether an axis has so many numbers, as from random sampling, that few settings share one."""
+    """Returns whether an axis has so many numbers, as from random sampling, that few settings share one."""
     values = _distinct(sweep, axis)
-    return len(values) > _VALUES and all(map(_is_number, values))
+    return len(values) > _MAX_VALUES and all(map(_is_number, values))
 
 
 def _is_wide(values: np.ndarray) -> bool:
-    """Whether numbers ask for a logarithmic axis: by their span, and as most of them are in its lower half."""
-    if not values.size or values.min() <= 0 or values.max() <= _WIDE * values.min():
+    """Returns whether an axis should be logarithmic: it spans a large factor, and most values are in its lower half."""
+    if not values.size or values.min() <= 0 or values.max() <= _LOG_FACTOR * values.min():
         return False
     return bool(np.mean(values < (values.min() + values.max()) / 2) > 0.6)
 

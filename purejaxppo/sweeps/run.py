@@ -1,4 +1,4 @@
-"""A sweep from its settings to its tables and pictures; and going on with one that was stopped."""
+"""Running a sweep, from its settings to its tables and pictures, and resuming one that was stopped."""
 
 import csv
 import os
@@ -32,17 +32,18 @@ from purejaxppo.sweeps.finished import already_finished, finished_sweep
 from purejaxppo.sweeps.metrics_csv import metrics_head
 from purejaxppo.sweeps.plan import Plan, describe_plan, plan_record
 from purejaxppo.sweeps.plots import plot_sweep
+from purejaxppo.sweeps.scoring import markdown_table
 from purejaxppo.sweeps.spec import SweepSettings
 from purejaxppo.sweeps.tables import (
     Outcome,
-    markdown_table,
     read_causes,
     read_curves,
     run_columns,
     run_rows,
     setting_rows,
+    settings_table,
 )
-from purejaxppo.sweeps.train_batch import SweepRun, chosen_state, finished_result, first_state, train_batch
+from purejaxppo.sweeps.train_batch import SweepRun, finished_result, new_runs, promoted_runs, train_batch
 
 
 def run_sweep(
@@ -54,7 +55,7 @@ def run_sweep(
     stop: StopRequest | None = None,
     phases: Phases | None = None,
 ) -> dict[str, Any]:
-    """Trains, evaluates, tabulates and draws a sweep; leaves a directory and returns its summary (`summary.json`).
+    """Trains and evaluates a sweep, writes its directory with tables and pictures, and returns its summary.
 
     Args:
       sweep: what to train.
@@ -62,10 +63,10 @@ def run_sweep(
       allow_download: let an environment fetch its data set.
       console: for progress; by default standard error.
       stop: asks the sweep to stop; by default SIGINT, SIGTERM and SIGUSR1 do.
-      phases: takes the seconds that the summary reports; by default they begin here.
+      phases: measures the seconds that the summary reports, by default from this call on.
 
     Raises:
-      PureJaxPPOError: of the kind that says what went wrong; what had been written stays.
+      PureJaxPPOError: a subclass for each kind of failure; the files that were written remain.
     """
     console, phases = console or Terminal(), phases or Phases()
     sweep = sweep.plain()
@@ -87,7 +88,7 @@ def run_sweep(
             when_interrupted(f"`purejaxppo resume {directory}` goes on from its checkpoints, if it has any.")
             say(console, "\n".join(f"{name:<20} {text}" for name, text in describe_plan(plan_record(plan))))
             say(console, f"{sweep.env}  {directory}")
-            return _train(directory, plan, console, stop, phases)
+            return _train_and_report(directory, plan, console, stop, phases)
 
 
 def resume_sweep(
@@ -100,16 +101,18 @@ def resume_sweep(
     stop: StopRequest | None = None,
     phases: Phases | None = None,
 ) -> dict[str, Any]:
-    """Goes on with a sweep that was stopped, to the same tables byte for byte. A finished one is left as it is.
+    """Resumes a sweep that was stopped and returns its summary. Its tables are those of an uninterrupted sweep.
+
+    They are so byte for byte. A finished sweep is left as it is.
 
     Args:
       directory: of the sweep.
-      options: when and how many checkpoints; by default the sweep's own. `eval_episodes` cannot be changed.
+      options: how often and how many checkpoints are kept; by default the sweep's own. `eval_episodes` cannot change.
       strict: refuse to fall back to an older checkpoint than the newest.
       allow_download, console, stop, phases: as in `run_sweep`.
 
     Raises:
-      PureJaxPPOError: of the kind that says what went wrong.
+      PureJaxPPOError: a subclass for each kind of failure.
     """
     console, phases = console or Terminal(), phases or Phases()
     directory = Path(directory)
@@ -125,13 +128,13 @@ def resume_sweep(
         with stop.ending_at_once("nothing was done yet."):
             plan = Plan(sweep, allow_download, sizes)
         _check_columns(directory, plan)
-        (directory / "summary.json").unlink(missing_ok=True)  # of the stop before
+        (directory / "summary.json").unlink(missing_ok=True)  # written when the sweep was stopped
         for change in changed_versions(directory):
             remark(console, f"{change} since the sweep began; its results may differ, as those of another seed do.")
         write_sweep(directory, sweep, sizes)
         add_command(directory)
         say(console, f"{sweep.env}  {sweep.num_runs:,} runs  {directory}  resumed")
-        return _train(directory, plan, console, stop, phases, strict)
+        return _train_and_report(directory, plan, console, stop, phases, strict)
 
 
 def _unless_all_diverged(summary: dict[str, Any]) -> dict[str, Any]:
@@ -141,7 +144,7 @@ def _unless_all_diverged(summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_columns(directory: Path, plan: Plan) -> None:
-    """Raises CheckpointError if metrics.csv has other columns than the sweep has now: nothing may be cut off there."""
+    """Raises CheckpointError if metrics.csv has other columns than the sweep would write, so as not to overwrite it."""
     path, head = directory / METRICS, metrics_head(plan.sweep, plan.metric_names())
     size = len(head.encode())
     if is_file(path) and path.stat().st_size >= size:
@@ -163,14 +166,14 @@ def _other_options(sweep: SweepSettings, options: RunOptions) -> RunOptions:
     return options
 
 
-def _train(
+def _train_and_report(
     directory: Path, plan: Plan, console: Console, stop: StopRequest, phases: Phases, strict: bool = False
 ) -> dict[str, Any]:
-    """Trains what has not been, rung by rung and batch by batch, and writes what came of it."""
+    """Trains every batch that is not finished, rung by rung, then writes tables and pictures; returns the summary."""
     columns = plan.metric_names()
     head = metrics_head(plan.sweep, columns)
     metrics = directory / METRICS
-    if whole_rows(metrics, len(head.encode())) < len(head.encode()):  # not begun, or no row of it is left
+    if whole_rows(metrics, len(head.encode())) < len(head.encode()):  # missing, or torn in its first line
         write_text(metrics, head)
     finished: Finished = []
     phases.end("setup")
@@ -191,13 +194,13 @@ def _train(
                 position = result.metrics_bytes
                 finished.append((batch, result))
     with stop.ending_at_once(f"every run is trained; `purejaxppo resume {directory}` makes the tables."):
-        os.truncate(metrics, min(position, metrics.stat().st_size))  # what a killed process may have left behind it
+        os.truncate(metrics, min(position, metrics.stat().st_size))  # rows beyond the last batch, of a killed process
         with announced(sweep_run.note, "making tables and pictures"):
             return _unless_all_diverged(_write_results(directory, plan, finished, phases))
 
 
 def _begin(directory: Path, plan: Plan, batch: RunBatch, before: Sequence[RunBatch]) -> Runs:
-    return chosen_state(directory, plan, batch, before) if batch.rung else first_state(plan, batch)
+    return promoted_runs(directory, plan, batch, before) if batch.rung else new_runs(plan, batch)
 
 
 def _stopped(directory: Path, plan: Plan, stop: StopRequest, phases: Phases) -> dict[str, Any]:
@@ -221,7 +224,7 @@ def _write_results(directory: Path, plan: Plan, finished: Finished, phases: Phas
         writer = csv.DictWriter(file, run_columns(sweep), lineterminator="\n")
         writer.writeheader()
         writer.writerows(run_rows(sweep, outcome, curves))
-    write_text(directory / "table.md", markdown_table(rows, sweep))
+    write_text(directory / "table.md", markdown_table(settings_table(rows, sweep)))
     seconds = sum(result.seconds for _, result in finished)
     env_steps = int(outcome.env_steps.sum())
     unfinished = sum(result.unfinished for _, result in finished)
@@ -248,7 +251,7 @@ def _write_results(directory: Path, plan: Plan, finished: Finished, phases: Phas
 
 
 def _outcome(plan: Plan, finished: Finished) -> Outcome:
-    """Of every run, as its last batch left it."""
+    """Returns how every run ended, which is how it ended in the last rung that it trained in."""
     n = plan.sweep.num_runs
     outcome = Outcome(np.zeros(n, np.int64), np.full(n, np.nan), np.zeros(n, np.int64), np.zeros(n, np.int64))
     for batch, result in finished:

@@ -1,4 +1,7 @@
-"""The space that a sweep searches: from words to axes, and from axes to points. No JAX in here: help has to be fast."""
+"""The space that a sweep searches: axes from command-line words, and points from axes.
+
+It imports no JAX, as the command line's help has to be fast.
+"""
 
 import dataclasses
 import itertools
@@ -21,7 +24,7 @@ _TRIES = 100  # draws per point before the space counts as exhausted
 
 
 class Span(NamedTuple):
-    """Every number from `low` to `high`, uniform in the number or in its logarithm."""
+    """The numbers from `low` to `high`, with a uniform distribution of the number or of its logarithm."""
 
     low: float
     high: float
@@ -32,29 +35,29 @@ class Span(NamedTuple):
 
 
 class Axis(NamedTuple):
-    """A swept field and what it takes: the listed values, typed as the field is and all different, or a span."""
+    """A swept field and its values."""
 
     name: str
-    values: tuple[Any, ...] | Span
+    values: tuple[Any, ...] | Span  # listed values are of the field's type and all different
 
 
 def flag_of(name: str) -> str:
-    """A field as it is typed: num_envs -> --num-envs."""
+    """Returns the flag of a field: num_envs -> --num-envs."""
     return f"--{name.replace('_', '-')}"
 
 
 def parse_axis(name: str, words: Sequence[str]) -> Axis:
-    """The axis that the words after a flag spell out; one value alone is an axis of one.
+    """Returns the axis that the words after a flag stand for; a single value is an axis of length 1.
 
-    Widths of layers are one network if they stand apart (64 64); with commas each word is one (64,64 128,128, and 64,
-    for a single layer). A span is low..high or log:low..high, alone after its flag.
+    Widths of layers separated by spaces are one network (64 64). With commas each word is a network: 64,64 128,128,
+    and 64, with a comma at its end is one layer. A span is low..high or log:low..high, alone after its flag.
 
     Args:
       name: a field of TrainConfig or Hyperparams.
       words: as typed.
 
     Raises:
-      ConfigError: no word, one of the wrong type or out of range, two equal ones, or a span where none is possible.
+      ConfigError: there is no word, one is of the wrong type or out of range, two are equal, or a span is not possible.
     """
     if not words:
         raise ConfigError(f"{flag_of(name)} has no value; give one or more.")
@@ -71,32 +74,32 @@ def parse_axis(name: str, words: Sequence[str]) -> Axis:
 
 
 def _value(name: str, word: str) -> Any:
-    """A word as the type of its field has it. Raises ConfigError, naming it."""
+    """Returns a word converted to its field's type. Raises ConfigError, which names the word."""
     try:
         value = parse_word(FIELDS[name].type, word)
     except ValueError as error:
         several = f"; write them apart: {apart(word)}" if "," in word and name != "hidden_sizes" else ""
         raise ConfigError(f"{name} = {error}{several}.") from None
-    if name == "algorithm" and "," in word:  # other unknown names are the registry's to refuse, plugins being imported
+    if name == "algorithm" and "," in word:  # other unknown names are refused later, by the registry with plugins
         raise ConfigError(f"algorithm = {word!r} is no name of one. Write them apart: {apart(word)}.")
     validate_value(FIELDS[name], value)
     return value
 
 
 def _span(name: str, word: str) -> Span:
-    """low..high or log:low..high. Raises ConfigError, naming the word."""
+    """Returns the span written as low..high or log:low..high. Raises ConfigError, which names the word."""
     if name not in _HYPERPARAMS:
         raise ConfigError(
             f"{name} = {word} is a span, which only hyperparameters take, such as learning_rate; list its values."
         )
-    parts = re.fullmatch(r"(log:)?(.*)\.\.(.*)", word) if "..." not in word else None
+    match = re.fullmatch(r"(log:)?(.*)\.\.(.*)", word) if "..." not in word else None
     try:
-        low, high = (float(number) for number in parts.groups()[1:]) if parts else (math.nan, math.nan)
+        low, high = (float(number) for number in match.groups()[1:]) if match else (math.nan, math.nan)
     except ValueError:
         low = high = math.nan
-    if parts is None or math.isnan(low + high):
+    if match is None or math.isnan(low + high):
         raise ConfigError(f"{name} = {word} is no span; it is written low..high or log:low..high, as in 1e-5..1e-2.")
-    log = parts[1] is not None
+    log = match[1] is not None
     if not low < high or (log and not low > 0):
         order = "0 < low < high" if log else "low < high"
         raise ConfigError(f"{name} = {word} is an empty span; it takes {order}.")
@@ -118,17 +121,17 @@ def _refuse_duplicates(name: str, values: Sequence[Any]) -> None:
 
 
 def _text(value: Any) -> str:
-    """A value as it is typed."""
+    """Returns a value as it is typed."""
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _identity(value: Any) -> Any:
-    """What is equal for values that train alike: hyperparameters are float32 in the program, and -0 is 0."""
+    """Returns a key that is equal for values that train alike: floats are float32 in the program, and -0 is 0."""
     return struct.pack("f", value + 0.0) if isinstance(value, float) else value
 
 
-def grid(axes: Sequence[Axis]) -> list[dict[str, Any]]:
-    """All combinations of the listed values as points (field -> value); the first axis changes most slowly.
+def all_points(axes: Sequence[Axis]) -> list[dict[str, Any]]:
+    """Returns all combinations of the axes' values as points (field -> value); the first axis changes most slowly.
 
     Raises:
       ConfigError: an axis is a span, or there are more than 10^6 combinations.
@@ -150,22 +153,23 @@ def grid(axes: Sequence[Axis]) -> list[dict[str, Any]]:
 
 
 def _size(axes: Sequence[Axis]) -> float:
-    """How many points the axes have; infinite with a span among them."""
+    """Returns the number of combinations of the axes' values; it is infinite with a span among them."""
     return math.prod(math.inf if isinstance(axis.values, Span) else len(axis.values) for axis in axes)
 
 
 def sample(axes: Sequence[Axis], count: int, seed: int) -> list[dict[str, Any]]:
-    """Random points (field -> value), all different: listed values with equal probability, spans by their law.
+    """Returns random points (field -> value), all different.
 
-    The points of a smaller count are the first ones of a larger count.
+    Listed values have equal probability, spans their own distribution. A larger count with the same seed begins with
+    the points of a smaller one.
 
     Args:
       axes: at least one.
       count: how many points, from 1 to 10^6.
-      seed: of NumPy's generator; decides everything.
+      seed: of NumPy's generator; the points depend on nothing else.
 
     Raises:
-      ConfigError: no axis, a count out of range, or one that is above the number of different points.
+      ConfigError: there is no axis, or the count is out of range or above the number of different points.
     """
     import numpy as np
 
@@ -182,9 +186,10 @@ def sample(axes: Sequence[Axis], count: int, seed: int) -> list[dict[str, Any]]:
     if count > size:
         raise ConfigError(f"--samples {count}, but there are only {size} settings; leave it out to take them all.")
     rng = np.random.default_rng(seed)
-    if size <= MAX_POINTS:
-        points = grid(axes)
+    if size <= MAX_POINTS:  # a permutation draws without replacement, down to the last point
+        points = all_points(axes)
         return [points[i] for i in rng.permutation(len(points))[:count]]
+    # The space is too large to be listed: draw with replacement, and drop what is there already.
     found: dict[Any, dict[str, Any]] = {}
     for point in itertools.islice(_draws(axes, rng), _TRIES * count):
         found.setdefault(tuple(map(_identity, point.values())), point)
@@ -194,7 +199,7 @@ def sample(axes: Sequence[Axis], count: int, seed: int) -> list[dict[str, Any]]:
 
 
 def _draws(axes: Sequence[Axis], rng: Any) -> Iterator[dict[str, Any]]:
-    """Points without end, which may be equal."""
+    """Yields random points without end, some of which may be equal."""
     while True:
         yield {axis.name: _draw(axis.values, rng) for axis in axes}
 
@@ -210,14 +215,15 @@ def _draw(values: tuple[Any, ...] | Span, rng: Any) -> Any:
 
 
 def parse_seeds(words: Sequence[str], first: int) -> tuple[int, ...]:
-    """The seeds that the words after --seeds ask for: one number is a count, several are the seeds themselves.
+    """Returns the seeds that the words after --seeds stand for: a single number is a count, several are the seeds.
 
     Args:
       words: as typed.
       first: the first seed of a count; the others follow it.
 
     Raises:
-      ConfigError: no word, no whole numbers, a count outside [1, 10^6], two equal seeds, or one outside [0, 2**32).
+      ConfigError: there is no word, one is not a whole number, a count is outside [1, 10^6], a seed is outside
+        [0, 2**32), or two seeds are equal.
     """
     if not words:
         raise ConfigError("--seeds has no value; give their number, or two and more seeds.")

@@ -1,4 +1,4 @@
-"""What a sweep was asked for."""
+"""The specification of a sweep: `SweepSettings` and their checks."""
 
 import dataclasses
 import math
@@ -14,16 +14,16 @@ MAX_RUNS = 1_000_000
 
 
 class SweepSettings(NamedTuple):
-    """S settings x seeds. Run number `setting * len(seeds) + i` has seed `seeds[i]`."""
+    """A sweep over S settings, each trained with every seed. Run `setting * len(seeds) + i` has seed `seeds[i]`."""
 
     axes: tuple[str, ...]  # the swept fields of TrainConfig and Hyperparams
     points: tuple[dict[str, Any], ...]  # [S] swept field -> value; without the fields that an algorithm does not have
     settings: tuple[tuple[TrainConfig, Hyperparams], ...]  # [S] complete, all of one environment
     seeds: tuple[int, ...]
     options: RunOptions
-    halving: int | None = None  # of the settings, one in so many goes on after each rung
-    exact: bool = False  # every run with the very bits that it has alone, on one device
-    target: float | None = None  # return that `steps to target` asks for
+    halving: int | None = None  # after each rung, one in so many settings goes on
+    exact: bool = False  # on one device, where every run is bitwise identical to a single run
+    target: float | None = None  # return whose first arrival `steps to target` reports
 
     @property
     def env(self) -> str:
@@ -32,14 +32,14 @@ class SweepSettings(NamedTuple):
 
     @property
     def num_runs(self) -> int:
-        """Settings x seeds."""
+        """The number of runs: settings x seeds."""
         return len(self.settings) * len(self.seeds)
 
     def plain(self) -> "SweepSettings":
-        """The same with Python's own numbers, and the points' values as the fields have them."""
+        """Returns the sweep with Python's own numbers, and with the points' values converted to their fields' types."""
         settings = tuple((config, hp.plain()) for config, hp in self.settings)
         points = tuple(self.points)
-        if len(points) == len(settings):  # or else `validate` says so
+        if len(points) == len(settings):  # otherwise `validate` raises
             points = tuple(_as_fields(*pair) for pair in zip(points, settings, strict=True))
         return self._replace(
             points=points,
@@ -51,7 +51,7 @@ class SweepSettings(NamedTuple):
         )
 
     def validate(self) -> None:
-        """Raises ConfigError for what cannot work."""
+        """Raises ConfigError if a value is out of range, or values contradict each other."""
         if not self.settings or not self.seeds:
             raise ConfigError("a sweep takes at least one setting and one seed.")
         if self.num_runs > MAX_RUNS:
@@ -74,9 +74,9 @@ class SweepSettings(NamedTuple):
             )
         self._validate_points()
         validate_options(self.options)
-        if self.target is not None and not _is_finite(self.target):
+        if self.target is not None and not _is_finite_number(self.target):
             raise ConfigError(f"target = {self.target!r}; it takes a finite return.")
-        if self.halving is not None and not (_is(self.halving, Integral) and 2 <= self.halving <= len(self.settings)):
+        if self.halving is not None and not (_is_a(self.halving, Integral) and 2 <= self.halving <= len(self.settings)):
             raise ConfigError(
                 f"halving = {self.halving!r}: after each rung one setting in so many goes on, so it takes 2 to "
                 f"{len(self.settings)}, the number of settings."
@@ -89,7 +89,7 @@ class SweepSettings(NamedTuple):
             )
 
     def _validate_points(self) -> None:
-        """They say of the settings what is so."""
+        """Raises ConfigError unless `points` and `settings` agree."""
         if len(self.points) != len(self.settings):
             raise ConfigError(f"{len(self.points)} points are not {len(self.settings)} settings; give each its own.")
         for i, (point, pair) in enumerate(zip(self.points, self.settings, strict=True)):
@@ -99,16 +99,17 @@ class SweepSettings(NamedTuple):
                     raise ConfigError(f"point {i} has {name} = {value!r}, which its setting or the axes do not have.")
 
     def programs(self) -> list[list[int]]:
-        """The settings, grouped by what is compiled in."""
+        """Returns the settings' numbers by program, i.e. by `TrainConfig` and by which hyperparameters are None."""
         groups: dict[Any, list[int]] = {}
         for i, (config, hp) in enumerate(self.settings):
+            # None has no leaf in the pytree of hyperparameters, so it is compiled in, too.
             absent = tuple(name for name, value in vars(hp).items() if value is None)
             groups.setdefault((config, absent), []).append(i)
         return list(groups.values())
 
 
 def _as_fields(point: dict[str, Any], pair: tuple[TrainConfig, Hyperparams]) -> dict[str, Any]:
-    """A point with each value as the record has it of which it is a field."""
+    """Returns a point whose values are converted as `TrainConfig` and `Hyperparams` convert their fields."""
     owner = {name: record for record in pair for name in vars(record)}
     return {
         name: getattr(dataclasses.replace(owner[name], **{name: value}), name) if name in owner else value
@@ -116,19 +117,20 @@ def _as_fields(point: dict[str, Any], pair: tuple[TrainConfig, Hyperparams]) -> 
     }
 
 
-def _is(value: Any, kind: type) -> bool:
+def _is_a(value: Any, kind: type) -> bool:
+    """Returns whether a value is a number of a kind; a bool is none, though Python counts it as an integer."""
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
-def _is_finite(value: Any) -> bool:
+def _is_finite_number(value: Any) -> bool:
     try:
-        return _is(value, Real) and math.isfinite(value)
+        return _is_a(value, Real) and math.isfinite(value)
     except OverflowError:  # a whole number beyond every float
         return False
 
 
 def value_text(value: Any) -> str:
-    """A swept value for people: a float in four digits, the parts of a tuple side by side."""
+    """Returns a swept value as text for people, with four digits for a float and spaces between a tuple's items."""
     if isinstance(value, tuple | list):
-        return " ".join(value_text(part) for part in value)
+        return " ".join(value_text(item) for item in value)
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""What a sweep found: its learning curves in bins, its table of settings, and its rows for results.csv."""
+"""The results of a sweep: its learning curves in bins, its table of settings, and the rows of results.csv."""
 
 import csv
 import math
@@ -12,8 +12,7 @@ from purejaxppo.core.nonfinite import Cause
 from purejaxppo.errors import CheckpointError
 from purejaxppo.experiment.statistics import interquartile_mean
 from purejaxppo.sweeps.scoring import (
-    finite,
-    markdown,
+    finite_or_none,
     score_cells,
     score_head,
     score_rows,
@@ -23,15 +22,15 @@ from purejaxppo.sweeps.scoring import (
 )
 from purejaxppo.sweeps.spec import SweepSettings, value_text
 
-_BINS = 400  # a window of `steps_to_target`, 2 %, is 8 of them
+_BINS = 400  # so that the window of `steps_to_target`, 2 % of a run, is 8 bins
 _COLUMNS = ("run", "update", "episode/return", "episode/count")
 
 
 class Outcome(NamedTuple):
-    """How every run ended, in the order of their numbers [R]."""
+    """The end of every run, each array [R] in the order of the runs' numbers."""
 
-    env_steps: np.ndarray  # done; less than the budget where the run diverged or was dropped by successive halving
-    returns: np.ndarray  # float64, of the greedy final evaluation; NaN where the run diverged
+    env_steps: np.ndarray  # that were done: fewer than the budget if the run diverged or did not go on to a later rung
+    returns: np.ndarray  # float64, mean return of the greedy final evaluation; NaN where the run diverged
     diverged_at: np.ndarray  # update, from 1, in which a number became non-finite; 0 for never
     rung: np.ndarray  # last one of successive halving that the run trained in, from 0
 
@@ -45,11 +44,11 @@ class Curve(NamedTuple):
 
 
 def read_curves(path: Path, sweep: SweepSettings) -> list[Curve]:
-    """The learning curves in a sweep's metrics.csv, one per setting, of at most 400 bins.
+    """Reads the learning curves in a sweep's metrics.csv, one per setting, of at most 400 bins.
 
-    The file is read row by row: the memory is that of the curves, whatever its length.
+    The file is read row by row, so that no more than the curves is in memory.
 
-    Raises CheckpointError for a file that is missing, broken or of another sweep.
+    Raises CheckpointError if the file is missing, damaged or of another sweep.
     """
     updates = [config.num_updates for config, _ in sweep.settings]
     curves = [_empty_curve(config.num_updates, config.batch_size, len(sweep.seeds)) for config, _ in sweep.settings]
@@ -62,7 +61,12 @@ def read_curves(path: Path, sweep: SweepSettings) -> list[Curve]:
 
 
 def _episodes(path: Path, updates: Sequence[int]) -> Iterator[tuple[int, int, float, int]]:
-    """Run, update, mean return and count of the episodes, for each row in which any ended; `updates` are per run."""
+    """Yields run, update, and mean return and count of the episodes that ended in it, where there are any.
+
+    Args:
+      path: of metrics.csv.
+      updates: the budget of each run.
+    """
     last = [0] * len(updates)
     line = 0
     try:
@@ -80,7 +84,7 @@ def _episodes(path: Path, updates: Sequence[int]) -> Iterator[tuple[int, int, fl
                 if not last[run] < update <= updates[run]:
                     raise ValueError(f"update {update} after update {last[run]} of {updates[run]}")
                 last[run] = update
-                # A mean that is not finite is that of the update in which the run diverged.
+                # In the update in which a run diverged, the mean may be infinite.
                 if mean_text and math.isfinite(mean := float(mean_text)):
                     yield run, update, mean, int(float(count_text))
     except OSError as error:
@@ -92,7 +96,7 @@ def _episodes(path: Path, updates: Sequence[int]) -> Iterator[tuple[int, int, fl
 
 
 def read_causes(path: Path) -> list[Cause]:
-    """Why runs diverged, by a sweep's metrics.csv. Raises CheckpointError for a file that is missing or broken."""
+    """Reads the causes of divergence in a sweep's metrics.csv. Raises CheckpointError if it is missing or damaged."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             return [Cause(int(row["update"]), row["nonfinite"]) for row in csv.DictReader(file) if row["nonfinite"]]
@@ -107,16 +111,16 @@ def _empty_curve(updates: int, batch_size: int, seeds: int) -> Curve:
 
 
 def _bin(update: int, updates: int) -> int:
-    """In which bin an update, from 1, of so many is; they differ by one update at most."""
+    """Returns the bin of an update (from 1) among so many updates; bins differ by one update at most."""
     return (update - 1) * min(updates, _BINS) // updates
 
 
 def setting_rows(sweep: SweepSettings, outcome: Outcome, curves: Sequence[Curve]) -> list[dict[str, Any]]:
-    """What the table and summary.json say of each setting, the best first; None for what cannot be said.
+    """Returns the entries of table.md and summary.json, one per setting, the best first; undefined values are None.
 
-    Best is who came furthest in successive halving, then who has the highest interquartile mean of the final
-    evaluation; among equals who has the fewest diverged runs, the highest lower end, the fewest steps to the target.
-    `env_steps` are those of the runs that did not diverge.
+    Settings are ordered by the last rung of successive halving that they reached, then by the interquartile mean of the
+    final evaluation. Ties are decided by fewer diverged runs, a higher lower end of the interval, and fewer steps to
+    the target. `env_steps` are those of the runs that did not diverge.
     """
     shape = len(sweep.settings), len(sweep.seeds)
     env_steps, returns, rung = (x.reshape(shape) for x in (outcome.env_steps, outcome.returns, outcome.rung))
@@ -136,32 +140,37 @@ def setting_rows(sweep: SweepSettings, outcome: Outcome, curves: Sequence[Curve]
         rows.append(row)
     middle, alive = interquartile_mean(scores), np.isfinite(scores).sum(axis=1)
 
-    def place(row: dict[str, Any]) -> tuple[float, ...]:
+    def rank(row: dict[str, Any]) -> tuple[float, ...]:
         s, low = row["setting"], row["return_low"]
         steps = row.get("steps_to_target")
         return (-rung[s].max(), -middle[s], -alive[s], math.inf if low is None else -low, steps or math.inf)
 
-    return sorted(rows, key=place)
+    return sorted(rows, key=rank)
 
 
 def _steps_per_run(curve: Curve, env_steps: np.ndarray, returns: np.ndarray, target: float) -> np.ndarray:
-    """`steps_to_target` of a setting's runs [n_seeds]; inf for one that diverged, whatever it had reached before.
+    """Returns `steps_to_target` of a setting's runs [n_seeds]; inf for a diverged run, even if it arrived before.
 
-    Where a run was dropped its last window is over, too: what is left of it in later windows is no longer a mean.
+    Args:
+      curve: of the setting.
+      env_steps: [n_seeds], done by each run.
+      returns: [n_seeds], of the final evaluation; NaN where the run diverged.
+      target: the return to reach.
     """
+    # After a run's last update, later windows hold ever fewer of its episodes: what they reach does not count.
     last = curve.env_steps[np.searchsorted(curve.env_steps, env_steps)]
     steps = steps_to_target(curve.env_steps, curve.total, curve.count, target)
     return np.where(np.isnan(returns) | (steps > last), math.inf, np.minimum(steps, env_steps))
 
 
 def run_columns(sweep: SweepSettings) -> list[str]:
-    """Of results.csv."""
+    """Returns the columns of results.csv."""
     ends = ["env_steps", "evaluation_return", "diverged_at", "rung", "steps_to_target"]
     return ["run", "setting", "seed", *sweep.axes, *ends]
 
 
 def run_rows(sweep: SweepSettings, outcome: Outcome, curves: Sequence[Curve]) -> Iterator[dict[str, Any]]:
-    """One row per run; a field that its setting does not have, and what cannot be said, is left empty."""
+    """Yields the rows of results.csv, one per run; undefined values and fields that a setting lacks are empty."""
     n = len(sweep.seeds)
     for s in range(len(sweep.points)):
         mine = slice(s * n, (s + 1) * n)
@@ -176,7 +185,7 @@ def run_rows(sweep: SweepSettings, outcome: Outcome, curves: Sequence[Curve]) ->
                 "seed": seed,
                 **point_cells(sweep, s),
                 "env_steps": int(outcome.env_steps[run]),
-                "evaluation_return": finite(outcome.returns[run]),
+                "evaluation_return": finite_or_none(outcome.returns[run]),
                 "diverged_at": int(outcome.diverged_at[run]),
                 "rung": int(outcome.rung[run]),
                 "steps_to_target": int(steps[i]) if math.isfinite(steps[i]) else None,
@@ -184,7 +193,7 @@ def run_rows(sweep: SweepSettings, outcome: Outcome, curves: Sequence[Curve]) ->
 
 
 def point_cells(sweep: SweepSettings, setting: int) -> dict[str, str]:
-    """A setting's swept values as a CSV file has them: exact, and empty for a field that it does not have."""
+    """Returns a setting's swept values as CSV cells, which are exact, and empty for a field that the setting lacks."""
     point = sweep.points[setting]
     return {axis: _exact(point[axis]) if axis in point else "" for axis in sweep.axes}
 
@@ -193,13 +202,11 @@ def _exact(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
-def markdown_table(rows: Sequence[dict[str, Any]], sweep: SweepSettings) -> str:
-    """The settings as a Markdown table."""
-    return markdown(table_cells(rows, sweep))
+def settings_table(rows: Sequence[dict[str, Any]], sweep: SweepSettings) -> list[list[str]]:
+    """Returns the cells of the table of settings, head and rows, from `setting_rows`; the first row has rank 1.
 
-
-def table_cells(rows: Sequence[dict[str, Any]], sweep: SweepSettings) -> list[list[str]]:
-    """Head and rows of the table, as text: the first of the rows has rank 1; env steps only if the rungs differ."""
+    There is a column of env steps only if the settings ended in different rungs.
+    """
     halved = len({row.get("rung") for row in rows}) > 1
     table = [["rank", *sweep.axes, *score_head(sweep.target), *(["env steps"] if halved else [])]]
     for rank, row in enumerate(rows, start=1):

@@ -1,4 +1,4 @@
-"""A batch of a sweep: runs side by side, trained from one rung to the next; saved and resumed like a run."""
+"""Training one batch of a sweep's runs through a rung; it is saved and resumed like a single run."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -32,11 +32,11 @@ from purejaxppo.sweeps.plan import Plan
 
 
 class SweepRun(NamedTuple):
-    """A sweep that is locked and ready to train."""
+    """A sweep that is being trained; its directory is locked by this process."""
 
     directory: Path
     plan: Plan
-    columns: Sequence[str]  # of the metrics
+    columns: Sequence[str]  # names of the metrics in metrics.csv
     console: Console
     progress: ProgressDisplay
     stop: StopRequest
@@ -44,36 +44,38 @@ class SweepRun(NamedTuple):
     strict: bool = False  # refuse to fall back to an older checkpoint than the newest
 
     def note(self, text: str) -> None:
-        """Says something beside the progress."""
+        """Prints a line without disturbing the progress display."""
         remark(self.console, text)
 
 
 def train_batch(
     sweep_run: SweepRun, batch: RunBatch, begin: Callable[[], Runs], metrics_bytes: int
 ) -> BatchResult | None:
-    """Trains a batch to its end, from its newest sound checkpoint if there is one, and evaluates it.
+    """Trains a batch to the end of its rung, from its newest valid checkpoint if it has one, and evaluates it.
 
     Args:
-      begin: gives the state to begin from if there is none.
-      metrics_bytes: of metrics.csv that are of the batches before.
+      sweep_run: the sweep that it belongs to.
+      batch: to train.
+      begin: returns the runs as they enter the rung; called if there is no checkpoint.
+      metrics_bytes: length of the rows of earlier batches in metrics.csv.
 
     Returns:
-      How it ended; None if a signal has stopped it.
+      The results of its runs; None if a signal has stopped the training.
     """
     directory = batch_dir(sweep_run.directory, batch)
     clean(directory) if directory.exists() else directory.mkdir(parents=True)
     group = sweep_run.plan.groups[batch.group]
-    runs, done, before, metrics_bytes = _start(sweep_run, batch, begin, metrics_bytes)
+    runs, done, before, metrics_bytes = _restore_or_begin(sweep_run, batch, begin, metrics_bytes)
     hps, seeds = group.arguments(batch.runs, batch.size)
-    env_steps = group.config.batch_size * len(batch.runs)  # of an update
+    env_steps = group.config.batch_size * len(batch.runs)  # of one update of all runs
     sweep_run.progress.skip(env_steps * (done - batch.since))
-    length = sweep_run.plan.chunk(group, batch.size)
-    lengths = [length] * -(-(batch.until - done) // length)
+    length = sweep_run.plan.chunk_length(group, batch.size)
+    lengths = [length] * -(-(batch.until - done) // length)  # rounded up: the last call may go beyond the rung's end
     rows = MetricRows(sweep_run.plan.sweep, batch.runs, sweep_run.columns, batch.until, np.asarray(runs.diverged))
     options = dataclasses.replace(sweep_run.plan.sweep.options, keep_best=0)  # the best of many runs is not one state
     seconds, program = before, 0
     with (
-        # What is trained again, for a damaged checkpoint, leaves the rows of later batches alone.
+        # A finished batch whose checkpoint is damaged is trained again; the rows of later batches stay in place.
         RepeatedFile(sweep_run.directory / METRICS, metrics_bytes) as log,
         out_of_memory_explained(lambda: explain(group.config, group.env, program)),
         Watchdog(sweep_run.note) as watchdog,
@@ -82,28 +84,30 @@ def train_batch(
         with sweep_run.stop.ending_at_once(
             f"what was saved stays; `purejaxppo resume {sweep_run.directory}` goes on from there."
         ):
-            programs = {n: group.program(batch.size, n) for n in set(lengths)}  # none if only the evaluation is left
+            programs = {n: group.program(batch.size, n) for n in set(lengths)}  # empty if only the evaluation remains
             program = max(map(program_bytes, programs.values()), default=0)
         sweep_run.phases.end("compilation")
         watchdog.alive()
         sweep_run.progress.start_clock()
 
+        # The runs are donated to the next call before a chunk is logged. A chunk comes with them only if it is the last
+        # one, or a checkpoint is due.
         calls = {n: partial(call, hps) for n, call in programs.items()}
         for chunk in advance_in_chunks(calls, lengths, runs, done, sweep_run.stop, saver.due):
             log.write(rows(chunk))
             watchdog.alive()
-            last = min(chunk.last_update, batch.until)  # the runs rest after that
-            sweep_run.progress.advance((last - done) * env_steps, {"episode/return": mean_ended(chunk)})
+            last = min(chunk.last_update, batch.until)  # after that the runs are frozen
+            sweep_run.progress.advance((last - done) * env_steps, {"episode/return": mean_return(chunk)})
             done, seconds = last, before + chunk.end
             if chunk.state is None:
                 continue
             runs = chunk.state
             if saver.due():
-                saver.save(done * group.config.batch_size, runs, _description(sweep_run, batch, log, done, seconds))
+                saver.save(done * group.config.batch_size, runs, _checkpoint_meta(sweep_run, batch, log, done, seconds))
         jax.block_until_ready(runs)
         sweep_run.phases.end("training")
-        description = _description(sweep_run, batch, log, done, seconds)
-        saver.save_last(done * group.config.batch_size, runs, description, sweep_run.note)
+        meta = _checkpoint_meta(sweep_run, batch, log, done, seconds)
+        saver.save_last(done * group.config.batch_size, runs, meta, sweep_run.note)
         position = log.position()
     sweep_run.phases.end("saving")
     if sweep_run.stop():
@@ -112,16 +116,20 @@ def train_batch(
     with sweep_run.stop.ending_at_once(message):
         what = f"evaluating {len(batch.runs):,} runs, each with {sweep_run.plan.sweep.options.eval_episodes:,} episodes"
         with announced(sweep_run.note, what):
-            result = _result(batch, group, runs, seeds, position, seconds)
+            result = _evaluate(batch, group, runs, seeds, position, seconds)
     write_json(directory / "result.json", result._asdict())
     sweep_run.phases.end("evaluation")
     return result
 
 
-def _start(
+def _restore_or_begin(
     sweep_run: SweepRun, batch: RunBatch, begin: Callable[[], Runs], metrics_bytes: int
 ) -> tuple[Runs, int, float, int]:
-    """State, updates done, seconds that they took, and bytes of metrics.csv."""
+    """Returns the runs from a batch's newest valid checkpoint, or from `begin` if there is none.
+
+    Returns:
+      The runs, the updates that they have done, the seconds that these took, and the length of metrics.csv up to them.
+    """
     saved = list_steps(batch_dir(sweep_run.directory, batch))
     damaged = bool(saved) and all(invalid_reason(step.path) for step in saved)
     if damaged and not sweep_run.strict:
@@ -131,6 +139,7 @@ def _start(
     if saved and (sweep_run.strict or not damaged):
         which = CheckpointChoice(strict=sweep_run.strict, note=sweep_run.note)
         runs, meta = load_runs(sweep_run.directory, sweep_run.plan, batch, which)
+        # The rows that were logged before the checkpoint have to be there: training goes on behind them.
         if whole_rows(sweep_run.directory / METRICS, meta["metrics_bytes"]) == meta["metrics_bytes"]:
             return runs, meta["updates"], meta["seconds"], meta["metrics_bytes"]
         sweep_run.note(f"{METRICS} has lost rows; the runs of {batch.name} begin anew, which makes them again.")
@@ -138,7 +147,10 @@ def _start(
 
 
 def load_runs(directory: Path, plan: Plan, batch: RunBatch, which: CheckpointChoice) -> tuple[Runs, dict[str, Any]]:
-    """The states, on their devices, and meta.json of a batch's checkpoint; raises CheckpointError if there is none."""
+    """Loads a checkpoint of a batch: the runs, on their devices, and meta.json.
+
+    Raises CheckpointError if there is none, or it belongs to another sweep.
+    """
     _, expected = plan.groups[batch.group].shapes(batch.size)
     runs, meta = load_newest(batch_dir(directory, batch), expected, which)
     if meta.get("sweep") != plan.fingerprint or meta.get("runs") != list(batch.runs):
@@ -148,45 +160,51 @@ def load_runs(directory: Path, plan: Plan, batch: RunBatch, which: CheckpointCho
 
 
 def finished_result(sweep_run: SweepRun, batch: RunBatch) -> BatchResult | None:
-    """How a batch ended, if it has: its rows are there, and its last checkpoint is, sound.
+    """Returns the result of a batch that is finished; None if it has to be trained or evaluated.
 
-    Raises CheckpointError if it is not and `sweep_run.strict`.
+    A batch is finished if it has a result, its rows are in metrics.csv, and its last checkpoint is valid.
+
+    Raises CheckpointError if the checkpoint alone is missing or invalid, and `sweep_run.strict` is set.
     """
     result = read_result(sweep_run.directory, batch)
     if result is None or whole_rows(sweep_run.directory / METRICS, result.metrics_bytes) < result.metrics_bytes:
         return None
     steps = list_steps(batch_dir(sweep_run.directory, batch))
-    last = next((step.path for step in steps if step.env_steps == _env_steps(sweep_run.plan, batch)), None)
+    last = next((step.path for step in steps if step.env_steps == _final_env_steps(sweep_run.plan, batch)), None)
     reason = "its last checkpoint is missing" if last is None else invalid_reason(last)
     if reason and sweep_run.strict:
         raise CheckpointError(f"{batch.name}: {reason}; leave --strict out to train again what is lost.")
     return None if reason else result
 
 
-def _description(
+def _checkpoint_meta(
     sweep_run: SweepRun, batch: RunBatch, log: RepeatedFile, updates: int, seconds: float
 ) -> Callable[[], dict[str, Any]]:
-    """Returns what makes a checkpoint's meta.json. What takes time is left to the thread that saves."""
+    """Returns a function that returns a checkpoint's meta.json, to be called in the thread that saves.
+
+    It syncs metrics.csv, which takes time.
+    """
     position = log.position()
 
     def describe() -> dict[str, Any]:
-        log.sync()  # a checkpoint must not be on the disk before the rows that it counts on
+        log.sync()  # the rows must be on the disk before a checkpoint that relies on them
         mark = {"sweep": sweep_run.plan.fingerprint, "runs": list(batch.runs)}
         return {"updates": updates, "metrics_bytes": position, "seconds": seconds, "train_return": None, **mark}
 
     return describe
 
 
-def mean_ended(chunk: Chunk) -> float | None:
-    """The mean of the returns that a chunk's updates report; None if no episode ended in it."""
+def mean_return(chunk: Chunk) -> float | None:
+    """Returns the mean of `episode/return` over a chunk's runs and updates; None if no episode ended in it."""
     returns = chunk.metrics["episode/return"]
-    ended = returns[np.isfinite(returns)]
-    return float(ended.mean()) if ended.size else None
+    finite = returns[np.isfinite(returns)]
+    return float(finite.mean()) if finite.size else None
 
 
-def _result(
+def _evaluate(
     batch: RunBatch, group: CompiledGroup, runs: Runs, seeds: jax.Array, metrics_bytes: int, seconds: float
 ) -> BatchResult:
+    """Plays the final evaluation of a batch and returns its result. Raises OutOfMemoryError."""
     count = len(batch.runs)
     try:
         returns, unfinished = group.evaluate(seeds, runs)
@@ -206,37 +224,47 @@ def _result(
     )
 
 
-def first_state(plan: Plan, batch: RunBatch) -> Runs:
-    """Of runs that have not been trained."""
+def new_runs(plan: Plan, batch: RunBatch) -> Runs:
+    """Returns the initial states of a batch's runs, for the first rung."""
     group = plan.groups[batch.group]
     hps, seeds = group.arguments(batch.runs, batch.size)
     return make_runs(group.trainer, hps, seeds, _stop_at(batch), group.layout(batch.size))
 
 
-def chosen_state(directory: Path, plan: Plan, batch: RunBatch, before: Sequence[RunBatch]) -> Runs:
-    """Of runs that go on, from the batches that they were in. Raises CheckpointError."""
+def promoted_runs(directory: Path, plan: Plan, batch: RunBatch, before: Sequence[RunBatch]) -> Runs:
+    """Returns the states of runs that go on to a later rung, from the last checkpoints of the rung before.
+
+    Args:
+      directory: of the sweep.
+      plan: its plan.
+      batch: to train.
+      before: the batches of the rung before.
+
+    Raises CheckpointError if one of the checkpoints cannot be used.
+    """
     chosen, order = [], []
-    for old in before:  # one batch at a time: all of them together may be more than the memory holds
+    for old in before:  # one at a time, as all batches together may not fit into memory
         rows = [i for i, run in enumerate(old.runs) if run in batch.runs]
         if rows:
-            runs, _ = load_runs(directory, plan, old, CheckpointChoice(env_steps=_env_steps(plan, old)))
-            chosen.append(_take(runs, rows))
+            runs, _ = load_runs(directory, plan, old, CheckpointChoice(env_steps=_final_env_steps(plan, old)))
+            chosen.append(_select(runs, rows))
             order += [old.runs[i] for i in rows]
+    # `chosen` holds the runs in the order of the old batches; the new one has them in its own, and copies at its end.
     filled = [*batch.runs, *[batch.runs[-1]] * (batch.size - len(batch.runs))]
-    places = np.array([order.index(run) for run in filled])
-    runs = jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[places], *chosen)
+    index = np.array([order.index(run) for run in filled])
+    runs = jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[index], *chosen)
     return jax.device_put(runs._replace(stop_at=_stop_at(batch)), plan.groups[batch.group].layout(batch.size).sharding)
 
 
-def _take(runs: Runs, rows: Sequence[int]) -> Runs:
+def _select(runs: Runs, rows: Sequence[int]) -> Runs:
     index = np.array(rows)
     return jax.tree.map(lambda leaf: leaf[index], runs)
 
 
 def _stop_at(batch: RunBatch) -> np.ndarray:
-    """What fills the devices beyond the runs rests from the beginning."""
+    """Returns the updates [size] after which each run is frozen: 0 for the copies that fill up the batch."""
     return np.where(np.arange(batch.size) < len(batch.runs), batch.until, 0).astype(np.int32)
 
 
-def _env_steps(plan: Plan, batch: RunBatch) -> int:
+def _final_env_steps(plan: Plan, batch: RunBatch) -> int:
     return batch.until * plan.groups[batch.group].config.batch_size

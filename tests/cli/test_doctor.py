@@ -1,4 +1,4 @@
-"""The doctor: nothing to complain of on a healthy machine, and each check fails for what it guards."""
+"""The doctor: a healthy machine passes every check, and each check fails for the fault that it is about."""
 
 import importlib.metadata
 import json
@@ -37,7 +37,7 @@ GPU = SimpleNamespace(platform="gpu", device_kind="NVIDIA H200", memory_stats=la
 
 @pytest.fixture(scope="module")
 def healthy(tmp_path_factory):
-    """(directory, report) of this machine, were it to have no nvidia-smi."""
+    """Returns directory and report of this machine, as if it had no nvidia-smi."""
     directory = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", str(tmp_path_factory.mktemp("empty")))
@@ -46,7 +46,7 @@ def healthy(tmp_path_factory):
 
 @pytest.fixture
 def nvidia_smi(tmp_path, monkeypatch):
-    """Puts a shell script in nvidia-smi's place."""
+    """Returns a function that puts a shell script in nvidia-smi's place."""
 
     def put(script):
         program = tmp_path / "nvidia-smi"
@@ -58,13 +58,13 @@ def nvidia_smi(tmp_path, monkeypatch):
 
 
 def see(monkeypatch, *devices, asked=None):
-    """Lets JAX see these devices, after having been asked for these platforms."""
+    """Makes JAX see these devices, and makes it look as if these platforms had been asked for."""
     monkeypatch.setattr(jax, "devices", lambda: list(devices))
     monkeypatch.setattr(jax, "config", SimpleNamespace(jax_platforms=asked))
 
 
 def check(name, **facts):
-    """One check alone."""
+    """Runs one check alone."""
     if name in self_check.SELF_CHECKS:
         return doctor._run(name, self_check.SELF_CHECKS[name])
     return doctor._run(name, partial(doctor._MACHINE_CHECKS[name], {**FACTS, **facts}))
@@ -74,7 +74,7 @@ def check(name, **facts):
 
 
 def test_a_healthy_machine(healthy):
-    """Every check is ok, and nothing is left behind."""
+    """Every check is ok, and nothing is left in the directory."""
     directory, report = healthy
     assert report["ok"]
     assert {c["name"]: c["status"] for c in report["checks"]} == dict.fromkeys(
@@ -84,13 +84,13 @@ def test_a_healthy_machine(healthy):
 
 
 def test_the_report_is_json(healthy):
-    """It says the same after a round trip."""
+    """It is the same after writing and reading it."""
     report = healthy[1]
     assert json.loads(json.dumps(report, allow_nan=False)) == report
 
 
 def test_what_is_found(healthy):
-    """Versions as installed, JAX's devices, cores and memory."""
+    """These are the installed versions, JAX's devices, cores and memory."""
     report = healthy[1]
     assert report["versions"]["jax"] == importlib.metadata.version("jax")
     assert set(report["versions"]) == {"python", *machine._PACKAGES}
@@ -102,13 +102,13 @@ def test_what_is_found(healthy):
 
 
 def test_the_ratio_is_exactly_one(healthy):
-    """On this CPU without rounding."""
+    """On this CPU there is no rounding."""
     details = {c["name"]: c["detail"] for c in healthy[1]["checks"]}
     assert "exactly 1" in details["probability ratio"]
 
 
 def test_tables(healthy):
-    """Rows of strings, one length, a row per check and per device kind."""
+    """Rows are strings of one length, with a row per check and per kind of device."""
     report = healthy[1]
     for rows in (doctor.describe_checks(report), machine.describe_machine(report)):
         assert {len(row) for row in rows} == {len(rows[0])}
@@ -140,27 +140,27 @@ def test_one_that_raises_does_not_stop_the_others(monkeypatch, tmp_path, healthy
 
 @pytest.mark.parametrize("version", ["0.10.2", "0.11", "0.11.4rc1", "0.10.10"])
 def test_supported_versions(version):
-    """The lower bound counts, and numbers are not compared as text."""
+    """The lower bound is included, and versions are compared as numbers."""
     assert check("versions", versions={"python": "3.11.0", "jax": version}).status == "ok"
 
 
 @pytest.mark.parametrize("version", ["0.10.1", "0.9.2", "0.12", "0.12.0.dev20260101", "1.0", None])
 def test_unsupported_versions(version):
-    """The upper bound does not count; a missing package is wrong too."""
+    """The upper bound is excluded; a missing package is unsupported, too."""
     result = check("versions", versions={"python": "3.11.0", "jax": version})
     assert result.status == "failed"
     assert "jax<0.12,>=0.10.2" in result.detail
 
 
 def test_every_bound_of_the_project_is_understood():
-    """`out_of_range` reads < and >= alone."""
+    """`out_of_range` reads only < and >=."""
     assert machine._requirements()
     for line in machine._requirements():
         assert not set("=~!<>") & set(line.replace(">=", "").replace("<", "")), line
 
 
 def test_a_bare_source_tree(monkeypatch):
-    """There the ranges are unknown, which is no failure."""
+    """Supported ranges are unknown in it, which is no failure."""
 
     def missing(name):
         raise importlib.metadata.PackageNotFoundError(name)
@@ -182,14 +182,14 @@ def test_no_nvidia_smi(monkeypatch, tmp_path):
 
 
 def test_nvidia_smi_answers(nvidia_smi):
-    """A line per GPU."""
+    """It prints a line per GPU."""
     nvidia_smi("echo '580.95.05, NVIDIA H200'; echo '580.95.05, NVIDIA H200'")
     assert machine._nvidia() == {**H200, "gpus": ["NVIDIA H200"] * 2}
 
 
 @pytest.mark.parametrize("script", ["exit 9", "echo No devices were found"])
 def test_nvidia_smi_fails(nvidia_smi, script, monkeypatch):
-    """A driver that is not loaded, or has no device, is worth a word."""
+    """There is a warning if the driver is not loaded or finds no device."""
     nvidia_smi(script)
     found = machine._nvidia()
     assert found["gpus"] == []
@@ -200,14 +200,14 @@ def test_nvidia_smi_fails(nvidia_smi, script, monkeypatch):
 
 
 def test_nvidia_smi_is_no_program(nvidia_smi, tmp_path):
-    """Executable, but nothing that can be executed."""
+    """The file has permission to be executed, but is not executable."""
     nvidia_smi("")
     (tmp_path / "nvidia-smi").write_bytes(b"\x00\x01")
     assert "cannot be run" in machine._nvidia()["problem"]
 
 
 def test_nvidia_smi_hangs(nvidia_smi, monkeypatch):
-    """It is given up, even if it does not die."""
+    """It is given up, even if it ignores being killed."""
     nvidia_smi("exec /bin/sleep 60")
     monkeypatch.setattr(machine, "_NVIDIA_SECONDS", 0.1)
     assert "does not answer" in machine._nvidia()["problem"]
@@ -221,7 +221,7 @@ def test_nvidia_smi_hangs(nvidia_smi, monkeypatch):
 
 
 def test_a_gpu_in_use(monkeypatch):
-    """With the memory that JAX may take."""
+    """The memory that JAX may take is in the report."""
     see(monkeypatch, GPU)
     assert machine._devices() == [{"platform": "gpu", "kind": "NVIDIA H200", "memory_bytes": 10**11}]
     assert check("devices", nvidia=H200).status == "ok"
@@ -237,7 +237,7 @@ def test_a_gpu_in_use(monkeypatch):
     ],
 )
 def test_a_gpu_that_jax_does_not_see(monkeypatch, driver, remedy):
-    """The remedy is the build that the driver can run."""
+    """The advice is the build that fits the driver."""
     see(monkeypatch, CPU)
     result = check("devices", nvidia={**H200, "driver": driver})
     assert result.status == "warning"
@@ -246,7 +246,7 @@ def test_a_gpu_that_jax_does_not_see(monkeypatch, driver, remedy):
 
 
 def test_a_gpu_that_is_hidden_on_purpose(monkeypatch):
-    """Another build would not help then."""
+    """Another build would not help."""
     assert jax.config.jax_platforms == os.environ["JAX_PLATFORMS"]  # what `see` stands in for
     see(monkeypatch, CPU, asked="cpu")
     assert "JAX_PLATFORMS" in check("devices", nvidia=H200).detail
@@ -257,7 +257,7 @@ def test_a_gpu_that_is_hidden_on_purpose(monkeypatch):
 
 
 def test_jax_cannot_start(monkeypatch):
-    """Nothing is found, and the check says why."""
+    """No device is found, and the check gives the reason."""
 
     def broken():
         raise RuntimeError("Unable to initialize backend")
@@ -277,7 +277,7 @@ def test_jax_cannot_start(monkeypatch):
 
 
 def test_an_exception_without_text():
-    """JAX has one for JAX_PLATFORMS=cuda without its plugin."""
+    """JAX raises one for JAX_PLATFORMS=cuda without its plugin."""
     assert doctor._reason(AssertionError()) == "AssertionError"
 
 
@@ -285,7 +285,7 @@ def test_an_exception_without_text():
 
 
 def test_a_directory_that_is_not_there_yet(tmp_path):
-    """Its nearest parent is tried, and it is not made."""
+    """Its nearest existing parent is tried, and the directory is not made."""
     result = check("directory", directory=str(tmp_path / "a" / "b"))
     assert (result.status, list(tmp_path.iterdir())) == ("ok", [])
     assert str(tmp_path) in result.detail
@@ -293,7 +293,7 @@ def test_a_directory_that_is_not_there_yet(tmp_path):
 
 @pytest.mark.parametrize("below", ["", "runs"])
 def test_a_file_in_the_directorys_place(tmp_path, below):
-    """Or in that of a parent."""
+    """The same holds for a file in the place of a parent."""
     file = tmp_path / "file"
     file.write_text("mine")
     assert check("directory", directory=str(file / below)).status == "failed"
@@ -301,7 +301,7 @@ def test_a_file_in_the_directorys_place(tmp_path, below):
 
 
 def test_a_directory_that_cannot_be_written(tmp_path, monkeypatch):
-    """Root may write everywhere, so a full disk stands for it: fsync is where it tells."""
+    """Root may write everywhere, so a full disk stands for it, which fsync reports."""
 
     def full(_):
         raise OSError(28, "No space left on device")
@@ -314,7 +314,7 @@ def test_a_directory_that_cannot_be_written(tmp_path, monkeypatch):
 
 
 def test_a_disk_that_is_nearly_full(tmp_path, monkeypatch):
-    """Less than 1 GB."""
+    """Less than 1 GB is free."""
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage(10**12, 10**12, 999_000_000))
     result = check("directory", directory=str(tmp_path))
@@ -327,7 +327,7 @@ def test_a_disk_that_is_nearly_full(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("module", ["orbax.checkpoint", "purejaxppo.train"])
 def test_a_package_that_is_missing(monkeypatch, module):
-    """Is named."""
+    """The check names it."""
     monkeypatch.setitem(sys.modules, module, None)
     result = check("imports")
     assert result.status == "failed"
@@ -336,7 +336,7 @@ def test_a_package_that_is_missing(monkeypatch, module):
 
 @pytest.mark.parametrize("deviation", [2e-6, 0.1, np.nan])
 def test_a_ratio_that_is_not_one(monkeypatch, deviation):
-    """In the second of two updates."""
+    """It is wrong in the second of two updates."""
     metrics = {"ratio/first_minibatch_deviation": jnp.array([0.0, deviation])}
     monkeypatch.setattr(self_check, "_small_run", lambda: (None, metrics))
     assert check("probability ratio").status == "failed"
@@ -358,13 +358,13 @@ GAE = purejaxppo.core.advantage.gae
     ids=["truncation ignored", "truncation a death", "truncation first", "lambda", "target", "NaN"],
 )
 def test_advantages_that_are_wrong(monkeypatch, wrong):
-    """Each of the ways in which a flag can be misread."""
+    """Each case misreads a flag in another way."""
     monkeypatch.setattr(purejaxppo.core.advantage, "gae", wrong)
     assert check("advantages").status == "failed"
 
 
 def test_a_state_that_comes_back_changed(monkeypatch):
-    """By one bit."""
+    """One bit of it is changed."""
     load = purejaxppo.experiment.checkpoints.store.load_newest
 
     def other(*args, **options):
@@ -392,7 +392,7 @@ def test_a_state_that_cannot_be_saved(monkeypatch, tmp_path):
 @pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
 @pytest.mark.parametrize("cores", [1, 2, 64])
 def test_recommendations_are_sentences(platform, cores):
-    """None is empty, and each ends."""
+    """None is empty, and each ends with a full stop."""
     facts = {**FACTS, "cpu_cores": cores, "devices": [{"platform": platform, "kind": "", "memory_bytes": None}]}
     advice = doctor.recommend(facts)
     assert advice
@@ -400,7 +400,7 @@ def test_recommendations_are_sentences(platform, cores):
 
 
 def test_recommendations_fit_the_machine():
-    """Small batches and few threads for a small CPU, wide ones for a GPU."""
+    """They are small batches and few threads for a small CPU, and large batches for a GPU."""
     small = " ".join(doctor.recommend(FACTS))
     large = " ".join(doctor.recommend({**FACTS, "cpu_cores": 64}))
     gpu = " ".join(doctor.recommend({**FACTS, "devices": [{"platform": "gpu", "kind": "", "memory_bytes": None}]}))
@@ -415,6 +415,6 @@ def test_recommendations_fit_the_machine():
 
 @pytest.mark.parametrize(("threads", "warned"), [("1", False), ("2", True), ("3", True), ("4", False)])
 def test_threads_that_may_hang(threads, warned):
-    """Two or three."""
+    """Two or three threads may."""
     advice = doctor.recommend({**FACTS, "cpu_cores": 64, "environment": {"NPROC": threads}})
     assert any("may hang" in sentence for sentence in advice) == warned

@@ -1,4 +1,4 @@
-"""The command line: one line of error and the right exit code for every bad input, JSON where it is asked for."""
+"""The command line: one line of error and the right exit code for every bad input, and JSON with --json."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ FIELDS = [field.name for kind in (TrainConfig, Hyperparams) for field in datacla
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path, monkeypatch):
-    """Every test in an empty working directory, with its imports and registered environments undone."""
+    """Runs every test in an empty working directory, and undoes its imports and registered environments."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(gymnax.registration, "_registry", dict(gymnax.registration._registry))
@@ -45,7 +45,7 @@ def _elsewhere(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module", autouse=True)
 def _compile_cache(tmp_path_factory):
-    """What one run of this module has compiled, the next one need not."""
+    """Keeps the programs that this module compiles for its next run."""
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = {name: getattr(jax.config, name) for name in names}
     jax.config.update(names[0], str(tmp_path_factory.mktemp("compile_cache")))
@@ -59,7 +59,7 @@ def _compile_cache(tmp_path_factory):
 
 @pytest.fixture
 def fails(capfd, tmp_path):
-    """fails(code, *argv) -> the error's text, after checking everything that all errors have in common."""
+    """Returns a function: fails(code, *argv) returns the error's text, and checks what all errors have in common."""
 
     def check(code, *argv):
         before = sorted(tmp_path.rglob("*"))
@@ -138,7 +138,7 @@ def test_values_of_the_wrong_type(fails, name, value):
 
 
 def owner(name):
-    """An algorithm that has the option."""
+    """Returns an algorithm that has the option."""
     return ALGORITHMS_WITH.get(name, ("ppo_clip",))[0]
 
 
@@ -278,7 +278,7 @@ def test_environments_and_plugins(fails, argv, says):
 
 @pytest.fixture
 def plugin(tmp_path, monkeypatch):
-    """plugin(name, body) writes a module that registers Mine-v0, a CartPole with this body."""
+    """Returns a function: plugin(name, body) writes a module that registers Mine-v0, a CartPole with this body."""
     monkeypatch.setattr(sys, "dont_write_bytecode", True)  # which would be a file more
 
     def write(name, body):
@@ -318,7 +318,7 @@ def test_plugin_whose_step_raises_is_named_with_its_line(fails, plugin):
 
 @pytest.mark.parametrize("argv", [[], ["ppo_clip"]])
 def test_an_unknown_algorithm_of_a_sweep(fails, argv):
-    """The registry says which there are, plugins included, so JAX is loaded first; nothing is left behind."""
+    """The registry knows them, plugins included, so that JAX is loaded first; no directory is left behind."""
     message = fails(2, "sweep", "--algorithm", *argv, "ppo_clop", "--out", "out", *BUDGET, *TINY)
     assert "choose from ppo_clip, ppo_kl, trpo, policy_gradient." in message
     assert "Did you mean 'ppo_clip'?" in message
@@ -326,7 +326,7 @@ def test_an_unknown_algorithm_of_a_sweep(fails, argv):
 
 @pytest.fixture
 def own_rule(tmp_path):
-    """The flags for a plugin that adds an update rule to the registry, as the README says."""
+    """Returns the flags for a plugin that adds an update rule to the registry, as the README shows it."""
     (tmp_path / "plugin_rule.py").write_text(
         "from purejaxppo.algorithms import ALGORITHMS, policy_gradient\n"
         "ALGORITHMS['mine'] = lambda config, apply, *, split: policy_gradient(config, apply, split=split)\n"
@@ -336,7 +336,7 @@ def own_rule(tmp_path):
 
 
 def test_a_rule_of_ones_own_can_be_swept(own_rule, capfd):
-    """With the options that it reads: nothing says that it has fewer than there are."""
+    """It takes the options that it reads, and no message says otherwise."""
     flags = ["--vf-coef", "0.5", "1", "--clip-eps", "0.1", "0.2", "--seeds", "1", *BUDGET, *TINY]
     assert cli.run(["sweep", *own_rule, "--algorithm", "mine", "trpo", *flags, "--plan", "--json"]) == 0
     plan = json.loads(capfd.readouterr().out)
@@ -346,7 +346,7 @@ def test_a_rule_of_ones_own_can_be_swept(own_rule, capfd):
 
 @pytest.mark.slow
 def test_a_rule_of_ones_own_goes_through_every_command(own_rule, capfd):
-    """Trained, gone on with, evaluated, exported, compared, and a sweep of it resumed and taken apart."""
+    """It is trained, resumed, evaluated, exported and compared, and a sweep of it is resumed and extracted from."""
     flags = [*own_rule, "--json"]
     mine = [*flags, *BUDGET, *TINY]
     few = ["--eval-episodes", "2"]
@@ -370,7 +370,7 @@ def test_a_rule_of_ones_own_goes_through_every_command(own_rule, capfd):
 
 
 def test_plugin_whose_reward_becomes_nan_ends_with_3(plugin, capfd, tmp_path):
-    """Trained until it happened: the directory stays, without a checkpoint."""
+    """It trains until then; the directory remains, without a checkpoint."""
     body = [
         "def step_env(self, *args):",
         "    obs, state, reward, *rest = super().step_env(*args)",
@@ -387,7 +387,7 @@ def test_plugin_whose_reward_becomes_nan_ends_with_3(plugin, capfd, tmp_path):
 
 
 def test_devices_that_are_not_there():
-    """In a process of their own, since JAX decides once."""
+    """It runs in a process of its own, since JAX chooses its devices once."""
     script = (
         "from purejaxppo.cli.main import run\n"
         "for device in ('gpu', 'tpu'):\n"
@@ -415,7 +415,7 @@ def test_devices_that_are_not_there():
     ids=["alone", "both", "flag"],
 )
 def test_the_older_variable_is_named_too_and_the_flag_beats_it(variables, argv, says):
-    """JAX_PLATFORM_NAME, for which JAX has no other message than that there is no such backend."""
+    """For JAX_PLATFORM_NAME, JAX only says that there is no such backend."""
     script = (
         "import sys, purejaxppo.envs.gymnax_adapter; from purejaxppo.cli.main import run\n"
         "purejaxppo.envs.gymnax_adapter.env_table = lambda allow_download: []; sys.exit(run(['envs', *sys.argv[1:]]))"
@@ -429,7 +429,7 @@ def test_the_older_variable_is_named_too_and_the_flag_beats_it(variables, argv, 
 
 
 def test_devices_that_the_variable_asks_for_in_vain():
-    """The flag was not given, so it is not to blame."""
+    """The message does not mention the flag, which was not given."""
     script = "import sys; from purejaxppo.cli.main import run; sys.exit(run(['train', '--out', 'out']))"
     env = {**os.environ, "JAX_PLATFORMS": "abacus"}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env)
@@ -440,7 +440,7 @@ def test_devices_that_the_variable_asks_for_in_vain():
 
 
 def test_a_signal_while_the_command_line_is_imported_ends_it_with_a_line():
-    """Nothing slow comes before the handlers: no traceback, whatever Python is doing."""
+    """Signals are handled before anything slow is imported, so there is never a traceback."""
     script = (
         "import builtins, os, signal, time; from purejaxppo.__main__ import main; load = builtins.__import__\n"
         "def slow(name, *rest):\n"
@@ -458,7 +458,7 @@ def test_a_signal_while_the_command_line_is_imported_ends_it_with_a_line():
 
 
 def test_a_picture_without_a_cache_directory_needs_no_words(tmp_path):
-    """matplotlib makes a temporary one, and would tell at length."""
+    """matplotlib makes a temporary one, and would print two lines about it."""
     (tmp_path / "config.json").write_text(json.dumps({"env": "X", "algorithm": "Y"}))
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"update": 1, "env_steps": 1, "episode/return": 1.0}) + "\n")
     nowhere = dict.fromkeys(("XDG_CACHE_HOME", "XDG_CONFIG_HOME"), str(tmp_path / "config.json" / "directory"))
@@ -476,7 +476,7 @@ NEEDING_A_RUN = [["evaluate"], ["plot"], ["resume"], ["verify"], ["export", "--o
 @pytest.mark.parametrize("command", NEEDING_A_RUN)
 @pytest.mark.parametrize("path", ["missing", ".", "file", "x" * 300, "a\0b", "../evil", "~"])
 def test_what_is_no_run_directory(fails, tmp_path, command, path):
-    """Said in one line, and nothing is written there."""
+    """One line says so, and nothing is written to it."""
     (tmp_path / "file").write_text("")
     message = fails(4, *command, path)
     assert "config.json" in message or "cannot" in message
@@ -499,7 +499,7 @@ OF_A_SWEEP = [
 
 @pytest.mark.parametrize("command", NEEDING_A_RUN + OF_A_SWEEP, ids=" ".join)
 def test_a_comparisons_directory_is_called_what_it_is(fails, tmp_path, command):
-    """It has no checkpoints: whatever needs one says so, and what else there is."""
+    """It has no checkpoints: commands that need one say so, and what the directory is."""
     (tmp_path / "comparison.json").write_text('{"format_version": 1, "seeds": [0], "runs": []}')
     message = fails(4, *command, ".")
     assert "a comparison's directory" in message
@@ -524,7 +524,7 @@ def test_out_that_cannot_be_a_new_directory(fails, tmp_path, out):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run made through a configuration file and flags, for the tests to look at: its directory."""
+    """Returns the directory of a run made with a configuration file and flags, for tests to read."""
     path = tmp_path_factory.mktemp("trained")
     config = path / "c.toml"
     config.write_text('env = "Acrobot-v1"\nnum-steps = 8\nseed = 9\n[env_params]\nmax_steps_in_episode = 5\n')
@@ -576,7 +576,7 @@ def test_a_runs_config_starts_the_same_run_again(trained, capfd):
 
 
 def test_train_in_words(capfd):
-    """The result on stdout, progress on stderr."""
+    """The result is on standard output, progress on standard error."""
     assert cli.run(["train", "--out", "run", "--eval-episodes", "2", *BUDGET, *TINY]) == 0
     out, err = capfd.readouterr()
     assert "finished: 64 env steps" in out
@@ -588,7 +588,7 @@ def test_train_in_words(capfd):
 
 
 def test_plan_and_training_say_where_the_settings_are_from(capfd):
-    """One line on standard error, in --json too."""
+    """One line on standard error says so, with --json, too."""
     assert cli.run(["sweep", "--env", "MemoryChain-bsuite", "--gamma", "0.9", "0.99", "--plan", "--json", *TINY]) == 0
     out, err = capfd.readouterr()
     assert json.loads(out)
@@ -658,7 +658,7 @@ def test_envs_as_a_table(capfd, monkeypatch):
 
 @pytest.fixture
 def engine(monkeypatch):
-    """Stand-ins for planning, training and the table; what they were called with, and the summary to return."""
+    """Replaces planning, training and the table; returns the calls of the replacements, and the summary they return."""
     seen = SimpleNamespace(
         calls=[], summary={"settings": [{"rank": 1}], "axes": [], "out": "o", "exit_reason": "finished"}
     )
@@ -675,10 +675,10 @@ def engine(monkeypatch):
         "plan": {
             "make_plan": make_plan,
             "plan_record": lambda plan: {"runs": plan.num_runs},
+            "describe_plan": lambda record: [["runs", str(record["runs"])]],
         },
-        "plan_text": {"describe_plan": lambda record: [["runs", str(record["runs"])]]},
         "run": {"run_sweep": run_sweep},
-        "results": {"table_cells": lambda rows, sweep: [["rank", *sweep.axes], [str(rows[0]["rank"]), "[0.5]"]]},
+        "tables": {"settings_table": lambda rows, sweep: [["rank", *sweep.axes], [str(rows[0]["rank"]), "[0.5]"]]},
     }
     for name, content in modules.items():
         monkeypatch.setitem(sys.modules, f"purejaxppo.sweeps.{name}", SimpleNamespace(**content))
@@ -723,7 +723,7 @@ def test_a_plan_trains_nothing(engine, capfd):
 
 
 def test_a_sweep_that_cannot_work_is_refused_before_jax_is_loaded():
-    """Although every value alone is right."""
+    """Each value alone is valid; together they are not."""
     script = (
         "import sys\nfrom purejaxppo.cli.main import run\n"
         "print(run(['sweep', '--num-minibatches', '4', '3']), {'jax', 'numpy'} & set(sys.modules))"
@@ -742,14 +742,14 @@ def test_a_sweep_that_cannot_work_is_refused_before_jax_is_loaded():
     ],
 )
 def test_training_has_a_device_per_core(options, one_thread, variable, devices):
-    """On a machine that seems to have three; the user's variable stands above. In a process of its own."""
+    """The machine seems to have three cores; the user's variable overrides that. It runs in a process of its own."""
     script = (
-        "from purejaxppo import cli, threads\nfrom purejaxppo.cli.arguments import Common\n"
-        "threads.cpu_cores = lambda: 3\n"
+        "from purejaxppo.cli import main as cli\nfrom purejaxppo.devices import cpu\n"
+        "from purejaxppo.cli.arguments import Common\ncpu.cpu_cores = lambda: 3\n"
         f"for _ in range(2):\n    cli._prepare(Common(**{options}), one_thread={one_thread})\n"
         "import jax\nprint(len(jax.devices()))\n"
         # JAX has started by now
-        f"threads.cpu_cores = lambda: 5\ncli._prepare(Common(**{options}), one_thread={one_thread})\n"
+        f"cpu.cpu_cores = lambda: 5\ncli._prepare(Common(**{options}), one_thread={one_thread})\n"
         "print(len(jax.devices()))"
     )
     env = {name: value for name, value in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"}
@@ -782,14 +782,14 @@ def test_which_commands_have_devices_of_one_thread(monkeypatch, argv, one_thread
 
 @pytest.fixture
 def unfinished(trained, tmp_path):
-    """A copy of the run as it would be if it had been killed before its evaluation."""
+    """Returns a copy of the run as if it had been killed before its evaluation."""
     shutil.copytree(trained, tmp_path / "unfinished")
     (tmp_path / "unfinished" / "summary.json").unlink()
     return "unfinished"
 
 
 def test_a_run_whose_result_cannot_be_printed_is_finished(unfinished, monkeypatch, capfd):
-    """Training and evaluation are on the disk by then, so that resuming has nothing to do."""
+    """Training and evaluation are on the disk by then, and resuming has nothing to do."""
     with open("/dev/full", "w") as full, monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", full)
         assert cli.run(["resume", unfinished]) == 4
@@ -881,7 +881,7 @@ def test_evaluate_takes_the_checkpoint_that_it_is_told(trained, fails, capfd):
 
 
 def test_export(trained, capfd, tmp_path):
-    """The exported reader acts, in a process that knows NumPy alone."""
+    """The exported reader acts in a process that has NumPy alone."""
     assert cli.run(["export", str(trained), "--out", "policy"]) == 0
     assert "policy of 96 env steps written to policy: numpy_policy.py, policy.json" in capfd.readouterr().out
     reader = [sys.executable, "-I", "policy/numpy_policy.py"]
@@ -892,7 +892,7 @@ def test_export(trained, capfd, tmp_path):
 
 
 def test_doctor(capfd, monkeypatch):
-    """What was found, checked and advised; 2 if a check failed."""
+    """Facts, checks and advice are printed, and the exit code is 2 if a check failed."""
     check = {"name": "advantages", "status": "ok", "detail": "fine", "seconds": 0.1}
     report = {**find_machine(), "ok": True, "checks": [check], "recommendations": ["Do this."]}
     monkeypatch.setattr("purejaxppo.cli.doctor.examine", lambda directory: report)
@@ -911,7 +911,7 @@ def test_doctor(capfd, monkeypatch):
 
 @pytest.fixture
 def raising(monkeypatch):
-    """raising(error) makes `envs` raise it."""
+    """Returns a function: raising(error) makes `envs` raise it."""
 
     def use(error):
         def fail(command):
@@ -953,7 +953,7 @@ def test_debug_shows_the_traceback(capfd):
 
 @pytest.mark.parametrize("argv", [["--help"], ["train", "--help"], ["compare", "--help"], ["sweep", "--help"], []])
 def test_help_is_fast_and_does_without_jax(argv):
-    """Under two seconds of processor time, and nothing of what takes long is imported."""
+    """It takes under two seconds of processor time, and imports nothing slow."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-c", "from purejaxppo.cli.main import main; main()", *argv],
@@ -1014,8 +1014,10 @@ _MUTEX = (
     ("name", "wait"), [("SIGTERM", "time.sleep(60)"), ("SIGINT", "time.sleep(60)"), ("SIGINT", _MUTEX)]
 )
 def test_a_signal_outside_training_ends_the_process_at_once(name, wait):
-    """Without an exception, which an extension module that is just being loaded would not survive; and also while the
-    main thread computes in C and comes back to no Python, as in an evaluation."""
+    """No exception is raised, which an extension module would not survive while it is loaded.
+
+    It also works while the main thread computes in C and does not return to Python, as in an evaluation.
+    """
     program = (
         "import ctypes, os, signal, threading, time; from purejaxppo import cli\n"
         "def wait(argv):\n"

@@ -1,4 +1,4 @@
-"""Results go out or the command says that they did not: on outputs that are full, closed, or read by nobody."""
+"""Results are printed, or the command reports that they were not: outputs that are full, closed, or not read."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from purejaxppo.experiment.directory import RunSettings, write_settings
 
 @pytest.fixture(autouse=True)
 def run_dir(tmp_path, monkeypatch):
-    """The working directory is empty but for `run`, with one checkpoint of next to nothing."""
+    """Makes a working directory with nothing but `run`, which has one very small checkpoint."""
     monkeypatch.chdir(tmp_path)
     run_dir = tmp_path / "run"
     run_dir.mkdir()
@@ -32,7 +32,7 @@ def run_dir(tmp_path, monkeypatch):
 
 
 def unwritable(kind, buffering=-1):
-    """A stream that is full, as on a device, or takes nothing, as where the output was closed; buffered as usual."""
+    """Returns a buffered stream that is full, like a full device, or closed."""
     path, flags = ("/dev/full", os.O_WRONLY) if kind == "full" else (os.devnull, os.O_RDONLY)
     return open(os.open(path, flags), "w", buffering=buffering)
 
@@ -44,7 +44,7 @@ COMMANDS = [VERIFY, [*VERIFY, "--json"], ["plot", "run"], ["plot", "run", "--jso
 @pytest.mark.parametrize("kind", ["full", "closed"])
 @pytest.mark.parametrize("argv", COMMANDS, ids=" ".join)
 def test_a_result_that_cannot_be_printed_ends_with_4(monkeypatch, capfd, argv, kind):
-    """One line says so, and Python has nothing left to complain of at its end."""
+    """One line says so, and Python prints no error when it ends."""
     with unwritable(kind) as stream:
         monkeypatch.setattr(sys, "stdout", stream)
         assert cli.run(argv) == 4
@@ -56,7 +56,7 @@ def test_a_result_that_cannot_be_printed_ends_with_4(monkeypatch, capfd, argv, k
 
 @pytest.mark.parametrize("argv", COMMANDS, ids=" ".join)
 def test_nobody_reads(monkeypatch, capfd, argv):
-    """As in `purejaxppo verify run | true`: no failure of ours, and nothing to say."""
+    """As in `purejaxppo verify run | true`, it is no failure, and there is no message."""
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "w") as stream:
@@ -69,7 +69,7 @@ def test_nobody_reads(monkeypatch, capfd, argv):
 @pytest.mark.parametrize("kind", ["full", "closed"])
 @pytest.mark.parametrize("argv", [["verify", "nowhere"], ["verify", "nowhere", "--debug"], ["trian"]], ids=" ".join)
 def test_an_error_that_cannot_be_told_keeps_its_code(monkeypatch, capfd, argv, kind):
-    """And is not told on standard output instead."""
+    """It is not printed on standard output instead."""
     with unwritable(kind, buffering=1) as stream:
         monkeypatch.setattr(sys, "stderr", stream)
         assert cli.run(argv) == (2 if argv == ["trian"] else 4)
@@ -78,14 +78,14 @@ def test_an_error_that_cannot_be_told_keeps_its_code(monkeypatch, capfd, argv, k
 
 
 def started(arguments, redirections):
-    """`python -m purejaxppo arguments` from a shell, with its redirections: (exit code, output, errors)."""
+    """Runs `python -m purejaxppo arguments` in a shell, with its redirections; returns exit code, output and errors."""
     line = f"exec {shlex.quote(sys.executable)} -m purejaxppo {arguments} {redirections}"
     done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=100, check=False)
     return done.returncode, done.stdout, done.stderr
 
 
 def test_a_shell_that_closes_the_streams():
-    """A file that is opened does not take the place of one: what C code prints would go into it."""
+    """A file that is opened must not get the descriptor of a stream, or C code would print into it."""
     code, out, err = started("verify run", "<&- >&-")
     assert (code, out) == (4, "")
     assert err.startswith("purejaxppo: error: cannot write to standard output: Bad file descriptor")
@@ -96,7 +96,7 @@ def test_a_shell_that_closes_the_streams():
 @pytest.mark.filterwarnings("ignore:'purejaxppo.cli.__main__' found in sys.modules:RuntimeWarning")
 @pytest.mark.parametrize("module", ["purejaxppo", "purejaxppo.cli"])
 def test_both_modules_are_the_command(monkeypatch, capfd, module):
-    """With `python -m`; the usage names what was started, as there need not be a command of that name."""
+    """With `python -m`, the usage shows that, as no command may be installed."""
     for place in (signals, cli):
         monkeypatch.setattr(place, "end_process_on_signal", lambda: None)
 

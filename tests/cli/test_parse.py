@@ -1,4 +1,4 @@
-"""From the words of `purejaxppo sweep` to its settings: what is an axis, and where the other settings come from."""
+"""From the arguments of `purejaxppo sweep` to its settings: which are axes, and where the others come from."""
 
 import json
 
@@ -18,7 +18,7 @@ CARTPOLE = PRESETS["CartPole-v1"]
 
 
 def sweep(argv):
-    """The settings of the sweep that a line asks for."""
+    """Returns the settings of the sweep for a command line."""
     return parse.parse(["sweep", *argv.split()]).resolved
 
 
@@ -26,7 +26,7 @@ def sweep(argv):
 
 
 def test_several_values_are_an_axis_and_one_value_is_a_setting():
-    """In the order given, the first one slowest."""
+    """Axes are in the order given, and the first one changes most slowly."""
     asked = sweep("--ent-coef 0.5 --num-envs 4 8 --learning-rate 0.1 0.2 --hidden-sizes 5 6")
     assert asked.axes == ("num_envs", "learning_rate")
     assert asked.points == (
@@ -120,7 +120,7 @@ def test_every_other_field_can_be_swept(name):
 
 
 def test_split_leaves_the_other_flags_to_tyro():
-    """A negative number belongs to the flag before it, -h does not."""
+    """A negative number belongs to the flag before it; -h does not."""
     argv = "extra --gamma -1 0.9 --out=a b --env=X --no-plan --shared-torso -h --env-params a=1 b=2"
     words, rest = split_settings(argv.split())
     assert words == {"gamma": ["-1", "0.9"], "env": ["X"], "shared_torso": ["true"], "env_params": ["a=1", "b=2"]}
@@ -131,7 +131,7 @@ def test_split_leaves_the_other_flags_to_tyro():
 
 
 def test_each_algorithm_has_its_own_preset_and_its_own_settings():
-    """trpo has another preset on Pendulum, and no clip_eps: its points of either clip_eps are one."""
+    """trpo has another preset for Pendulum, and no clip_eps, so that its points with either value of that are one."""
     asked = sweep("--env Pendulum-v1 --clip-eps 0.1 0.3 --algorithm ppo_clip trpo --ent-coef 0.25")
     assert asked.axes == ("clip_eps", "algorithm")
     assert asked.points == (
@@ -149,7 +149,7 @@ def test_each_algorithm_has_its_own_preset_and_its_own_settings():
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_setting_is_the_one_that_train_would_have(tmp_path, algorithm):
-    """With an environment's and an algorithm's preset, a file and a flag below it."""
+    """It comes from the preset of its environment and algorithm, a file, and a flag, the later ones overriding."""
     path = tmp_path / "c.json"
     path.write_text(json.dumps({"env": "Pendulum-v1", "gamma": 0.5, "num_envs": 3, "num-epochs": 2}))
     shared = f"--config {path} --num-envs 16 --num-steps 64"
@@ -216,7 +216,7 @@ def test_seeds(argv, seeds):
 
 
 def test_samples():
-    """A span and a list; the same points again for the same seed."""
+    """A span and a list are sampled; the same seed gives the same points."""
     line = "--learning-rate log:1e-4..1e-2 --num-envs 4 8 --samples 5"
     asked = sweep(line)
     assert asked.axes == ("learning_rate", "num_envs")
@@ -283,7 +283,7 @@ def test_halving_and_exact():
     ],
 )
 def test_refusals(capfd, tmp_path, monkeypatch, argv, says):
-    """One line on standard error, exit code 2, and nothing written."""
+    """Each gives one line on standard error and exit code 2, and nothing is written."""
     monkeypatch.chdir(tmp_path)
     assert cli.run(["sweep", *argv.split()]) == 2
     out, err = capfd.readouterr()

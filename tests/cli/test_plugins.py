@@ -1,4 +1,4 @@
-"""Plugins: modules by name or by path, imported once, and every mistake said in one line."""
+"""Plugins: modules by name or path are imported once, and every mistake is reported in one line."""
 
 import sys
 
@@ -10,7 +10,7 @@ from purejaxppo.errors import EnvError
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path, monkeypatch):
-    """Every test in an empty working directory, with its imports undone."""
+    """Runs every test in an empty working directory, and undoes its imports."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
@@ -22,7 +22,7 @@ def _elsewhere(tmp_path, monkeypatch):
 
 @pytest.fixture
 def write(tmp_path):
-    """write(path, text) writes a file below the working directory, and returns its path as it was given."""
+    """Returns a function: write(path, text) writes a file in the working directory, and returns its path as given."""
 
     def write(path, text):
         (tmp_path / path).parent.mkdir(exist_ok=True)
@@ -40,7 +40,7 @@ def test_a_module_by_its_name_and_by_its_path(write, tmp_path, spelling):
 
 
 def test_a_file_elsewhere_may_import_its_neighbours_and_be_imported(write):
-    """Under the name that its file has, and its classes know the module that they are in."""
+    """It has its file's name as a module, and its classes know that."""
     write("far/neighbour_plugin.py", "size = 4")
     write("far/my-grid.py", "from neighbour_plugin import size\n\nclass Grid:\n    pass")
     import_plugins(["far/my-grid.py"])
@@ -50,7 +50,7 @@ def test_a_file_elsewhere_may_import_its_neighbours_and_be_imported(write):
 
 
 def test_what_is_named_twice_is_run_once(write):
-    """By its path, by its name, and by its path again."""
+    """It is named by its path, by its name, and by its path again."""
     write("once_plugin.py", "import sys\nsys.runs = getattr(sys, 'runs', 0) + 1")
     try:
         import_plugins(["once_plugin.py", "once_plugin", "./once_plugin.py"])
@@ -78,7 +78,7 @@ def test_what_is_named_twice_is_run_once(write):
     ],
 )
 def test_mistakes(write, tmp_path, plugin, says):
-    """Named, in one line, and nothing half-imported is left."""
+    """One line names the plugin, and no half-imported module is left."""
     (tmp_path / "far.py").mkdir()
     for name, text in {"grid.txt": "", "pytest.py": "", "raises.py": "1 / 0", "garbled.py": "x ="}.items():
         write(f"far/{name}", text)

@@ -1,4 +1,4 @@
-"""What bad arguments are answered with: one sentence, which says what is wrong and what to write."""
+"""Wrong arguments are answered with one sentence, which says what is wrong and what to write."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from purejaxppo.errors import ConfigError
 
 
 def refused(line):
-    """The sentence that a line is refused with."""
+    """Returns the sentence with which a command line is refused."""
     with pytest.raises(ConfigError) as error:
         validate(parse(line.split()))
     return str(error.value)
@@ -84,7 +84,7 @@ def refused(line):
 )
 @pytest.mark.parametrize("columns", ["40", "200"])
 def test_bad_lines(monkeypatch, line, says, columns):
-    """Whole sentences in one line, whatever the terminal's width: nothing is left of the box that tyro draws."""
+    """They are whole sentences on one line at any terminal width, without the box that tyro draws."""
     monkeypatch.setenv("COLUMNS", columns)
     message = refused(line)
     assert says in message
@@ -95,7 +95,7 @@ def test_bad_lines(monkeypatch, line, says, columns):
 
 
 def test_a_long_value_is_shown_as_it_was_typed(monkeypatch):
-    """Although tyro breaks it into several lines."""
+    """This is so although tyro breaks it into several lines."""
     monkeypatch.setenv("COLUMNS", "40")
     value = "a--b  " + 60 * "x"
     with pytest.raises(ConfigError) as error:

@@ -1,4 +1,4 @@
-"""Which runs are trained when: rungs and batches by hand, and what is taken from the disk for how a batch ended."""
+"""Batches and rungs worked out by hand, and which results of batches are accepted from the disk."""
 
 import itertools
 import json
@@ -29,7 +29,7 @@ from purejaxppo.sweeps.plan import Plan
 
 
 def plan_of(points, sizes, seeds=(5, 6), updates=6, halving=None):
-    """A plan of which nothing is traced: its groups know their configuration and their runs."""
+    """Returns a plan without traced programs: its groups have a configuration and runs, and nothing else."""
     plan = object.__new__(Plan)
     plan.sweep, plan.sizes = sweep_of(points, seeds, updates, halving=halving), Sizes(tuple(sizes), len(jax.devices()))
     configs = [config for config, _ in plan.sweep.settings]
@@ -46,14 +46,14 @@ def clips(number):
 
 
 def result_of(returns, updates=6, metrics_bytes=100):
-    """Of a batch whose runs came to these returns; None for one that diverged in update 2."""
+    """Returns the result of a batch whose runs have these returns; None is one that diverged in update 2."""
     ends = [updates if value is not None else 1 for value in returns]
     return BatchResult(ends, [2 if value is None else 0 for value in returns], list(returns), metrics_bytes, 0.5)
 
 
 @pytest.fixture(autouse=True)
 def devices(monkeypatch):
-    """devices(3) makes the plan see three; two by default."""
+    """Returns a function: devices(3) makes the plan see three devices; without a call it sees two."""
 
     def use(number):
         monkeypatch.setattr(jax, "devices", lambda: [None] * number)
@@ -106,7 +106,7 @@ def test_updates_at_the_end_of_each_rung(updates, halving, ends):
 
 
 def test_the_shortest_settings_decide_on_the_number_of_rungs():
-    """48 steps are 6 updates of 8 and 3 of 16; each goes through its own in the same shares."""
+    """48 steps are 6 updates of 8 or 3 of 16. Each setting divides its own number of updates by the same factors."""
     plan = plan_of([{"num_envs": n, "clip_eps": e} for n in (2, 4) for e in (0.1, 0.2)], [2, 2], halving=2)
     assert [tuple(rung) for rung in plan.rungs] == [(4, 2), (2, 1)]
     assert [[rung.updates(group.config) for rung in plan.rungs] for group in plan.groups] == [[3, 6], [2, 3]]
@@ -114,7 +114,7 @@ def test_the_shortest_settings_decide_on_the_number_of_rungs():
 
 @given(settings=st.integers(2, 100), updates=st.integers(1, 3000), halving=st.integers(2, 5))
 def test_every_rung_has_something_to_do(settings, updates, halving):
-    """More updates and fewer settings than the one before, one in `halving`; the last one has the whole budget."""
+    """Each rung has more updates and fewer settings than the one before, and the last one has the whole budget."""
     plan = plan_of(clips(settings), [2], updates=updates, halving=halving)
     ends = [rung.updates(plan.groups[0].config) for rung in plan.rungs]
     assert ends[-1] == updates
@@ -127,7 +127,7 @@ def test_every_rung_has_something_to_do(settings, updates, halving):
 
 
 def test_batches_of_one_size():
-    """Six runs, four side by side: in the second batch two places are left for what fills the devices."""
+    """Six runs in batches of four: the second batch has two runs, and two copies to fill it up."""
     assert batches_of_rung(plan_of(clips(3), [4]), 0, {0, 1, 2}) == [
         RunBatch("rung0_program1_batch1", 0, 0, (0, 1, 2, 3), 4, 0, 6),
         RunBatch("rung0_program1_batch2", 0, 0, (4, 5), 4, 0, 6),
@@ -135,7 +135,7 @@ def test_batches_of_one_size():
 
 
 def test_a_batch_for_each_program():
-    """Every other setting has more environments: 3 updates instead of 6. They are trained one after the other."""
+    """Every other setting has more environments, hence 3 updates instead of 6. Its program has a batch of its own."""
     plan = plan_of([{"num_envs": n, "clip_eps": e} for e in (0.1, 0.2) for n in (2, 4)], [4, 2])
     assert batches_of_rung(plan, 0, {0, 1, 2, 3}) == [
         RunBatch("rung0_program1_batch1", 0, 0, (0, 1, 4, 5), 4, 0, 6),
@@ -145,7 +145,7 @@ def test_a_batch_for_each_program():
 
 
 def test_later_rungs_go_on_where_the_one_before_ended():
-    """With the settings that are left, in batches that are no larger than they need be."""
+    """The settings that are left are trained in batches no larger than necessary."""
     plan = plan_of(clips(8), [16], updates=10, halving=2)
     assert [(batch.runs, batch.size, batch.since, batch.until) for batch in batches_of_rung(plan, 1, {0, 3, 4, 7})] == [
         ((0, 1, 6, 7, 8, 9, 14, 15), 8, 2, 3)
@@ -153,8 +153,8 @@ def test_later_rungs_go_on_where_the_one_before_ended():
     assert batches_of_rung(plan, 3, {4}) == [RunBatch("rung3_program1_batch1", 0, 3, (8, 9), 2, 5, 10)]
 
 
-def test_a_program_that_has_no_settings_left_has_no_part():
-    """The other one keeps its number, and its own count of updates."""
+def test_a_program_that_has_no_settings_left_has_no_batch():
+    """The other program keeps its number, and its own count of updates."""
     plan = plan_of([{"num_envs": n, "clip_eps": e} for n in (2, 4) for e in (0.1, 0.2)], [4, 4], halving=2)
     assert batches_of_rung(plan, 1, {2, 3}) == [RunBatch("rung1_program2_batch1", 1, 1, (4, 5, 6, 7), 4, 2, 3)]
     assert batches_of_rung(plan, 1, set()) == []
@@ -176,7 +176,7 @@ def test_a_program_that_has_no_settings_left_has_no_part():
     ],
 )
 def test_batches_of_a_later_rung(devices, number, size, expected):
-    """Five runs on so many devices, of which `size` fit; the first rung's batches are of that size."""
+    """Five runs are left on so many devices; `size` is that of the first rung's batches."""
     devices(number)
     plan = plan_of(clips(10), [size], seeds=(7,), halving=2, updates=800)
     assert {batch.size for batch in batches_of_rung(plan, 0, set(range(10)))} == {size}
@@ -186,8 +186,8 @@ def test_batches_of_a_later_rung(devices, number, size, expected):
 
 
 @given(data=st.data(), settings=st.integers(1, 12), seeds=st.integers(1, 5), programs=st.integers(1, 3))
-def test_every_run_is_in_one_part(data, settings, seeds, programs):
-    """In the order of their numbers within a program; no batch but a program's last has places left."""
+def test_every_run_is_in_one_batch(data, settings, seeds, programs):
+    """Within a program, runs are in the order of their numbers, and only its last batch has copies to fill it up."""
     points = [{"num_epochs": 1 + i % programs, "gamma": i / 100} for i in range(settings)]
     halving = data.draw(st.integers(2, settings)) if settings > 1 else None
     sizes = data.draw(st.lists(st.integers(1, 20), min_size=programs, max_size=programs))
@@ -224,7 +224,7 @@ def test_the_plans_env_steps_are_those_of_its_parts(halving):
 
 
 def finished_of(plan, rung, returns):
-    """Parts of a rung with the returns of their runs, setting -> one per seed."""
+    """Returns the batches of a rung with their results, from the returns of each setting's runs (one per seed)."""
     batches = batches_of_rung(plan, rung, set(returns))
     seeds = len(plan.sweep.seeds)
     return [(batch, result_of([returns[run // seeds][run % seeds] for run in batch.runs])) for batch in batches]
@@ -236,7 +236,7 @@ def test_all_settings_are_in_the_first_rung():
 
 @pytest.mark.parametrize("size", [2, 3, 8, 20])
 def test_the_best_interquartile_means_go_on(size):
-    """Of four seeds that of the inner two: 2.5, 4.5, 3 and -1. How the runs were batched does not matter."""
+    """The interquartile means of four seeds are 2.5, 4.5, 3 and -1. How the runs are batched makes no difference."""
     plan = plan_of(clips(4), [size], seeds=(1, 2, 3, 4), halving=2)
     returns = {0: [1, 2, 3, 900], 1: [9, 4, 5, 0], 2: [3, 3, -500, 3], 3: [-1, -1, -1, -1]}
     assert survivors(plan, 1, finished_of(plan, 0, returns)) == {1, 2}
@@ -249,7 +249,7 @@ def test_one_in_three_rounded_down():
 
 
 def test_a_diverged_run_is_the_worst():
-    """One of four falls to the cut, two do not."""
+    """The interquartile mean of four runs leaves out one diverged run, but not two."""
     plan = plan_of(clips(3), [12], seeds=(1, 2, 3, 4), halving=3)
     returns = {0: [-100, -100, -100, -100], 1: [None, None, 900, 900], 2: [None, 2, 2, 2]}
     finished = finished_of(plan, 0, returns)
@@ -259,7 +259,7 @@ def test_a_diverged_run_is_the_worst():
 
 
 def test_equal_ones_go_on_by_their_number():
-    """Though their batches are in another order; those that all diverged are equal, too."""
+    """The order of their batches makes no difference. Settings all of whose runs diverged are equal, too."""
     plan = plan_of([{"num_epochs": 1 + i % 2, "gamma": i / 10} for i in range(6)], [2, 2], updates=800, halving=2)
     finished = finished_of(plan, 0, {i: [3, 3] for i in range(6)})
     assert [batch.runs[0] // 2 for batch, _ in finished] == [0, 2, 4, 1, 3, 5]
@@ -269,7 +269,7 @@ def test_equal_ones_go_on_by_their_number():
 
 
 def test_only_the_rung_before_counts():
-    """Setting 0 was far ahead, and is the last one of those that went on."""
+    """Setting 0 was far ahead in the first rung, and is the worst of those that went on."""
     plan = plan_of(clips(4), [8], updates=800, halving=2)
     first = finished_of(plan, 0, {0: [90, 90], 1: [5, 5], 2: [4, 4], 3: [6, 6]})
     assert survivors(plan, 1, first) == {0, 3}
@@ -288,14 +288,14 @@ def test_nobody_who_goes_on_is_worse_than_one_who_does_not(returns):
 
 # --- how a batch ended ------------------------------------------------------------------------------------------------
 
-PART = RunBatch("rung0_program1_batch1", 0, 0, (4, 7), 4, 0, 6)
+RUN_BATCH = RunBatch("rung0_program1_batch1", 0, 0, (4, 7), 4, 0, 6)
 RESULT = result_of([1.5, None])
 
 
 @pytest.fixture
 def place(tmp_path):
-    """The batch's result.json, as it should be."""
-    path = batch_dir(tmp_path, PART) / "result.json"
+    """Writes a valid result.json of the batch, and returns its path."""
+    path = batch_dir(tmp_path, RUN_BATCH) / "result.json"
     path.parent.mkdir(parents=True)
     write_json(path, RESULT._asdict())
     return path
@@ -303,49 +303,49 @@ def place(tmp_path):
 
 def test_a_result_there_and_back(tmp_path, place):
     assert place == tmp_path / "parts" / "rung0_program1_batch1" / "result.json"
-    assert read_result(tmp_path, PART) == RESULT
+    assert read_result(tmp_path, RUN_BATCH) == RESULT
     whole = RESULT._replace(returns=[0.1 + 0.2, -1e-30], metrics_bytes=2**40, seconds=1 / 3)
     write_json(place, whole._asdict())
-    assert repr(read_result(tmp_path, PART)) == repr(whole)
+    assert repr(read_result(tmp_path, RUN_BATCH)) == repr(whole)
 
 
 def test_a_part_without_a_result_has_not_ended(tmp_path, place):
-    assert read_result(tmp_path, PART._replace(name="rung0_program1_batch2")) is None
+    assert read_result(tmp_path, RUN_BATCH._replace(name="rung0_program1_batch2")) is None
     place.unlink()
-    assert read_result(tmp_path, PART) is None
+    assert read_result(tmp_path, RUN_BATCH) is None
     place.mkdir()
-    assert read_result(tmp_path, PART) is None
+    assert read_result(tmp_path, RUN_BATCH) is None
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"null", b"[]", b"3", b"\xff\xfe", b"{}", b"[" * 100_000])
 def test_a_result_that_is_garbage(tmp_path, place, text):
     place.write_bytes(text)
-    assert read_result(tmp_path, PART) is None
+    assert read_result(tmp_path, RUN_BATCH) is None
 
 
 @pytest.mark.parametrize("name", [name for name in BatchResult._fields if name not in BatchResult._field_defaults])
 def test_a_result_of_which_something_is_missing(tmp_path, place, name):
     write_json(place, {key: value for key, value in RESULT._asdict().items() if key != name})
-    assert read_result(tmp_path, PART) is None
+    assert read_result(tmp_path, RUN_BATCH) is None
 
 
 def test_a_result_of_a_version_that_did_not_count_unfinished_episodes(tmp_path, place):
     content = RESULT._asdict()
     del content["unfinished"]
     write_json(place, content)
-    assert read_result(tmp_path, PART) == RESULT
+    assert read_result(tmp_path, RUN_BATCH) == RESULT
 
 
 def test_a_result_with_something_else(tmp_path, place):
     write_json(place, RESULT._asdict() | {"extra": 1})
-    assert read_result(tmp_path, PART) is None
+    assert read_result(tmp_path, RUN_BATCH) is None
 
 
 @pytest.mark.parametrize("name", ["updates", "diverged_at", "returns"])
 @pytest.mark.parametrize("value", [None, 3, "ab", {}, {"a": 1, "b": 2}, [], [1], [1, 2, 3]])
 def test_a_result_of_other_runs(tmp_path, place, name, value):
     write_json(place, RESULT._asdict() | {name: value})
-    assert read_result(tmp_path, PART) is None
+    assert read_result(tmp_path, RUN_BATCH) is None
 
 
 @pytest.mark.parametrize(
@@ -374,19 +374,19 @@ def test_a_result_of_other_runs(tmp_path, place, name, value):
 )
 def test_a_result_of_other_kinds(tmp_path, place, name, value):
     place.write_text(json.dumps(RESULT._asdict() | {name: value}))
-    assert read_result(tmp_path, PART) is None
+    assert read_result(tmp_path, RUN_BATCH) is None
 
 
 @given(st.data())
 def test_a_result_with_a_byte_changed(tmp_path_factory, data):
-    """It may be another number, but is one."""
+    """It may hold another number, but one of the right type."""
     directory = tmp_path_factory.getbasetemp() / "changed"
-    path = batch_dir(directory, PART) / "result.json"
+    path = batch_dir(directory, RUN_BATCH) / "result.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     text = bytearray(json.dumps(RESULT._asdict()).encode())
     text[data.draw(st.integers(0, len(text) - 1))] = data.draw(st.integers(0, 255))
     path.write_bytes(text)
-    result = read_result(directory, PART)
+    result = read_result(directory, RUN_BATCH)
     if result:
         assert [type(x) for x in [*result.updates, *result.diverged_at, result.metrics_bytes]] == [int] * 5
         assert np.isfinite([x for x in [*result.returns, result.seconds] if x is not None]).all()
@@ -396,14 +396,14 @@ def test_a_result_cut_off_anywhere(tmp_path, place):
     content = place.read_bytes()
     for end in range(len(content.rstrip())):
         place.write_bytes(content[:end])
-        assert read_result(tmp_path, PART) is None
+        assert read_result(tmp_path, RUN_BATCH) is None
 
 
 # --- what has begun ---------------------------------------------------------------------------------------------------
 
 
 def checkpoint(directory, batch, updates):
-    """What looks like one."""
+    """Makes a directory with the name of a checkpoint."""
     (batch_dir(directory, batch) / "checkpoints" / f"step_{updates * BATCH:012d}").mkdir(parents=True)
 
 
@@ -416,10 +416,10 @@ def begun(directory, plan):
     return [(batch.name, batch.runs) for batch in begun_batches(directory, plan)]
 
 
-def test_parts_that_have_begun(tmp_path):
-    """In the order of their training: up to the first one without a result, and into a rung whose settings are known.
+def test_batches_that_have_begun(tmp_path):
+    """Batches come in the order of their training, up to the first without a result; later rungs when they are known.
 
-    Settings 0 to 3 in batches of two, of which 1 and 2 are the better ones, and of these 1.
+    Settings 0 to 3 are in batches of two. Settings 1 and 2 go on, then setting 1.
     """
     plan = plan_of(clips(4), [4], updates=800, halving=2)
     first, second = batches_of_rung(plan, 0, {0, 1, 2, 3})
@@ -454,8 +454,8 @@ def test_a_part_that_has_lost_its_checkpoints_is_passed_over(tmp_path):
     assert begun(tmp_path, plan) == [(second.name, second.runs)]
 
 
-def test_survey_of_parts(tmp_path):
-    """Their checkpoints by name, with what is wrong with each; nothing where nothing has begun."""
+def test_survey_of_batches(tmp_path):
+    """Checkpoints are listed with their batches' names and with what is wrong with them."""
     assert survey_batches(tmp_path) == []
     plan = plan_of(clips(2), [2])
     first, second = batches_of_rung(plan, 0, {0, 1})

@@ -1,4 +1,4 @@
-"""A comparison: its runs are the single runs, its files say what happened, and bad requests are refused in one line."""
+"""A comparison: its runs equal single runs, its files tell what happened, and bad requests are refused in one line."""
 
 import csv
 import dataclasses
@@ -21,7 +21,7 @@ from purejaxppo.experiment.chunked_loop import Chunk
 from purejaxppo.experiment.run import run_experiment
 from purejaxppo.sweeps import compare
 from purejaxppo.sweeps.compare import plot_comparison
-from purejaxppo.sweeps.scoring import Result, markdown_table, steps_to_target
+from purejaxppo.sweeps.scoring import Result, comparison_table, markdown_table, steps_to_target
 
 UPDATES = 3
 CONFIG = TrainConfig(
@@ -54,7 +54,7 @@ def settings(algorithm, **hp):
 
 
 def run(runs, seeds, out, **options):
-    """compare, quietly; its console's text goes to `run.text`."""
+    """Runs `compare` quietly; what its console prints goes to `run.text`."""
     console = Console(file=io.StringIO())
     try:
         return compare.compare(runs, seeds, out=out, eval_episodes=5, console=console, **options)
@@ -72,7 +72,7 @@ def rows_of(path):
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
-    """(directory, summary, console text) of ppo_clip and trpo."""
+    """Returns directory, summary and console text of a comparison of ppo_clip and trpo."""
     out = tmp_path_factory.mktemp("compare") / "out"
     began = time.perf_counter()
     summary = run([settings("ppo_clip"), settings("trpo")], SEEDS, out, target=4.0)
@@ -85,7 +85,7 @@ def test_files(compared):
     assert {path.name for path in out.iterdir()} == FILES
     assert json.loads((out / "summary.json").read_text()) == summary
     assert (out / "comparison.png").read_bytes()[:4] == b"\x89PNG"
-    assert (out / "table.md").read_text() == markdown_table(summary["algorithms"], 4.0)
+    assert (out / "table.md").read_text() == markdown_table(comparison_table(summary["algorithms"], 4.0))
     config = json.loads((out / "comparison.json").read_text())
     assert config["seeds"] == list(SEEDS)
     assert [record["algorithm"] for record in config["runs"]] == ["ppo_clip", "trpo"]
@@ -103,7 +103,7 @@ def test_files(compared):
 
 @pytest.mark.parametrize(("algorithm", "seed"), [("ppo_clip", 4), ("trpo", 3)])
 def test_each_run_is_the_single_run_of_its_seed(compared, tmp_path, algorithm, seed):
-    """Curves and evaluation, in every bit (which a CPU allows)."""
+    """Curves and evaluation are bitwise identical, which they are on a CPU."""
     out, _, _ = compared
     console = Console(file=io.StringIO())
     options = RunOptions(eval_episodes=5)
@@ -148,7 +148,7 @@ def test_summary_is_that_of_the_results(compared):
 
 @pytest.mark.slow
 def test_diverged_runs_are_counted_and_left_out(tmp_path):
-    """A learning rate that ends in NaN; the runs of the other algorithms are not touched by it."""
+    """A learning rate that ends in NaN does not affect the runs of the other algorithms."""
     with pytest.raises(DivergedError):
         run([settings("policy_gradient", learning_rate=1e30)], SEEDS, tmp_path / "out")
     (row,) = json.loads((tmp_path / "out" / "summary.json").read_text())["algorithms"]
@@ -163,7 +163,7 @@ def test_diverged_runs_are_counted_and_left_out(tmp_path):
 
 
 def result_of(config, seeds, returns, causes=()):
-    """Runs whose training return is 1, 2, ... per update, times the run's number from 1."""
+    """Returns a result whose training returns are 1, 2, ... per update, times the run's number from 1."""
     updates = np.arange(1.0, 21.0)
     curves = updates[:, None] * np.arange(1.0, len(seeds) + 1)
     metrics = dict.fromkeys(("episode/return", "kl", "ratio/effective_sample_size", "loss/policy"), curves)
@@ -175,13 +175,13 @@ def result_of(config, seeds, returns, causes=()):
 
 @pytest.fixture
 def scripted(monkeypatch):
-    """scripted(returns) puts hand-made results, the same for each algorithm, in the place of training."""
+    """Returns a function: scripted(returns) replaces training by hand-made results, the same for each algorithm."""
 
     def use(*returns, unfinished=0, causes=()):
         def train_all(plan, group, console, phases):
             return result_of(group.config, plan.sweep.seeds, returns, causes)._replace(unfinished=unfinished)
 
-        monkeypatch.setattr(compare, "_train_all", train_all)
+        monkeypatch.setattr(compare, "_train_algorithm", train_all)
 
     return use
 
@@ -205,7 +205,7 @@ def test_one_run_has_no_interval_and_no_band(scripted, tmp_path, monkeypatch):
 
 
 def test_a_diverged_run_among_others(scripted, tmp_path):
-    """It counts as the worst, whatever it had reached before: of four, the interquartile mean does without it."""
+    """It counts as the worst, even if it had reached the target before; the interquartile mean of four omits it."""
     scripted(1.0, math.nan, 3.0, 5.0)
     row = run([settings("ppo_clip")], [0, 1, 2, 3], tmp_path / "a", target=20.0)["algorithms"][0]
     assert (row["runs"], row["diverged"], row["return_iqm"]) == (4, 1, 2.0)
@@ -220,13 +220,13 @@ def test_a_diverged_run_among_others(scripted, tmp_path):
 
 
 def test_an_interruption_names_the_results_that_stay(tmp_path, monkeypatch, capfd):
-    """Before there is a directory nothing is lost; afterwards it is told which one has them."""
+    """Before there is a directory nothing is lost; afterwards the message names it."""
 
     def interrupt(*_):
         raise KeyboardInterrupt
 
     argv = ["compare", "--num-envs", "4", "--num-steps", "8", "--out", str(tmp_path / "out")]
-    monkeypatch.setattr(compare, "_train_all", interrupt)
+    monkeypatch.setattr(compare, "_train_algorithm", interrupt)
     assert cli.run(argv) == 130
     assert f"interrupted; {tmp_path / 'out'} has the results of the algorithms" in capfd.readouterr().err
     monkeypatch.setattr(compare, "Plan", interrupt)
@@ -237,7 +237,7 @@ def test_an_interruption_names_the_results_that_stay(tmp_path, monkeypatch, capf
 
 
 def test_every_run_diverged(scripted, tmp_path):
-    """The results stay, and the command does not pretend; the environment is named where it was the cause."""
+    """The results are written, but the command fails, and names the environment if that was the cause."""
     scripted(math.nan, math.nan, causes=[Cause(1, "reward"), Cause(1, "reward")])
     with pytest.raises(DivergedError, match=r"every run diverged \(reward not finite\).* from the environment"):
         run([settings("ppo_clip")], [0, 1], tmp_path / "out")
@@ -245,7 +245,7 @@ def test_every_run_diverged(scripted, tmp_path):
 
 
 def test_causes_are_those_of_the_runs_that_there_are():
-    """Chunk by chunk [runs, updates]; what fills the devices, and updates beyond the budget, are left out."""
+    """Copies that fill up the devices, and updates beyond the budget, are left out; a chunk is [runs, updates]."""
     curves = compare._Curves(CONFIG, 3, lambda *_: None)
     reward, loss = (1 << WATCHED.index(name) for name in ("reward", "loss/value"))
     for first, bits in (
@@ -298,14 +298,14 @@ def test_what_cannot_be_built_leaves_nothing_behind(tmp_path):
     ],
 )
 def test_steps_to_target_by_hand(returns, target, steps):
-    """With five episodes per update in which any ended."""
+    """Each update in which any episode ended has five episodes."""
     count = np.where(np.isnan(returns), 0, 5)
     total = np.nan_to_num(returns) * count
     assert steps_to_target(10 * np.arange(1, len(returns) + 1), total, count, target) == steps
 
 
 def test_steps_to_target_counts_episodes_not_updates():
-    """Nine episodes of 0 outweigh one of 10; fewer than five are not yet a mean."""
+    """Nine episodes of 0 outweigh one of 10; fewer than five are not enough for a mean."""
     total = np.array([[10.0, 0, 0, 0, 0], [90.0, 0, 0, 0, 0], [40.0, 0, 0, 0, 0]])
     count = np.array([[1, 9, 0, 0, 0], [9, 1, 0, 0, 0], [4, 0, 0, 0, 0]])
     np.testing.assert_array_equal(steps_to_target(np.arange(1, 6), total, count, 2.0), [math.inf, 5, math.inf])
@@ -313,7 +313,7 @@ def test_steps_to_target_counts_episodes_not_updates():
 
 
 def test_window_is_2_percent_of_a_long_run():
-    """1000 updates: a window of 20, full of the new return only 20 updates after the step at 500."""
+    """Of 1000 updates the window is 20; after a step at 500 it is full of the new return 20 updates later."""
     returns = np.where(np.arange(1, 1001) > 500, 1.0, 0.0)
     assert steps_to_target(np.arange(1, 1001), returns, np.ones(1000), 1.0) == 520
 
@@ -321,22 +321,22 @@ def test_window_is_2_percent_of_a_long_run():
 def test_markdown_table():
     row = {"algorithm": "trpo", "runs": 4, "diverged": 0, "return_iqm": 1.0, "return_low": 0.5, "return_high": 1.5}
     row |= {"env_steps_per_second": 12345.6, "steps_to_target": 2500.0, "runs_at_target": 3}
-    assert markdown_table([row], None).splitlines() == [
+    assert markdown_table(comparison_table([row], None)).splitlines() == [
         "| algorithm | runs | IQM | 95 % interval | steps/s |",
         "| --- | --- | --- | --- | --- |",
         "| trpo | 4 | 1 | 0.5 to 1.5 | 12,346 |",
     ]
     nobody = {**row, "steps_to_target": None, "runs_at_target": 0, "diverged": 1}
-    assert markdown_table([nobody], 475).splitlines()[0] == (
+    assert markdown_table(comparison_table([nobody], 475)).splitlines()[0] == (
         "| algorithm | runs | IQM | 95 % interval | steps to 475 | reached | steps/s |"
     )
-    assert markdown_table([nobody], 475).splitlines()[2] == (
+    assert markdown_table(comparison_table([nobody], 475)).splitlines()[2] == (
         "| trpo | 4 (1 diverged) | 1 | 0.5 to 1.5 | - | 0 of 4 | 12,346 |"
     )
 
 
 def test_picture_of_runs_in_which_nothing_ended(tmp_path):
-    """An algorithm without a curve is left out, instead of failing at the end of hours."""
+    """An algorithm without a finished episode is left out, instead of failing after hours of training."""
     steps, nothing = np.arange(4.0), np.full((4, 2), math.nan)
     some = {"episode/return": np.ones((4, 2)), "kl": np.ones((4, 2)), "ratio/effective_sample_size": np.ones((4, 2))}
     none = {**some, "episode/return": nothing, "kl": nothing}
@@ -348,7 +348,7 @@ def test_picture_of_runs_in_which_nothing_ended(tmp_path):
 
 
 def test_picture_of_no_kl_at_all(tmp_path):
-    """A logarithmic axis has no place for it, and says so by a warning."""
+    """A logarithmic axis cannot show it; matplotlib would warn."""
     metrics = {name: np.zeros((4, 2)) for name in ("episode/return", "kl", "ratio/effective_sample_size")}
     plot_comparison(
         [Result("trpo", [0, 1], np.arange(4.0), metrics, np.ones(2), np.zeros(2), 1.0)],
@@ -414,7 +414,7 @@ def test_unknown_algorithm_is_refused_before_anything_is_written(tmp_path):
     ],
 )
 def test_refusals(capfd, tmp_path, monkeypatch, argv, says):
-    """One line on standard error, exit code 2, and nothing written."""
+    """Each gives one line on standard error and exit code 2, and nothing is written."""
     monkeypatch.chdir(tmp_path)
     assert cli.run(argv.split()) == 2
     out, err = capfd.readouterr()
@@ -427,7 +427,7 @@ def test_refusals(capfd, tmp_path, monkeypatch, argv, says):
 
 
 def test_each_algorithm_has_its_own_settings():
-    """A flag of one goes to it; one of all goes to all; a file stands behind the flags."""
+    """A flag of one algorithm goes to it alone, a flag of all to all of them; flags override the file."""
     command = parse.parse(
         ["compare", "--algorithms", "trpo", "ppo_clip", "--cg-damping", "0.5", "--learning-rate", "0.25"]
     )
@@ -451,7 +451,7 @@ def test_configuration_file_of_a_comparison(tmp_path):
 
 @pytest.mark.parametrize(("flag", "target"), [([], 475), (["--target", "5"], 5.0)])
 def test_command_prints_what_it_wrote(scripted, capfd, tmp_path, monkeypatch, flag, target):
-    """The published target unless another one is given; JSON alone on standard output."""
+    """The target is the published one unless another is given; --json prints nothing else to standard output."""
     monkeypatch.chdir(tmp_path)
     scripted(7.0, 8.0)
     argv = ["compare", "--algorithms", "trpo", "ppo_kl", "--seeds", "2", "--seed", "3", *flag]
@@ -470,7 +470,7 @@ def test_command_prints_what_it_wrote(scripted, capfd, tmp_path, monkeypatch, fl
 
 
 def test_episodes_that_were_broken_off_are_told(scripted, capfd, tmp_path, monkeypatch):
-    """In the row of each algorithm, and together on the terminal."""
+    """They are in the row of each algorithm, and summed on the terminal."""
     monkeypatch.chdir(tmp_path)
     scripted(7.0, 8.0, unfinished=1500)
     assert cli.run(["compare", "--algorithms", "trpo", "ppo_kl", "--seeds", "2", "--out", "out"]) == 0

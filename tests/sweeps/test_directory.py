@@ -1,5 +1,7 @@
-"""A sweep's directory: what was asked for comes back as it was, what decides the result is in the record, and a file
-that is broken or edited is refused in one line."""
+"""A sweep's directory: sweep.json is read back as it was written and holds everything that determines the results.
+
+A file that is damaged or edited is refused in one line.
+"""
 
 import copy
 import dataclasses
@@ -25,7 +27,7 @@ def sweep(points=POINTS, **changes):
 
 
 def for_all(sweep, *numbers, **changes):
-    """The sweep with fields of the numbered settings changed; by default of all."""
+    """Returns the sweep with fields of the numbered settings changed, by default of all settings."""
     settings = list(sweep.settings)
     for i in numbers or range(len(settings)):
         settings[i] = tuple(
@@ -35,7 +37,7 @@ def for_all(sweep, *numbers, **changes):
 
 
 def sizes_of(sweep):
-    """1, 2, 3 ... of its programs, one per configuration and choice of optional hyperparameters."""
+    """Returns sizes 1, 2, 3 ..., one for each configuration and choice of hyperparameters that are None."""
     programs = {(config, hp.target_kl is None, hp.vf_clip_eps is None) for config, hp in sweep.settings}
     return Sizes(tuple(range(1, len(programs) + 1)), 2)
 
@@ -47,7 +49,7 @@ def fingerprint(sweep):
 
 
 def same_after_all(directory, sweep):
-    """Written and read: equal in value and in type (1, 1.0 and True are equal, too), and the same file once more."""
+    """Writes and reads a sweep, and checks that values, their types (1 == 1.0 == True) and the file are unchanged."""
     sizes = sizes_of(sweep)
     write_sweep(directory, sweep, sizes)
     content = (directory / "sweep.json").read_bytes()
@@ -97,7 +99,7 @@ def test_there_and_back_of_what_is_not_a_setting(tmp_path, changes):
 
 
 def test_there_and_back_of_environment_parameters(tmp_path):
-    """Whole, real and boolean; JSON sorts nothing and keeps their kinds."""
+    """They may be integers, floats and booleans; JSON keeps their order and types."""
     params = {"max_steps_in_episode": 200, "gravity": 9.5, "b": True, "a": 1.0}
     same_after_all(tmp_path, for_all(sweep(), env_params=params))
     assert dict(read_sweep(tmp_path)[0].settings[1][0].env_params) == params
@@ -161,7 +163,7 @@ def test_what_an_older_version_did_not_know_has_its_default(tmp_path):
     ],
 )
 def test_numbers_of_numpy_are_the_same_sweep_after_all(tmp_path, changes):
-    """By the hash that its checkpoints carry."""
+    """The hash that its checkpoints carry is the same."""
     given = sweep(**changes)
     given.validate()
     write_sweep(tmp_path, given, sizes_of(given))
@@ -174,7 +176,7 @@ def test_numbers_of_numpy_are_the_same_sweep_after_all(tmp_path, changes):
 
 
 def another(name):
-    """A value that the field does not have."""
+    """Returns a value that differs from the field's."""
     value = getattr(sweep().settings[0][name in Hyperparams.__dataclass_fields__], name)
     if isinstance(value, bool):
         return not value
@@ -188,7 +190,7 @@ def another(name):
 @pytest.mark.parametrize("numbers", [(), (0,), (1,)])
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_field_of_every_setting_is_in_the_record(name, numbers):
-    """Changed in all settings, in the first, and in the last."""
+    """A field is changed in all settings, in the first, and in the last."""
     changed = for_all(sweep(), *numbers, **{name: another(name)})
     assert sweep_record(changed) != sweep_record(sweep())
 
@@ -215,7 +217,7 @@ def test_what_decides_the_result_is_in_the_record(changes):
 
 @pytest.mark.parametrize("changes", [{"checkpoint_seconds": 1.0}, {"keep_newest": 5}, {"keep_best": 0}])
 def test_what_decides_nothing_is_not_in_the_record(tmp_path, changes):
-    """But in the file."""
+    """Such values are in the file, though."""
     other = sweep(options=RunOptions(**changes))
     assert sweep_record(other) == sweep_record(sweep())
     same_after_all(tmp_path, other)
@@ -225,7 +227,7 @@ def test_what_decides_nothing_is_not_in_the_record(tmp_path, changes):
 
 
 def refused(directory):
-    """The text of the error, which is one line."""
+    """Returns the text of the error, which is one line."""
     with pytest.raises(CheckpointError) as caught:
         read_sweep(directory)
     assert caught.value.exit_code == 4
@@ -260,7 +262,7 @@ def test_a_directory_in_the_place_of_the_file(tmp_path):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """A directory whose sweep.json tests overwrite, and its content as it should be."""
+    """Returns a directory whose sweep.json tests overwrite, and the valid content of that file."""
     directory = tmp_path_factory.mktemp("written")
     write_sweep(directory, for_all(sweep(halving=2, target=3.0), env_params={"gravity": 9.5}), Sizes((4, 2), 2))
     return directory, json.loads((directory / "sweep.json").read_text())
@@ -354,7 +356,7 @@ ABSENT = object()
 
 
 def places(content, before=()):
-    """The paths of everything in a JSON value."""
+    """Yields the path of every item in a JSON value."""
     items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
     for key, value in items:
         yield (*before, key)
@@ -374,7 +376,7 @@ def edited(content, place, value):
 
 
 def refused_or_valid(directory):
-    """Never another exception; and what is not refused may be trained."""
+    """Checks that reading raises no other exception, and that a sweep which is read can be trained."""
     try:
         read_sweep(directory)[0].validate()
     except CheckpointError:
@@ -382,7 +384,7 @@ def refused_or_valid(directory):
 
 
 def test_whatever_is_edited(written):
-    """Each place of the file by itself, to each kind of thing that JSON has."""
+    """Each item of the file is replaced by each type of JSON value."""
     directory, content = written
     count = 0
     for place in places(content):
@@ -395,7 +397,7 @@ def test_whatever_is_edited(written):
 
 @given(st.data())
 def test_whatever_is_damaged(written, data):
-    """Cut off, or with some of its bytes changed: json.loads may say anything about it."""
+    """The file is truncated, or some of its bytes are changed; json.loads may raise any of its errors."""
     directory, content = written
     text = bytearray(json.dumps(content).encode())
     for place in data.draw(st.lists(st.integers(0, len(text) - 1), max_size=3)):

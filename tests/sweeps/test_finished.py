@@ -1,4 +1,4 @@
-"""What is finished is told by its files, without JAX, and only if nothing of them is missing or damaged."""
+"""A finished sweep is recognised by its files, without JAX, and only if none of them is missing or damaged."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ SUMMARY = {"exit_reason": "finished", "runs": 2, "diverged": 0, "settings": [], 
 
 @pytest.fixture
 def sweep(tmp_path):
-    """A finished sweep's directory."""
+    """Returns the directory of a finished sweep."""
     for name, text in {
         "summary.json": json.dumps(SUMMARY),
         "metrics.csv": "head\nrow\n",
@@ -85,7 +85,7 @@ def test_no_checkpoint(sweep):
 
 
 def test_looking_takes_no_jax():
-    """Which is most of what `resume` would take otherwise."""
+    """Importing JAX would take most of the time of `resume`."""
     program = "import sys, purejaxppo.experiment.finished, purejaxppo.sweeps.finished; print('jax' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout == "False\n"

@@ -1,4 +1,4 @@
-"""`kill -9` and signals at any moment of a sweep, resumed until it is finished: its tables are the undisturbed ones."""
+"""`kill -9` and signals at any moment of a sweep that is then resumed: its tables are those of an undisturbed one."""
 
 import fcntl
 import json
@@ -23,7 +23,7 @@ TABLES = ("metrics.csv", "results.csv", "table.md", "plots/learning_curves.png")
 
 
 def tables(directory):
-    """The bytes of what must not depend on what happened on the way; every checkpoint that is there is sound."""
+    """Returns the bytes of the files that no interruption may change, and checks that every checkpoint is valid."""
     summary = json.loads((directory / "summary.json").read_text())
     assert summary["exit_reason"] == "finished"
     for batch in (directory / "parts").iterdir():
@@ -35,7 +35,7 @@ def tables(directory):
 
 @pytest.fixture(scope="module")
 def whole(server, shared):
-    """The directory of an undisturbed sweep, which has filled the cache of compiled programs."""
+    """Returns the directory of an undisturbed sweep, which has filled the cache of compiled programs."""
     out = shared / "sweep"
     with (shared / "sweep.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another worker may be at it
@@ -51,7 +51,7 @@ def whole(server, shared):
 
 
 def _moved(out):
-    """Whether there are other checkpoints than now."""
+    """Returns a function that tells whether there are other checkpoints than now."""
     before = set(out.glob("parts/*/checkpoints/*"))
     return lambda: set(out.glob("parts/*/checkpoints/*")) != before
 
@@ -81,7 +81,7 @@ def survive(server, directory, seed, number, kills):
 
 
 def test_a_sweep_survives(server, whole, tmp_path):
-    """One is killed, one is asked to stop."""
+    """One sweep is killed, one is asked to stop."""
     numbers = {1: signal.SIGKILL, 2: signal.SIGTERM}
     outcomes = side_by_side(lambda seed: survive(server, tmp_path, seed, numbers[seed], 4), [*numbers])
     for out, sent in outcomes:

@@ -1,4 +1,4 @@
-"""metrics.csv: rows worked out by hand, until each run's end and no further, and the very numbers in the text."""
+"""metrics.csv: rows worked out by hand, up to each run's end, with the exact numbers in the text."""
 
 import csv
 import io
@@ -22,7 +22,7 @@ SWEEP = sweep_of(POINTS)  # three settings x seeds 5 and 6, of 8 steps per updat
 
 
 def chunk_of(first_update, kl, bits=0, **others):
-    """Of runs [R, updates] with this KL, one episode of return 2.5 in each update, and nothing that is not finite."""
+    """Returns a chunk [R, updates] with this KL, one episode of return 2.5 in each update, and only finite numbers."""
     kl = np.array(kl, np.float32)
     metrics = {"kl": kl, "nonfinite": np.broadcast_to(np.int32(bits), kl.shape)}
     metrics |= {"episode/count": np.ones(kl.shape, np.int32), "episode/return": np.full(kl.shape, np.float32(2.5))}
@@ -34,7 +34,7 @@ def writer(runs, names=NAMES, until=FOREVER, diverged=None, sweep=SWEEP):
 
 
 def read(text, names=NAMES, sweep=SWEEP):
-    """The rows as a reader of CSV has them, all of the head's length."""
+    """Returns the rows as a CSV reader has them, each as long as the head."""
     rows = list(csv.DictReader(io.StringIO(metrics_head(sweep, names) + text), restkey="extra"))
     assert not any("extra" in row or None in row.values() for row in rows)
     return rows
@@ -57,7 +57,7 @@ def test_head_of_seeds_alone():
 
 
 def test_a_metric_that_is_called_like_a_swept_field():
-    """`learning_rate` is the one at the start; the one in use is another column."""
+    """`learning_rate` is the initial value; the value in use has a column of its own."""
     names = ["kl", "learning_rate"]
     head = metrics_head(SWEEP, names)
     assert head == "run,seed,learning_rate,hidden_sizes,update,env_steps,kl,learning_rate_used,nonfinite\n"
@@ -77,7 +77,7 @@ def test_used_name():
 
 
 def test_rows_by_hand():
-    """Two runs and two updates: run after run, each with what it was given, exact or empty."""
+    """Two runs have two updates each: run by run, swept values are exact or empty."""
     rows = writer([1, 2])
     assert rows(chunk_of(1, [[0.5, 0.25], [1e-9, 3.0]])) == (
         "1,6,0.001,4 2,1,8,1,2.5,0.5,\n"
@@ -92,7 +92,7 @@ def test_rows_by_hand():
 
 @pytest.mark.parametrize("run", range(6))
 def test_what_each_run_was_given(run):
-    """Seeds change fastest; a field that a setting does not have is empty, and so is a network without layers."""
+    """Seeds change fastest. A field that a setting does not have is empty, and so is a network without layers."""
     given = ["0.001,4 2", "0.30000000000000004,", ","][run // 2]
     assert writer([run])(chunk_of(1, [[0.5]])) == f"{run},{(5, 6)[run % 2]},{given},1,8,1,2.5,0.5,\n"
 
@@ -110,13 +110,13 @@ def test_env_steps_are_those_of_the_runs_own_batches():
 
 
 def test_many_updates_are_whole_numbers():
-    """2^31 - 1 updates of 8 steps, exactly."""
+    """2^31 - 1 updates of 8 steps are written exactly."""
     text = writer([0], until=2**31 - 1)(chunk_of(2**31 - 1, [[0.5]]))
     assert columns(text, "update", "env_steps") == [("2147483647", "17179869176")]
 
 
 def test_columns_that_the_runs_do_not_have_stay_empty():
-    """Wherever they stand among the others."""
+    """They do so wherever they are among the others."""
     names = ["a", "episode/return", "kl", "kl_coef", "z"]
     text = writer([0], names)(chunk_of(1, [[0.5]]))
     assert text == "0,5,0.001,4 2,1,8,,2.5,0.5,,,\n"
@@ -128,7 +128,7 @@ def test_metrics_without_a_column_are_left_out():
 
 
 def test_what_is_not_finite_is_empty():
-    """Beside each other, at the end, and with a sign; a swept value that looks like it stays."""
+    """Such values may be neighbours, the last ones, or negative; a swept value that looks like one stays."""
     names = ["a", "b", "c", "d", "e"]
     values = {name: np.array([[x]], np.float32) for name, x in zip(names, [NAN, INF, 1.5, -INF, -NAN], strict=True)}
     text = writer([0], names)(chunk_of(1, [[0.5]], **values))
@@ -148,7 +148,7 @@ def test_an_update_without_an_episode_is_a_row():
 
 @pytest.mark.parametrize("i", range(len(WATCHED)))
 def test_the_row_of_the_divergence_says_what(i):
-    """The first of what was not finite; after it the run has no row, in this chunk and in later ones."""
+    """It names the first quantity that was not finite. The run has no rows after it, in this chunk or later ones."""
     rows = writer([0, 1])
     bits = [[0, 1 << i | 1 << len(WATCHED) - 1, 0], [0, 0, 0]]
     text = rows(chunk_of(4, [[0.1, NAN, NAN], [0.1, 0.2, 0.3]], bits))
@@ -167,7 +167,7 @@ def test_a_divergence_at_the_end_of_a_chunk(bad):
 
 
 def test_a_run_that_had_diverged_before_has_no_rows():
-    """As after a resume or in a later rung; what was given is not altered by what comes."""
+    """This is so after a resume and in a later rung; the array that was passed in is not changed."""
     diverged = np.array([3, 0], np.int32)
     rows = writer([0, 1], diverged=diverged)
     text = rows(chunk_of(5, [[NAN], [0.5]], [[0], [2]]))
@@ -177,7 +177,7 @@ def test_a_run_that_had_diverged_before_has_no_rows():
 
 @pytest.mark.parametrize(("until", "updates"), [(4, ""), (5, "5"), (6, "56"), (7, "567"), (8, "5678"), (9, "5678")])
 def test_rows_beyond_the_runs_end_are_left_out(until, updates):
-    """Where the last chunk is too long, runs rest."""
+    """In a last chunk that is too long, runs are frozen."""
     text = writer([0, 1], until=until)(chunk_of(5, [[0.1] * 4, [0.2] * 4]))
     assert columns(text, "run", "update") == [(run, update) for run in "01" for update in updates]
 
@@ -188,7 +188,7 @@ def test_what_is_not_finite_beyond_the_end_is_none_of_the_runs():
 
 
 def test_what_fills_the_devices_is_left_out():
-    """Copies of the last run, whose numbers would be the same."""
+    """Copies of the last run have the same numbers as it."""
     text = writer([2, 5])(chunk_of(1, [[0.1], [0.2], [0.3], [NAN]], [[0], [0], [0], [1]]))
     assert columns(text, "run", "kl") == [("2", "0.100000001"), ("5", "0.200000003")]
 
@@ -198,7 +198,7 @@ def test_what_fills_the_devices_is_left_out():
 
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=20))
 def test_every_float32_is_the_same_after_the_text(values):
-    """Bit by bit, the sign of zero and the smallest ones too."""
+    """Every bit is, the sign of zero and subnormal numbers included."""
     values = np.array([values], np.float32)
     texts = [row["kl"] for row in read(writer([0])(chunk_of(1, values)))]
     assert np.array([np.float32(text) for text in texts]).tobytes() == values.tobytes()
@@ -206,7 +206,7 @@ def test_every_float32_is_the_same_after_the_text(values):
 
 
 def test_every_exponent_of_float32():
-    """The neighbours of every power of two: 9 digits tell them apart, 8 would not."""
+    """The neighbours of every power of two need 9 digits to be told apart; 8 would not do."""
     powers = np.float32(2.0) ** np.arange(-126, 128, dtype=np.float32)
     values = np.sort(np.concatenate([np.nextafter(powers, np.float32(0)), powers, np.nextafter(powers, np.float32(4))]))
     texts = [row["kl"] for row in read(writer([0])(chunk_of(1, values[None])))]
@@ -216,7 +216,7 @@ def test_every_exponent_of_float32():
 
 @given(st.data())
 def test_how_many_updates_a_call_has_changes_no_rows(data):
-    """Nor does a new writer, as after a resume, which is told of the divergences before."""
+    """Neither does a new writer, as after a resume, which is given the earlier divergences."""
     updates, until = 12, data.draw(st.integers(1, 12))
     kl = np.arange(3 * updates, dtype=np.float32).reshape(3, updates) / 7
     bits = np.zeros((3, updates), np.int32)

@@ -1,4 +1,4 @@
-"""A plan: one program per static setting, batches that fill the devices and end in time, and what it says of that."""
+"""A plan: one program per static setting, batches that fill the devices and end in time, and its description."""
 
 import dataclasses
 import math
@@ -26,7 +26,7 @@ def sweep_of(*pairs, seeds=(0, 1, 2), **options):
 
 @pytest.mark.parametrize("name", OTHER)
 def test_every_hyperparameter_is_an_axis_of_one_program(name):
-    """But for None beside a number, which is another program."""
+    """Only None beside numbers takes another program."""
     values = [Hyperparams(), Hyperparams(**{name: OTHER[name]})]
     programs = sweep_of(*((SMALL, hp) for hp in values)).programs()
     assert programs == ([[0], [1]] if getattr(values[0], name) is None else [[0, 1]])
@@ -44,7 +44,7 @@ def test_static_settings_are_programs_of_their_own():
 def test_batches_are_even_fit_and_fill_the_devices(runs, most, devices):
     plan = object.__new__(Plan)
     plan.sizes = Sizes((), devices)
-    size = plan.balanced(runs, most)
+    size = plan.balanced_size(runs, most)
     batches = math.ceil(runs / size)
     if size > devices:
         assert size <= most
@@ -59,31 +59,31 @@ def group():
     return Plan(sweep_of((SMALL, Hyperparams()))).groups[0]
 
 
-def test_runs_one_after_the_other_are_no_more_than_make_a_call_of_a_second(group, monkeypatch):
-    """However much memory there is; twice as many on two devices."""
+def test_mapped_runs_are_no_more_than_make_a_call_of_a_second(group, monkeypatch):
+    """This is so however much memory there is; with two devices there are twice as many."""
     monkeypatch.setattr(groups, "available_bytes", lambda devices: math.inf)
     _, runs = group.shapes(1)
     work = 32 * sum(x.size for x in jax.tree.leaves(runs.learner.params))
     monkeypatch.setattr(groups, "work_per_call", lambda backend: 7.5 * work)
-    assert group.most(1) == 7
-    assert group.most(2) == 15
+    assert group.estimated_size(1) == 7
+    assert group.estimated_size(2) == 15
     monkeypatch.setattr(groups, "work_per_call", lambda backend: 0.1 * work)
-    assert group.most(1) == 1
+    assert group.estimated_size(1) == 1
 
 
 def test_as_many_as_are_likely_to_fit(group, monkeypatch):
-    """More memory, more runs; one at the least."""
+    """More memory fits more runs, and there is at least one."""
     monkeypatch.setattr(groups, "work_per_call", lambda backend: math.inf)
     most = []
     for available in (10, 1e6, 2e6, 4e6):
         monkeypatch.setattr(groups, "available_bytes", lambda devices, available=available: available)
-        most.append(group.most(1))
+        most.append(group.estimated_size(1))
     assert most[0] == 1
     assert 1 < most[1] < most[2] < most[3]
 
 
 def test_the_plan_in_numbers_and_in_words(monkeypatch):
-    """Nothing is compiled here: what a program needs is made up."""
+    """Nothing is compiled here: the bytes that a program needs are made up."""
     wide = dataclasses.replace(SMALL, num_envs=8)
     pairs = [(SMALL, Hyperparams()), (SMALL, Hyperparams(gamma=0.5)), (wide, Hyperparams())]
     points = ({"gamma": 0.99, "num_envs": 4}, {"gamma": 0.5, "num_envs": 4}, {"gamma": 0.99, "num_envs": 8})
@@ -105,5 +105,5 @@ def test_the_plan_in_numbers_and_in_words(monkeypatch):
     assert text["  laid out"].startswith("one after the other on one device")
     halved = plan_record(Plan(sweep._replace(halving=2), sizes=Sizes((4, 3), 2)))
     words = dict(describe_plan(halved))
-    assert words["programs to compile"] == "2, each anew for fewer runs"
+    assert words["programs to compile"] == "2, compiled again for the smaller batches of later rungs"
     assert words["rung 2"] == "the best 1 of 3 settings go on after 1/2 of the budget"

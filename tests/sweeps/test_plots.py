@@ -1,4 +1,4 @@
-"""Pictures of a sweep: which there are, that the right numbers are in them, and that nothing diverged breaks them."""
+"""Pictures of a sweep: which are drawn, that they show the right numbers, and that diverged runs do not break them."""
 
 import math
 
@@ -17,7 +17,7 @@ GRID = [{"learning_rate": a, "clip_eps": b} for a in (1e-4, 1e-3, 1e-2) for b in
 
 @pytest.fixture
 def figures(monkeypatch):
-    """The figures, by their file's name, as they were saved."""
+    """Returns the figures that were saved, by the names of their files."""
     saved = {}
 
     def save(figure, out):
@@ -79,7 +79,7 @@ def test_diverged_runs_break_nothing(tmp_path, points, diverged):
 
 
 def test_six_settings_in_colour_best_first(tmp_path, figures):
-    """The others in grey behind them; a setting whose runs all diverged has no line."""
+    """The others are behind them in grey; a setting all of whose runs diverged has no line."""
     returns = [[s, s] for s in range(9)]
     returns[8] = [math.nan, math.nan]
     returns[7] = [7, math.nan]
@@ -100,7 +100,7 @@ def test_six_settings_in_colour_best_first(tmp_path, figures):
 
 @pytest.mark.parametrize("seeds", [(5,), (5, 6)])
 def test_a_single_update_is_seen_of_every_setting(tmp_path, figures, seeds):
-    """Eight settings, of which two are grey: through one point there is no line."""
+    """Of eight settings two are grey. A line through one point could not be seen."""
     sweep = sweep_of([{"clip_eps": s / 10} for s in range(1, 9)], seeds=seeds)
     outcome = outcome_of(np.arange(8 * len(seeds)))
     curves = [Curve(c.env_steps[:1], c.total[:, :1], c.count[:, :1]) for c in curves_of(sweep, 3.0)]
@@ -115,7 +115,7 @@ def test_diverged_runs_are_counted_in_the_legend(tmp_path, figures):
 
 
 def test_marginals_by_hand(tmp_path, figures):
-    """Of clip_eps 0.1 the runs are 0 2, 4 6 and 8 10: the inner four have the mean 5."""
+    """The runs of clip_eps 0.1 have scores 0 2, 4 6 and 8 10; the inner four have the mean 5."""
     returns = [[0, 2], [1, 1], [4, 6], [1, 1], [8, 10], [1, 1]]
     draw(tmp_path, GRID, returns)
     rates, clips = figures["marginals"].axes
@@ -158,7 +158,7 @@ def test_many_numbers_are_a_scatter_of_settings(tmp_path, figures):
 
 
 def test_heat_map_by_hand(tmp_path, figures):
-    """The last pair is missing; one has lost a run, of two, and with it its mean."""
+    """The last pair of values is missing; one pair has lost one of two runs, and so has no interquartile mean."""
     draw(tmp_path, GRID[:-1], [[0, 2], [1, 1], [4, math.nan], [3, 3], [8, 10]])
     axes = figures["heat_map"].axes[0]
     assert (axes.get_ylabel(), axes.get_xlabel()) == ("learning_rate", "clip_eps")

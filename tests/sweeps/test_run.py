@@ -1,4 +1,4 @@
-"""A sweep on the host: its runs are single runs, whatever interrupts it; what comes of it is what the runs say."""
+"""A sweep on the host: its runs equal single runs whatever interrupts it, and its tables are right."""
 
 import csv
 import dataclasses
@@ -51,7 +51,7 @@ TABLES = ("metrics.csv", "results.csv", "table.md", "plots/learning_curves.png",
 
 
 def sweep_of(points, seeds=(5, 7), **options):
-    """A sweep over points, each of fields of TrainConfig and Hyperparams."""
+    """Returns a sweep over points, each of fields of TrainConfig and Hyperparams."""
     statics = {field.name for field in dataclasses.fields(TrainConfig)}
     settings = tuple(
         (
@@ -79,7 +79,7 @@ ELAPSED = []  # seconds of the sweep that is not to be changed
 
 
 class Quiet(Console):
-    """What was said is in `text`."""
+    """A console that keeps what is printed in `text`."""
 
     def __init__(self):
         super().__init__(file=io.StringIO(), width=1000)
@@ -100,7 +100,7 @@ class Interruption:
         return "SIGTERM" if self.left < 0 else None
 
     def ending_at_once(self, stop_message, code=None):
-        """Nothing ends at once."""
+        """Returns a context in which nothing is ended at once."""
         return io.StringIO()
 
 
@@ -111,7 +111,7 @@ def rows_of(path):
 
 @pytest.fixture(scope="module", autouse=True)
 def short_chunks():
-    """Two updates a call, so that a batch has some."""
+    """Makes calls of two updates, so that a batch has several."""
     patch = pytest.MonkeyPatch()
     patch.setattr("purejaxppo.experiment.chunked_loop._CHUNK_UPDATES", 2)
     yield
@@ -120,7 +120,7 @@ def short_chunks():
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
-    """(directory, sweep, summary, console text); not to be changed."""
+    """Returns directory, sweep, summary and console text of a sweep; not to be changed."""
     out, console = tmp_path_factory.mktemp("sweep") / "out", Quiet()
     sweep = sweep_of(POINTS, target=4.0)
     began = time.perf_counter()
@@ -159,7 +159,7 @@ def test_the_settings_and_the_seconds_are_told(swept):
 
 
 def test_episodes_that_were_broken_off_are_counted(swept, tmp_path, capfd):
-    """Those of all batches together."""
+    """They are summed over all batches."""
     out = shutil.copytree(swept[0], tmp_path / "out")
     (out / "summary.json").unlink()
     for batch in sorted((out / "parts").iterdir()):
@@ -171,9 +171,9 @@ def test_episodes_that_were_broken_off_are_counted(swept, tmp_path, capfd):
 
 
 def test_a_groups_evaluation_counts_what_was_broken_off():
-    """Per run; not those of a run that diverged, which has no return either."""
+    """They are counted per run, but not for a run that diverged, which has no return either."""
     episodes = Episodes(np.array([[1, 2], [3, 5], [7, 9]]), np.ones((3, 2)), np.array([[1, 0], [0, 0], [0, 1]], bool))
-    group = SimpleNamespace(_players={3: lambda seeds, runs: episodes})
+    group = SimpleNamespace(_evaluators={3: lambda seeds, runs: episodes})
     returns, unfinished = CompiledGroup.evaluate(group, np.arange(3), SimpleNamespace(diverged=np.array([0, 0, 4])))
     np.testing.assert_array_equal(returns, [1.5, 4, np.nan])
     assert unfinished.tolist() == [1, 2, 0]
@@ -199,7 +199,7 @@ def test_summary_is_that_of_the_rows(swept):
 
 @pytest.mark.parametrize("number", [0, 3, 5])
 def test_each_run_is_the_single_run(swept, tmp_path, number):
-    """Metrics, evaluation and state, in every bit (which a CPU allows)."""
+    """Metrics, evaluation and state are bitwise identical, which they are on a CPU."""
     out, sweep, _, _ = swept
     setting, i = divmod(number, 2)
     config, hp = sweep.settings[setting]
@@ -230,7 +230,7 @@ def test_the_best_member_is_that_of_the_summary(swept, tmp_path):
 
 
 def test_a_member_goes_on_to_the_longer_run(swept, tmp_path):
-    """As `train` with that budget, where no schedule depends on it."""
+    """It equals `train` with the longer budget, as no schedule depends on that."""
     out, sweep, _, _ = swept
     extract_member(out, "0", tmp_path / "member")
     config, hp = sweep.settings[0]
@@ -264,7 +264,7 @@ def test_a_runs_directory_is_no_sweeps_and_the_reverse(swept, tmp_path):
 
 @pytest.fixture(scope="module")
 def halved(tmp_path_factory):
-    """(directory, sweep, summary) of five settings in successive halving; not to be changed."""
+    """Returns directory, sweep and summary of five settings in successive halving; not to be changed."""
     out = tmp_path_factory.mktemp("halved") / "out"
     sweep = sweep_of(RATES, halving=2, target=4.0)
     return out, sweep, run_sweep(sweep, out=out, console=Quiet())
@@ -281,7 +281,7 @@ def assert_same_tables(directory, other):
 
 @pytest.mark.parametrize("after", [0, 3, 6])
 def test_stopped_and_resumed_is_uninterrupted(halved, tmp_path, after):
-    """Byte for byte; stopped again and again after so many looks at the signal, once in the end not at all."""
+    """Its files are the same byte for byte, although it is stopped again and again, each time after more checks."""
     out, sweep, _ = halved
     summary = run_sweep(sweep, out=tmp_path / "out", console=Quiet(), stop=Interruption(after))
     assert summary["exit_reason"] == "SIGTERM"
@@ -296,7 +296,7 @@ def test_stopped_and_resumed_is_uninterrupted(halved, tmp_path, after):
 
 
 def test_a_member_of_an_unfinished_sweep(halved, tmp_path):
-    """Its newest checkpoint."""
+    """It has the newest checkpoint of its batch."""
     _, sweep, _ = halved
     run_sweep(sweep, out=tmp_path / "out", console=Quiet(), stop=Interruption(1))
     assert restore_member(tmp_path / "out", "1").meta["env_steps"] == 96  # the end of the first batch
@@ -307,7 +307,7 @@ def test_a_member_of_an_unfinished_sweep(halved, tmp_path):
 
 
 def test_a_damaged_checkpoint_is_passed_over(halved, tmp_path):
-    """To the batch's beginning, as there is no older one; --strict refuses."""
+    """As there is no older one, the batch begins again; with --strict it is an error."""
     whole, sweep, _ = halved
     run_sweep(sweep, out=tmp_path / "out", console=Quiet(), stop=Interruption(2))
     batch = next((tmp_path / "out" / "parts").iterdir())
@@ -323,7 +323,7 @@ def test_a_damaged_checkpoint_is_passed_over(halved, tmp_path):
 
 @pytest.mark.parametrize("rung", [0, 1, 2])
 def test_the_damaged_end_of_a_rung_is_trained_again(halved, tmp_path, rung):
-    """Although the sweep was finished; what came after it stays as it is."""
+    """This is so although the sweep was finished; later batches and their rows stay as they are."""
     out = shutil.copytree(halved[0], tmp_path / "out")
     (step, *_) = list_steps(out / "parts" / f"rung{rung}_program1_batch1")
     (step.path / "meta.json").unlink()
@@ -353,8 +353,8 @@ def test_metrics_of_other_columns_are_not_touched(swept, tmp_path):
 
 @pytest.mark.parametrize("finished", [False, True])
 @pytest.mark.parametrize("damage", ["{", "{}", '{"metrics_bytes": "9"}', None])
-def test_a_lost_result_of_an_early_part_is_found_again(swept, tmp_path, damage, finished):
-    """By evaluating its final checkpoint; the rows of the batches after it stay."""
+def test_a_lost_result_of_an_early_batch_is_found_again(swept, tmp_path, damage, finished):
+    """The batch's final checkpoint is evaluated again; the rows of later batches stay."""
     out = shutil.copytree(swept[0], tmp_path / "out")
     if not finished:
         (out / "summary.json").unlink()
@@ -366,7 +366,7 @@ def test_a_lost_result_of_an_early_part_is_found_again(swept, tmp_path, damage, 
 
 @pytest.mark.parametrize("damage", ["empty", "missing", "torn", "garbage"])
 def test_lost_rows_are_made_again(swept, tmp_path, damage):
-    """Although the sweep was finished."""
+    """This is so although the sweep was finished."""
     out = shutil.copytree(swept[0], tmp_path / "out")
     path = out / "metrics.csv"
     content = path.read_text()
@@ -402,7 +402,7 @@ def test_a_changed_sweep_is_refused(halved, tmp_path):
 
 
 def test_on_another_number_of_devices(tmp_path):
-    """Made on two devices, with an odd number of runs; looked at with one, and finished with three."""
+    """A sweep begun on two devices, with an odd number of runs, is read on one and finished on three."""
     sweep = sweep_of(RATES[:4], seeds=[5, 6, 7], halving=2)
     whole = run_sweep(sweep, out=tmp_path / "whole", console=Quiet())
     run_sweep(sweep, out=tmp_path / "out", console=Quiet(), stop=Interruption(5))
@@ -425,7 +425,7 @@ def test_on_another_number_of_devices(tmp_path):
 
 
 def test_halving_keeps_the_best_and_gives_them_the_budget(halved):
-    """Five settings, then two, then one; each rung's budget is twice the one's before."""
+    """Five settings are trained, then two, then one; the budget doubles with each rung."""
     out, _, summary = halved
     results = rows_of(out / "results.csv")
     steps = {0: math.ceil(UPDATES / 4) * 32, 1: math.ceil(UPDATES / 2) * 32, 2: UPDATES * 32}
@@ -439,7 +439,7 @@ def test_halving_keeps_the_best_and_gives_them_the_budget(halved):
 
 
 def test_who_goes_on_is_the_single_run(halved, tmp_path):
-    """From rung to rung nothing of a run is lost."""
+    """A run loses nothing of its state from rung to rung."""
     out, sweep, summary = halved
     number = summary["best_run"]
     config, hp = sweep.settings[number // 2]
@@ -450,7 +450,7 @@ def test_who_goes_on_is_the_single_run(halved, tmp_path):
 
 
 def test_one_compilation_for_each_number_of_runs(tmp_path, monkeypatch):
-    """Whatever the chunks, the batches and the rungs."""
+    """It does not depend on chunks, batches and rungs."""
     compiled = []
     real = CompiledGroup.program
 
@@ -468,9 +468,9 @@ def test_one_compilation_for_each_number_of_runs(tmp_path, monkeypatch):
 
 
 def test_too_large_for_memory_is_split_into_batches(swept, tmp_path, monkeypatch):
-    """The same tables; the last batch is filled up, and there is one program all the same."""
+    """The tables are the same. The last batch is filled up, so that one program serves all of them."""
     out, sweep, _, _ = swept
-    monkeypatch.setattr(CompiledGroup, "most", lambda group, devices: 3)
+    monkeypatch.setattr(CompiledGroup, "estimated_size", lambda group, devices: 3)
     console = Quiet()
     run_sweep(sweep, out=tmp_path / "out", console=console)
     assert "4 runs in 2 batches of 2" in console.text
@@ -481,12 +481,12 @@ def test_too_large_for_memory_is_split_into_batches(swept, tmp_path, monkeypatch
 
 
 def test_a_first_size_that_does_not_fit_is_reduced(monkeypatch):
-    """By the compiler's own account of what it needs."""
+    """The compiler's own analysis says whether it fits."""
     sweep = sweep_of([{"learning_rate": 1e-3}], seeds=range(4))
     plan = planning.make_plan(sweep)
     assert plan.sizes == ((4,), 2)
     (whole,) = (program["predicted_bytes"] for program in planning.plan_record(plan)["programs"])
-    monkeypatch.setattr(CompiledGroup, "most", lambda group, devices: 4)
+    monkeypatch.setattr(CompiledGroup, "estimated_size", lambda group, devices: 4)
     monkeypatch.setattr(planning, "available_bytes", lambda devices: whole - 1)
     smaller = planning.make_plan(sweep)
     assert smaller.sizes.runs == (2,)
@@ -525,7 +525,7 @@ def test_a_diverged_run_harms_no_other(swept, tmp_path):
 
 
 def test_every_run_diverged(tmp_path):
-    """The tables are written all the same, and the command does not pretend."""
+    """The tables are written, but the command fails."""
     sweep = sweep_of([{"learning_rate": 1e30}], seeds=[0, 1])
     for run in (partial(run_sweep, sweep, out=tmp_path / "out"), partial(resume_sweep, tmp_path / "out")):
         with pytest.raises(DivergedError, match=r"every run diverged \(.*loss/value.*\. Try a lower learning_rate"):
@@ -574,7 +574,7 @@ def test_commands_take_a_sweep(swept, tmp_path, capfd, monkeypatch):
     ],
 )
 def test_refusals_on_the_command_line(swept, tmp_path, capfd, argv, code, says):
-    """One line, and nothing written."""
+    """Each gives one line, and nothing is written."""
     words = argv.format(sweep=swept[0], new=tmp_path / "new").split()
     assert cli.run(words) == code
     out, err = capfd.readouterr()

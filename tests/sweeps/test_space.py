@@ -1,4 +1,4 @@
-"""From words to axes, and from axes to points: expectations worked out by hand."""
+"""Axes from words and points from axes, with expectations worked out by hand."""
 
 import math
 from collections import Counter
@@ -7,14 +7,14 @@ import pytest
 
 from purejaxppo.config.resolve import FIELDS
 from purejaxppo.errors import ConfigError
-from purejaxppo.sweeps.space import MAX_POINTS, Axis, Span, grid, parse_axis, parse_seeds, sample
+from purejaxppo.sweeps.space import MAX_POINTS, Axis, Span, all_points, parse_axis, parse_seeds, sample
 
 RATES = Axis("learning_rate", (1e-4, 1e-3))
 ENVS = Axis("num_envs", (8, 16, 32))
 
 
 def refused(function, *args):
-    """The text of the error, which is one line."""
+    """Returns the text of the error, which is one line."""
     with pytest.raises(ConfigError) as caught:
         function(*args)
     assert "\n" not in str(caught.value)
@@ -105,17 +105,17 @@ def test_words_that_are_refused(name, words, says):
 
 @pytest.mark.parametrize("name", sorted(FIELDS.keys() - {"env", "env_params", "activation", "algorithm", "policy"}))
 def test_every_field_refuses_what_it_cannot_be(name):
-    """Whatever its type, and naming both."""
+    """The error names the field and the word, whatever the field's type."""
     message = refused(parse_axis, name, ["wrong"])
     assert name in message
     assert "'wrong'" in message
 
 
-# --- the grid ---------------------------------------------------------------------------------------------------------
+# --- all points -------------------------------------------------------------------------------------------------------
 
 
 def test_the_first_axis_is_the_slowest():
-    assert grid([RATES, ENVS]) == [
+    assert all_points([RATES, ENVS]) == [
         {"learning_rate": 1e-4, "num_envs": 8},
         {"learning_rate": 1e-4, "num_envs": 16},
         {"learning_rate": 1e-4, "num_envs": 32},
@@ -126,19 +126,19 @@ def test_the_first_axis_is_the_slowest():
 
 
 def test_no_axis_is_one_setting():
-    assert grid([]) == [{}]
+    assert all_points([]) == [{}]
 
 
 def test_a_grid_that_is_too_large_is_refused_before_it_is_built():
-    """10^30 points would not be built within the life of this test."""
+    """10^30 points could not be built in any time."""
     wide = Axis("num_envs", tuple(range(1, 1001)))
-    assert len(grid([wide, wide._replace(name="num_steps")])) == MAX_POINTS
-    assert f"= {10**30} settings" in refused(grid, [wide._replace(name=str(i)) for i in range(10)])
-    assert "1000 x 1001 = 1001000" in refused(grid, [wide, Axis("num_steps", tuple(range(1, 1002)))])
+    assert len(all_points([wide, wide._replace(name="num_steps")])) == MAX_POINTS
+    assert f"= {10**30} settings" in refused(all_points, [wide._replace(name=str(i)) for i in range(10)])
+    assert "1000 x 1001 = 1001000" in refused(all_points, [wide, Axis("num_steps", tuple(range(1, 1002)))])
 
 
 def test_a_grid_has_no_spans():
-    message = refused(grid, [ENVS, Axis("gamma", Span(0.9, 1.0, False))])
+    message = refused(all_points, [ENVS, Axis("gamma", Span(0.9, 1.0, False))])
     assert "gamma = 0.9..1 is a span" in message
     assert "--samples" in message
 
@@ -164,9 +164,9 @@ def test_points_have_the_fields_in_the_order_given():
 
 
 def test_spans_follow_their_law():
-    """Uniform: a tenth of the points in each tenth. Log-uniform: a quarter in each of the four decades.
+    """Uniform: a tenth of the points is in each tenth. Log-uniform: a quarter is in each of the four decades.
 
-    4000 draws: the standard deviation of a count is below 28, and the bounds are more than four of them away.
+    Of 4000 draws the standard deviation of a count is below 28, and the bounds are more than four of them away.
     """
     points = sample([LOG, UNIFORM, ENVS], 4000, 0)
     decades = Counter(math.floor(math.log10(point["learning_rate"])) for point in points)
@@ -182,19 +182,19 @@ def test_spans_follow_their_law():
 
 def test_all_points_of_a_small_space_are_drawn_once():
     points = sample([RATES, ENVS], 6, 0)
-    assert points != grid([RATES, ENVS])
-    assert sorted(map(str, points)) == sorted(map(str, grid([RATES, ENVS])))
+    assert points != all_points([RATES, ENVS])
+    assert sorted(map(str, points)) == sorted(map(str, all_points([RATES, ENVS])))
 
 
 def test_each_point_of_a_small_space_is_as_likely():
-    """The first of six points over 600 seeds: 100 each, standard deviation 9."""
+    """The first of six points over 600 seeds is each of them 100 times, with a standard deviation of 9."""
     first = Counter(str(sample([RATES, ENVS], 1, seed)[0]) for seed in range(600))
     assert len(first) == 6
     assert all(60 < count < 140 for count in first.values())
 
 
 def test_points_of_a_large_space_are_different():
-    """10^7 points, of which 5000 drawn independently would hold a pair with probability 0.7."""
+    """Of 10^7 points, 5000 independent draws would contain a pair with probability 0.7."""
     wide = [Axis("num_envs", tuple(range(1, 10_001))), Axis("num_steps", tuple(range(1, 1001)))]
     points = sample(wide, 5000, 0)
     assert len({tuple(point.values()) for point in points}) == 5000

@@ -1,4 +1,4 @@
-"""What a sweep may be asked for, and what it refuses: in one line, with the number or the value that is wrong."""
+"""Which sweeps are accepted, and which are refused: in one line, with the number or the value that is wrong."""
 
 import dataclasses
 import json
@@ -18,12 +18,12 @@ CLIPS = [{"clip_eps": 0.1}, {"clip_eps": 0.2}, {"clip_eps": 0.3}]
 
 
 def sweep(**changes):
-    """Three settings x two seeds, with fields of SweepSettings changed."""
+    """Returns a sweep of three settings and two seeds, with fields of SweepSettings changed."""
     return sweep_of(CLIPS)._replace(**changes)
 
 
 def one_setting(number, **changes):
-    """The three settings, of which one has other fields of TrainConfig or Hyperparams."""
+    """Returns the three settings, one of which has other fields of TrainConfig or Hyperparams."""
     settings = list(sweep().settings)
     pair = settings[number]
     for name, value in changes.items():
@@ -33,7 +33,7 @@ def one_setting(number, **changes):
 
 
 def refused(sweep):
-    """The text of the error, which is one line."""
+    """Returns the text of the error, which is one line."""
     with pytest.raises(ConfigError) as caught:
         sweep.validate()
     assert caught.value.exit_code == 2
@@ -66,7 +66,7 @@ def test_what_is_allowed(changes):
 
 
 def test_settings_of_their_own_sizes_are_allowed():
-    """Other networks, budgets, algorithms and batches, of one environment."""
+    """Networks, budgets, algorithms and batches may differ within one environment."""
     sweep_of([{"hidden_sizes": ()}, {"num_envs": 4}, {"total_timesteps": 800}, {"algorithm": "trpo"}]).validate()
 
 
@@ -76,7 +76,7 @@ def test_nothing_to_train(changes):
 
 
 def test_plain_settings_are_what_json_knows():
-    """Whatever numbers a program had in hand; the points' values are those of their settings."""
+    """Whatever number types a program passed in; the points' values are those of their settings."""
     points = [{"clip_eps": np.float64(0.1)}, {"num_envs": 16.0}, {"hidden_sizes": np.array([8])}]
     pairs = [(TrainConfig(), Hyperparams(clip_eps=np.float64(0.1))), (TrainConfig(num_envs=np.int8(16)), Hyperparams())]
     pairs.append((TrainConfig(hidden_sizes=np.array([8])), Hyperparams(gamma=jnp.float32(0.5))))
@@ -90,7 +90,7 @@ def test_plain_settings_are_what_json_knows():
 
 
 def test_too_many_runs():
-    """Said before a seed is looked at: these are all the same one."""
+    """It is refused before a seed is looked at: these are all equal."""
     many = sweep(settings=sweep().settings * 400, seeds=(0,) * 1000)
     assert f"1200 settings x 1000 seeds = 1200000 runs are more than {MAX_RUNS}" in refused(many)
     assert MAX_RUNS == 10**6
@@ -139,7 +139,7 @@ def test_several_environments(changes, number):
     ],
 )
 def test_what_is_wrong_in_one_setting(number, changes, says):
-    """Whichever of them it is."""
+    """It is found whichever setting it is in."""
     assert says in refused(one_setting(number, **changes))
 
 
@@ -183,7 +183,7 @@ def test_a_target_that_is_no_return(target):
 
 @pytest.mark.parametrize("halving", [-2, 0, 1, 4, 10**9, 2.0, 2.5, "2", True, float("nan")])
 def test_halving_out_of_range(halving):
-    """It is of the three settings, whatever the number of runs."""
+    """The range depends on the three settings, not on the number of runs."""
     message = refused(sweep(halving=halving))
     assert message.startswith(f"halving = {halving!r}:")
     assert "it takes 2 to 3, the number of settings" in message

@@ -1,4 +1,4 @@
-"""What a sweep's files say of its settings, against numbers worked by hand."""
+"""The tables of a sweep, read from its files, against numbers worked out by hand."""
 
 import csv
 import json
@@ -10,23 +10,22 @@ from sample_sweeps import BATCH, curves_of, outcome_of, sweep_of
 
 from purejaxppo.errors import CheckpointError
 from purejaxppo.experiment.statistics import bootstrap_interval
-from purejaxppo.sweeps.scoring import steps_to_target
+from purejaxppo.sweeps.scoring import markdown_table, steps_to_target
 from purejaxppo.sweeps.tables import (
     Curve,
-    markdown_table,
     read_causes,
     read_curves,
     run_columns,
     run_rows,
     setting_rows,
-    table_cells,
+    settings_table,
 )
 
 HEAD = ["run", "seed", "clip_eps", "update", "env_steps", "kl", "episode/return", "episode/count"]
 
 
 def write(path, rows, head=HEAD):
-    """Rows of run, update, return, count."""
+    """Writes rows of run, update, return and count."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(head)
@@ -39,7 +38,7 @@ def write(path, rows, head=HEAD):
 
 
 def test_curves_by_hand(tmp_path):
-    """Interleaved blocks; run 3 has diverged after its first update, run 1 has no episode before its second."""
+    """Blocks are interleaved. Run 3 diverged after its first update; run 1 has no episode before its second."""
     sweep = sweep_of([{"clip_eps": 0.1}, {}], updates=3)
     rows = [(0, 1, 2.0, 3), (0, 2, 4.0, 1), (1, 1, "", 0), (1, 2, -1.5, 2), (2, 1, 7.0, 1), (2, 2, "", 0)]
     rows += [(3, 1, 1.0, 1), (0, 3, 0.5, 4), (1, 3, 10.0, 1), (2, 3, 8.0, 2)]
@@ -53,7 +52,7 @@ def test_curves_by_hand(tmp_path):
 
 
 def test_causes_of_divergence(tmp_path):
-    """Of the rows that have one, in their order."""
+    """They are those of the rows that have one, in order."""
     path = tmp_path / "metrics.csv"
     path.write_text("run,update,kl,nonfinite\n0,1,0.1,\n0,2,,reward\n3,1,,loss/value\n1,1,0.2,\n")
     assert read_causes(path) == [(2, "reward"), (1, "loss/value")]
@@ -78,7 +77,7 @@ def test_long_runs_come_in_400_bins_of_consecutive_updates(tmp_path, updates):
 
 
 def test_settings_of_their_own_lengths(tmp_path):
-    """Fewer environments are more updates of fewer steps."""
+    """With fewer environments there are more updates of fewer steps."""
     sweep = sweep_of([{"num_envs": 2}, {"num_envs": 1}], seeds=[0], updates=3)
     rows = [(0, 3, 1.0, 1), (1, 3, 2.0, 1), (1, 6, 3.0, 1)]
     long, short = read_curves(write(tmp_path / "metrics.csv", rows), sweep)
@@ -135,7 +134,7 @@ def test_no_rows_are_curves_without_episodes(tmp_path):
 
 
 def test_settings_best_first():
-    """Four runs each: of these the interquartile mean is that of the inner two."""
+    """Each has four runs, and the interquartile mean is that of the inner two."""
     sweep = sweep_of([{"clip_eps": e} for e in (0.1, 0.2, 0.3)], seeds=(5, 6, 7, 8))
     returns = [[1.0, 2.0, 3.0, 50.0], [9.0, 4.0, 5.0, 0.0], [8.0, math.nan, 3.0, 2.0]]
     rows = setting_rows(sweep, outcome_of(returns, [[48] * 4, [48] * 4, [48, 24, 48, 48]]), curves_of(sweep))
@@ -152,7 +151,7 @@ def test_settings_best_first():
 
 
 def test_the_furthest_rung_comes_first():
-    """Whatever its return: the others had less to train with."""
+    """The return does not matter, as the others were trained for less."""
     sweep = sweep_of([{"clip_eps": e} for e in (0.1, 0.2, 0.3)], halving=2)
     outcome = outcome_of([[9, 9], [1, math.nan], [2, 2]], [[8, 8], [48, 16], [24, 24]], [[0, 0], [2, 0], [1, 1]])
     rows = setting_rows(sweep, outcome, curves_of(sweep))
@@ -187,7 +186,7 @@ def test_steps_to_target_are_the_medians():
 
 
 def test_a_dropped_run_reaches_nothing_after_its_end():
-    """Returns 0 0 5 5 5 of 3 episodes each, then dropped: windows beyond its end would hold the good ones alone."""
+    """It has returns 0 0 5 5 5 of 3 episodes each; windows beyond its end would hold the good ones alone."""
     sweep = sweep_of([{}], seeds=[0], updates=10, target=4.0)
     total = np.array([[0.0, 0, 15, 15, 15, 0, 0, 0, 0, 0]])
     count = np.array([[3, 3, 3, 3, 3, 0, 0, 0, 0, 0]])
@@ -198,7 +197,7 @@ def test_a_dropped_run_reaches_nothing_after_its_end():
 
 
 def test_a_run_dropped_within_a_bin():
-    """Of 800 updates two make a bin; the run was dropped after 23 of them, in a bin that ends with the 24th."""
+    """Two of 800 updates make a bin; the run was dropped after 23 of them, in a bin that ends with the 24th."""
     sweep = sweep_of([{}], seeds=[0], updates=800, target=4.0)
     total = np.zeros((1, 400))
     total[0, 10:12] = 100.0
@@ -211,7 +210,7 @@ def test_a_run_dropped_within_a_bin():
 
 
 def test_bins_find_the_same_window_as_updates():
-    """2 % of 4000 updates are 80, of 400 bins 8; full of the new return with the 80th update after the 2000th."""
+    """2 % are 80 of 4000 updates and 8 of 400 bins; the window is full 80 updates after the step at 2000."""
     returns = np.where(np.arange(1, 4001) > 2000, 1.0, 0.0)
     assert steps_to_target(np.arange(1, 4001), returns, np.ones(4000), 1.0) == 2080
     bins = returns.reshape(400, 10).sum(axis=1)
@@ -240,12 +239,12 @@ def test_rows_of_the_runs():
 def test_table():
     sweep = sweep_of([{"learning_rate": 0.000123456, "hidden_sizes": (64, 32)}, {"hidden_sizes": (8,)}], target=5)
     rows = setting_rows(sweep, outcome_of([[1.0, math.nan], [2.0, 2.0]]), curves_of(sweep, 7.0))
-    assert table_cells(rows, sweep) == [
+    assert settings_table(rows, sweep) == [
         ["rank", "learning_rate", "hidden_sizes", "runs", "IQM", "95 % interval", "steps to 5", "reached"],
         ["1", "-", "8", "2", "2", "2 to 2", "40", "2 of 2"],
         ["2", "0.0001235", "64 32", "2 (1 diverged)", "-", "-", "40", "1 of 2"],
     ]
-    assert markdown_table(rows, sweep).splitlines()[1:3] == [
+    assert markdown_table(settings_table(rows, sweep)).splitlines()[1:3] == [
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
         "| 1 | - | 8 | 2 | 2 | 2 to 2 | 40 | 2 of 2 |",
     ]
@@ -255,7 +254,7 @@ def test_table():
 def test_env_steps_are_told_where_settings_were_dropped(rung, column):
     sweep = sweep_of([{"clip_eps": 0.1}, {"clip_eps": 0.2}], halving=2)
     outcome = outcome_of([[1, 1], [2, 2]], [[1600, 1600], [4800, 4800]], rung)
-    head, *rows = table_cells(setting_rows(sweep, outcome, curves_of(sweep)), sweep)
+    head, *rows = settings_table(setting_rows(sweep, outcome, curves_of(sweep)), sweep)
     assert (head[-1] == "env steps") == column
     assert [row[-1] for row in rows] == (["4,800", "1,600"] if column else ["2 to 2", "1 to 1"])
 
@@ -263,4 +262,4 @@ def test_env_steps_are_told_where_settings_were_dropped(rung, column):
 def test_table_of_seeds_alone():
     sweep = sweep_of([{}])
     rows = setting_rows(sweep, outcome_of([1.0, 2.0]), curves_of(sweep))
-    assert table_cells(rows, sweep) == [["rank", "runs", "IQM", "95 % interval"], ["1", "2", "1.5", "1 to 2"]]
+    assert settings_table(rows, sweep) == [["rank", "runs", "IQM", "95 % interval"], ["1", "2", "1.5", "1 to 2"]]
