@@ -5,7 +5,6 @@ Environment variables rather than `jax.config`, so that programs which a test st
 
 import os
 import signal
-import tempfile
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -29,12 +28,14 @@ jax.config.update("jax_numpy_rank_promotion", os.environ["JAX_NUMPY_RANK_PROMOTI
 
 _MOST_MAPPINGS = 15_000
 
-# What was compiled is kept on the disk, for this process alone: many a test needs the program of another one.
-_programs = tempfile.TemporaryDirectory(prefix="purejaxppo-tests-")
-jax.config.update("jax_compilation_cache_dir", _programs.name)
-os.environ["XDG_CACHE_HOME"] = _programs.name  # where the commands that a test starts keep theirs
+# Most of the suite's time is compilation, so compiled programs are kept on the disk: for the other worker, for the
+# commands that tests start, and for the next run. With a limit on its size, JAX locks the cache for each access.
+CACHE = Path(__file__).parent.parent / ".cache" / "tests"
+jax.config.update("jax_compilation_cache_dir", str(CACHE / "programs"))
+jax.config.update("jax_compilation_cache_max_size", 4 * 10**9)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+os.environ["XDG_CACHE_HOME"] = str(CACHE / "home")
 
 hypothesis.settings.register_profile("reproducible", deadline=None, derandomize=True, database=None, max_examples=50)
 hypothesis.settings.load_profile("reproducible")
@@ -73,9 +74,9 @@ def shared(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def server(shared):
+def server():
     """Starts commands as processes of their own, fast."""
-    with Server(shared / "programs") as server:
+    with Server(CACHE / "forks") as server:
         yield server
 
 

@@ -40,7 +40,13 @@ def run(argv: Sequence[str]) -> int:
     try:
         with flushed_output():  # --help prints to standard output
             command = parse(list(argv))
-        return _execute(command)
+        _validate(command)
+        if (code := report_finished(command)) is not None:
+            return code
+        if not isinstance(command, Plot | Verify):
+            works = not isinstance(command, Doctor)  # the doctor says by itself what does not
+            _prepare(command.common, must_work=works, one_thread=_one_thread_is_enough(command))
+        return ACTIONS[type(command)](command)
     except PureJaxPPOError as error:
         return _fail(str(error), error.exit_code, debug)
     except KeyboardInterrupt:
@@ -56,17 +62,13 @@ def run(argv: Sequence[str]) -> int:
         discard_unwritten()
 
 
-def _execute(command: Command | ResumeSweep) -> int:
+def _validate(command: Command | ResumeSweep) -> None:
+    """Raises ConfigError for settings that cannot work, or EnvError if they cannot for want of such an environment."""
     try:
         validate(command)
     except ConfigError:
         _refuse_unknown_env(command)
         raise
-    if (code := report_finished(command)) is not None:
-        return code
-    if not isinstance(command, Plot | Verify):
-        _prepare(command.common, must_work=not isinstance(command, Doctor), one_thread=_one_thread_is_enough(command))
-    return ACTIONS[type(command)](command)
 
 
 def _refuse_unknown_env(command: Command | ResumeSweep) -> None:

@@ -96,7 +96,8 @@ def run_experiment(
             say(console, _headline(settings, run_dir))
             say(console, describe_settings([(settings.config, settings.hp)]))
             phases.end("setup")
-            return _finish(run, Saved())
+            runner, timing = train(run, Saved())
+            return _finish(run, runner, timing)
 
 
 def resume_experiment(
@@ -153,7 +154,8 @@ def resume_experiment(
         add_command(run_dir)
         say(console, f"{_headline(settings, run_dir)}  resumed at {saved.updates * config.batch_size:,} env steps")
         phases.end("setup")
-        return _finish(run, saved)
+        runner, timing = train(run, saved)
+        return _finish(run, runner, timing)
 
 
 def _check_budget(run: Run, saved: Saved) -> None:
@@ -173,9 +175,8 @@ def _check_budget(run: Run, saved: Saved) -> None:
         )
 
 
-def _finish(run: Run, saved: Saved) -> dict[str, Any]:
-    """Trains to the end, then evaluates and plots the run; returns its summary."""
-    runner, timing = train(run, saved)
+def _finish(run: Run, runner: RunnerState, timing: Timing) -> dict[str, Any]:
+    """Evaluates and plots a run that has been trained, unless a signal stopped it; returns its summary."""
     runner = jax.device_put(runner, jax.devices()[0])  # evaluation and hashing use one device
     history = read_metrics(run.metrics_file)
     summary = _summary(run, runner, timing, history)
