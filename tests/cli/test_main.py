@@ -1019,7 +1019,7 @@ def test_a_signal_outside_training_ends_the_process_at_once(name, wait):
     It also works while the main thread computes in C and does not return to Python, as in an evaluation.
     """
     program = (
-        "import ctypes, os, signal, threading, time; from purejaxppo import cli\n"
+        "import ctypes, os, signal, threading, time; from purejaxppo.cli import main as cli\n"
         "def wait(argv):\n"
         f"    threading.Timer(0.1, os.kill, (os.getpid(), signal.{name})).start()\n"
         f"    {wait}\n"

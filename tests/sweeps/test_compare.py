@@ -254,7 +254,7 @@ def test_causes_are_those_of_the_runs_that_there_are():
     ):
         ones = np.ones((4, 2), np.float32)
         metrics = {"learning_rate": ones, "episode/return": ones, "nonfinite": np.array(bits, np.int32)}
-        curves(Chunk(first, 0.0, 1.0, metrics))
+        curves.add(Chunk(first, 0.0, 1.0, metrics))
     assert sorted(curves.causes()) == [(2, "reward"), (3, "loss/value")]
     assert set(curves.collected()) == {"learning_rate", "episode/return"}
 

@@ -407,8 +407,8 @@ def test_on_another_number_of_devices(tmp_path):
     whole = run_sweep(sweep, out=tmp_path / "whole", console=Quiet())
     run_sweep(sweep, out=tmp_path / "out", console=Quiet(), stop=Interruption(5))
     script = (
-        "import sys\nfrom purejaxppo import cli, host_loop\nhost_loop._CHUNK_UPDATES = 2\n"
-        "sys.exit(cli.run(sys.argv[1:]))"
+        "import sys\nfrom purejaxppo.cli.main import run\nfrom purejaxppo.experiment import chunked_loop\n"
+        "chunked_loop._CHUNK_UPDATES = 2\nsys.exit(run(sys.argv[1:]))"
     )
     for devices, argv in (
         ("1", ["evaluate", tmp_path / "whole", "--member", "best", "--json"]),
