@@ -230,13 +230,13 @@ def hold_compilation(marker):
 
 def slow_chunks(marker):
     """Rows take their time to be written."""
-    from purejaxppo.experiment import chunked_loop
+    from purejaxppo.experiment import training
 
     def slow():
         Path(marker).touch()
         time.sleep(0.1)
 
-    _before(chunked_loop.Rows, "__call__", slow)
+    _before(training.MetricsRows, "write", slow)
 
 
 def endless_chunk(marker):

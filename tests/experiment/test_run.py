@@ -19,8 +19,8 @@ from rich.console import Console
 
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.errors import CheckpointError, ConfigError, DivergedError
-from purejaxppo.experiment import chunked_loop
 from purejaxppo.experiment import run as experiment_run
+from purejaxppo.experiment import training
 from purejaxppo.experiment.directory import read_run_settings
 from purejaxppo.experiment.load_run import restore
 from purejaxppo.experiment.metrics_log import mean_return
@@ -101,7 +101,7 @@ def short_chunks(monkeypatch):
 
     def use(*lengths):
         assert sum(lengths) == UPDATES
-        monkeypatch.setattr(chunked_loop, "chunk_lengths", lambda config, params, backend: list(lengths))
+        monkeypatch.setattr(training, "chunk_lengths", lambda config, params, backend: list(lengths))
 
     return use
 
