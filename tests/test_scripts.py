@@ -1,4 +1,4 @@
-"""The programs beside the package: each runs, at a tiny size; those that fork one thing are short."""
+"""The examples in scripts/ and the program of a picture in docs/: each runs, at a tiny size; the examples are short."""
 
 import importlib.util
 import math
@@ -7,24 +7,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-SCRIPTS = Path(__file__).parent.parent / "scripts"
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "scripts" / "examples"
 
 
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
 @pytest.mark.parametrize("name", ["swap_env", "swap_network", "swap_objective", "sweep"])
-def test_fork_program_runs_and_is_at_most_60_lines(name):
-    assert len((SCRIPTS / f"{name}.py").read_text().splitlines()) <= 60
-    assert math.isfinite(load(name).main(total_timesteps=8192))
+def test_example_runs_and_is_at_most_60_lines(name):
+    path = EXAMPLES / f"{name}.py"
+    assert len(path.read_text().splitlines()) <= 60
+    assert math.isfinite(load(path).main(total_timesteps=8192))
 
 
 def test_importance_sampling_formulas_agree_with_quadrature():
-    module = load("importance_sampling")
+    module = load(ROOT / "docs" / "importance_sampling.py")
     d = np.linspace(0, 2.5, 6)
     x, weight_of_node = np.polynomial.hermite_e.hermegauss(100)
     weight_of_node /= weight_of_node.sum()
@@ -36,7 +38,7 @@ def test_importance_sampling_formulas_agree_with_quadrature():
 
 
 def test_importance_sampling_measures_what_the_formulas_say(tmp_path):
-    module = load("importance_sampling")
+    module = load(ROOT / "docs" / "importance_sampling.py")
     measured = module.main(tmp_path / "picture.png", repetitions=1000)
     assert (tmp_path / "picture.png").stat().st_size > 10_000
     d, near = measured[:, 0], slice(0, 9)  # beyond, the tail is too heavy to be measured

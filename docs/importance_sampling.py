@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-PICTURE = Path(__file__).resolve().parent.parent / "docs" / "importance_sampling.png"
+PICTURE = Path(__file__).resolve().parent / "importance_sampling.png"
 POINTS, LINE, LIMIT = "#d1782b", "#3b6fb6", "#6b7280"
 
 
