@@ -1,4 +1,7 @@
-"""The arguments of each command: dataclasses whose fields become flags, and whose docstrings become the help."""
+"""The arguments of each command: dataclasses whose fields become flags, and whose docstrings become the help.
+
+The first line of a command's docstring is its line in `purejaxppo --help`, which fits one screen.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -34,7 +37,9 @@ _OPTIONS = RunOptions()
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    """Train one agent; leaves a run directory with metrics, a checkpoint, an evaluation and a learning curve.
+    """Train one agent on an environment.
+
+    It leaves a run directory with metrics, a checkpoint, an evaluation and a learning curve.
 
     Example: purejaxppo train --env Breakout-MinAtar --seed 3 --total-timesteps 1e7
 
@@ -56,7 +61,9 @@ class Train:
 
 @dataclasses.dataclass(frozen=True)
 class Resume:
-    """Go on with a run that was stopped, killed or is to be longer; the result is that of an uninterrupted run.
+    """Go on with a run that was stopped, or is to be longer.
+
+    The result is that of an uninterrupted run, also if the run was killed.
 
     Example: purejaxppo resume runs/my-run --total-timesteps 2e6
 
@@ -95,7 +102,9 @@ class ResumeSweep:
 
 @dataclasses.dataclass(frozen=True)
 class Compare:
-    """Train several algorithms on one environment, each with the same seeds and budget; draws and tabulates them.
+    """Train several algorithms on one environment; compare them.
+
+    Each has the same seeds and budget; their results are drawn and tabulated.
 
     Example: purejaxppo compare --env CartPole-v1 --algorithms ppo_clip trpo --seeds 10
 
@@ -125,14 +134,16 @@ class Compare:
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """Train many settings on one environment, each with several seeds; ranks them.
+    """Train many settings on one environment; rank them.
+
+    Each setting is trained with several seeds.
 
     A setting with several values after its flag is swept, and every combination is trained:
 
       purejaxppo sweep --env CartPole-v1 --learning-rate 3e-4 1e-3 3e-3 --ent-coef 0 0.01 --seeds 4
 
-    With --samples so many combinations are drawn at random, and a hyperparameter (learning-rate and below it in this
-    help) may be a span, low..high or log:low..high for even coverage of the orders of magnitude:
+    With --samples so many combinations are drawn at random, and a hyperparameter (a FLOAT under optimisation or
+    algorithm) may be a span, low..high or log:low..high for even coverage of the orders of magnitude:
 
       purejaxppo sweep --env CartPole-v1 --learning-rate log:1e-4..1e-2 --gamma 0.9..0.999 --samples 64
 
@@ -179,7 +190,9 @@ class Sweep:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """Play episodes with a trained policy and its frozen normalisers, and print their returns.
+    """Play episodes with a trained policy; print their returns.
+
+    Its normalisers are frozen.
 
     Example: purejaxppo evaluate runs/my-run --episodes 1000
     Example: purejaxppo evaluate runs/my-sweep --member best
@@ -204,7 +217,9 @@ class Evaluate:
 
 @dataclasses.dataclass(frozen=True)
 class Plot:
-    """Draw learning curves: one run with its evaluation, or mean and range over several runs of one kind.
+    """Draw the learning curves of one run or of several.
+
+    One run is drawn with its evaluation, several runs of one kind as their mean and range.
 
     Example: purejaxppo plot runs/CartPole-v1__* --out cartpole.png
     """
@@ -219,7 +234,9 @@ class Plot:
 
 @dataclasses.dataclass(frozen=True)
 class Envs:
-    """List the environments: id, observation, actions, step limit, and whether there is a preset.
+    """List the environments.
+
+    Each has its id, observation, actions and step limit, and whether there is a preset.
 
     Example: purejaxppo envs
     """
@@ -229,7 +246,9 @@ class Envs:
 
 @dataclasses.dataclass(frozen=True)
 class Verify:
-    """Check every file of every checkpoint of a run or a sweep against its hash, and print a table.
+    """Check the checkpoints of a run or a sweep.
+
+    Every file of every checkpoint is checked against its hash, and a table is printed.
 
     Example: purejaxppo verify runs/my-run
     """
@@ -241,7 +260,9 @@ class Verify:
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """Write a trained policy for use elsewhere: StableHLO, safetensors, and a reader that needs NumPy alone.
+    """Write a trained policy for use elsewhere.
+
+    It is written as StableHLO and safetensors, with a reader that needs NumPy alone.
 
     Example: purejaxppo export runs/my-run --out my-policy
 
@@ -265,7 +286,9 @@ class Export:
 
 @dataclasses.dataclass(frozen=True)
 class Extract:
-    """Make one run of a sweep a run of its own, which `purejaxppo resume` goes on with, as far as one likes.
+    """Make one run of a sweep a run of its own.
+
+    `purejaxppo resume` goes on with it, as far as one likes.
 
     Example: purejaxppo extract runs/my-sweep --member best --out runs/my-run
     """
@@ -285,7 +308,9 @@ class Extract:
 
 @dataclasses.dataclass(frozen=True)
 class Doctor:
-    """Look at this machine: versions, devices, a writable directory, a self-check of ten seconds, and advice.
+    """Look at this machine, and give advice.
+
+    It shows versions and devices, whether a directory is writable, and the result of a self-check of ten seconds.
 
     Example: purejaxppo doctor
     """

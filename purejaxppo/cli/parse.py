@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import tyro
 
 from purejaxppo.cli.arguments import COMMANDS, Command, Compare, Resume, ResumeSweep, Sweep, Train
+from purejaxppo.cli.help import add_headings, asks_for_help, overview
 from purejaxppo.cli.usage import refused_arguments, unknown_arguments
 from purejaxppo.config import RunOptions, TrainConfig
 from purejaxppo.config.presets import target_of
@@ -47,9 +48,8 @@ _ONE_VALUE = ("env", "env_params", "on_nonfinite")
 def parse(argv: list[str]) -> Command | ResumeSweep:
     """Parses the arguments into a command. Raises ConfigError; ends the process only for --help."""
     if not argv or argv[0] in ("-h", "--help"):
-        everything: Any = Command
         begin = f"PPO in JAX. Begin with: {_program()} train --env CartPole-v1"
-        return _parse_with_tyro(everything, ["--help"], prog=_program(), description=begin)
+        return _parse_with_tyro(overview(), ["--help"], prog=_program(), description=begin)
     name = argv[0]
     if name not in COMMANDS:
         raise ConfigError(f"unknown command {name!r}.{suggestion(name, COMMANDS)} It is one of {', '.join(COMMANDS)}.")
@@ -84,10 +84,13 @@ def _program() -> str:
 def _parse_with_tyro(kind: Any, args: list[str], *, prog: str, **options: Any) -> Any:
     """Parses the arguments of one command with tyro. Raises ConfigError, in one sentence, if it refuses any."""
     errors = io.StringIO()
+    registry = value_rules()
+    if "default" in options and asks_for_help(args):
+        add_headings(registry, kind, options["default"])
     try:
         with contextlib.redirect_stderr(errors):
             command, unknown = tyro.cli(
-                kind, args=args, prog=prog, registry=value_rules(), return_unknown_args=True, **options
+                kind, args=args, prog=prog, registry=registry, return_unknown_args=True, **options
             )
     except SystemExit as stop:
         if not stop.code:

@@ -4,9 +4,10 @@
 - `Hyperparams`: arguments of the compiled program, which may be traced.
 - `RunOptions`: settings of the host, which do not change the result of training.
 
-A field is the whole declaration of a setting: its type and default; range, unit, algorithms and source by `setting`;
-and the docstring under it, which is its help on the command line. The flag and the check of a field are derived from
-it, and so are the tables of docs/hyperparameters.md, which `python scripts/settings_tables.py` writes.
+A field is the whole declaration of a setting: its type and default; range, unit, algorithms, source and heading by
+`setting`; and the docstring under it, which is its help on the command line. The flag, its place in the help and the
+check of a field are derived from it, and so are the tables of docs/hyperparameters.md, which
+`python scripts/settings_tables.py` writes.
 
 This module does not import JAX, so that `purejaxppo --help` need not wait for it. `core/types.py` registers
 `Hyperparams` as a pytree.
@@ -70,42 +71,42 @@ def _convert_numbers(record: Any) -> None:
 class TrainConfig:
     """Static settings of a run, which shape its compiled program. Hashable; another value takes another compilation."""
 
-    env: str = "CartPole-v1"
+    env: str = setting("CartPole-v1", heading="environment")
     """gymnax environment id; `purejaxppo envs` lists them."""
-    env_params: EnvParams = ()
+    env_params: EnvParams = setting((), heading="environment")
     """Environment parameters as name=value, for example max_steps_in_episode=200."""
     algorithm: str = "ppo_clip"
     """Update rule: ppo_clip, ppo_kl, trpo or policy_gradient, the files of purejaxppo/algorithms."""
-    total_timesteps: int = setting(1_000_000, at_least=1, unit="environment steps")
+    total_timesteps: int = setting(1_000_000, at_least=1, unit="environment steps", heading="run")
     """Budget in environment steps, over all environments; rounded down to whole updates."""
-    num_envs: int = setting(64, at_least=1, unit="environments")
+    num_envs: int = setting(64, at_least=1, unit="environments", heading="rollout and batch")
     """Environments stepped side by side."""
-    num_steps: int = setting(128, at_least=1, unit="steps per environment")
+    num_steps: int = setting(128, at_least=1, unit="steps per environment", heading="rollout and batch")
     """Steps of each environment per update."""
-    num_epochs: int = setting(4, at_least=1, unit="passes")
+    num_epochs: int = setting(4, at_least=1, unit="passes", heading="rollout and batch")
     """Passes over the collected batch per update."""
-    num_minibatches: int = setting(4, at_least=1, unit="gradient steps per epoch")
+    num_minibatches: int = setting(4, at_least=1, unit="gradient steps per epoch", heading="rollout and batch")
     """Gradient steps per epoch; must divide num_envs * num_steps."""
-    hidden_sizes: tuple[int, ...] = setting((64, 64), at_least=1, at_most=65_536, unit="units")
+    hidden_sizes: tuple[int, ...] = setting((64, 64), at_least=1, at_most=65_536, unit="units", heading="policy")
     """Widths of the hidden layers (after the convolution, for image observations)."""
-    activation: Activation = "tanh"
+    activation: Activation = setting("tanh", heading="policy")
     """Activation of the hidden layers."""
-    shared_torso: bool = False
+    shared_torso: bool = setting(False, heading="policy")
     """Let policy and value function share all but their heads."""
-    policy: Policy = "gaussian"
+    policy: Policy = setting("gaussian", heading="policy")
     """Continuous actions only: Gaussian clipped to the bounds, or squashed into them by tanh; its 0 is their middle."""
-    normalize_observation: bool = False
+    normalize_observation: bool = setting(False, heading="normalisation")
     """Standardise observations by running statistics and clip them to +-10."""
-    normalize_reward: bool = False
+    normalize_reward: bool = setting(False, heading="normalisation")
     """Divide rewards by the running standard deviation of the discounted return and clip them to +-10."""
-    normalize_advantage: AdvantageNormalization = "minibatch"
+    normalize_advantage: AdvantageNormalization = setting("minibatch", heading="normalisation")
     """Standardise advantages per minibatch, per batch, or not at all."""
     value_target: ValueTarget = "gae"
     """What the value function is fitted to: advantage + value, or the rewards-to-go (lambda = 1)."""
-    learning_rate_schedule: LearningRateSchedule = "linear"
+    learning_rate_schedule: LearningRateSchedule = setting("linear", heading="optimisation")
     """Linear decay to 0 over the updates, constant, or kl_adaptive: after each update times or divided by 1.5, to hold
     KL(old || new) near target_kl (which then stops no update early)."""
-    ent_coef_schedule: Schedule = "constant"
+    ent_coef_schedule: Schedule = setting("constant", heading="optimisation")
     """Linear decay of ent_coef to 0 over the updates, or constant."""
     clip_eps_schedule: Schedule = setting("constant", of=("ppo_clip",))
     """ppo_clip: linear decay of clip_eps to 0 over the updates, or constant."""
@@ -113,7 +114,7 @@ class TrainConfig:
     """trpo: conjugate-gradient iterations per update."""
     line_search_steps: int = setting(10, at_least=1, unit="step lengths", of=("trpo",))
     """trpo: step lengths tried per update, each half of the one before."""
-    on_nonfinite: OnNonfinite = "stop"
+    on_nonfinite: OnNonfinite = setting("stop", heading="run")
     """When a reward, observation, loss, gradient or parameter is not finite: stop; skip, which undoes the update and
     tries again with other random numbers; or rollback to the newest checkpoint, from there with others."""
 
@@ -156,7 +157,7 @@ class TrainConfig:
 class Hyperparams:
     """Hyperparameters, which may be swept. Each field is a scalar, or an array [R] under `vmap` over R runs."""
 
-    learning_rate: float = setting(3e-4, above=0, source="PPO, 37")
+    learning_rate: float = setting(3e-4, above=0, source="PPO, 37", heading="optimisation")
     """Adam's step size (its start, under a linear schedule)."""
     gamma: float = setting(0.99, at_least=0, at_most=1, unit="per step", source="GAE")
     """Discount per step, in [0, 1]."""
@@ -170,11 +171,12 @@ class Hyperparams:
         unit="per squared reward unit",
         of=("ppo_clip", "ppo_kl", "policy_gradient"),
         source="PPO eq. 9",
+        heading="optimisation",
     )
     """Weight of the value loss."""
-    ent_coef: float = setting(0.01, at_least=0, unit="per nat", source="PPO eq. 9")
+    ent_coef: float = setting(0.01, at_least=0, unit="per nat", source="PPO eq. 9", heading="optimisation")
     """Weight of the entropy bonus, per nat."""
-    max_grad_norm: float = setting(0.5, above=0, unit="L2 norm", source="37")
+    max_grad_norm: float = setting(0.5, above=0, unit="L2 norm", source="37", heading="optimisation")
     """Gradients are scaled down to this global L2 norm."""
     vf_clip_eps: float | None = setting(None, above=0, unit="reward units", source="WM")
     """Clip the value's change per update to this range (reward units); None leaves it free."""
@@ -216,13 +218,13 @@ class Hyperparams:
 class RunOptions:
     """Settings of the host, around training."""
 
-    eval_episodes: int = setting(128, at_least=1, at_most=_INT32_MAX, unit="episodes")
+    eval_episodes: int = setting(128, at_least=1, at_most=_INT32_MAX, unit="episodes", heading="evaluation")
     """Greedy episodes after training."""
-    checkpoint_seconds: float = setting(60.0, at_least=0, unit="seconds")
+    checkpoint_seconds: float = setting(60.0, at_least=0, unit="seconds", heading="checkpoint")
     """Save the state whenever this many seconds have passed (0: about every second), and at the end."""
-    keep_newest: int = setting(2, at_least=2, at_most=_INT32_MAX, unit="checkpoints")
+    keep_newest: int = setting(2, at_least=2, at_most=_INT32_MAX, unit="checkpoints", heading="checkpoint")
     """Checkpoints to keep: the newest ones, at least two, so that one may be damaged ..."""
-    keep_best: int = setting(1, at_least=0, at_most=_INT32_MAX, unit="checkpoints")
+    keep_best: int = setting(1, at_least=0, at_most=_INT32_MAX, unit="checkpoints", heading="checkpoint")
     """... and those with the best training returns."""
 
     def __post_init__(self) -> None:

@@ -1,12 +1,26 @@
-"""The declaration of a setting: its range, unit, algorithms and source are kept in the metadata of its dataclass field.
+"""The declaration of a setting: the metadata of its dataclass field, with its range, unit, algorithms, source, heading.
 
 Its type, default and help (the docstring under it) are those of the field itself. Validation, the refusal of flags that
-an algorithm does not have, and the tables of docs/hyperparameters.md are derived from the declarations in `fields.py`.
+an algorithm does not have, the headings of the command line's help and the tables of docs/hyperparameters.md are
+derived from the declarations in `fields.py`.
 """
 
 import dataclasses
 import math
-from typing import Any, NamedTuple, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
+
+# Of the command line's help, in its order: what is changed most often comes first.
+Heading = Literal[
+    "run",
+    "environment",
+    "rollout and batch",
+    "optimisation",
+    "algorithm",
+    "policy",
+    "normalisation",
+    "evaluation",
+    "checkpoint",
+]
 
 T = TypeVar("T")
 _KEY = "setting"  # of `Facts` in the metadata of a field
@@ -36,6 +50,7 @@ class Facts(NamedTuple):
     unit: str = ""
     of: tuple[str, ...] = ()  # the algorithms that have the setting; empty if all have it
     source: str = ""
+    heading: Heading = "algorithm"
 
 
 def setting(
@@ -47,6 +62,7 @@ def setting(
     unit: str = "",
     of: tuple[str, ...] = (),
     source: str = "",
+    heading: Heading = "algorithm",
 ) -> T:
     """Returns the dataclass field of a setting.
 
@@ -58,6 +74,7 @@ def setting(
       unit: for the documentation and messages.
       of: the algorithms that have the setting, by default all of them; with any other one its flag is refused.
       source: the paper that it is from, as abbreviated in docs/hyperparameters.md.
+      heading: where the command line's help has it.
 
     Raises:
       TypeError: both `above` and `at_least` are given.
@@ -66,7 +83,7 @@ def setting(
         raise TypeError(f"setting({default!r}) is above {above} or at least {at_least}, not both.")
     low = at_least if above is None else above
     bounds = None if low is None else Range(low, at_most, low_allowed=above is None)
-    return dataclasses.field(default=default, metadata={_KEY: Facts(bounds, unit, of, source)})
+    return dataclasses.field(default=default, metadata={_KEY: Facts(bounds, unit, of, source, heading)})
 
 
 def facts_of(field: dataclasses.Field[Any]) -> Facts:
