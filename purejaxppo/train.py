@@ -17,7 +17,7 @@ from purejaxppo.config.validate import validate_config
 from purejaxppo.core.advantage import ESTIMATORS
 from purejaxppo.core.checks import check_algorithm, check_env, check_hyperparams, check_network
 from purejaxppo.core.diagnostics import explained_variance
-from purejaxppo.core.nonfinite import POLICIES, no_value, nonfinite, undo_nonfinite
+from purejaxppo.core.nonfinite import NONFINITE_RULES, no_value, nonfinite, undo_nonfinite
 from purejaxppo.core.optimizer import anneal
 from purejaxppo.core.rollout import rollout
 from purejaxppo.core.types import Algorithm, Batch, Metrics, Network, RunnerState, Trainer, Transition, VecEnv
@@ -94,7 +94,7 @@ def make_trainer(
         return RunnerState(learner, env_state, obs, key, runner.updates + 1), metrics
 
     trainer = Trainer(init, update)
-    return undo_nonfinite(trainer) if POLICIES[config.on_nonfinite].undo else trainer
+    return undo_nonfinite(trainer) if NONFINITE_RULES[config.on_nonfinite].undo else trainer
 
 
 def advance(trainer: Trainer, hp: Hyperparams, runner: RunnerState, num_updates: int) -> tuple[RunnerState, Metrics]:

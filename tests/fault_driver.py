@@ -236,14 +236,14 @@ def slow_chunks(marker):
         Path(marker).touch()
         time.sleep(0.1)
 
-    _before(training.MetricsRows, "write", slow)
+    _before(training.RunRows, "write", slow)
 
 
 def endless_chunk(marker):
     """The first chunk does not end."""
     from purejaxppo.experiment import training
 
-    _before(training.MetricsRows, "write", lambda: (Path(marker).touch(), _block()))
+    _before(training.RunRows, "write", lambda: (Path(marker).touch(), _block()))
 
 
 def slow_saving(marker):

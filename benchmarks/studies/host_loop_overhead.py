@@ -23,7 +23,7 @@ from purejaxppo.core.types import RunnerState, Trainer
 from purejaxppo.experiment.chunked_loop import advance_in_chunks, chunk_lengths, compile_chunks
 from purejaxppo.experiment.metrics_log import JsonLines
 from purejaxppo.experiment.progress import ProgressDisplay
-from purejaxppo.experiment.training import MetricsRows
+from purejaxppo.experiment.training import RunRows
 from purejaxppo.train import advance, trainer_from_config
 
 
@@ -48,7 +48,7 @@ def host_loop(config: TrainConfig, trainer: Trainer, hp: Hyperparams, seed: int)
             JsonLines(Path(directory) / "metrics.jsonl") as log,
             ProgressDisplay(console, config.env_steps) as progress,
         ):
-            rows = MetricsRows(config, [log, progress], NonfiniteLimit(config.on_nonfinite))
+            rows = RunRows(config, [log, progress], NonfiniteLimit(config.on_nonfinite))
             hp = jax.tree.map(jnp.float32, hp)
             runner = jax.jit(trainer.init)(jax.random.key(seed), hp)
             lengths = chunk_lengths(config, runner.learner.params, jax.default_backend())

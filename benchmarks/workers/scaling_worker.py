@@ -43,7 +43,7 @@ def whole_run(total_timesteps: int, num_steps: int) -> dict[str, Any]:
     from purejaxppo.devices.memory import program_bytes
     from purejaxppo.experiment.chunked_loop import advance_in_chunks, chunk_lengths, compile_chunks, steady_speed
     from purejaxppo.experiment.metrics_log import JsonLines
-    from purejaxppo.experiment.training import MetricsRows
+    from purejaxppo.experiment.training import RunRows
 
     config = TrainConfig(ENV, total_timesteps=total_timesteps, num_envs=MANY_ENVS, num_steps=num_steps)
     trainer = spread_trainer(config)
@@ -54,7 +54,7 @@ def whole_run(total_timesteps: int, num_steps: int) -> dict[str, Any]:
     calls = {length: partial(program, hp) for length, program in programs.items()}
     first = chunk = None
     with tempfile.TemporaryDirectory() as directory, JsonLines(Path(directory) / "metrics.jsonl") as log:
-        rows = MetricsRows(config, [log], NonfiniteLimit(config.on_nonfinite))
+        rows = RunRows(config, [log], NonfiniteLimit(config.on_nonfinite))
         for chunk in advance_in_chunks(calls, lengths, runner, updates=0):
             rows.write(chunk)
             first = first or chunk

@@ -11,7 +11,7 @@ from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.core.losses import clipped_surrogate
 from purejaxppo.core.types import Algorithm, Apply, Batch, Distribution, Metrics, Split, single_device
 
-Objective = Callable[[jax.Array, jax.Array, float], jax.Array]
+Objective = Callable[[jax.Array, jax.Array, float | jax.Array], jax.Array]
 
 
 def ppo_clip(

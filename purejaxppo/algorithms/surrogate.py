@@ -1,4 +1,4 @@
-"""Minibatch gradient steps, which all update rules share, and the loss of those rules that are gradient steps alone."""
+"""Minibatch gradient steps, which all update rules share, and the loss of ppo_clip, ppo_kl and policy_gradient."""
 
 from collections.abc import Callable
 from typing import Any
@@ -51,7 +51,7 @@ def surrogate_algorithm(
       config: counts of epochs and minibatches, and the kind of advantage normalisation.
       apply: (params, obs) -> (pi, value).
       policy_loss: the loss of the policy, in which the algorithms of the family differ.
-      split: maps the gradient and the metrics of drift over devices; the default runs them on one.
+      split: runs the gradient and `diagnostics.drift` on several devices; on one by default.
 
     Source: Schulman et al. 2017, arXiv:1707.06347, eq. 9 and algorithm 1. Deviations, all common practice: Adam with
     eps 1e-5 and a global-norm clip, advantages standardised, optional value clipping, optional stop at a target KL.

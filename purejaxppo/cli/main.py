@@ -63,7 +63,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _validate(command: Command | ResumeSweep) -> None:
-    """Raises ConfigError for settings that cannot work, or EnvError if they cannot for want of such an environment."""
+    """Raises ConfigError for settings that cannot work, or EnvError if the environment does not exist."""
     try:
         validate(command)
     except ConfigError:

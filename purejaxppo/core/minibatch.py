@@ -34,8 +34,8 @@ def shuffled_indices(key: jax.Array, size: int) -> jax.Array:
         partner = jnp.where(offset[i] >= index, offset[i] - index, offset[i] + jnp.uint32(size) - index)
         # The bit is hashed from the larger of the two, so that both partners come to the same decision.
         index = jnp.where(_coin(jnp.maximum(index, partner) ^ salt[i]), partner, index)
-    # Kept apart from what reads it: in an update of one gradient step XLA would fuse all rounds into the gather of the
-    # rows, which LLVM (in jaxlib 0.11) does not finish compiling.
+    # The barrier keeps XLA from fusing the rounds into the gather that reads the indices, which it would do where an
+    # update has one gradient step; LLVM (in jaxlib 0.11) does not finish compiling that.
     return jax.lax.optimization_barrier(index.astype(jnp.int32))
 
 

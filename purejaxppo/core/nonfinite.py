@@ -97,7 +97,7 @@ def keep_if_finite(metrics: Metrics, old: Any, new: Any) -> Any:
     return jax.tree.map(lambda old, new: jnp.where(bad, old, new), old, new)
 
 
-class Policy(NamedTuple):
+class NonfiniteRule(NamedTuple):
     """What `on_nonfinite` does about updates with numbers that are not finite."""
 
     undo: bool = False  # leave the state as it was before the update, and go on
@@ -105,10 +105,10 @@ class Policy(NamedTuple):
     rollbacks: int = 0  # times that a run then goes back to one and the same checkpoint
 
 
-POLICIES: dict[OnNonfinite, Policy] = {
-    "stop": Policy(),
-    "skip": Policy(undo=True, most_in_a_row=9),
-    "rollback": Policy(rollbacks=3),
+NONFINITE_RULES: dict[OnNonfinite, NonfiniteRule] = {
+    "stop": NonfiniteRule(),
+    "skip": NonfiniteRule(undo=True, most_in_a_row=9),
+    "rollback": NonfiniteRule(rollbacks=3),
 }
 
 
@@ -135,7 +135,7 @@ class NonfiniteLimit:
     """
 
     def __init__(self, policy: OnNonfinite, in_a_row: int = 0) -> None:
-        self._most = POLICIES[policy].most_in_a_row
+        self._most = NONFINITE_RULES[policy].most_in_a_row
         self._in_a_row = in_a_row
 
     def check(self, quantity: str | None, update: int, env_steps: int) -> None:

@@ -15,7 +15,7 @@ from purejaxppo.train import advance
 # the program and reporting its metrics do not matter. The host shows progress and checks for signals once per chunk.
 _CHUNK_WORK = {"cpu": 1e10}
 _CHUNK_WORK_ACCELERATOR = 1e11
-_CHUNK_UPDATES = 64
+_CHUNK_UPDATES = 64  # at most about so many, however small an update is: metrics arrive once per call
 
 
 class Timing(NamedTuple):
@@ -34,6 +34,7 @@ class Chunk(NamedTuple):
     end: float
     metrics: dict[str, np.ndarray]  # each [updates], or [R, updates] for R runs
     state: Any = None  # after the last update; None if it has been donated to the next chunk
+    last: bool = False  # no chunk follows
 
     @property
     def last_update(self) -> int:
@@ -55,39 +56,41 @@ def advance_in_chunks(
     yielded with its state, and before another one is started, only if it is the last one or `wants_state`.
 
     Args:
-      programs: number of updates -> compiled function state -> (state, metrics), to which the state is donated.
+      programs: for each number of updates, a compiled function state -> (state, metrics); it donates its argument.
       lengths: the number of updates of each chunk, in order.
       state: the state to begin from; it is donated.
       updates: how many updates it has had.
-      stop: called before each chunk is started; a true result makes the chunk before the last one.
-      wants_state: called before each chunk is started; if true, the chunk before is yielded with its state.
+      stop: called before each chunk is started; if true, no further chunk is started.
+      wants_state: called before each chunk is started; if true, the one that is running is finished and yielded with
+        its state first.
     """
     running: Mapping[str, jax.Array] | None = None  # metrics of the chunk that was started and is not yet yielded
     began, end = time.perf_counter(), 0.0
 
-    def finish(metrics: Mapping[str, jax.Array], state: Any) -> Chunk:
+    def finish(metrics: Mapping[str, jax.Array], state: Any, last: bool) -> Chunk:
         nonlocal updates, end
         # Waits for this chunk alone, not for one that was started after it.
         arrays = {name: np.asarray(x) for name, x in metrics.items()}
         begin, end = end, time.perf_counter() - began
-        chunk = Chunk(updates + 1, begin, end, arrays, state)
+        chunk = Chunk(updates + 1, begin, end, arrays, state, last)
         updates = chunk.last_update
         return chunk
 
     for length in lengths:
         # Starting the next chunk donates the state, so whoever needs it has to get it before.
-        if running is not None and (stop() or wants_state()):
-            yield finish(running, state)
+        stopping = bool(stop())
+        if running is not None and (stopping or wants_state()):
+            yield finish(running, state, last=stopping)
             running = None
-        if stop():
+        if stopping:
             break
         # JAX dispatches asynchronously: the call returns at once, and the chunk before is reported while this one runs.
         state, metrics = programs[length](state)
         if running is not None:
-            yield finish(running, None)
+            yield finish(running, None, last=False)
         running = metrics
     if running is not None:
-        yield finish(running, state)
+        yield finish(running, state, last=True)
 
 
 def steady_speed(first: Chunk | None, last: Chunk | None, env_steps: int) -> float:
@@ -128,7 +131,7 @@ def _compile_advance(trainer: Trainer, hp: Hyperparams, runner: RunnerState, num
 
 
 def chunk_lengths(config: TrainConfig, params: Params, backend: str) -> list[int]:
-    """Returns the number of updates of each chunk, about a second of work; they sum to config.num_updates.
+    """Returns the number of updates of each chunk, at most about a second of work; they sum to config.num_updates.
 
     All chunks have one length if num_updates has a divisor of about the right size. Otherwise the last chunk is
     shorter, which costs a second compilation.
@@ -156,8 +159,8 @@ def work_per_call(backend: str) -> float:
 def remaining(lengths: Sequence[int], done: int) -> list[int]:
     """Returns the lengths of the chunks that are left after `done` updates.
 
-    The boundaries between chunks stay where they were, so a resumed run uses the same compiled programs, and with them
-    the same bits, as an uninterrupted one.
+    The boundaries between chunks stay where they were, so a resumed run uses the programs that an uninterrupted one
+    does, which the cache of compiled programs holds.
     """
     left = []
     for length in lengths:

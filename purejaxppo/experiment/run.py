@@ -15,8 +15,9 @@ from purejaxppo.config.resolve import describe_settings, refuse_changes
 from purejaxppo.config.validate import validate_evaluation
 from purejaxppo.core.types import RunnerState, VecEnv
 from purejaxppo.devices.data_parallel import devices_for, spread_trainer
+from purejaxppo.devices.memory import out_of_memory_explained
 from purejaxppo.envs.gymnax_adapter import from_gymnax
-from purejaxppo.errors import ConfigError, OutOfMemoryError, is_out_of_memory
+from purejaxppo.errors import ConfigError, OutOfMemoryError
 from purejaxppo.evaluate import evaluation_key
 from purejaxppo.experiment.atomic_files import write_json
 from purejaxppo.experiment.checkpoints.directory import clean
@@ -239,15 +240,12 @@ def _mean_speed(run: Run, updates: int, timing: Timing) -> float:
 
 def _evaluate_at_the_end(run: Run, runner: RunnerState) -> dict[str, Any]:
     config, _, seed, options = run.settings
-    try:
+    too_large = (
+        f"out of memory in the evaluation of {options.eval_episodes} episodes side by side; the trained state is "
+        f"saved: `purejaxppo resume {run.run_dir} --eval-episodes {max(1, options.eval_episodes // 4)}`."
+    )
+    with out_of_memory_explained(lambda: OutOfMemoryError(too_large)):
         return _evaluate(config, run.env, runner, options.eval_episodes, seed, greedy=True, note=run.note)
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise OutOfMemoryError(
-                f"out of memory in the evaluation of {options.eval_episodes} episodes side by side; the trained state "
-                f"is saved: `purejaxppo resume {run.run_dir} --eval-episodes {max(1, options.eval_episodes // 4)}`."
-            ) from error
-        raise
 
 
 def evaluate_saved(

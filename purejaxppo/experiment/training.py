@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from rich.console import Console
 
 from purejaxppo.config import TrainConfig
-from purejaxppo.core.nonfinite import POLICIES, NonfiniteLimit, first_nonfinite
+from purejaxppo.core.nonfinite import NONFINITE_RULES, NonfiniteLimit, first_nonfinite
 from purejaxppo.core.types import RunnerState, Trainer, VecEnv
 from purejaxppo.devices.data_parallel import devices_for
 from purejaxppo.devices.memory import device_bytes, explain, out_of_memory_explained, program_bytes
@@ -118,10 +118,10 @@ def train(run: Run, saved: Saved) -> tuple[RunnerState, Timing]:
     failed_at: list[int] = []
     while True:
         try:
-            return _train(run, saved, failed_at)
+            return _attempt(run, saved, failed_at)
         except DivergedError as error:
             run.phases.end("training")
-            rollbacks = POLICIES[run.settings.config.on_nonfinite].rollbacks
+            rollbacks = NONFINITE_RULES[run.settings.config.on_nonfinite].rollbacks
             if not rollbacks:
                 raise _with_last_good(run, error) from None
             before, saved = saved.updates, load_saved(run)
@@ -139,7 +139,7 @@ def _with_last_good(run: Run, error: DivergedError) -> DivergedError:
     return DivergedError(f"{error} It was not saved; {good}{advice}.", error.update)
 
 
-def _train(run: Run, saved: Saved, failed_at: Sequence[int]) -> tuple[RunnerState, Timing]:
+def _attempt(run: Run, saved: Saved, failed_at: Sequence[int]) -> tuple[RunnerState, Timing]:
     """Makes one attempt, from a saved state to the end of the budget, to a signal, or to a DivergedError.
 
     Args:
@@ -149,17 +149,17 @@ def _train(run: Run, saved: Saved, failed_at: Sequence[int]) -> tuple[RunnerStat
     """
     config, hp, _, options = run.settings
     hp = jax.tree.map(jnp.float32, hp)
-    done, seconds, program = saved.updates, saved.seconds, 0
+    done, seconds, program_size = saved.updates, saved.seconds, 0
     reached = f"the state after {done * config.batch_size} env steps is saved" if done else "no update had finished"
     with (
         JsonLines(run.metrics_file, saved.metrics_bytes) as log,
         ProgressDisplay(run.console, config.env_steps, done * config.batch_size) as progress,
-        out_of_memory_explained(lambda: explain(config, run.env, program)),
+        out_of_memory_explained(lambda: explain(config, run.env, program_size)),  # its value when that happens
         Watchdog(run.note) as watchdog,
         Saver(run.run_dir, options) as saver,
     ):
         limit = NonfiniteLimit(config.on_nonfinite, saved.bad_in_a_row)
-        rows = MetricsRows(config, [log, progress, *run.sinks], limit, saved.seconds)
+        rows = RunRows(config, [log, progress, *run.sinks], limit, saved.seconds)
 
         # Nothing is computed yet that would have to be saved, so a signal ends the process, also during compilation.
         began = time.perf_counter()
@@ -168,8 +168,8 @@ def _train(run: Run, saved: Saved, failed_at: Sequence[int]) -> tuple[RunnerStat
             lengths = chunk_lengths(config, state.learner.params, jax.default_backend())
             lengths = remaining(lengths, done)
             programs = compile_chunks(run.trainer, hp, state, lengths)
-            program = max(map(program_bytes, programs.values()), default=0)
-            _check_memory(run, program)
+            program_size = max(map(program_bytes, programs.values()), default=0)
+            _check_memory(run, program_size)
         compile_seconds = time.perf_counter() - began
         run.phases.end("compilation")
         watchdog.alive()
@@ -185,7 +185,7 @@ def _train(run: Run, saved: Saved, failed_at: Sequence[int]) -> tuple[RunnerStat
             if chunk.state is None:  # it is donated to the next chunk, which is running already
                 continue
             state = chunk.state
-            if saver.due():
+            if saver.due() and not chunk.last:
                 saver.save(done * config.batch_size, state, _description(run, done, log, seconds))
         jax.block_until_ready(state)
         run.phases.end("training")
@@ -242,7 +242,7 @@ def _check_memory(run: Run, program: int) -> None:
         raise explain(run.settings.config, run.env, program)
 
 
-class MetricsRows:
+class RunRows:
     """Turns the chunks of one run into rows for its sinks, one per update.
 
     A row has the field `nonfinite`, with the name of a quantity, if that was not finite in its update.

@@ -27,7 +27,7 @@ def used_name(axes: Sequence[str], name: str) -> str:
     return f"{name}_used" if name in axes else name
 
 
-class MetricRows:
+class SweepRows:
     """Turns the chunks of a batch of runs into rows. A run that is frozen has no rows.
 
     Args:

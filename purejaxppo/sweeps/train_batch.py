@@ -1,4 +1,7 @@
-"""Training one batch of a sweep's runs through a rung; it is saved and resumed like a single run."""
+"""Training one batch of a sweep's runs through a rung; it is saved and resumed like a single run.
+
+A rung is a stage of successive halving; a sweep without that has one.
+"""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -13,7 +16,7 @@ from rich.console import Console
 
 from purejaxppo.devices.memory import explain, out_of_memory_explained, program_bytes
 from purejaxppo.devices.vectorize import Runs, make_runs
-from purejaxppo.errors import CheckpointError, OutOfMemoryError, is_out_of_memory
+from purejaxppo.errors import CheckpointError, OutOfMemoryError
 from purejaxppo.experiment.atomic_files import write_json
 from purejaxppo.experiment.checkpoints.directory import clean, invalid_reason, list_steps
 from purejaxppo.experiment.checkpoints.saver import Saver
@@ -27,7 +30,7 @@ from purejaxppo.experiment.watchdog import Watchdog, announced
 from purejaxppo.sweeps.batches import BatchResult, RunBatch, batch_dir, read_result
 from purejaxppo.sweeps.compiled_group import CompiledGroup
 from purejaxppo.sweeps.directory import METRICS
-from purejaxppo.sweeps.metrics_csv import MetricRows
+from purejaxppo.sweeps.metrics_csv import SweepRows
 from purejaxppo.sweeps.plan import Plan
 
 
@@ -63,29 +66,53 @@ def train_batch(
       The results of its runs; None if a signal has stopped the training.
     """
     directory = batch_dir(sweep_run.directory, batch)
-    clean(directory) if directory.exists() else directory.mkdir(parents=True)
+    if directory.exists():
+        clean(directory)
+    else:
+        directory.mkdir(parents=True)
+    runs, seconds, position = _train(sweep_run, batch, begin, metrics_bytes)
+    if sweep_run.stop():
+        return None
+    message = f"the trained states are saved; `purejaxppo resume {sweep_run.directory}` evaluates them."
+    with sweep_run.stop.ending_at_once(message):
+        what = f"evaluating {len(batch.runs):,} runs, each with {sweep_run.plan.sweep.options.eval_episodes:,} episodes"
+        with announced(sweep_run.note, what):
+            result = _evaluate(batch, sweep_run.plan.groups[batch.group], runs, position, seconds)
+    write_json(directory / "result.json", result._asdict())
+    sweep_run.phases.end("evaluation")
+    return result
+
+
+def _train(
+    sweep_run: SweepRun, batch: RunBatch, begin: Callable[[], Runs], metrics_bytes: int
+) -> tuple[Runs, float, int]:
+    """Trains a batch to the end of its rung, or to a signal, and saves it.
+
+    Returns:
+      The runs, the seconds of training since they entered the rung, and the length of metrics.csv with their rows.
+    """
     group = sweep_run.plan.groups[batch.group]
     runs, done, before, metrics_bytes = _restore_or_begin(sweep_run, batch, begin, metrics_bytes)
-    hps, seeds = group.arguments(batch.runs, batch.size)
-    env_steps = group.config.batch_size * len(batch.runs)  # of one update of all runs
-    sweep_run.progress.skip(env_steps * (done - batch.since))
+    hps, _ = group.arguments(batch.runs, batch.size)
+    env_steps_per_update = group.config.batch_size * len(batch.runs)  # of all runs together
+    sweep_run.progress.skip(env_steps_per_update * (done - batch.since))
     length = sweep_run.plan.chunk_length(group, batch.size)
     lengths = [length] * -(-(batch.until - done) // length)  # rounded up: the last call may go beyond the rung's end
-    rows = MetricRows(sweep_run.plan.sweep, batch.runs, sweep_run.columns, batch.until, np.asarray(runs.diverged))
+    rows = SweepRows(sweep_run.plan.sweep, batch.runs, sweep_run.columns, batch.until, np.asarray(runs.diverged))
     options = dataclasses.replace(sweep_run.plan.sweep.options, keep_best=0)  # the best of many runs is not one state
-    seconds, program = before, 0
+    seconds, program_size = before, 0
     with (
-        # A finished batch whose checkpoint is damaged is trained again; the rows of later batches stay in place.
+        # Not one that is truncated: a batch that is trained again has to leave the rows of later batches in place.
         RepeatedFile(sweep_run.directory / METRICS, metrics_bytes) as log,
-        out_of_memory_explained(lambda: explain(group.config, group.env, program)),
+        out_of_memory_explained(lambda: explain(group.config, group.env, program_size)),  # its value when that happens
         Watchdog(sweep_run.note) as watchdog,
-        Saver(directory, options) as saver,
+        Saver(batch_dir(sweep_run.directory, batch), options) as saver,
     ):
         with sweep_run.stop.ending_at_once(
             f"what was saved stays; `purejaxppo resume {sweep_run.directory}` goes on from there."
         ):
             programs = {n: group.program(batch.size, n) for n in set(lengths)}  # empty if only the evaluation remains
-            program = max(map(program_bytes, programs.values()), default=0)
+            program_size = max(map(program_bytes, programs.values()), default=0)
         sweep_run.phases.end("compilation")
         watchdog.alive()
         sweep_run.progress.start_clock()
@@ -97,12 +124,12 @@ def train_batch(
             log.write(rows(chunk))
             watchdog.alive()
             last = min(chunk.last_update, batch.until)  # after that the runs are frozen
-            sweep_run.progress.advance((last - done) * env_steps, {"episode/return": mean_return(chunk)})
+            sweep_run.progress.advance((last - done) * env_steps_per_update, {"episode/return": mean_return(chunk)})
             done, seconds = last, before + chunk.end
             if chunk.state is None:
                 continue
             runs = chunk.state
-            if saver.due():
+            if saver.due() and not chunk.last:
                 saver.save(done * group.config.batch_size, runs, _checkpoint_meta(sweep_run, batch, log, done, seconds))
         jax.block_until_ready(runs)
         sweep_run.phases.end("training")
@@ -110,16 +137,7 @@ def train_batch(
         saver.save_last(done * group.config.batch_size, runs, meta, sweep_run.note)
         position = log.position()
     sweep_run.phases.end("saving")
-    if sweep_run.stop():
-        return None
-    message = f"the trained states are saved; `purejaxppo resume {sweep_run.directory}` evaluates them."
-    with sweep_run.stop.ending_at_once(message):
-        what = f"evaluating {len(batch.runs):,} runs, each with {sweep_run.plan.sweep.options.eval_episodes:,} episodes"
-        with announced(sweep_run.note, what):
-            result = _evaluate(batch, group, runs, seeds, position, seconds)
-    write_json(directory / "result.json", result._asdict())
-    sweep_run.phases.end("evaluation")
-    return result
+    return runs, seconds, position
 
 
 def _restore_or_begin(
@@ -201,19 +219,13 @@ def mean_return(chunk: Chunk) -> float | None:
     return float(finite.mean()) if finite.size else None
 
 
-def _evaluate(
-    batch: RunBatch, group: CompiledGroup, runs: Runs, seeds: jax.Array, metrics_bytes: int, seconds: float
-) -> BatchResult:
+def _evaluate(batch: RunBatch, group: CompiledGroup, runs: Runs, metrics_bytes: int, seconds: float) -> BatchResult:
     """Plays the final evaluation of a batch and returns its result. Raises OutOfMemoryError."""
     count = len(batch.runs)
-    try:
+    _, seeds = group.arguments(batch.runs, batch.size)
+    too_large = f"out of memory in the evaluation of {batch.name}; sweep anew with fewer --eval-episodes."
+    with out_of_memory_explained(lambda: OutOfMemoryError(too_large)):
         returns, unfinished = group.evaluate(seeds, runs)
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise OutOfMemoryError(
-                f"out of memory in the evaluation of {batch.name}; sweep anew with fewer --eval-episodes."
-            ) from error
-        raise
     return BatchResult(
         updates=np.asarray(runs.runner.updates)[:count].tolist(),
         diverged_at=np.asarray(runs.diverged)[:count].tolist(),

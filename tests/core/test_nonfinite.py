@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from probe_envs import walk
 
 from purejaxppo.config import Hyperparams, TrainConfig
-from purejaxppo.core.nonfinite import POLICIES, WATCHED, Cause, every_run_diverged, first_nonfinite, nonfinite
+from purejaxppo.core.nonfinite import NONFINITE_RULES, WATCHED, Cause, every_run_diverged, first_nonfinite, nonfinite
 from purejaxppo.experiment.checkpoints.state import is_finite, state_sha256
 from purejaxppo.train import trainer_from_config
 
@@ -328,4 +328,4 @@ def test_a_reward_that_is_nan_now_and_then(skipping):
 
 def test_what_the_host_sees_to_is_left_to_it():
     """Only `skip` is the trainer's own doing."""
-    assert [name for name, policy in POLICIES.items() if policy.undo] == ["skip"]
+    assert [name for name, policy in NONFINITE_RULES.items() if policy.undo] == ["skip"]

@@ -25,7 +25,7 @@ from purejaxppo.experiment.chunked_loop import (
     remaining,
     steady_speed,
 )
-from purejaxppo.experiment.training import MetricsRows
+from purejaxppo.experiment.training import RunRows
 from purejaxppo.train import trainer_from_config
 
 HP = Hyperparams(learning_rate=1e-3)
@@ -135,7 +135,7 @@ def train_walking(trainer, sinks, runner=None, **asked):
 
 
 def rows_of(config, sinks, seconds=0.0, bad=0):
-    return MetricsRows(config, sinks, NonfiniteLimit(config.on_nonfinite, bad), seconds)
+    return RunRows(config, sinks, NonfiniteLimit(config.on_nonfinite, bad), seconds)
 
 
 def test_the_chunks_length_changes_nothing(walked, short_chunks, monkeypatch):

@@ -16,7 +16,7 @@ from probe_envs import spoiled, walk
 from rich.console import Console
 
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
-from purejaxppo.core.nonfinite import POLICIES
+from purejaxppo.core.nonfinite import NONFINITE_RULES
 from purejaxppo.envs.gymnax_adapter import from_gymnax
 from purejaxppo.errors import CheckpointError, ConfigError, DivergedError, EnvError
 from purejaxppo.experiment import chunked_loop, load_run, training
@@ -421,7 +421,7 @@ def test_rollbacks_are_counted_from_one_checkpoint(half, monkeypatch):
             raise DivergedError("reward is not finite.", 6)
         return saved.runner, Timing(0.0, 0.0, 0.0)
 
-    monkeypatch.setattr(training, "_train", attempt)
+    monkeypatch.setattr(training, "_attempt", attempt)
     monkeypatch.setattr(experiment_run, "_finish", lambda *_: {})
     failures[96][-1:] = [None]
     failures[160] = [6, 6, None]
@@ -434,7 +434,7 @@ def test_rollback_gives_up(tmp_path, use):
     use(bad_from_the_third_update)
     with pytest.raises(DivergedError, match="at update 3"):
         run(tmp_path / "run", config=dataclasses.replace(CONFIG, on_nonfinite="rollback"))
-    assert run.text.count("Rolled back to 64 env steps") == POLICIES["rollback"].rollbacks
+    assert run.text.count("Rolled back to 64 env steps") == NONFINITE_RULES["rollback"].rollbacks
 
 
 @pytest.mark.slow
@@ -442,7 +442,7 @@ def test_rollback_without_a_checkpoint_is_from_the_beginning(tmp_path, use):
     use(lambda num_envs: spoiled(walk(num_envs), after=0))
     with pytest.raises(DivergedError, match="there is no good checkpoint"):
         run(tmp_path / "run", config=dataclasses.replace(CONFIG, on_nonfinite="rollback"))
-    assert run.text.count("Rolled back to 0 env steps") == POLICIES["rollback"].rollbacks
+    assert run.text.count("Rolled back to 0 env steps") == NONFINITE_RULES["rollback"].rollbacks
 
 
 def test_other_keys_depend_on_what_failed_alone():

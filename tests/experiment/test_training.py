@@ -175,7 +175,6 @@ def test_it_saves_in_between_when_a_save_is_due(rehearsal):
         ("report", 3),
         ("report", 4),
         ("save", 4),
-        ("save", 4),
     ]
     assert subject.saved() == [(16, 2), (32, 4)]
 
@@ -305,25 +304,27 @@ def test_other_errors_are_not_called_memory(rehearsal, error):
 # --- saves that fail --------------------------------------------------------------------------------------------------
 
 
-def test_the_last_save_is_worth_another_try(rehearsal):
-    """The save before failed in the thread; that is reported, and the last state is saved all the same."""
-    subject = rehearsal(chunks=2, due=True)
-    subject.failing = [4]
+def test_the_last_state_is_saved_although_the_save_before_failed(rehearsal):
+    """It failed in the thread; that is reported, and the last state, here that of a signal, is saved all the same."""
+    subject = rehearsal(due=True)
+    subject.failing = [2]
+    subject.at["chunk", 4] = lambda: subject.stop.received(signal.SIGTERM)
     state, _ = subject.run()
     assert int(state.updates) == 4
+    assert subject.of("save") == [("save", 2), ("save", 4)]
     (note,) = subject.notes
-    assert "cannot save the checkpoint of 32 env steps" in note
+    assert "cannot save the checkpoint of 16 env steps" in note
     assert "No space left" in note
-    assert subject.saved() == [(16, 2), (32, 4)]
+    assert subject.saved() == [(32, 4)]
 
 
 def test_if_that_fails_too_it_is_an_error(rehearsal):
     subject = rehearsal(chunks=2, due=True)
-    subject.failing = [4, 4]
+    subject.failing = [2, 4]
     with pytest.raises(CheckpointError, match="No space left"):
         subject.run()
     assert len(subject.notes) == 1
-    assert subject.saved() == [(16, 2)]
+    assert subject.saved() == []
 
 
 def test_an_earlier_save_that_failed_ends_the_training_at_the_next(rehearsal):

@@ -12,7 +12,7 @@ from sample_sweeps import BATCH, sweep_of
 
 from purejaxppo.core.nonfinite import WATCHED
 from purejaxppo.experiment.chunked_loop import Chunk
-from purejaxppo.sweeps.metrics_csv import MetricRows, metrics_head, used_name
+from purejaxppo.sweeps.metrics_csv import SweepRows, metrics_head, used_name
 
 NAN, INF = math.nan, math.inf
 NAMES = ["episode/count", "episode/return", "kl"]
@@ -30,7 +30,7 @@ def chunk_of(first_update, kl, bits=0, **others):
 
 
 def writer(runs, names=NAMES, until=FOREVER, diverged=None, sweep=SWEEP):
-    return MetricRows(sweep, runs, names, until, np.zeros(len(runs), np.int32) if diverged is None else diverged)
+    return SweepRows(sweep, runs, names, until, np.zeros(len(runs), np.int32) if diverged is None else diverged)
 
 
 def read(text, names=NAMES, sweep=SWEEP):
