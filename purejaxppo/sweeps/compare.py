@@ -39,7 +39,7 @@ from purejaxppo.sweeps.scoring import (
     table_row,
 )
 from purejaxppo.sweeps.spec import SweepSettings
-from purejaxppo.sweeps.train_batch import mean_return, new_runs
+from purejaxppo.sweeps.train_batch import mean_of_chunk, new_runs
 
 _FAMILY = ("ppo_clip", "ppo_kl", "trpo", "policy_gradient")
 _PANELS = (
@@ -188,7 +188,7 @@ class _Curves:
         """Adds the metrics of the next chunk, and moves the progress display."""
         self._chunks.append(chunk.metrics)
         done = min(chunk.last_update, self._config.num_updates)
-        self._progress(done * self._config.batch_size * self._runs, {"episode/return": mean_return(chunk)})
+        self._progress(done * self._config.batch_size * self._runs, {"episode/return": mean_of_chunk(chunk)})
 
     def collected(self) -> dict[str, np.ndarray]:
         """Returns the metrics [updates, runs], without copies of a run and without updates beyond the budget."""

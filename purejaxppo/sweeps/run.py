@@ -43,7 +43,7 @@ from purejaxppo.sweeps.tables import (
     setting_rows,
     settings_table,
 )
-from purejaxppo.sweeps.train_batch import SweepRun, finished_result, new_runs, promoted_runs, train_batch
+from purejaxppo.sweeps.train_batch import ActiveSweep, finished_result, new_runs, promoted_runs, train_batch
 
 
 def run_sweep(
@@ -178,14 +178,14 @@ def _train_and_report(
     finished: Finished = []
     phases.end("setup")
     with ProgressDisplay(console, plan.env_steps) as progress:
-        sweep_run = SweepRun(directory, plan, columns, console, progress, stop, phases, strict)
+        active_sweep = ActiveSweep(directory, plan, columns, console, progress, stop, phases, strict)
         position = len(head.encode())
         for rung in range(len(plan.rungs)):
             before = [batch for batch, _ in finished if batch.rung == rung - 1]
             for batch in batches_of_rung(plan, rung, survivors(plan, rung, finished)):
-                result = finished_result(sweep_run, batch)
+                result = finished_result(active_sweep, batch)
                 if result is None:
-                    result = train_batch(sweep_run, batch, partial(_begin, directory, plan, batch, before), position)
+                    result = train_batch(active_sweep, batch, partial(_begin, directory, plan, batch, before), position)
                 else:
                     steps = plan.groups[batch.group].config.batch_size * (batch.until - batch.since) * len(batch.runs)
                     progress.skip(steps)
@@ -195,7 +195,7 @@ def _train_and_report(
                 finished.append((batch, result))
     with stop.ending_at_once(f"every run is trained; `purejaxppo resume {directory}` makes the tables."):
         os.truncate(metrics, min(position, metrics.stat().st_size))  # rows beyond the last batch, of a killed process
-        with announced(sweep_run.note, "making tables and pictures"):
+        with announced(active_sweep.note, "making tables and pictures"):
             return _unless_all_diverged(_write_results(directory, plan, finished, phases))
 
 

@@ -34,7 +34,7 @@ from purejaxppo.sweeps.metrics_csv import SweepRows
 from purejaxppo.sweeps.plan import Plan
 
 
-class SweepRun(NamedTuple):
+class ActiveSweep(NamedTuple):
     """A sweep that is being trained; its directory is locked by this process."""
 
     directory: Path
@@ -52,12 +52,12 @@ class SweepRun(NamedTuple):
 
 
 def train_batch(
-    sweep_run: SweepRun, batch: RunBatch, begin: Callable[[], Runs], metrics_bytes: int
+    active_sweep: ActiveSweep, batch: RunBatch, begin: Callable[[], Runs], metrics_bytes: int
 ) -> BatchResult | None:
     """Trains a batch to the end of its rung, from its newest valid checkpoint if it has one, and evaluates it.
 
     Args:
-      sweep_run: the sweep that it belongs to.
+      active_sweep: the sweep that it belongs to.
       batch: to train.
       begin: returns the runs as they enter the rung; called if there is no checkpoint.
       metrics_bytes: length of the rows of earlier batches in metrics.csv.
@@ -65,102 +65,110 @@ def train_batch(
     Returns:
       The results of its runs; None if a signal has stopped the training.
     """
-    directory = batch_dir(sweep_run.directory, batch)
+    directory = batch_dir(active_sweep.directory, batch)
     if directory.exists():
         clean(directory)
     else:
         directory.mkdir(parents=True)
-    runs, seconds, position = _train(sweep_run, batch, begin, metrics_bytes)
-    if sweep_run.stop():
+    runs, seconds, position = _train(active_sweep, batch, begin, metrics_bytes)
+    if active_sweep.stop():
         return None
-    message = f"the trained states are saved; `purejaxppo resume {sweep_run.directory}` evaluates them."
-    with sweep_run.stop.ending_at_once(message):
-        what = f"evaluating {len(batch.runs):,} runs, each with {sweep_run.plan.sweep.options.eval_episodes:,} episodes"
-        with announced(sweep_run.note, what):
-            result = _evaluate(batch, sweep_run.plan.groups[batch.group], runs, position, seconds)
+    message = f"the trained states are saved; `purejaxppo resume {active_sweep.directory}` evaluates them."
+    with active_sweep.stop.ending_at_once(message):
+        what = (
+            f"evaluating {len(batch.runs):,} runs, each with {active_sweep.plan.sweep.options.eval_episodes:,} episodes"
+        )
+        with announced(active_sweep.note, what):
+            result = _evaluate(batch, active_sweep.plan.groups[batch.group], runs, position, seconds)
     write_json(directory / "result.json", result._asdict())
-    sweep_run.phases.end("evaluation")
+    active_sweep.phases.end("evaluation")
     return result
 
 
 def _train(
-    sweep_run: SweepRun, batch: RunBatch, begin: Callable[[], Runs], metrics_bytes: int
+    active_sweep: ActiveSweep, batch: RunBatch, begin: Callable[[], Runs], metrics_bytes: int
 ) -> tuple[Runs, float, int]:
     """Trains a batch to the end of its rung, or to a signal, and saves it.
 
     Returns:
       The runs, the seconds of training since they entered the rung, and the length of metrics.csv with their rows.
     """
-    group = sweep_run.plan.groups[batch.group]
-    runs, done, before, metrics_bytes = _restore_or_begin(sweep_run, batch, begin, metrics_bytes)
+    group = active_sweep.plan.groups[batch.group]
+    runs, done, before, metrics_bytes = _restore_or_begin(active_sweep, batch, begin, metrics_bytes)
     hps, _ = group.arguments(batch.runs, batch.size)
     env_steps_per_update = group.config.batch_size * len(batch.runs)  # of all runs together
-    sweep_run.progress.skip(env_steps_per_update * (done - batch.since))
-    length = sweep_run.plan.chunk_length(group, batch.size)
+    active_sweep.progress.skip(env_steps_per_update * (done - batch.since))
+    length = active_sweep.plan.chunk_length(group, batch.size)
     lengths = [length] * -(-(batch.until - done) // length)  # rounded up: the last call may go beyond the rung's end
-    rows = SweepRows(sweep_run.plan.sweep, batch.runs, sweep_run.columns, batch.until, np.asarray(runs.diverged))
-    options = dataclasses.replace(sweep_run.plan.sweep.options, keep_best=0)  # the best of many runs is not one state
+    rows = SweepRows(active_sweep.plan.sweep, batch.runs, active_sweep.columns, batch.until, np.asarray(runs.diverged))
+    options = dataclasses.replace(
+        active_sweep.plan.sweep.options, keep_best=0
+    )  # the best of many runs is not one state
     seconds, program_size = before, 0
     with (
         # Not one that is truncated: a batch that is trained again has to leave the rows of later batches in place.
-        RepeatedFile(sweep_run.directory / METRICS, metrics_bytes) as log,
+        RepeatedFile(active_sweep.directory / METRICS, metrics_bytes) as log,
         out_of_memory_explained(lambda: explain(group.config, group.env, program_size)),  # its value when that happens
-        Watchdog(sweep_run.note) as watchdog,
-        Saver(batch_dir(sweep_run.directory, batch), options) as saver,
+        Watchdog(active_sweep.note) as watchdog,
+        Saver(batch_dir(active_sweep.directory, batch), options) as saver,
     ):
-        with sweep_run.stop.ending_at_once(
-            f"what was saved stays; `purejaxppo resume {sweep_run.directory}` goes on from there."
+        with active_sweep.stop.ending_at_once(
+            f"what was saved stays; `purejaxppo resume {active_sweep.directory}` goes on from there."
         ):
             programs = {n: group.program(batch.size, n) for n in set(lengths)}  # empty if only the evaluation remains
             program_size = max(map(program_bytes, programs.values()), default=0)
-        sweep_run.phases.end("compilation")
+        active_sweep.phases.end("compilation")
         watchdog.alive()
-        sweep_run.progress.start_clock()
+        active_sweep.progress.start_clock()
 
         # The runs are donated to the next call before a chunk is logged. A chunk comes with them only if it is the last
         # one, or a checkpoint is due.
         calls = {n: partial(call, hps) for n, call in programs.items()}
-        for chunk in advance_in_chunks(calls, lengths, runs, done, sweep_run.stop, saver.due):
+        for chunk in advance_in_chunks(calls, lengths, runs, done, active_sweep.stop, saver.due):
             log.write(rows(chunk))
             watchdog.alive()
             last = min(chunk.last_update, batch.until)  # after that the runs are frozen
-            sweep_run.progress.advance((last - done) * env_steps_per_update, {"episode/return": mean_return(chunk)})
+            active_sweep.progress.advance(
+                (last - done) * env_steps_per_update, {"episode/return": mean_of_chunk(chunk)}
+            )
             done, seconds = last, before + chunk.end
             if chunk.state is None:
                 continue
             runs = chunk.state
             if saver.due() and not chunk.last:
-                saver.save(done * group.config.batch_size, runs, _checkpoint_meta(sweep_run, batch, log, done, seconds))
+                saver.save(
+                    done * group.config.batch_size, runs, _checkpoint_meta(active_sweep, batch, log, done, seconds)
+                )
         jax.block_until_ready(runs)
-        sweep_run.phases.end("training")
-        meta = _checkpoint_meta(sweep_run, batch, log, done, seconds)
-        saver.save_last(done * group.config.batch_size, runs, meta, sweep_run.note)
+        active_sweep.phases.end("training")
+        meta = _checkpoint_meta(active_sweep, batch, log, done, seconds)
+        saver.save_last(done * group.config.batch_size, runs, meta, active_sweep.note)
         position = log.position()
-    sweep_run.phases.end("saving")
+    active_sweep.phases.end("saving")
     return runs, seconds, position
 
 
 def _restore_or_begin(
-    sweep_run: SweepRun, batch: RunBatch, begin: Callable[[], Runs], metrics_bytes: int
+    active_sweep: ActiveSweep, batch: RunBatch, begin: Callable[[], Runs], metrics_bytes: int
 ) -> tuple[Runs, int, float, int]:
     """Returns the runs from a batch's newest valid checkpoint, or from `begin` if there is none.
 
     Returns:
       The runs, the updates that they have done, the seconds that these took, and the length of metrics.csv up to them.
     """
-    saved = list_steps(batch_dir(sweep_run.directory, batch))
+    saved = list_steps(batch_dir(active_sweep.directory, batch))
     damaged = bool(saved) and all(invalid_reason(step.path) for step in saved)
-    if damaged and not sweep_run.strict:
-        sweep_run.note(
+    if damaged and not active_sweep.strict:
+        active_sweep.note(
             f"every checkpoint of {batch.name} is damaged ({invalid_reason(saved[0].path)}); its runs begin anew."
         )
-    if saved and (sweep_run.strict or not damaged):
-        which = CheckpointChoice(strict=sweep_run.strict, note=sweep_run.note)
-        runs, meta = load_runs(sweep_run.directory, sweep_run.plan, batch, which)
+    if saved and (active_sweep.strict or not damaged):
+        which = CheckpointChoice(strict=active_sweep.strict, note=active_sweep.note)
+        runs, meta = load_runs(active_sweep.directory, active_sweep.plan, batch, which)
         # The rows that were logged before the checkpoint have to be there: training goes on behind them.
-        if whole_rows(sweep_run.directory / METRICS, meta["metrics_bytes"]) == meta["metrics_bytes"]:
+        if whole_rows(active_sweep.directory / METRICS, meta["metrics_bytes"]) == meta["metrics_bytes"]:
             return runs, meta["updates"], meta["seconds"], meta["metrics_bytes"]
-        sweep_run.note(f"{METRICS} has lost rows; the runs of {batch.name} begin anew, which makes them again.")
+        active_sweep.note(f"{METRICS} has lost rows; the runs of {batch.name} begin anew, which makes them again.")
     return begin(), batch.since, 0.0, metrics_bytes
 
 
@@ -177,26 +185,26 @@ def load_runs(directory: Path, plan: Plan, batch: RunBatch, which: CheckpointCho
     return runs, meta
 
 
-def finished_result(sweep_run: SweepRun, batch: RunBatch) -> BatchResult | None:
+def finished_result(active_sweep: ActiveSweep, batch: RunBatch) -> BatchResult | None:
     """Returns the result of a batch that is finished; None if it has to be trained or evaluated.
 
     A batch is finished if it has a result, its rows are in metrics.csv, and its last checkpoint is valid.
 
-    Raises CheckpointError if the checkpoint alone is missing or invalid, and `sweep_run.strict` is set.
+    Raises CheckpointError if the checkpoint alone is missing or invalid, and `active_sweep.strict` is set.
     """
-    result = read_result(sweep_run.directory, batch)
-    if result is None or whole_rows(sweep_run.directory / METRICS, result.metrics_bytes) < result.metrics_bytes:
+    result = read_result(active_sweep.directory, batch)
+    if result is None or whole_rows(active_sweep.directory / METRICS, result.metrics_bytes) < result.metrics_bytes:
         return None
-    steps = list_steps(batch_dir(sweep_run.directory, batch))
-    last = next((step.path for step in steps if step.env_steps == _final_env_steps(sweep_run.plan, batch)), None)
+    steps = list_steps(batch_dir(active_sweep.directory, batch))
+    last = next((step.path for step in steps if step.env_steps == _final_env_steps(active_sweep.plan, batch)), None)
     reason = "its last checkpoint is missing" if last is None else invalid_reason(last)
-    if reason and sweep_run.strict:
+    if reason and active_sweep.strict:
         raise CheckpointError(f"{batch.name}: {reason}; leave --strict out to train again what is lost.")
     return None if reason else result
 
 
 def _checkpoint_meta(
-    sweep_run: SweepRun, batch: RunBatch, log: RepeatedFile, updates: int, seconds: float
+    active_sweep: ActiveSweep, batch: RunBatch, log: RepeatedFile, updates: int, seconds: float
 ) -> Callable[[], dict[str, Any]]:
     """Returns a function that returns a checkpoint's meta.json, to be called in the thread that saves.
 
@@ -206,13 +214,13 @@ def _checkpoint_meta(
 
     def describe() -> dict[str, Any]:
         log.sync()  # the rows must be on the disk before a checkpoint that relies on them
-        mark = {"sweep": sweep_run.plan.fingerprint, "runs": list(batch.runs)}
+        mark = {"sweep": active_sweep.plan.fingerprint, "runs": list(batch.runs)}
         return {"updates": updates, "metrics_bytes": position, "seconds": seconds, "train_return": None, **mark}
 
     return describe
 
 
-def mean_return(chunk: Chunk) -> float | None:
+def mean_of_chunk(chunk: Chunk) -> float | None:
     """Returns the mean of `episode/return` over a chunk's runs and updates; None if no episode ended in it."""
     returns = chunk.metrics["episode/return"]
     finite = returns[np.isfinite(returns)]
