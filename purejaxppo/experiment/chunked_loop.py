@@ -34,7 +34,7 @@ class Chunk(NamedTuple):
     end: float
     metrics: dict[str, np.ndarray]  # each [updates], or [R, updates] for R runs
     state: Any = None  # after the last update; None if it has been donated to the next chunk
-    last: bool = False  # no chunk follows
+    last: bool = False  # no chunk follows, as far as is known when it is yielded
 
     @property
     def last_update(self) -> int:
@@ -78,11 +78,10 @@ def advance_in_chunks(
 
     for length in lengths:
         # Starting the next chunk donates the state, so whoever needs it has to get it before.
-        stopping = bool(stop())
-        if running is not None and (stopping or wants_state()):
-            yield finish(running, state, last=stopping)
+        if running is not None and (stop() or wants_state()):
+            yield finish(running, state, last=bool(stop()))
             running = None
-        if stopping:
+        if stop():  # maybe only since that chunk was reported
             break
         # JAX dispatches asynchronously: the call returns at once, and the chunk before is reported while this one runs.
         state, metrics = programs[length](state)
