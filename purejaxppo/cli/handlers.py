@@ -39,12 +39,13 @@ from purejaxppo.config.resolve import describe_settings
 from purejaxppo.config.validate import seeds_from, validate_config, validate_evaluation, validate_hyperparams
 from purejaxppo.errors import CheckpointError, ConfigError
 from purejaxppo.experiment.atomic_files import is_file
-from purejaxppo.experiment.directory import RunSettings
+from purejaxppo.experiment.checkpoints.directory import survey
+from purejaxppo.experiment.directory import RunSettings, read_run_settings
 from purejaxppo.experiment.lock import locked
 from purejaxppo.experiment.phases import Phases, process_age
 from purejaxppo.experiment.signals import STOPPED, stop_process_on_signal
 from purejaxppo.experiment.watchdog import announced
-from purejaxppo.sweeps.directory import read_sweep
+from purejaxppo.sweeps.directory import is_sweep, read_sweep, survey_batches
 from purejaxppo.sweeps.spec import SweepSettings
 
 if TYPE_CHECKING:
@@ -308,11 +309,6 @@ def _extract(command: Extract) -> int:
 
 
 def _verify(command: Verify) -> int:
-    from purejaxppo.experiment.checkpoints.directory import survey
-    from purejaxppo.experiment.directory import read_run_settings
-    from purejaxppo.sweeps.batches import survey_batches
-    from purejaxppo.sweeps.directory import is_sweep
-
     check, list_checkpoints = (read_sweep, survey_batches) if is_sweep(command.run_dir) else (read_run_settings, survey)
     check(command.run_dir)  # raises if it is no directory of a run or sweep
     with announced(note, f"checking every checkpoint of {command.run_dir}"):

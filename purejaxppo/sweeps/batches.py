@@ -8,14 +8,13 @@ import math
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from purejaxppo.config.fields import AnyPath
 from purejaxppo.errors import CheckpointError
 from purejaxppo.experiment.atomic_files import read_json
-from purejaxppo.experiment.checkpoints.directory import list_steps, survey
+from purejaxppo.experiment.checkpoints.directory import list_steps
 from purejaxppo.experiment.statistics import interquartile_mean
 from purejaxppo.sweeps.plan import Plan
 
@@ -126,12 +125,3 @@ def begun_batches(directory: Path, plan: Plan) -> Iterable[RunBatch]:
             if result is None:
                 return
             finished.append((batch, result))
-
-
-def survey_batches(directory: AnyPath) -> list[dict[str, Any]]:
-    """Returns the rows of `checkpoints.directory.survey` for every batch of a sweep, with its name in `checkpoint`."""
-    return [
-        {**row, "checkpoint": f"{batch.name}/{row['checkpoint']}"}
-        for batch in sorted(path for path in (Path(directory) / "parts").glob("*") if path.is_dir())
-        for row in survey(batch)
-    ]

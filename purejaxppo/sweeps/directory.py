@@ -16,6 +16,7 @@ from purejaxppo.config.fields import AnyPath
 from purejaxppo.config.resolve import settings_record
 from purejaxppo.errors import CheckpointError, ConfigError
 from purejaxppo.experiment.atomic_files import is_file, read_json, write_json
+from purejaxppo.experiment.checkpoints.directory import survey
 from purejaxppo.experiment.directory import fields_of, refuse_comparison
 from purejaxppo.sweeps.spec import SweepSettings
 
@@ -33,6 +34,15 @@ class Sizes(NamedTuple):
 def is_sweep(directory: AnyPath) -> bool:
     """Returns whether a directory is a sweep's."""
     return is_file(Path(directory) / "sweep.json")
+
+
+def survey_batches(directory: AnyPath) -> list[dict[str, Any]]:
+    """Returns the rows of `checkpoints.directory.survey` for every batch of a sweep, with its name in `checkpoint`."""
+    return [
+        {**row, "checkpoint": f"{batch.name}/{row['checkpoint']}"}
+        for batch in sorted(path for path in (Path(directory) / "parts").glob("*") if path.is_dir())
+        for row in survey(batch)
+    ]
 
 
 def sweep_record(sweep: SweepSettings) -> dict[str, Any]:

@@ -112,3 +112,11 @@ def test_both_modules_are_the_command(monkeypatch, capfd, module):
     code, _, err = run("verify", "nowhere")
     assert code == 4
     assert "nowhere is not a run directory" in err
+
+
+def test_checking_checkpoints_takes_no_jax():
+    """Importing it would take most of the time."""
+    program = "import sys; from purejaxppo.cli.main import run; run(['verify', 'run']); print('jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "step_000000000100" in done.stdout
+    assert done.stdout.endswith("False\n")

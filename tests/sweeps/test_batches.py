@@ -21,10 +21,9 @@ from purejaxppo.sweeps.batches import (
     batches_of_rung,
     begun_batches,
     read_result,
-    survey_batches,
     survivors,
 )
-from purejaxppo.sweeps.directory import Sizes
+from purejaxppo.sweeps.directory import Sizes, survey_batches
 from purejaxppo.sweeps.plan import Plan
 
 

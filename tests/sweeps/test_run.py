@@ -29,8 +29,8 @@ from purejaxppo.experiment.directory import RunSettings
 from purejaxppo.experiment.lock import locked
 from purejaxppo.experiment.run import evaluate_saved, resume_experiment, run_experiment
 from purejaxppo.sweeps import plan as planning
-from purejaxppo.sweeps.batches import survey_batches
 from purejaxppo.sweeps.compiled_group import CompiledGroup
+from purejaxppo.sweeps.directory import survey_batches
 from purejaxppo.sweeps.extract import extract_member, restore_member
 from purejaxppo.sweeps.run import resume_sweep, run_sweep
 from purejaxppo.sweeps.spec import SweepSettings
