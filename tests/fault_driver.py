@@ -273,7 +273,7 @@ def no_space(path):
 
 
 def short_files(size):
-    """No file can grow beyond so many bytes."""
+    """No file can grow beyond this many bytes."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(size), int(size)))
 
 

@@ -10,7 +10,7 @@ BATCH = 8
 
 
 def sweep_of(points, seeds=(5, 6), updates=6, **options):
-    """A sweep of these points, all of so many updates of 8 steps unless they say otherwise."""
+    """A sweep of these points, all of this many updates of 8 steps unless they say otherwise."""
     config = {"num_envs": 2, "num_steps": 4, "num_minibatches": 1, "total_timesteps": BATCH * updates}
     settings = []
     for point in points:

@@ -142,12 +142,12 @@ class Sweep:
 
       purejaxppo sweep --env CartPole-v1 --learning-rate 3e-4 1e-3 3e-3 --ent-coef 0 0.01 --seeds 4
 
-    With --samples so many combinations are drawn at random, and a hyperparameter (a FLOAT under optimisation or
+    With --samples N, N combinations are drawn at random, and a hyperparameter (a FLOAT under optimisation or
     algorithm) may be a span, low..high or log:low..high for even coverage of the orders of magnitude:
 
       purejaxppo sweep --env CartPole-v1 --learning-rate log:1e-4..1e-2 --gamma 0.9..0.999 --samples 64
 
-    With --halving the budget goes to what promises most: all settings train for a part of it, one in so many goes on:
+    With --halving N the budget goes to what promises most: all settings train for a part of it, one in N goes on:
 
       purejaxppo sweep --env CartPole-v1 --learning-rate log:1e-4..1e-2 --samples 64 --halving 4
 
@@ -170,11 +170,11 @@ class Sweep:
     seed: int = 0
     """The first seed of a count."""
     samples: int | None = None
-    """Train so many random combinations, all different, instead of every one."""
+    """Train this many random combinations, all different, instead of every one."""
     sample_seed: int = 0
     """Seed of what --samples draws; more samples of one seed begin with the fewer ones."""
     halving: int | None = None
-    """After each rung of the budget one setting in so many goes on, the others stop; 2 to the number of settings."""
+    """After each rung of the budget one setting in N goes on, the others stop; N is 2 to the number of settings."""
     exact: bool = False
     """Train the runs one after the other on one device, each with the very bits that it has alone; costs speed."""
     plan: bool = False
@@ -210,7 +210,7 @@ class Evaluate:
     seed: int = 0
     """Seed of the environments and of sampling."""
     step: int | None = None
-    """The checkpoint of so many env steps (`purejaxppo verify` lists them); by default the newest sound one."""
+    """The checkpoint of this many env steps (`purejaxppo verify` lists them); by default the newest valid one."""
     strict: bool = False
     """Refuse to fall back to an older checkpoint if the newest is damaged."""
 
@@ -279,7 +279,7 @@ class Export:
     member: str | None = None
     """Of a sweep's directory: best, or the number of a run as results.csv has it."""
     step: int | None = None
-    """The checkpoint of so many env steps (`purejaxppo verify` lists them); by default the newest sound one."""
+    """The checkpoint of this many env steps (`purejaxppo verify` lists them); by default the newest valid one."""
     strict: bool = False
     """Refuse to fall back to an older checkpoint if the newest is damaged."""
 
@@ -301,7 +301,7 @@ class Extract:
     out: Path | None = None
     """New run directory; by default runs/<env>__<algorithm>__s<seed>__<UTC time>."""
     step: int | None = None
-    """The checkpoint of so many env steps; by default the newest sound one."""
+    """The checkpoint of this many env steps; by default the newest valid one."""
     strict: bool = False
     """Refuse to fall back to an older checkpoint if the newest is damaged."""
 

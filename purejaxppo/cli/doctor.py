@@ -118,7 +118,7 @@ def _check_devices(facts: Facts) -> Verdict:
         return "warning", f"{there}: the driver is too old; the extra cuda13 needs 580, cuda12 needs 525."
     return (
         "warning",
-        f"{there}: in the clone, `PUREJAXPPO_EXTRA={extra} bash scripts/setup.sh` makes .venv anew, or "
+        f"{there}: in the clone, `PUREJAXPPO_EXTRA={extra} bash scripts/setup.sh` installs into .venv again, or "
         f"`{pip_install(f'.[{extra}]')}` adds what is missing.",
     )
 
@@ -164,7 +164,7 @@ def recommend(facts: Facts) -> list[str]:
 def _for_gpus() -> list[str]:
     return [
         "num_envs: 2048 or more, with fewer num_steps, is what a GPU can be filled with; the time of a rollout is that "
-        "of num_steps kernels in a row (an estimate, not a measurement). Tune learning_rate anew for the larger batch.",
+        "of num_steps kernels in a row (an estimate, not a measurement). The larger batch wants another learning_rate.",
         "Several seeds: side by side by vmap over the keys, as purejaxppo compare runs them on an accelerator.",
     ]
 

@@ -46,12 +46,10 @@ from purejaxppo.experiment.phases import Phases, process_age
 from purejaxppo.experiment.signals import STOPPED, stop_process_on_signal
 from purejaxppo.experiment.watchdog import announced
 from purejaxppo.sweeps.directory import is_sweep, read_sweep, survey_batches
-from purejaxppo.sweeps.spec import SweepSettings
+from purejaxppo.sweeps.spec import MAX_RUNS, SweepSettings
 
 if TYPE_CHECKING:
     from purejaxppo.experiment.load_run import SavedRun
-
-_MAX_RUNS = 65_536
 
 
 def validate(command: Command | ResumeSweep) -> None:
@@ -111,8 +109,8 @@ def _settings(command: Train | Resume) -> RunSettings:
 
 def _validate_compare(command: Compare) -> None:
     """Raises ConfigError for arguments that `compare` would refuse later, with JAX."""
-    if not 1 <= command.seeds <= _MAX_RUNS:
-        raise ConfigError(f"--seeds {command.seeds} is no number of runs; give one from 1 to {_MAX_RUNS}.")
+    if not 1 <= command.seeds <= MAX_RUNS:
+        raise ConfigError(f"--seeds {command.seeds} is no number of runs; give one from 1 to {MAX_RUNS}.")
     seeds_from(command.seed, command.seeds)
     for config, hp in command.resolved:
         validate_config(config)

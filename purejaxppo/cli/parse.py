@@ -126,7 +126,7 @@ def _refuse_changes(command: Resume) -> None:
     refuse_changes(
         settings_record(config, hp),
         settings_record(command.settings, command.hp),
-        f"leave them out, or train anew with --config {command.run_dir / 'config.json'}.",
+        f"leave them out, or start a new run with --config {command.run_dir / 'config.json'}.",
     )
 
 

@@ -129,7 +129,7 @@ _UNSEEN_GOAL = "its goal is not shown, so a policy without memory, as all are he
 HIDDEN = {
     "MemoryChain-bsuite": "the bit that it asks for at the end is shown in the first steps only, so a policy without "
     "memory, as all are here, does no better than chance",
-    "SimpleBandit-bsuite": "which arm pays is drawn anew for every episode of one step and never shown, so no policy "
+    "SimpleBandit-bsuite": "which arm pays is drawn for every episode of one step and never shown, so no policy "
     "does better than chance",
     "MetaMaze-misc": _UNSEEN_GOAL,
     "PointRobot-misc": _UNSEEN_GOAL,

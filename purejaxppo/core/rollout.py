@@ -53,7 +53,7 @@ def rollout(
       The environments' state and observation [E, ...] to go on from, the transitions [T, E, ...], and the sums over
       all steps and environments of what the environment reported in `info`.
     """
-    # An environment truncates at most once in every `truncation_gap` steps, so a rollout holds at most so many.
+    # An environment truncates at most once in every `truncation_gap` steps, so a rollout holds at most this many.
     num_slots = 1 + (num_steps - 1) // env.truncation_gap
 
     # vmap over environments: otherwise XLA's partitioner inserts a collective for the scatter.

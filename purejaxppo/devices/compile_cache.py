@@ -47,8 +47,8 @@ def _replace_damaged_entries(directory: Path) -> None:
     """Removes each entry of the cache that JAX warns about, and does not show that warning to the user.
 
     JAX compiles a program whose entry it cannot read, but never overwrites an entry, and so would warn in every later
-    process. It warns before it compiles: once the entry is removed, that same compilation writes it anew. An entry that
-    cannot be removed costs its compilation each time, and nothing else.
+    process. It warns before it compiles: once the entry is removed, that same compilation writes it again. An entry
+    that cannot be removed costs its compilation each time, and nothing else.
     """
     show = warnings.showwarning
 

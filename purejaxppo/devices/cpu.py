@@ -6,7 +6,7 @@ from typing import Any
 from purejaxppo.config import TrainConfig
 from purejaxppo.errors import ConfigError
 
-_SAFE_THREADS = 4  # with so many threads, no vmapped training loop has been seen to hang; see docs/architecture.md
+_SAFE_THREADS = 4  # with this many threads, no vmapped training loop has been seen to hang; see docs/architecture.md
 
 # A run is data-parallel over several CPU devices only if each gets this many rows of a minibatch. On two cores, with
 # devices of one thread, 64 x 128 (1,024 rows each) trained 1.25 times as fast on two devices as on one, and 16 x 128
@@ -65,7 +65,7 @@ def _refuse_few_devices(devices: list[Any], error: RuntimeError) -> None:
         ) from error
 
 
-def shares(config: TrainConfig, devices: int) -> int:
+def num_devices_for(config: TrainConfig, devices: int) -> int:
     """Returns how many of `devices` CPU devices of one thread a single run is sharded over.
 
     Runs with normalisers stay on one device, as these need the mean over all environments at every step, a collective
@@ -83,4 +83,4 @@ def shares(config: TrainConfig, devices: int) -> int:
 def one_thread_is_enough(config: TrainConfig, cores: int) -> bool:
     """Returns whether a single run trains faster on CPU devices of one thread than on one device of several threads."""
     work = config.batch_size // config.num_minibatches * max(config.hidden_sizes, default=1) ** 2
-    return shares(config, cores) > 1 or work <= ONE_THREAD_WORK
+    return num_devices_for(config, cores) > 1 or work <= ONE_THREAD_WORK

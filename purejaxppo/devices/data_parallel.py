@@ -26,7 +26,7 @@ from purejaxppo.algorithms import make_algorithm
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.config.validate import validate_config
 from purejaxppo.core.types import Batch, Metrics, OfRows, Params, RunnerState, Split, Trainer, VecEnv
-from purejaxppo.devices.cpu import shares
+from purejaxppo.devices.cpu import num_devices_for
 from purejaxppo.envs.gymnax_adapter import from_gymnax
 from purejaxppo.policies.networks import make_network
 from purejaxppo.train import make_trainer, trainer_from_config
@@ -43,7 +43,7 @@ ROWS_PER_BLOCK = 512
 def devices_for(config: TrainConfig) -> list[jax.Device]:
     """Returns the devices to train a single run on: several CPU devices if each has enough rows, else the first one."""
     devices = jax.devices()
-    return devices[: shares(config, len(devices)) if devices[0].platform == "cpu" else 1]
+    return devices[: num_devices_for(config, len(devices)) if devices[0].platform == "cpu" else 1]
 
 
 def spread_trainer(config: TrainConfig, env: VecEnv | None = None) -> Trainer:

@@ -15,7 +15,7 @@ from purejaxppo.train import advance
 # the program and reporting its metrics do not matter. The host shows progress and checks for signals once per chunk.
 _CHUNK_WORK = {"cpu": 1e10}
 _CHUNK_WORK_ACCELERATOR = 1e11
-_CHUNK_UPDATES = 64  # at most about so many, however small an update is: metrics arrive once per call
+_CHUNK_UPDATES = 64  # at most about this many, however small an update is: metrics arrive once per call
 
 
 class Timing(NamedTuple):

@@ -58,7 +58,9 @@ def load_runner(
     runner, meta = load_newest(run_dir, expected, which)
     path = run_dir / "config.json"
     try:
-        refuse_changes(meta["settings"], settings.record(), f"change {path} back, or train anew with the new settings.")
+        refuse_changes(
+            meta["settings"], settings.record(), f"change {path} back, or start a new run with the new settings."
+        )
     except ConfigError as error:
         raise CheckpointError(f"{path} has been changed since the checkpoint was saved: {error}") from error
     return runner, meta

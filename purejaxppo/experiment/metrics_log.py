@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 from purejaxppo.config.fields import AnyPath
 from purejaxppo.errors import CheckpointError, PureJaxPPOError
@@ -126,19 +126,22 @@ def whole_rows(path: Path, limit: int) -> int:
     """
     try:
         with path.open("rb") as file:
-            end = min(limit, file.seek(0, os.SEEK_END))
-            while end > 0:  # block by block from the end, as the file may be larger than the memory
-                begin = max(0, end - _LONGEST_ROW)
-                file.seek(begin)
-                newline = file.read(end - begin).rfind(b"\n")
-                if newline >= 0:
-                    return begin + newline + 1
-                end = begin
-            return 0
+            return _end_of_last_row(file, min(limit, file.seek(0, os.SEEK_END)))
     except FileNotFoundError:
         return 0
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
+
+
+def _end_of_last_row(file: BinaryIO, end: int) -> int:
+    while end > 0:  # block by block from the end, as the file may be larger than the memory
+        begin = max(0, end - _LONGEST_ROW)
+        file.seek(begin)
+        newline = file.read(end - begin).rfind(b"\n")
+        if newline >= 0:
+            return begin + newline + 1
+        end = begin
+    return 0
 
 
 def read_metrics(path: AnyPath) -> list[dict[str, Any]]:

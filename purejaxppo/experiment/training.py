@@ -42,7 +42,7 @@ from purejaxppo.experiment.progress import ProgressDisplay, remark
 from purejaxppo.experiment.signals import StopRequest
 from purejaxppo.experiment.watchdog import Watchdog
 
-RECENT = 100  # a checkpoint is ranked by the mean return over the last so many updates before it
+RECENT = 100  # a checkpoint is ranked by the mean return over this many last updates before it
 
 
 class Run(NamedTuple):
@@ -114,7 +114,7 @@ def train(run: Run, saved: Saved) -> tuple[RunnerState, Timing]:
       CheckpointError: a checkpoint or a metric cannot be written.
     """
     # The updates at which attempts from the present checkpoint have failed. They are counted per checkpoint: progress
-    # that reached a newer one starts the count anew. They also change the key of the next attempt, see `_first_state`.
+    # that reached a newer one starts the count again. They also change the key of the next attempt, see `_first_state`.
     failed_at: list[int] = []
     while True:
         try:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
-_FACTOR = 10  # the limit is so many times the longest interval between two signs of life so far
+_FACTOR = 10  # the limit is this many times the longest interval between two signs of life so far
 
 
 @contextmanager

@@ -89,7 +89,7 @@ def compare(
     write_origin(out)
     record = [settings_record(config, hp) for config, hp in runs]
     write_json(out / "comparison.json", {"format_version": 1, "seeds": list(seeds), "runs": record})
-    when_interrupted(f"{out} has the results of the algorithms that had finished; compare anew with another --out.")
+    when_interrupted(f"{out} has the results of the algorithms that had finished; compare again with another --out.")
     say(console, _headline(runs, seeds, out))
     say(console, describe_settings(runs))
     phases.end("setup")

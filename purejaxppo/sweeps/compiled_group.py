@@ -91,7 +91,7 @@ class CompiledGroup:
         return math.ceil(updates / calls)
 
     def estimated_size(self, devices: int) -> int:
-        """Returns an estimate of how many runs fit on so many devices, so that compiling once usually suffices.
+        """Returns an estimate of how many runs fit on this many devices, so that compiling once usually suffices.
 
         Under `jax.lax.map` it is also no more than the runs whose single update takes a second: a larger batch would
         not be faster, and stop signals are heard between calls only.
@@ -175,7 +175,7 @@ class CompiledGroup:
 
 
 def available_bytes(devices: int) -> float:
-    """Returns the bytes that a program may take of each of so many devices; the devices of a CPU share its memory.
+    """Returns the bytes that a program may take of each of several devices; the devices of a CPU share its memory.
 
     It is infinite if a device does not tell.
     """

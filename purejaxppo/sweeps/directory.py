@@ -91,7 +91,7 @@ def read_sweep(directory: AnyPath) -> tuple[SweepSettings, Sizes]:
         if content["format_version"] != FORMAT_VERSION:
             raise CheckpointError(
                 f"{path} has format version {content['format_version']!r}; this version reads {FORMAT_VERSION}. Sweep "
-                f"anew, or use the version of purejaxppo that made it."
+                f"again, or use the version of purejaxppo that made it."
             )
         sweep = SweepSettings(
             axes=tuple(content["axes"]),
@@ -113,7 +113,7 @@ def read_sweep(directory: AnyPath) -> tuple[SweepSettings, Sizes]:
     except CheckpointError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
-        raise CheckpointError(f"{path} is not a sweep's configuration: {error!r}; start the sweep anew.") from error
+        raise CheckpointError(f"{path} is not a sweep's configuration: {error!r}; start a new one.") from error
 
 
 def _pair(record: Mapping[str, Any]) -> tuple[TrainConfig, Hyperparams]:

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -167,11 +168,11 @@ def _metric_rows(directory: Path, found: _Member, env_steps: int) -> Iterator[di
     names = {name: used_name(found.axes, name) for name in sorted(found.group.metric_names())}
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                if row["run"] == str(found.number) and int(row["env_steps"]) <= env_steps:
-                    counts = {name: int(row[name]) for name in ("update", "env_steps")}
-                    metrics = {name: _float32_of(row[column]) for name, column in names.items()}
-                    yield {**counts, **metrics, "episode/count": int(row["episode/count"])}
+            own = (row for row in csv.DictReader(file) if row["run"] == str(found.number))
+            for row in takewhile(lambda row: int(row["env_steps"]) <= env_steps, own):
+                counts = {name: int(row[name]) for name in ("update", "env_steps")}
+                metrics = {name: _float32_of(row[column]) for name, column in names.items()}
+                yield {**counts, **metrics, "episode/count": int(row["episode/count"])}
     except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
         raise CheckpointError(f"cannot read {path}: {error!r}") from error
 

@@ -79,10 +79,9 @@ def run_sweep(
             write_origin(directory)
             say(console, describe_settings(sweep.settings))
             phases.end("setup")
-            with stop.ending_at_once("no run had begun.", INTERRUPTED):
-                say(console, "compiling, to see what fits into memory")
-                with Watchdog(partial(remark, console)):
-                    plan.fit()
+            say(console, "compiling, to see what fits into memory")
+            with stop.ending_at_once("no run had begun.", INTERRUPTED), Watchdog(partial(remark, console)):
+                plan.fit()
             phases.end("compilation")
             write_sweep(directory, sweep, plan.sizes)
             when_interrupted(f"`purejaxppo resume {directory}` goes on from its checkpoints, if it has any.")
@@ -152,7 +151,7 @@ def _check_columns(directory: Path, plan: Plan) -> None:
             if file.read(size) != head.encode():
                 raise CheckpointError(
                     f"{path} has other columns than this sweep: it is of another version, or "
-                    f"{directory / 'sweep.json'} has been changed; change that back, or sweep anew."
+                    f"{directory / 'sweep.json'} has been changed; change that back, or start a new sweep."
                 )
 
 
@@ -175,28 +174,42 @@ def _train_and_report(
     metrics = directory / METRICS
     if whole_rows(metrics, len(head.encode())) < len(head.encode()):  # missing, or torn in its first line
         write_text(metrics, head)
-    finished: Finished = []
     phases.end("setup")
     with ProgressDisplay(console, plan.env_steps) as progress:
         active_sweep = ActiveSweep(directory, plan, columns, console, progress, stop, phases, strict)
-        position = len(head.encode())
-        for rung in range(len(plan.rungs)):
-            before = [batch for batch, _ in finished if batch.rung == rung - 1]
-            for batch in batches_of_rung(plan, rung, survivors(plan, rung, finished)):
-                result = finished_result(active_sweep, batch)
-                if result is None:
-                    result = train_batch(active_sweep, batch, partial(_begin, directory, plan, batch, before), position)
-                else:
-                    steps = plan.groups[batch.group].config.batch_size * (batch.until - batch.since) * len(batch.runs)
-                    progress.skip(steps)
-                if result is None:
-                    return _stopped(directory, plan, stop, phases)
-                position = result.metrics_bytes
-                finished.append((batch, result))
+        finished = _train_all(active_sweep, len(head.encode()))
+    if finished is None:
+        return _stopped(directory, plan, stop, phases)
+    position = finished[-1][1].metrics_bytes
     with stop.ending_at_once(f"every run is trained; `purejaxppo resume {directory}` makes the tables."):
         os.truncate(metrics, min(position, metrics.stat().st_size))  # rows beyond the last batch, of a killed process
         with announced(active_sweep.note, "making tables and pictures"):
             return _unless_all_diverged(_write_results(directory, plan, finished, phases))
+
+
+def _train_all(active_sweep: ActiveSweep, position: int) -> Finished | None:
+    """Trains every batch that is not finished, rung by rung; returns all batches, or None if a signal has come.
+
+    Args:
+      active_sweep: the sweep.
+      position: length of the head of metrics.csv, behind which the rows of the first batch begin.
+    """
+    directory, plan = active_sweep.directory, active_sweep.plan
+    finished: Finished = []
+    for rung in range(len(plan.rungs)):
+        before = [batch for batch, _ in finished if batch.rung == rung - 1]
+        for batch in batches_of_rung(plan, rung, survivors(plan, rung, finished)):
+            result = finished_result(active_sweep, batch)
+            if result:
+                steps = plan.groups[batch.group].config.batch_size * (batch.until - batch.since) * len(batch.runs)
+                active_sweep.progress.skip(steps)
+            else:
+                result = train_batch(active_sweep, batch, partial(_begin, directory, plan, batch, before), position)
+            if result is None:
+                return None
+            position = result.metrics_bytes
+            finished.append((batch, result))
+    return finished
 
 
 def _begin(directory: Path, plan: Plan, batch: RunBatch, before: Sequence[RunBatch]) -> Runs:

@@ -21,7 +21,7 @@ class SweepSettings(NamedTuple):
     settings: tuple[tuple[TrainConfig, Hyperparams], ...]  # [S] complete, all of one environment
     seeds: tuple[int, ...]
     options: RunOptions
-    halving: int | None = None  # after each rung, one in so many settings goes on
+    halving: int | None = None  # after each rung, one in this many settings goes on
     exact: bool = False  # on one device, where every run is bitwise identical to a single run
     target: float | None = None  # return whose first arrival `steps to target` reports
 
@@ -78,7 +78,7 @@ class SweepSettings(NamedTuple):
             raise ConfigError(f"target = {self.target!r}; it takes a finite return.")
         if self.halving is not None and not (_is_a(self.halving, Integral) and 2 <= self.halving <= len(self.settings)):
             raise ConfigError(
-                f"halving = {self.halving!r}: after each rung one setting in so many goes on, so it takes 2 to "
+                f"halving = {self.halving!r}: after each rung one setting in N goes on, so N is 2 to "
                 f"{len(self.settings)}, the number of settings."
             )
         shortest = min(config.num_updates for config, _ in self.settings)

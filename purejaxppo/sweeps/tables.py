@@ -67,32 +67,36 @@ def _episodes(path: Path, updates: Sequence[int]) -> Iterator[tuple[int, int, fl
       path: of metrics.csv.
       updates: the budget of each run.
     """
-    last = [0] * len(updates)
-    line = 0
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = csv.reader(file)
-            head = next(rows, [])
-            line = rows.line_num
-            columns = [head.index(name) for name in _COLUMNS]
-            for row in rows:
-                line = rows.line_num
-                run_text, update_text, mean_text, count_text = (row[column] for column in columns)
-                run, update = int(run_text), int(update_text)
-                if len(row) != len(head) or not 0 <= run < len(updates):
-                    raise ValueError(f"{len(row)} of {len(head)} columns, run {run} of {len(updates)}")
-                if not last[run] < update <= updates[run]:
-                    raise ValueError(f"update {update} after update {last[run]} of {updates[run]}")
-                last[run] = update
-                # In the update in which a run diverged, the mean may be infinite.
-                if mean_text and math.isfinite(mean := float(mean_text)):
-                    yield run, update, mean, int(float(count_text))
+            try:
+                yield from _checked_episodes(rows, updates)
+            except (ValueError, IndexError, OverflowError, csv.Error) as error:
+                raise CheckpointError(
+                    f"{path}, line {rows.line_num}, is not of this sweep's metrics: {error}; remove it, and `resume` "
+                    "makes it again."
+                ) from error
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
-    except (ValueError, IndexError, OverflowError, csv.Error) as error:
-        raise CheckpointError(
-            f"{path}, line {line}, is not of this sweep's metrics: {error}; remove it, and `resume` makes it again."
-        ) from error
+
+
+def _checked_episodes(rows: Iterator[list[str]], updates: Sequence[int]) -> Iterator[tuple[int, int, float, int]]:
+    """Yields what `_episodes` does, or raises ValueError, IndexError or OverflowError at a row that does not fit."""
+    last = [0] * len(updates)
+    head = next(rows, [])
+    columns = [head.index(name) for name in _COLUMNS]
+    for row in rows:
+        run_text, update_text, mean_text, count_text = (row[column] for column in columns)
+        run, update = int(run_text), int(update_text)
+        if len(row) != len(head) or not 0 <= run < len(updates):
+            raise ValueError(f"{len(row)} of {len(head)} columns, run {run} of {len(updates)}")
+        if not last[run] < update <= updates[run]:
+            raise ValueError(f"update {update} after update {last[run]} of {updates[run]}")
+        last[run] = update
+        # In the update in which a run diverged, the mean may be infinite.
+        if mean_text and math.isfinite(mean := float(mean_text)):
+            yield run, update, mean, int(float(count_text))
 
 
 def read_causes(path: Path) -> list[Cause]:
@@ -111,7 +115,7 @@ def _empty_curve(updates: int, batch_size: int, seeds: int) -> Curve:
 
 
 def _bin(update: int, updates: int) -> int:
-    """Returns the bin of an update (from 1) among so many updates; bins differ by one update at most."""
+    """Returns the bin of an update (from 1) among this many updates; bins differ by one update at most."""
     return (update - 1) * min(updates, _BINS) // updates
 
 

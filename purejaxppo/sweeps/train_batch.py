@@ -93,17 +93,15 @@ def _train(
     Returns:
       The runs, the seconds of training since they entered the rung, and the length of metrics.csv with their rows.
     """
-    group = active_sweep.plan.groups[batch.group]
+    sweep, group = active_sweep.plan.sweep, active_sweep.plan.groups[batch.group]
     runs, done, before, metrics_bytes = _restore_or_begin(active_sweep, batch, begin, metrics_bytes)
     hps, _ = group.arguments(batch.runs, batch.size)
     env_steps_per_update = group.config.batch_size * len(batch.runs)  # of all runs together
     active_sweep.progress.skip(env_steps_per_update * (done - batch.since))
     length = active_sweep.plan.chunk_length(group, batch.size)
     lengths = [length] * -(-(batch.until - done) // length)  # rounded up: the last call may go beyond the rung's end
-    rows = SweepRows(active_sweep.plan.sweep, batch.runs, active_sweep.columns, batch.until, np.asarray(runs.diverged))
-    options = dataclasses.replace(
-        active_sweep.plan.sweep.options, keep_best=0
-    )  # the best of many runs is not one state
+    rows = SweepRows(sweep, batch.runs, active_sweep.columns, batch.until, np.asarray(runs.diverged))
+    options = dataclasses.replace(sweep.options, keep_best=0)  # the best of many runs is not one state
     seconds, program_size = before, 0
     with (
         # Not one that is truncated: a batch that is trained again has to leave the rows of later batches in place.
@@ -160,7 +158,7 @@ def _restore_or_begin(
     damaged = bool(saved) and all(invalid_reason(step.path) for step in saved)
     if damaged and not active_sweep.strict:
         active_sweep.note(
-            f"every checkpoint of {batch.name} is damaged ({invalid_reason(saved[0].path)}); its runs begin anew."
+            f"every checkpoint of {batch.name} is damaged ({invalid_reason(saved[0].path)}); its runs begin again."
         )
     if saved and (active_sweep.strict or not damaged):
         which = CheckpointChoice(strict=active_sweep.strict, note=active_sweep.note)
@@ -168,7 +166,7 @@ def _restore_or_begin(
         # The rows that were logged before the checkpoint have to be there: training goes on behind them.
         if whole_rows(active_sweep.directory / METRICS, meta["metrics_bytes"]) == meta["metrics_bytes"]:
             return runs, meta["updates"], meta["seconds"], meta["metrics_bytes"]
-        active_sweep.note(f"{METRICS} has lost rows; the runs of {batch.name} begin anew, which makes them again.")
+        active_sweep.note(f"{METRICS} has lost rows; the runs of {batch.name} begin again, which makes them again.")
     return begin(), batch.since, 0.0, metrics_bytes
 
 
@@ -181,7 +179,9 @@ def load_runs(directory: Path, plan: Plan, batch: RunBatch, which: CheckpointCho
     runs, meta = load_newest(batch_dir(directory, batch), expected, which)
     if meta.get("sweep") != plan.fingerprint or meta.get("runs") != list(batch.runs):
         path = directory / "sweep.json"
-        raise CheckpointError(f"{path} has been changed since the checkpoint was saved; change it back, or sweep anew.")
+        raise CheckpointError(
+            f"{path} has been changed since the checkpoint was saved; change it back, or start a new sweep."
+        )
     return runs, meta
 
 
@@ -231,7 +231,7 @@ def _evaluate(batch: RunBatch, group: CompiledGroup, runs: Runs, metrics_bytes: 
     """Plays the final evaluation of a batch and returns its result. Raises OutOfMemoryError."""
     count = len(batch.runs)
     _, seeds = group.arguments(batch.runs, batch.size)
-    too_large = f"out of memory in the evaluation of {batch.name}; sweep anew with fewer --eval-episodes."
+    too_large = f"out of memory in the evaluation of {batch.name}; start a new sweep with fewer --eval-episodes."
     with out_of_memory_explained(lambda: OutOfMemoryError(too_large)):
         returns, unfinished = group.evaluate(seeds, runs)
     return BatchResult(

@@ -67,8 +67,8 @@ def refused(line):
         ("sweep --gamma 0.9,0.8", "gamma = '0.9,0.8' is not a number; write them apart: 0.9 0.8."),
         ("sweep --algorithm ppo_clip,trpo", "Write them apart: ppo_clip trpo."),
         # How many runs.
-        ("compare --seeds 0", "--seeds 0 is no number of runs; give one from 1 to 65536."),
-        ("compare --seeds -1", "--seeds -1 is no number of runs; give one from 1 to 65536."),
+        ("compare --seeds 0", "--seeds 0 is no number of runs; give one from 1 to 1000000."),
+        ("compare --seeds -1", "--seeds -1 is no number of runs; give one from 1 to 1000000."),
         ("compare --seeds 1.5", "--seeds: '1.5' is not a whole number."),
         ("compare --seeds", "--seeds has no value; give it one"),
         ("compare --seeds 1 2", "--seeds takes one value, and '2' is one more"),

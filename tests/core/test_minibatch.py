@@ -101,7 +101,7 @@ def test_every_pair_shares_a_minibatch_as_often_as_it_should(size, num_minibatch
     together = (one_hot @ one_hot.T)[np.triu_indices(size, 1)]
     p = (rows - 1) / (size - 1)
     z = (together - count * p) / np.sqrt(count * p * (1 - p))
-    assert np.abs(z).max() < stats.norm.isf(1e-3 / len(z) / 2)  # the largest of so many, at a level of 1e-3
+    assert np.abs(z).max() < stats.norm.isf(1e-3 / len(z) / 2)  # the largest of them all, at a level of 1e-3
     assert abs(z.mean()) < 1e-6  # each minibatch has B rows: on average over the pairs it is exact
 
 

@@ -208,7 +208,7 @@ def test_other_words():
 
 @pytest.fixture
 def tiny_device(monkeypatch):
-    """tiny_device(size): a device with so many bytes."""
+    """tiny_device(size): a device with this many bytes."""
 
     def use(size):
         for module in (memory, training):

@@ -164,7 +164,7 @@ def test_impossible_places(tmp_path, kind):
 
 
 def of_length(parent, length):
-    """Returns a path of so many bytes below a directory, with `é` of two bytes in it."""
+    """Returns a path of this many bytes below a directory, with `é` of two bytes in it."""
     parts, left = [], length - len(os.fsencode(parent))
     while left > 300:
         parts.append("é" * 100)

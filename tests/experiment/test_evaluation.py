@@ -44,7 +44,7 @@ def staggered(limit=40):
 
 
 def pieces(env, monkeypatch, greedy=False, first=1, long=0.5, silence=0.0):
-    """Returns (episodes, progress messages); the first piece has so many steps, and a quick one doubles the next.
+    """Returns (episodes, progress messages); the first piece has this many steps, and a quick one doubles the next.
 
     Nothing may be traced after the first progress message.
     """

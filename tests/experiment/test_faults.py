@@ -182,7 +182,7 @@ def test_damaged_checkpoints_do_not_stop_a_run(server, whole, half, tmp_path, ca
 
 
 def test_no_checkpoint_is_sound(server, half, tmp_path):
-    """Exit code 4, with all reasons in one line, and nothing is trained anew; `verify` has the same reasons."""
+    """Exit code 4, with all reasons in one line, and nothing is trained again; `verify` has the same reasons."""
     run_dir = damaged(half, tmp_path / "run", "flipped bit", 4)
     before = (run_dir / "metrics.jsonl").read_bytes()
 
@@ -221,7 +221,7 @@ def small_disk(tmp_path):
 
 
 def fill(disk, left):
-    """Fills a disk but for so many bytes."""
+    """Fills a disk but for this many bytes."""
     free = os.statvfs(disk)
     (disk / "filler").write_bytes(bytes(free.f_bavail * free.f_frsize - left))
 
@@ -243,7 +243,7 @@ def assert_fails_and_recovers(server, whole, run_dir, what, free, *flags, faults
 
 
 def assert_full_disk_is_survived(server, whole, half, disk, left, seconds, what):
-    """Asserts recovery with `left` KiB free, so many seconds between checkpoints, and `what` that cannot be written."""
+    """Asserts recovery with `left` KiB free, `seconds` between checkpoints, and `what` that cannot be written."""
     run_dir = copied(half, disk / "run")
     fill(disk, left * 1024)
     free = (disk / "filler").unlink

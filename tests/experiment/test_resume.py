@@ -296,7 +296,7 @@ def test_another_seed_is_refused_before_and_after_the_first_save(half):
 
 
 def test_checkpoints_that_cannot_be_listed_are_not_none(half):
-    """Otherwise the run would begin anew, and lose what was trained."""
+    """Otherwise the run would begin again, and lose what was trained."""
     shutil.rmtree(half / "checkpoints")
     (half / "checkpoints").write_text("not a directory")
     before = (half / "metrics.jsonl").read_bytes()

@@ -175,7 +175,7 @@ def test_a_program_that_has_no_settings_left_has_no_batch():
     ],
 )
 def test_batches_of_a_later_rung(devices, number, size, expected):
-    """Five runs are left on so many devices; `size` is that of the first rung's batches."""
+    """Five runs are left on this many devices; `size` is that of the first rung's batches."""
     devices(number)
     plan = plan_of(clips(10), [size], seeds=(7,), halving=2, updates=800)
     assert {batch.size for batch in batches_of_rung(plan, 0, set(range(10)))} == {size}

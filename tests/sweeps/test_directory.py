@@ -277,7 +277,7 @@ def test_another_format_version(written, version):
     directory, content = written
     put(directory, content | {"format_version": version})
     message = refused(directory)
-    assert f"sweep.json has format version {version!r}; this version reads {FORMAT_VERSION}. Sweep anew" in message
+    assert f"sweep.json has format version {version!r}; this version reads {FORMAT_VERSION}. Sweep again" in message
 
 
 @pytest.mark.parametrize(
@@ -339,7 +339,7 @@ def test_an_edit_that_cannot_be_is_named(written, place, value, says):
     message = refused(directory)
     assert message.startswith(f"{directory / 'sweep.json'} is not a sweep's configuration: ")
     assert says in message
-    assert message.endswith("start the sweep anew.")
+    assert message.endswith("start a new one.")
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def list_steps(run_dir: AnyPath) -> list[Step]:
     """Returns the directories that are named like checkpoints, newest first, without looking into them.
 
     Raises CheckpointError if `checkpoints` exists and cannot be read. Were that treated as no checkpoint, a resumed run
-    would begin anew.
+    would begin again.
     """
     directory = Path(run_dir) / "checkpoints"
     try:

@@ -118,8 +118,8 @@ def load_step(step: Step, expected: State) -> tuple[State, dict[str, Any]]:
     version, tree, spec = meta.get("format_version"), meta.get("tree", {}), tree_spec(expected)
     if version != FORMAT_VERSION:
         raise CheckpointError(
-            f"has format version {version}, where this version of purejaxppo reads {FORMAT_VERSION}; train anew, or "
-            f"use the version that made it"
+            f"has format version {version}, where this version of purejaxppo reads {FORMAT_VERSION}; start a new "
+            f"run, or use the version that made it"
         )
     if tree != spec:
         raise _other_state(tree, spec)
@@ -137,7 +137,7 @@ def load_step(step: Step, expected: State) -> tuple[State, dict[str, Any]]:
 class CheckpointChoice(NamedTuple):
     """The choice of one of a run's checkpoints; by default the newest valid one."""
 
-    env_steps: int | None = None  # take the checkpoint of so many env steps, and no other
+    env_steps: int | None = None  # take the checkpoint of this many env steps, and no other
     strict: bool = False  # take the newest one or none, instead of falling back to an older one
     note: Callable[[str], None] = lambda _: None  # called with the reason for each newer one that was passed over
 
@@ -178,7 +178,7 @@ def load_newest(run_dir: AnyPath, expected: State, which: CheckpointChoice = NEW
     # A run that is still training may have pruned the checkpoints while they were read: look again at those of now.
     if list_steps(run_dir) != found:
         return load_newest(run_dir, expected, which)
-    advice = f"set {settings} to read it" if settings else "train it anew"
+    advice = f"set {settings} to read it" if settings else "train it again"
     if not settings and len(found) > 1 and (which.strict or which.env_steps is not None):
         advice = "leave --strict and --step out to take another one"
     raise CheckpointError(f"no checkpoint of {run_dir} can be used ({'; '.join(reasons)}); {advice}.")

@@ -45,7 +45,7 @@ def saved(run_dir):
 
 
 def test_due(tmp_path, monkeypatch):
-    """A save is due so many seconds after the saver was made, and after each save."""
+    """A save is due this many seconds after the saver was made, and after each save."""
     now = [1000.0]
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     with saver(tmp_path, checkpoint_seconds=60.0) as subject:
