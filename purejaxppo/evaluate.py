@@ -63,7 +63,7 @@ def most_steps(env: VecEnv) -> int:
 def begin_play(key: jax.Array, env: VecEnv) -> Play:
     """Returns the initial state of an evaluation: a new episode in each of the E environments."""
     key, key_reset = jax.random.split(key)
-    state, obs = env.reset(key_reset)
+    state, obs = env.reset(jax.random.split(key_reset, env.num_envs))
     state = jax.tree.map(_strongly_typed, state)
     nothing = Episodes(jnp.zeros(env.num_envs), jnp.zeros(env.num_envs, jnp.int32), jnp.zeros(env.num_envs, jnp.bool_))
     return Play(jnp.zeros((), jnp.int32), key, state, obs, empty_sum((env.num_envs,)), nothing)
@@ -87,8 +87,8 @@ def play(start: Play, until: int | jax.Array, env: VecEnv, apply: Apply, params:
         step, key, state, obs, rewards, episodes = carry
         key, key_action, key_env = jax.random.split(key, 3)
         pi, _ = apply(params, obs)
-        action = pi.mode() if greedy else pi.sample(key_action)
-        state, result = env.step(key_env, state, action)
+        action = pi.mode() if greedy else pi.sample(pi.noise(key_action))
+        state, result = env.step(env.draw(jax.random.split(key_env, env.num_envs)), state, action)
         # Finished environments auto-reset and are stepped on, but masked: only their first episode counts.
         running = ~episodes.finished
         rewards = add(rewards, jnp.where(running, result.reward, 0.0))

@@ -62,9 +62,10 @@ def make_trainer(
     def init(key: jax.Array, hp: Hyperparams) -> RunnerState:
         check_hyperparams(hp)
         key, key_env, key_params = jax.random.split(key, 3)
-        env_state, obs = training_env(config, env, hp.gamma).reset(key_env)
+        env_state, obs = training_env(config, env, hp.gamma).reset(jax.random.split(key_env, env.num_envs))
         learner = algorithm.init(hp, network.init(key_params, obs))
-        return RunnerState(learner, env_state, obs, key, jnp.zeros((), jnp.int32))
+        env_ids = jnp.arange(env.num_envs, dtype=jnp.int32)
+        return RunnerState(learner, env_state, obs, env_ids, key, jnp.zeros((), jnp.int32))
 
     def update(hp: Hyperparams, runner: RunnerState) -> tuple[RunnerState, Metrics]:
         key, key_rollout, key_update = jax.random.split(runner.key, 3)
@@ -73,7 +74,14 @@ def make_trainer(
         wrapped = training_env(config, env, hp.gamma)
 
         env_state, obs, transition, sums = rollout(
-            key_rollout, wrapped, network.apply, runner.learner.params, runner.env_state, runner.obs, config.num_steps
+            key_rollout,
+            wrapped,
+            network.apply,
+            runner.learner.params,
+            runner.env_state,
+            runner.obs,
+            runner.env_ids,
+            config.num_steps,
         )
         advantage, target = estimate(
             transition.reward,
@@ -91,7 +99,7 @@ def make_trainer(
         watched = {"observation": (batch.obs, obs), "reward": transition.reward, "normalizer": running_stats(env_state)}
         watched |= {"parameter": learner.params, "optimizer_state": learner.opt_state, **metrics}
         metrics["nonfinite"] = nonfinite(watched)
-        return RunnerState(learner, env_state, obs, key, runner.updates + 1), metrics
+        return RunnerState(learner, env_state, obs, runner.env_ids, key, runner.updates + 1), metrics
 
     trainer = Trainer(init, update)
     return undo_nonfinite(trainer) if NONFINITE_RULES[config.on_nonfinite].undo else trainer

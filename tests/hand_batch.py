@@ -51,7 +51,7 @@ def _rollout(apply, params, key, gamma, gae_lambda, estimate, rows):
     shape = (T, rows)
     obs = jax.random.normal(next(keys), (*shape, OBS))
     pi, value = apply(params, obs)
-    action = pi.sample(next(keys))
+    action = pi.sample(pi.noise(next(keys)))
     reward, next_value = jax.random.normal(next(keys), shape), jax.random.normal(next(keys), shape)
     terminated, truncated = (jax.random.bernoulli(next(keys), 0.25, shape) for _ in range(2))
     advantage, target = estimate(reward, value, next_value, terminated, truncated, gamma, gae_lambda)

@@ -42,22 +42,22 @@ def far_bounds(num_envs: int) -> VecEnv:
     Measured in halves of their range, the squared distance to the best is what an action costs.
     """
 
-    def step(key: jax.Array, state: jax.Array, action: jax.Array) -> tuple[jax.Array, EnvStep]:
+    def step(keys: jax.Array, state: jax.Array, action: jax.Array) -> tuple[jax.Array, EnvStep]:
         distance = (action - jnp.array([[170.0, 0.003]])) / jnp.array([[50.0, 0.005]])
         obs, yes = jnp.zeros((num_envs, 1)), jnp.ones(num_envs, bool)
         return state, EnvStep(obs, obs, -jnp.sum(distance**2, axis=1), yes, ~yes, {})
 
     actions = Box((2,), (100.0, 0.0), (200.0, 0.01))
     start = jnp.zeros(num_envs, jnp.int32), jnp.zeros((num_envs, 1))
-    return VecEnv(lambda key: start, step, OBSERVATION, actions, num_envs)
+    return VecEnv(lambda keys: start, step, OBSERVATION, actions, num_envs)
 
 
 def both_flags(num_envs: int) -> VecEnv:
     """Reward 1, then termination and truncation at once: the value is 1, nothing is bootstrapped."""
     env = constant_reward(num_envs)
 
-    def step(key: jax.Array, state: jax.Array, action: jax.Array) -> tuple[jax.Array, EnvStep]:
-        state, result = env.step(key, state, action)
+    def step(keys: jax.Array, state: jax.Array, action: jax.Array) -> tuple[jax.Array, EnvStep]:
+        state, result = env.step(keys, state, action)
         return state, result._replace(truncated=jnp.ones(num_envs, bool))
 
     return env._replace(step=step, step_limit=1)
@@ -69,11 +69,11 @@ def discount(num_envs: int) -> VecEnv:
     def observe(state: jax.Array) -> jax.Array:
         return (2.0 * state - 1.0)[:, None]
 
-    def reset(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def reset(keys: jax.Array) -> tuple[jax.Array, jax.Array]:
         state = jnp.zeros(num_envs, jnp.int32)
         return state, observe(state)
 
-    def step(key: jax.Array, state: jax.Array, action: jax.Array) -> tuple[jax.Array, EnvStep]:
+    def step(keys: jax.Array, state: jax.Array, action: jax.Array) -> tuple[jax.Array, EnvStep]:
         last = state == 1
         following = 1 - state
         final_obs = jnp.ones((num_envs, 1))
@@ -90,20 +90,20 @@ def endless(num_envs: int, limit: int = 5) -> VecEnv:
     observation mixes the two. The environments' clocks start apart, so that they are cut off at different times.
     """
 
-    def world(key: jax.Array) -> jax.Array:
-        return jnp.where(jax.random.bernoulli(key, shape=(num_envs,)), 1, -1).astype(jnp.int32)
+    def world(keys: jax.Array) -> jax.Array:
+        return jnp.where(jax.vmap(jax.random.bernoulli)(keys), 1, -1).astype(jnp.int32)
 
     def observe(state: jax.Array) -> jax.Array:
         return jnp.sign(state).astype(jnp.float32)[:, None]
 
-    def reset(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        state = world(key) * (1 + jnp.arange(num_envs, dtype=jnp.int32) % limit)
+    def reset(keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+        state = world(keys) * (1 + jnp.arange(num_envs, dtype=jnp.int32) % limit)
         return state, observe(state)
 
-    def step(key: jax.Array, state: jax.Array, action: jax.Array) -> tuple[jax.Array, EnvStep]:
+    def step(keys: jax.Array, state: jax.Array, action: jax.Array) -> tuple[jax.Array, EnvStep]:
         # The state is the number of the step to come, from 1 on, with the world as its sign.
         truncated = jnp.abs(state) >= limit
-        following = jnp.where(truncated, world(key), state + jnp.sign(state))
+        following = jnp.where(truncated, world(keys), state + jnp.sign(state))
         reward = (state > 0) * 1.0
         result = EnvStep(observe(following), observe(state), reward, jnp.zeros(num_envs, bool), truncated, {})
         return following, result
@@ -115,8 +115,8 @@ def limit_as_death(num_envs: int, limit: int = 5) -> VecEnv:
     """`endless` with the mistake built in: what a trainer sees that takes a time limit for death."""
     env = endless(num_envs, limit)
 
-    def step(key: jax.Array, state: jax.Array, action: jax.Array) -> tuple[jax.Array, EnvStep]:
-        state, result = env.step(key, state, action)
+    def step(keys: jax.Array, state: jax.Array, action: jax.Array) -> tuple[jax.Array, EnvStep]:
+        state, result = env.step(keys, state, action)
         return state, result._replace(terminated=result.truncated, truncated=result.terminated)
 
     return env._replace(step=step)
@@ -126,8 +126,8 @@ def limit_as_next_episode(num_envs: int, limit: int = 5) -> VecEnv:
     """`endless` with the other mistake: bootstrapped from the next episode's first observation."""
     env = endless(num_envs, limit)
 
-    def step(key: jax.Array, state: jax.Array, action: jax.Array) -> tuple[jax.Array, EnvStep]:
-        state, result = env.step(key, state, action)
+    def step(keys: jax.Array, state: jax.Array, action: jax.Array) -> tuple[jax.Array, EnvStep]:
+        state, result = env.step(keys, state, action)
         return state, result._replace(final_obs=result.obs)
 
     return env._replace(step=step)
@@ -137,11 +137,11 @@ def choose(makers: Sequence[Make], index: jax.Array, num_envs: int) -> VecEnv:
     """The environment at `index`, which may be traced: one program for all of them under vmap."""
     envs = [make(num_envs) for make in makers]
 
-    def reset(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return jax.lax.switch(index, [env.reset for env in envs], key)
+    def reset(keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jax.lax.switch(index, [env.reset for env in envs], keys)
 
-    def step(key: jax.Array, state: jax.Array, action: jax.Array) -> tuple[jax.Array, EnvStep]:
-        return jax.lax.switch(index, [env.step for env in envs], key, state, action)
+    def step(keys: jax.Array, state: jax.Array, action: jax.Array) -> tuple[jax.Array, EnvStep]:
+        return jax.lax.switch(index, [env.step for env in envs], keys, state, action)
 
     gap = min(env.truncation_gap for env in envs)
     return VecEnv(reset, step, OBSERVATION, ACTIONS, num_envs, truncation_gap=gap)
@@ -154,21 +154,22 @@ def walk(num_envs: int, *, continuous: bool = False, limit: int = 3, target: flo
     without effect here. The state is (position [E], time int32 [E]).
     """
 
-    def fresh(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return jax.random.uniform(key, (num_envs,), minval=-1.0, maxval=1.0), jnp.zeros(num_envs, jnp.int32)
+    def fresh(keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+        position = jax.vmap(lambda key: jax.random.uniform(key, minval=-1.0, maxval=1.0))(keys)
+        return position, jnp.zeros(len(keys), jnp.int32)
 
     def observe(position: jax.Array, time: jax.Array) -> jax.Array:
         return jnp.stack([3.0 * position, 5.0 + time], axis=1)
 
-    def reset(key: jax.Array) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-        state = fresh(key)
+    def reset(keys: jax.Array) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+        state = fresh(keys)
         return state, observe(*state)
 
-    def step(key: jax.Array, state: tuple[jax.Array, jax.Array], action: jax.Array) -> tuple[object, EnvStep]:
+    def step(keys: jax.Array, state: tuple[jax.Array, jax.Array], action: jax.Array) -> tuple[object, EnvStep]:
         position, time = state
-        key_noise, key_fresh = jax.random.split(key)
+        key_noise, key_fresh = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
         push = jnp.sum(action, axis=1) if continuous else 2.0 * action - 1.0
-        position = position + push + 0.3 * jax.random.normal(key_noise, (num_envs,))
+        position = position + push + 0.3 * jax.vmap(jax.random.normal)(key_noise)
         time = time + 1
         terminated, truncated = jnp.abs(position) > target, time >= limit
         done = terminated | truncated
@@ -183,13 +184,13 @@ def walk(num_envs: int, *, continuous: bool = False, limit: int = 3, target: flo
 def spoiled(env: VecEnv, after: int, reward: float = jnp.nan) -> VecEnv:
     """An environment whose rewards become `reward` from step `after` on; its state is (inner, steps so far)."""
 
-    def reset(key: jax.Array) -> tuple[object, jax.Array]:
-        state, obs = env.reset(key)
+    def reset(keys: jax.Array) -> tuple[object, jax.Array]:
+        state, obs = env.reset(keys)
         return (state, jnp.zeros((), jnp.int32)), obs
 
-    def step(key: jax.Array, state: tuple[object, jax.Array], action: jax.Array) -> tuple[object, EnvStep]:
+    def step(keys: jax.Array, state: tuple[object, jax.Array], action: jax.Array) -> tuple[object, EnvStep]:
         inner, count = state
-        inner, result = env.step(key, inner, action)
+        inner, result = env.step(keys, inner, action)
         return (inner, count + 1), result._replace(reward=jnp.where(count >= after, reward, result.reward))
 
     return env._replace(reset=reset, step=step)
@@ -200,14 +201,14 @@ def _one_step(
     observe: Callable[[jax.Array], jax.Array],
     reward: Callable[[jax.Array, jax.Array], jax.Array],
 ) -> VecEnv:
-    """Episodes of a single step: observe(key) -> [E], reward(obs [E], action [E]) -> [E]. The state is the obs."""
+    """Episodes of a single step: observe(keys) -> [E], reward(obs [E], action [E]) -> [E]. The state is the obs."""
 
-    def reset(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        obs = observe(key)
+    def reset(keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+        obs = observe(keys)
         return obs.astype(jnp.int32), obs[:, None]
 
-    def step(key: jax.Array, state: jax.Array, action: jax.Array) -> tuple[jax.Array, EnvStep]:
-        following, obs = reset(key)
+    def step(keys: jax.Array, state: jax.Array, action: jax.Array) -> tuple[jax.Array, EnvStep]:
+        following, obs = reset(keys)
         shown = state.astype(jnp.float32)
         yes = jnp.ones(num_envs, bool)
         return following, EnvStep(obs, shown[:, None], reward(shown, action), yes, ~yes, {})
@@ -216,8 +217,8 @@ def _one_step(
 
 
 def _nothing(num_envs: int) -> Callable[[jax.Array], jax.Array]:
-    return lambda key: jnp.zeros(num_envs)
+    return lambda keys: jnp.zeros(num_envs)
 
 
 def _coin(num_envs: int) -> Callable[[jax.Array], jax.Array]:
-    return lambda key: jnp.where(jax.random.bernoulli(key, shape=(num_envs,)), 1.0, -1.0)
+    return lambda keys: jnp.where(jax.vmap(jax.random.bernoulli)(keys), 1.0, -1.0)

@@ -177,9 +177,9 @@ def test_statistics_are_used_and_left_alone():
     assert 0.3 < play(evaluation_env(CONFIG, env, None), threshold).episode_return.mean() < 0.7
 
     # The state carries no statistics that could move, and the same observation always looks the same.
-    state, obs = frozen.reset(jax.random.key(0))
-    assert jax.tree.structure(state) == jax.tree.structure(env.reset(jax.random.key(0))[0])
-    _, step = frozen.step(jax.random.key(1), state, jnp.zeros(64, jnp.int32))
+    state, obs = frozen.reset(jax.random.split(jax.random.key(0), 64))
+    assert jax.tree.structure(state) == jax.tree.structure(env.reset(jax.random.split(jax.random.key(0), 64))[0])
+    _, step = frozen.step(jax.random.split(jax.random.key(1), 64), state, jnp.zeros(64, jnp.int32))
     assert set(np.unique(obs)) | set(np.unique(step.obs)) == {-1.0, 1.0}
 
 

@@ -73,16 +73,18 @@ def make_parts(config: TrainConfig) -> dict[str, Part]:
     mesh = mesh_of(devices_for(config))  # laid out as the whole update is
     split = split_rows(mesh) if mesh.size > 1 else single_device
     key = jax.random.key(0)
-    env_state, obs = jax.jit(wrapped.reset)(key)
+    env_state, obs = jax.jit(wrapped.reset)(jax.random.split(key, config.num_envs))
+    env_ids = jnp.arange(config.num_envs)
     params = jax.jit(network.init)(key, obs)
     env_state, obs = jax.device_put((env_state, obs), env_shardings(config.num_envs, mesh, (env_state, obs)))
+    env_ids = jax.device_put(env_ids, env_shardings(config.num_envs, mesh, env_ids))
     key, params = jax.device_put((key, params), NamedSharding(mesh, PartitionSpec()))
 
     def collect(state: Any) -> tuple[Any, Any]:
         key, params, env_state, obs = state
         key, now = jax.random.split(key)
         env_state, obs, transition, sums = rollout(
-            now, wrapped, network.apply, params, env_state, obs, config.num_steps
+            now, wrapped, network.apply, params, env_state, obs, env_ids, config.num_steps
         )
         return (key, params, env_state, obs), (transition, sums)
 
@@ -96,7 +98,8 @@ def make_parts(config: TrainConfig) -> dict[str, Part]:
 
         key, action, last = state
         key, now = jax.random.split(key)
-        last, _ = jax.lax.scan(step, last, (jax.random.split(now, config.num_steps), action))
+        keys = jax.random.split(now, (config.num_steps, config.num_envs))
+        last, _ = jax.lax.scan(step, last, (jax.vmap(wrapped.draw)(keys), action))
         return (key, action, last), ()
 
     def estimate(state: Any) -> tuple[Any, Any]:
@@ -105,7 +108,8 @@ def make_parts(config: TrainConfig) -> dict[str, Part]:
         ends = seen.terminated, seen.truncated
         return (seen, *gae(reward, seen.value, seen.next_value, *ends, hp.gamma, hp.gae_lambda)), ()
 
-    first = zeros_like(jax.eval_shape(wrapped.step, key, env_state, seen.action[0])[1])
+    draws = jax.eval_shape(wrapped.draw, jax.random.split(key, config.num_envs))
+    first = zeros_like(jax.eval_shape(wrapped.step, draws, env_state, seen.action[0])[1])
     zeros = jnp.zeros_like(seen.reward)
     columns = Batch(seen.obs, seen.action, seen.pi, seen.log_prob, seen.value, seen.reward, seen.reward)
     batch = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), columns)

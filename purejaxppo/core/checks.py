@@ -28,9 +28,12 @@ def check_env(env: VecEnv, name: str = "the environment") -> None:
       name: of the environment, for the message.
     """
     _check_declaration(env, name)
-    state, obs = _traced_pair(name, env.reset, _key())
+    keys = _keys(env)
+    state, obs = _traced_pair(name, env.reset, keys)
     _check_observation(env, name, "reset's second value", obs)
-    next_state, result = _traced_pair(name, env.step, _key(), state, _action(env))
+    next_state, result = _traced_pair(
+        name, lambda keys, *args: env.step(env.draw(keys), *args), keys, state, _action(env)
+    )
     if not isinstance(result, EnvStep):
         raise EnvError(f"{name}'s step returns the state and a {type(result).__name__}; it has to be an EnvStep.")
     for what, x in (("step's obs", result.obs), ("step's final_obs", result.final_obs)):
@@ -107,11 +110,11 @@ def _check_outcome(env: VecEnv, name: str, result: EnvStep) -> None:
 def check_network(config: TrainConfig, env: VecEnv, network: Network) -> None:
     """Raises ConfigError for a network whose policy or value does not fit an environment that passes `check_env`."""
     key, each, space = _key(), (env.num_envs,), env.action_space
-    _, obs = jax.eval_shape(env.reset, key)
+    _, obs = jax.eval_shape(env.reset, _keys(env))
 
     def act(key: jax.Array, obs: jax.Array) -> tuple[Any, ...]:
         pi, value = network.apply(network.init(key, obs), obs)
-        action = pi.sample(key)
+        action = pi.sample(pi.noise(key))
         return pi, value, action, pi.log_prob(action)
 
     pi, value, action, log_prob = jax.eval_shape(act, key, obs)
@@ -188,6 +191,10 @@ def describe(error: Exception) -> str:
 
 def _key() -> Any:
     return jax.eval_shape(lambda: jax.random.key(0))
+
+
+def _keys(env: VecEnv) -> Any:
+    return jax.eval_shape(lambda: jax.random.split(jax.random.key(0), env.num_envs))
 
 
 def _action(env: VecEnv) -> jax.ShapeDtypeStruct:

@@ -1,7 +1,10 @@
-"""Action distributions: pytrees of parameters with leading batch axes [...], and five methods.
+"""Action distributions: pytrees of parameters with leading batch axes [...], and six methods.
 
 Log-probabilities, entropies and KL divergences are in nats. `sample`, `log_prob` and `mode` are about the action as it
 is *stored*, in the policy's units; `envs.wrappers.action_bound` maps it to the environment's bounds.
+
+A draw is made in two parts: `noise`, which does not depend on the parameters' values, and `sample`, which is a function
+of the noise. A rollout can then make the noise of all its steps at once, before its loop.
 """
 
 import math
@@ -17,7 +20,8 @@ _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 class Distribution(Protocol):
     """The interface of a policy's distribution, which has to be a pytree."""
 
-    def sample(self, key: jax.Array) -> jax.Array: ...
+    def noise(self, key: jax.Array) -> jax.Array: ...
+    def sample(self, noise: jax.Array) -> jax.Array: ...
     def log_prob(self, action: jax.Array) -> jax.Array: ...
     def entropy(self) -> jax.Array: ...
     def kl(self, other: Self) -> jax.Array: ...
@@ -33,9 +37,16 @@ class Categorical(NamedTuple):
 
     logits: jax.Array  # [..., A]
 
-    def sample(self, key: jax.Array) -> jax.Array:
-        """Draws actions [...] (int32)."""
-        return jax.random.categorical(key, self.logits)
+    def noise(self, key: jax.Array) -> jax.Array:
+        """Draws standard Gumbel noise [..., A]."""
+        return jax.random.gumbel(key, self.logits.shape, self.logits.dtype)
+
+    def sample(self, noise: jax.Array) -> jax.Array:
+        """Returns the actions [...] (int32) that `noise` chooses: argmax(logits + noise) has these probabilities.
+
+        Source: Gumbel 1954, "Statistical theory of extreme values and some practical applications".
+        """
+        return jnp.argmax(self.logits + noise, axis=-1).astype(jnp.int32)
 
     def log_prob(self, action: jax.Array) -> jax.Array:
         """Returns log p(action) [...] of actions [...]."""
@@ -70,9 +81,12 @@ class DiagGaussian(NamedTuple):
     mean: jax.Array  # [..., A]
     log_std: jax.Array  # [..., A]
 
-    def sample(self, key: jax.Array) -> jax.Array:
-        """Draws actions [..., A]."""
-        noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
+    def noise(self, key: jax.Array) -> jax.Array:
+        """Draws standard normal noise [..., A]."""
+        return jax.random.normal(key, self.mean.shape, self.mean.dtype)
+
+    def sample(self, noise: jax.Array) -> jax.Array:
+        """Returns the actions mean + sigma noise  [..., A]."""
         return self.mean + jnp.exp(self.log_std) * noise
 
     def log_prob(self, action: jax.Array) -> jax.Array:
@@ -109,9 +123,13 @@ class TanhDiagGaussian(NamedTuple):
     def _gaussian(self) -> DiagGaussian:
         return DiagGaussian(self.mean, self.log_std)
 
-    def sample(self, key: jax.Array) -> jax.Array:
-        """Draws u [..., A], the action before tanh."""
-        return self._gaussian.sample(key)
+    def noise(self, key: jax.Array) -> jax.Array:
+        """Draws standard normal noise [..., A]."""
+        return self._gaussian.noise(key)
+
+    def sample(self, noise: jax.Array) -> jax.Array:
+        """Returns u = mean + sigma noise  [..., A], the actions before tanh."""
+        return self._gaussian.sample(noise)
 
     def log_prob(self, action: jax.Array) -> jax.Array:
         """Returns the log density [...] of tanh(u) at u = action [..., A]: log N(u) - sum_i log(1 - tanh(u_i)^2)."""

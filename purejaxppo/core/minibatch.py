@@ -6,8 +6,6 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 
-from purejaxppo.core.ahead import scan_ahead
-
 Carry = TypeVar("Carry")
 Data = TypeVar("Data")
 Info = TypeVar("Info")
@@ -28,12 +26,16 @@ def shuffled_indices(key: jax.Array, size: int) -> jax.Array:
     key_offset, key_salt = jax.random.split(key)
     offset = jax.random.randint(key_offset, (_ROUNDS,), 0, size).astype(jnp.uint32)
     salt = jax.random.bits(key_salt, (_ROUNDS,), jnp.uint32)
-    index = jnp.arange(size, dtype=jnp.uint32)
-    for i in range(_ROUNDS):
+
+    def swap(index: jax.Array, drawn: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        offset, salt = drawn
         # (offset - index) mod size; both are below size, so that one conditional addition replaces the division.
-        partner = jnp.where(offset[i] >= index, offset[i] - index, offset[i] + jnp.uint32(size) - index)
+        partner = jnp.where(offset >= index, offset - index, offset + jnp.uint32(size) - index)
         # The bit is hashed from the larger of the two, so that both partners come to the same decision.
-        index = jnp.where(_coin(jnp.maximum(index, partner) ^ salt[i]), partner, index)
+        return jnp.where(_coin(jnp.maximum(index, partner) ^ salt), partner, index), None
+
+    # Unrolled, since a loop would be a kernel per round on a GPU.
+    index, _ = jax.lax.scan(swap, jnp.arange(size, dtype=jnp.uint32), (offset, salt), unroll=_ROUNDS)
     # The barrier keeps XLA from fusing the rounds into the gather that reads the indices, which it would do where an
     # update has one gradient step; LLVM (in jaxlib 0.11) does not finish compiling that.
     return jax.lax.optimization_barrier(index.astype(jnp.int32))
@@ -71,12 +73,12 @@ def fold_minibatches(
     def minibatch(carry: Carry, rows: jax.Array) -> tuple[Carry, Info]:
         return step(carry, jax.tree.map(lambda x: x[rows], batch))
 
-    def epoch(carry: Carry, key: jax.Array) -> tuple[Carry, Info]:
-        rows = shuffled_indices(key, size).reshape(num_minibatches, -1)
+    def epoch(carry: Carry, rows: jax.Array) -> tuple[Carry, Info]:
         return jax.lax.scan(minibatch, carry, rows)
 
-    # A shuffle depends on its key alone, so `scan_ahead` hoists it: all epochs are shuffled at once, before the first.
-    return scan_ahead(epoch, carry, jax.random.split(key, num_epochs))
+    # All epochs are shuffled at once, before the first: element-wise arithmetic costs less the larger the arrays.
+    shuffles = jax.vmap(lambda key: shuffled_indices(key, size))(jax.random.split(key, num_epochs))
+    return jax.lax.scan(epoch, carry, shuffles.reshape(num_epochs, num_minibatches, -1))
 
 
 def stop_early(

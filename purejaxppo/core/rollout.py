@@ -1,12 +1,11 @@
 """Collecting experience with a fixed policy."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from purejaxppo.core.ahead import scan_ahead
 from purejaxppo.core.distributions import Distribution
 from purejaxppo.core.types import Apply, EnvState, Metrics, Params, Transition, VecEnv
 
@@ -33,6 +32,7 @@ def rollout(
     params: Params,
     env_state: EnvState,
     obs: jax.Array,
+    env_ids: jax.Array,
     num_steps: int,
 ) -> tuple[EnvState, jax.Array, Transition, Metrics]:
     """Steps the environments `num_steps` times with actions sampled from the policy.
@@ -47,6 +47,7 @@ def rollout(
       apply: (params, obs) -> (pi, value).
       params: of the network.
       env_state, obs: where the last rollout stopped.
+      env_ids: int32 [E]; an environment's random numbers depend on `key` and its own number alone.
       num_steps: T, static.
 
     Returns:
@@ -61,12 +62,12 @@ def rollout(
     def store_final_obs(final_obs: jax.Array, slot: jax.Array, obs: jax.Array) -> jax.Array:
         return final_obs.at[slot].set(obs, mode="drop")
 
-    def step(carry: _Carry, key: jax.Array) -> tuple[_Carry, _StepRecord]:
+    def step(carry: _Carry, draws: tuple[jax.Array, Any]) -> tuple[_Carry, _StepRecord]:
         env_state, obs, final_obs, slot = carry
-        key_action, key_env = jax.random.split(key)
+        noise, env_draws = draws
         pi, _ = apply(params, obs)  # the value is not used, so the compiler removes the critic from the scan
-        action = pi.sample(key_action)
-        env_state, result = env.step(key_env, env_state, action)
+        action = pi.sample(noise)
+        env_state, result = env.step(env_draws, env_state, action)
 
         # Each environment writes to its next free slot, or out of bounds, which mode="drop" ignores: shapes stay
         # static, and there is no branch. A step that also terminated needs no bootstrap value.
@@ -79,9 +80,8 @@ def rollout(
 
     final_obs = jnp.zeros((num_slots, *obs.shape), obs.dtype)
     start = (env_state, obs, final_obs, jnp.zeros(env.num_envs, jnp.int32))
-    keys = jax.random.split(key, num_steps)
-    # `jax.lax.scan`, with the random draws of all steps hoisted out of the loop.
-    (env_state, next_obs, final_obs, _), steps = scan_ahead(step, start, keys)
+    draws = _draw(key, env, apply(params, obs)[0], env_ids, num_steps)
+    (env_state, next_obs, final_obs, _), steps = jax.lax.scan(step, start, draws)
 
     # The successors' values are those of the next row, but for two kinds of observation that are no row of the
     # rollout: the one after the last step, and those in the buffer. Both take one further pass of the critic.
@@ -99,6 +99,20 @@ def rollout(
         truncated=steps.truncated,
     )
     return env_state, next_obs, transition, jax.tree.map(lambda x: x.sum(), steps.info)
+
+
+def _draw(key: jax.Array, env: VecEnv, pi: Distribution, env_ids: jax.Array, num_steps: int) -> tuple[jax.Array, Any]:
+    """Returns the noise of all actions and the draws of all environment steps, leaves [T, E, ...].
+
+    JAX's generator is a loop of small operations on a CPU, and several kernels on a GPU: one call for all steps costs a
+    fraction of one call in each of them. `pi` is any distribution of the rollout; its values are not used.
+    """
+
+    def of_one_step(key: jax.Array) -> tuple[jax.Array, Any]:
+        keys = jax.vmap(lambda env_id: jax.random.split(jax.random.fold_in(key, env_id)))(env_ids)
+        return jax.vmap(lambda pi, key: pi.noise(key))(pi, keys[:, 0]), env.draw(keys[:, 1])
+
+    return jax.vmap(of_one_step)(jax.random.split(key, num_steps))
 
 
 def _values(apply: Apply, params: Params, obs: jax.Array) -> jax.Array:

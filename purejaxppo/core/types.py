@@ -60,11 +60,18 @@ class EnvStep(NamedTuple):
     info: Metrics  # leaves [E]; the rollout returns their sums
 
 
-class VecEnv(NamedTuple):
-    """E vectorised environments that auto-reset: the step that ends an episode returns the next one's first `obs`."""
+def _keys_themselves(keys: jax.Array) -> Any:
+    return keys
 
-    reset: Callable[[jax.Array], tuple[EnvState, jax.Array]]  # key -> (state, obs [E, ...])
-    step: Callable[[jax.Array, EnvState, jax.Array], tuple[EnvState, EnvStep]]  # key, state, action [E, ...]
+
+class VecEnv(NamedTuple):
+    """E vectorised environments that auto-reset: the step that ends an episode returns the next one's first `obs`.
+
+    Every environment has a key of its own, so what happens in it does not depend on how many others there are.
+    """
+
+    reset: Callable[[jax.Array], tuple[EnvState, jax.Array]]  # keys [E] -> (state, obs [E, ...])
+    step: Callable[[Any, EnvState, jax.Array], tuple[EnvState, EnvStep]]  # draws, state, action [E, ...]
     observation_space: Box
     action_space: Discrete | Box
     num_envs: int
@@ -72,6 +79,9 @@ class VecEnv(NamedTuple):
     # The least number of steps between two truncations of one environment. 1 is always right. If two truncations are
     # closer than declared, the later one is bootstrapped from another episode's observation, without an error.
     truncation_gap: int = 1
+    # keys [E] -> the draws of one step, leaves [E, ...]: what is random in it, and does not depend on the state. The
+    # rollout makes those of all its steps at once, before its loop. By default they are the keys.
+    draw: Callable[[jax.Array], Any] = _keys_themselves
 
 
 class Transition(NamedTuple):
@@ -114,6 +124,7 @@ class RunnerState(NamedTuple):
     learner: LearnerState
     env_state: EnvState  # includes the normalisers' statistics and the sums of unfinished episodes
     obs: jax.Array  # [E, ...], which the next rollout starts from
+    env_ids: jax.Array  # int32 [E], the environments' numbers, from which their keys are made
     key: jax.Array
     updates: jax.Array  # int32, updates done
 

@@ -75,9 +75,10 @@ def rollout_bytes(config: TrainConfig, env: VecEnv) -> int:
 
     def collect(key: jax.Array) -> Any:
         wrapped = training_env(config, env, Hyperparams.gamma)
-        state, obs = wrapped.reset(key)
+        state, obs = wrapped.reset(jax.random.split(key, env.num_envs))
         params = network.init(key, obs)
-        return rollout(key, wrapped, network.apply, params, state, obs, config.num_steps)[2]
+        env_ids = jnp.arange(env.num_envs)
+        return rollout(key, wrapped, network.apply, params, state, obs, env_ids, config.num_steps)[2]
 
     shapes = jax.tree.leaves(jax.eval_shape(collect, jax.random.key(0)))
     return sum(leaf.size * jnp.dtype(leaf.dtype).itemsize for leaf in shapes)

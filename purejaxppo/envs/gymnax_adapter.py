@@ -4,7 +4,8 @@ import dataclasses
 import functools
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -47,30 +48,71 @@ def from_gymnax(name: str, num_envs: int, *, allow_download: bool = False, **env
     act_space = _action_space(name, action_space)
     action_dtype = np.dtype(action_space.dtype)
 
-    def reset(key: jax.Array) -> tuple[EnvState, jax.Array]:
-        obs, state = jax.vmap(env.reset, in_axes=(0, None))(jax.random.split(key, num_envs), params)
+    draw, step_one = _own_step(name, env, params) if _has_own_step(env) else _gymnax_step(env, params)
+
+    def reset(keys: jax.Array) -> tuple[EnvState, jax.Array]:
+        obs, state = jax.vmap(env.reset, in_axes=(0, None))(keys, params)
         return state, encode(obs)
 
-    def step(key: jax.Array, state: EnvState, action: jax.Array) -> tuple[EnvState, EnvStep]:
-        keys = jax.random.split(key, num_envs)
-        action = action.astype(action_dtype)
-        result = jax.vmap(env.step, in_axes=(0, 0, 0, None))(keys, state, action, params)
+    def step(draws: Any, state: EnvState, action: jax.Array) -> tuple[EnvState, EnvStep]:
+        obs, final_obs, state, reward, terminated, truncated = jax.vmap(step_one)(
+            draws, state, action.astype(action_dtype)
+        )
+        reward = reward.astype(jnp.float32)
+        return state, EnvStep(encode(obs), encode(final_obs), reward, terminated != 0, truncated != 0, {})
+
+    limit = _step_limit(params)
+    # Between two truncations by a time limit lie at least `limit` steps; other rules promise nothing.
+    gap = limit if limit and _truncates_by_limit_alone(env) else 1
+    vec_env = VecEnv(reset, step, obs_space, act_space, num_envs, limit, gap, jax.vmap(draw))
+    check_env(vec_env, name)
+    return vec_env
+
+
+# One environment: draws, state, action -> obs, final_obs, state, reward, terminated, truncated
+_StepOne = Callable[[Any, EnvState, jax.Array], tuple[Any, Any, EnvState, jax.Array, jax.Array, jax.Array]]
+
+
+def _gymnax_step(env: Any, params: Any) -> tuple[Callable[[jax.Array], Any], _StepOne]:
+    """Returns `draw` and a step of one environment, which together are gymnax's own step with its auto-reset.
+
+    The state in which the next episode begins depends on the key alone, so that it is drawn ahead, whether or not the
+    episode ends.
+    """
+
+    def draw(key: jax.Array) -> Any:
+        key_step, key_reset = jax.random.split(key)
+        return key_step, env.reset_env(key_reset, params)
+
+    def step(draws: Any, state: EnvState, action: jax.Array) -> Any:
+        key, (first_obs, first_state) = draws
+        obs, state, reward, terminated, _ = env.step_env(key, state, action, params)
+        truncated = env.is_truncated(state, params)
+        done = jnp.logical_or(terminated, truncated)
+        next_obs, state = jax.tree.map(partial(jnp.where, done), (first_obs, first_state), (obs, state))
+        return next_obs, obs, state, reward, terminated, truncated
+
+    return draw, step
+
+
+def _own_step(name: str, env: Any, params: Any) -> tuple[Callable[[jax.Array], Any], _StepOne]:
+    """Returns the same for an environment with a `step` of its own, whose draw is its key."""
+
+    def step(key: jax.Array, state: EnvState, action: jax.Array) -> Any:
+        result = env.step(key, state, action, params)
         if len(result) != 6:
             raise EnvError(
                 f"{name}.step returns {len(result)} values; purejaxppo needs gymnax 1.0's six: "
                 f"obs, state, reward, terminated, truncated, info."
             )
         obs, state, reward, terminated, truncated, info = result
-        final_obs = encode(info["final_observation"])
-        reward = reward.astype(jnp.float32)
-        return state, EnvStep(encode(obs), final_obs, reward, terminated != 0, truncated != 0, {})
+        return obs, info["final_observation"], state, reward, terminated, truncated
 
-    limit = _step_limit(params)
-    # Between two truncations by a time limit lie at least `limit` steps; other rules promise nothing.
-    gap = limit if limit and _truncates_by_limit_alone(env) else 1
-    vec_env = VecEnv(reset, step, obs_space, act_space, num_envs, limit, gap)
-    check_env(vec_env, name)
-    return vec_env
+    return lambda key: key, step
+
+
+def _has_own_step(env: Any) -> bool:
+    return type(env).step is not _gymnax().environments.environment.Environment.step
 
 
 def env_table(allow_download: bool = False) -> list[dict[str, Any]]:

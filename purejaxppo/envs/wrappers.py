@@ -109,12 +109,12 @@ def track_episodes(env: VecEnv) -> VecEnv:
     They are reported in the step that ends the episode; all other steps report zeros.
     """
 
-    def reset(key: jax.Array) -> tuple[EnvState, jax.Array]:
-        state, obs = env.reset(key)
+    def reset(keys: jax.Array) -> tuple[EnvState, jax.Array]:
+        state, obs = env.reset(keys)
         return _Episodes(state, empty_sum((env.num_envs,)), jnp.zeros(env.num_envs, jnp.int32)), obs
 
-    def step(key: jax.Array, state: _Episodes, action: jax.Array) -> tuple[EnvState, EnvStep]:
-        inner, result = env.step(key, state.inner, action)
+    def step(draws: Any, state: _Episodes, action: jax.Array) -> tuple[EnvState, EnvStep]:
+        inner, result = env.step(draws, state.inner, action)
         rewards, length = add(state.episode_return, result.reward), state.episode_length + 1
         done = result.terminated | result.truncated
         info = {
@@ -134,7 +134,7 @@ def bound_action(config: TrainConfig, env: VecEnv) -> VecEnv:
     bound = action_bound(config, env.action_space)
     if bound is None:
         return env
-    return env._replace(step=lambda key, state, action: env.step(key, state, bound(action)))
+    return env._replace(step=lambda draws, state, action: env.step(draws, state, bound(action)))
 
 
 def action_bound(config: TrainConfig, space: Discrete | Box) -> Callable[[jax.Array], jax.Array] | None:
@@ -169,13 +169,13 @@ def normalize_observation(env: VecEnv) -> VecEnv:
     The observations of a step enter the statistics before they are standardised; the first ones are those of reset.
     """
 
-    def reset(key: jax.Array) -> tuple[EnvState, jax.Array]:
-        inner, obs = env.reset(key)
+    def reset(keys: jax.Array) -> tuple[EnvState, jax.Array]:
+        inner, obs = env.reset(keys)
         stats = update_stats(empty_stats(obs.shape[1:]), obs)
         return _NormalizedObservation(inner, stats), standardize_by(stats, obs)
 
-    def step(key: jax.Array, state: _NormalizedObservation, action: jax.Array) -> tuple[EnvState, EnvStep]:
-        inner, result = env.step(key, state.inner, action)
+    def step(draws: Any, state: _NormalizedObservation, action: jax.Array) -> tuple[EnvState, EnvStep]:
+        inner, result = env.step(draws, state.inner, action)
         stats = update_stats(state.stats, result.obs)
         obs, final_obs = standardize_by(stats, result.obs), standardize_by(stats, result.final_obs)
         return _NormalizedObservation(inner, stats), result._replace(obs=obs, final_obs=final_obs)
@@ -186,12 +186,12 @@ def normalize_observation(env: VecEnv) -> VecEnv:
 def freeze_observation(env: VecEnv, stats: RunningStats) -> VecEnv:
     """Returns the environment with observations standardised by frozen statistics."""
 
-    def reset(key: jax.Array) -> tuple[EnvState, jax.Array]:
-        state, obs = env.reset(key)
+    def reset(keys: jax.Array) -> tuple[EnvState, jax.Array]:
+        state, obs = env.reset(keys)
         return state, standardize_by(stats, obs)
 
-    def step(key: jax.Array, state: EnvState, action: jax.Array) -> tuple[EnvState, EnvStep]:
-        state, result = env.step(key, state, action)
+    def step(draws: Any, state: EnvState, action: jax.Array) -> tuple[EnvState, EnvStep]:
+        state, result = env.step(draws, state, action)
         obs, final_obs = standardize_by(stats, result.obs), standardize_by(stats, result.final_obs)
         return state, result._replace(obs=obs, final_obs=final_obs)
 
@@ -205,12 +205,12 @@ def normalize_reward(env: VecEnv, gamma: float | jax.Array) -> VecEnv:
     starts from 0.
     """
 
-    def reset(key: jax.Array) -> tuple[EnvState, jax.Array]:
-        inner, obs = env.reset(key)
+    def reset(keys: jax.Array) -> tuple[EnvState, jax.Array]:
+        inner, obs = env.reset(keys)
         return _NormalizedReward(inner, empty_stats(()), jnp.zeros(env.num_envs)), obs
 
-    def step(key: jax.Array, state: _NormalizedReward, action: jax.Array) -> tuple[EnvState, EnvStep]:
-        inner, result = env.step(key, state.inner, action)
+    def step(draws: Any, state: _NormalizedReward, action: jax.Array) -> tuple[EnvState, EnvStep]:
+        inner, result = env.step(draws, state.inner, action)
         discounted = gamma * state.discounted + result.reward
         stats = update_stats(state.stats, discounted)
         reward = jnp.clip(result.reward / _std(stats), -NORMALIZER_CLIP, NORMALIZER_CLIP)

@@ -18,16 +18,16 @@ def line_world(num_envs: int) -> VecEnv:
     def observe(position):
         return position[:, None]
 
-    def reset(key):
-        position = jax.random.uniform(key, (num_envs,), minval=-1.0, maxval=1.0)
+    def reset(keys):
+        position = jax.vmap(lambda key: jax.random.uniform(key, minval=-1.0, maxval=1.0))(keys)
         return (position, jnp.zeros(num_envs, jnp.int32)), observe(position)
 
-    def step(key, state, action):
+    def step(keys, state, action):
         position, time = state
         position, time = position + jnp.where(action == 1, 0.1, -0.1), time + 1
         terminated, truncated = jnp.abs(position) > 2.0, time >= LIMIT
         done = terminated | truncated
-        (new_position, new_time), _ = reset(key)
+        (new_position, new_time), _ = reset(keys)
         final_obs = observe(position)
         reward = 1.0 - jnp.abs(position)
         position, time = jnp.where(done, new_position, position), jnp.where(done, new_time, time)

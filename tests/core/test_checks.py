@@ -89,7 +89,10 @@ WRONG = {
         walk(E)._replace(observation_space=Box((3,))),
         "float32[4, 2] (reset's second value), but declares [4, 3]",
     ),
-    "copies": (walk(E)._replace(num_envs=5), "float32[4, 2] (reset's second value), but declares [5, 2]"),
+    "copies": (
+        walk(E)._replace(num_envs=5, reset=lambda keys: walk(E).reset(keys[:E])),
+        "float32[4, 2] (reset's second value), but declares [5, 2]",
+    ),
     "info": (stepping(lambda r: {"info": {"speed": r.obs}}), "info['speed'] float32[4, 2]; it has to be [4]"),
     "no info": (stepping(lambda r: {"info": None}), "info of the type NoneType"),
     "state": (retyped(walk(E)), "a state of other shapes or types than its reset"),

@@ -177,7 +177,7 @@ def test_tanh_entropy_by_monte_carlo(std):
     mean = jnp.asarray([-2.0, 0.0, 0.5])
     pi = TanhDiagGaussian(mean, jnp.full(3, np.log(std)))
     many = TanhDiagGaussian(*(jnp.broadcast_to(x, (50_000, 3)) for x in pi))
-    surprise = -np.asarray(many.log_prob(many.sample(jax.random.key(0))), np.float64)
+    surprise = -np.asarray(many.log_prob(many.sample(many.noise(jax.random.key(0)))), np.float64)
     error = surprise.std() / np.sqrt(len(surprise))
     assert abs(surprise.mean() - float(pi.entropy())) < 4.5 * error + 3e-3
 
@@ -219,7 +219,7 @@ def test_kl_by_monte_carlo(kind):
     """E_p[log p - log q] over samples of p: a formula for the wrong direction or the wrong density fails."""
     p, q = (jax.tree.map(lambda x: x[0, 0], make(kind, seed, scale=0.6)) for seed in (11, 12))
     many_p, many_q = (kind(*(jnp.broadcast_to(x, (50_000, ACTIONS)) for x in pi)) for pi in (p, q))
-    action = many_p.sample(jax.random.key(1))
+    action = many_p.sample(many_p.noise(jax.random.key(1)))
     gap = np.asarray(many_p.log_prob(action) - many_q.log_prob(action), np.float64)
     assert abs(gap.mean() - float(p.kl(q))) < 4.5 * gap.std() / np.sqrt(len(gap))
 
@@ -298,7 +298,7 @@ def test_a_masked_action_is_never_drawn():
     """Whatever the others' logits, and be there one only."""
     logits = jnp.array([[0.0, -jnp.inf, 0.0], [-1e6, -jnp.inf, 1e6], [-jnp.inf, -jnp.inf, -50.0]])
     pi = Categorical(jnp.broadcast_to(logits[:, None], (3, 10_000, 3)))
-    assert not np.any(pi.sample(jax.random.key(9)) == 1)
+    assert not np.any(pi.sample(pi.noise(jax.random.key(9))) == 1)
     assert Categorical(logits).mode().tolist() == [0, 2, 2]
     assert Categorical(logits).entropy().tolist() == [pytest.approx(np.log(2)), 0, 0]
 
@@ -310,7 +310,7 @@ def test_categorical_samples_follow_the_probabilities():
     """chi-square of 50 000 draws; the draws are integers."""
     probabilities = np.array([0.1, 0.2, 0.3, 0.4])
     pi = Categorical(jnp.broadcast_to(jnp.log(jnp.asarray(probabilities)), (50_000, 4)))
-    action = pi.sample(jax.random.key(2))
+    action = pi.sample(pi.noise(jax.random.key(2)))
     assert action.shape == (50_000,)
     assert action.dtype == jnp.int32
     assert stats.chisquare(np.bincount(action, minlength=4), 50_000 * probabilities).pvalue > 1e-3
@@ -321,7 +321,7 @@ def test_gaussian_samples_are_normal_before_tanh(kind):
     """Kolmogorov-Smirnov per dimension, and no correlation between dimensions."""
     mean, std = np.array([-3.0, 0.0, 5.0]), np.array([0.1, 1.0, 4.0])
     pi = kind(*(jnp.broadcast_to(jnp.asarray(x, jnp.float32), (50_000, 3)) for x in (mean, np.log(std))))
-    action = np.asarray(pi.sample(jax.random.key(3)))
+    action = np.asarray(pi.sample(pi.noise(jax.random.key(3))))
     assert action.shape == (50_000, 3)
     for i in range(3):
         assert stats.kstest(action[:, i], stats.norm(mean[i], std[i]).cdf).pvalue > 1e-3
@@ -332,8 +332,8 @@ def test_samples_of_one_key_agree_and_of_two_keys_differ():
     """Randomness comes from the key alone."""
     for kind in (Categorical, *GAUSSIANS):
         pi = make(kind, 13)
-        np.testing.assert_array_equal(pi.sample(jax.random.key(4)), pi.sample(jax.random.key(4)))
-        assert np.any(np.asarray(pi.sample(jax.random.key(4)) != pi.sample(jax.random.key(5))))
+        np.testing.assert_array_equal(pi.sample(pi.noise(jax.random.key(4))), pi.sample(pi.noise(jax.random.key(4))))
+        assert np.any(np.asarray(pi.sample(pi.noise(jax.random.key(4))) != pi.sample(pi.noise(jax.random.key(5)))))
 
 
 def test_categorical_mode():
@@ -357,14 +357,14 @@ def test_gaussian_mode(kind):
 
 def calls(pi, other, action):
     """Everything a distribution can say, as one pytree."""
-    return pi.log_prob(action), pi.entropy(), pi.kl(other), pi.mode(), pi.sample(jax.random.key(6))
+    return pi.log_prob(action), pi.entropy(), pi.kl(other), pi.mode(), pi.sample(pi.noise(jax.random.key(6)))
 
 
 @pytest.mark.parametrize("kind", [Categorical, *GAUSSIANS])
 def test_jit_and_vmap_change_nothing(kind):
     """Compiled and eager agree; mapping over the batch axes is a loop."""
     pi, other = make(kind, 16), make(kind, 17)
-    action = pi.sample(jax.random.key(7))
+    action = pi.sample(pi.noise(jax.random.key(7)))
     compiled = jax.jit(calls)(pi, other, action)
     for a, b in zip(calls(pi, other, action), compiled, strict=True):
         assert a.shape[:2] == BATCH
@@ -381,7 +381,7 @@ def test_jit_and_vmap_change_nothing(kind):
 def test_no_dtype_is_promoted_silently(kind):
     """All methods work, in float32, where JAX refuses mixed types."""
     pi = make(kind, 18)
-    action = pi.sample(jax.random.key(8))
+    action = pi.sample(pi.noise(jax.random.key(8)))
     with jax.numpy_dtype_promotion("strict"):
         results = jax.eval_shape(calls, pi, pi, action)
     for name, result in zip(("log_prob", "entropy", "kl"), results, strict=False):

@@ -122,17 +122,17 @@ class Spoil(NamedTuple):
 def spoiled_by(env, spoil):
     """An environment that counts its steps."""
 
-    def reset(key):
-        state, obs = env.reset(key)
+    def reset(keys):
+        state, obs = env.reset(keys)
         return (state, jnp.zeros((), jnp.int32)), obs
 
-    def step(key, state, action):
+    def step(keys, state, action):
         inner, count = state
-        inner, result = env.step(key, inner, action)
+        inner, result = env.step(keys, inner, action)
         now = (count == spoil.step) & (jnp.arange(env.num_envs) == 0)
         obs = jnp.where((now & (spoil.obs != 0))[:, None], spoil.obs, result.obs)
         reward = jnp.where(now & (spoil.reward != 0), spoil.reward, result.reward)
-        by_chance = jax.random.bernoulli(jax.random.fold_in(key, 1), spoil.probability)
+        by_chance = jax.random.bernoulli(jax.random.fold_in(keys[0], 1), spoil.probability)
         return (inner, count + 1), result._replace(obs=obs, reward=jnp.where(by_chance, jnp.nan, reward))
 
     return env._replace(reset=reset, step=step)

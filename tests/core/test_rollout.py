@@ -18,6 +18,7 @@ from purejaxppo.envs.wrappers import track_episodes
 E = 5
 LIMITS = (1, 3, 7, 40)
 LENGTHS = (1, 5, 40)
+IDS = jnp.arange(E)
 
 
 def apply(params, obs):
@@ -32,16 +33,16 @@ PARAMS = jax.random.normal(jax.random.key(42), (4, 6)) * jnp.array([0.3, 0.3, 2.
 def recorded(env, num_steps):
     """The environment, with every step that it returned kept in its state as a log [T, E, ...]."""
 
-    def reset(key):
-        inner, obs = env.reset(key)
+    def reset(keys):
+        inner, obs = env.reset(keys)
         action = jnp.zeros(env.num_envs, jnp.int32)
-        step = jax.eval_shape(env.step, key, inner, action)[1]
+        step = jax.eval_shape(lambda keys: env.step(env.draw(keys), inner, action), keys)[1]
         log = jax.tree.map(lambda x: jnp.zeros((num_steps, *x.shape), x.dtype), (action, step))
         return (inner, jnp.zeros((), jnp.int32), log), obs
 
-    def step(key, state, action):
+    def step(draws, state, action):
         inner, time, log = state
-        inner, result = env.step(key, inner, action)
+        inner, result = env.step(draws, inner, action)
         log = jax.tree.map(lambda all_, one: all_.at[time].set(one), log, (action, result))
         return (inner, time + 1, log), result
 
@@ -52,8 +53,8 @@ def play(env, num_steps, key=7):
     """(first obs, next obs, transition, info sums, log of (action, EnvStep)) of one rollout from a fresh state."""
     env = recorded(env, num_steps)
     key_reset, key_rollout = jax.random.split(jax.random.key(key))
-    state, obs = env.reset(key_reset)
-    (_, _, log), next_obs, transition, info = rollout(key_rollout, env, apply, PARAMS, state, obs, num_steps)
+    state, obs = env.reset(jax.random.split(key_reset, E))
+    (_, _, log), next_obs, transition, info = rollout(key_rollout, env, apply, PARAMS, state, obs, IDS, num_steps)
     return obs, next_obs, transition, info, log
 
 
@@ -62,12 +63,12 @@ def cartpole(limit):
     env, params = gymnax.make("CartPole-v1")
     params = params.replace(max_steps_in_episode=limit)
 
-    def reset(key):
-        obs, state = jax.vmap(env.reset, in_axes=(0, None))(jax.random.split(key, E), params)
+    def reset(keys):
+        obs, state = jax.vmap(env.reset, in_axes=(0, None))(keys, params)
         return state, obs
 
-    def step(key, state, action):
-        result = jax.vmap(env.step, in_axes=(0, 0, 0, None))(jax.random.split(key, E), state, action, params)
+    def step(keys, state, action):
+        result = jax.vmap(env.step, in_axes=(0, 0, 0, None))(keys, state, action, params)
         obs, state, reward, terminated, truncated, info = result
         return state, EnvStep(obs, info["final_observation"], reward, terminated, truncated, {})
 
@@ -135,8 +136,10 @@ def walked():
     @jax.jit
     def run(seed):
         env = recorded(track_episodes(walk(E)), 23)
-        state, obs = env.reset(jax.random.key(1))
-        (_, _, (_, step)), _, transition, info = rollout(jax.random.key(seed), env, walk_apply, None, state, obs, 23)
+        state, obs = env.reset(jax.random.split(jax.random.key(1), E))
+        (_, _, (_, step)), _, transition, info = rollout(
+            jax.random.key(seed), env, walk_apply, None, state, obs, IDS, 23
+        )
         return transition, info, step
 
     return lambda seed: jax.device_get(run(seed))
@@ -191,9 +194,9 @@ def test_a_rollout_goes_on_where_the_last_one_stopped():
     env = from_gymnax("CartPole-v1", E, max_steps_in_episode=8)
 
     def run():
-        state, obs = env.reset(jax.random.key(0))
-        state, between, first, _ = rollout(jax.random.key(1), env, apply, PARAMS, state, obs, 5)
-        _, _, second, _ = rollout(jax.random.key(2), env, apply, PARAMS, state, between, 5)
+        state, obs = env.reset(jax.random.split(jax.random.key(0), E))
+        state, between, first, _ = rollout(jax.random.key(1), env, apply, PARAMS, state, obs, IDS, 5)
+        _, _, second, _ = rollout(jax.random.key(2), env, apply, PARAMS, state, between, IDS, 5)
         return between, first, second
 
     between, first, second = jax.device_get(jax.jit(run)())

@@ -82,12 +82,14 @@ def test_the_rollout_exchanges_nothing():
     env = training_env(CONFIG, from_gymnax("CartPole-v1", 4), 0.99)
     network = make_network(CONFIG, env)
     key, everywhere = jax.random.key(0), NamedSharding(mesh, PartitionSpec())
-    state = env.reset(key)
+    state = *env.reset(jax.random.split(key, 4)), jnp.arange(4)
     params = jax.device_put(network.init(key, state[1]), everywhere)
     state = jax.device_put(state, env_shardings(4, mesh, state))
 
-    def collect(key, params, env_state, obs):
-        return rollout(key, env, network.apply, params, env_state, obs, 32)[:3]  # without sums over all environments
+    def collect(key, params, env_state, obs, env_ids):
+        return rollout(key, env, network.apply, params, env_state, obs, env_ids, 32)[
+            :3
+        ]  # without sums over all environments
 
     text = jax.jit(collect).lower(jax.device_put(key, everywhere), params, *state).compile().as_text()
     assert "num_partitions=2" in text

@@ -288,7 +288,7 @@ def test_over_two_devices_observations_are_normalised_as_alone():
 
     def collect(params, env_state, obs):
         wrapped = training_env(config, env, hp.gamma)
-        return rollout(jax.random.key(1), wrapped, network.apply, params, env_state, obs, 32)
+        return rollout(jax.random.key(1), wrapped, network.apply, params, env_state, obs, jnp.arange(len(obs)), 32)
 
     def seen(collected):
         env_state, obs, transition, _ = collected

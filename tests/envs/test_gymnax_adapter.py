@@ -44,10 +44,11 @@ def random_steps(env, num_steps, seed=0):
 
     @jax.jit
     def run(key):
-        state, obs = env.reset(key)
+        state, obs = env.reset(jax.random.split(key, env.num_envs))
 
         def step(state, key):
-            return env.step(key, state, random_action(env, key))
+            draws = env.draw(jax.random.split(key, env.num_envs))
+            return env.step(draws, state, random_action(env, key))
 
         return obs, jax.lax.scan(step, state, jax.random.split(key, num_steps))[1]
 
@@ -77,9 +78,10 @@ def test_every_registered_environment_builds_and_steps(name):
     """Shapes and types of reset and step, by tracing."""
     env = from_gymnax(name, E)
     assert env.num_envs == E
-    state, obs = jax.eval_shape(env.reset, jax.random.key(0))
+    keys = jax.random.split(jax.random.key(0), E)
+    state, obs = jax.eval_shape(env.reset, keys)
     action = jax.eval_shape(lambda key: random_action(env, key), jax.random.key(0))
-    following, step = jax.eval_shape(env.step, jax.random.key(0), state, action)
+    following, step = jax.eval_shape(env.step, jax.eval_shape(env.draw, keys), state, action)
     check_types(env, obs, step)
     assert jax.tree.structure(following) == jax.tree.structure(state)
     assert env.step_limit is None or env.step_limit >= 1
@@ -137,11 +139,12 @@ def test_final_obs_at_a_truncation_is_the_old_episodes_last():
     """Against gymnax's own physics without any limit: the same actions, and the observation after the last of them."""
     env = from_gymnax("CartPole-v1", E, max_steps_in_episode=4)
     endless = from_gymnax("CartPole-v1", E)
-    state, _ = env.reset(jax.random.key(3))
+    state, _ = env.reset(jax.random.split(jax.random.key(3), E))
     for t in range(4):
         action = jnp.array([0, 1, t % 2])
-        _, wanted = endless.step(jax.random.key(t), state, action)
-        state, step = env.step(jax.random.key(t), state, action)
+        draws = env.draw(jax.random.split(jax.random.key(t), E))
+        _, wanted = endless.step(draws, state, action)
+        state, step = env.step(draws, state, action)
         np.testing.assert_allclose(step.final_obs, wanted.obs, rtol=1e-6)
     assert step.truncated.all()
     assert not step.terminated.any()

@@ -456,7 +456,7 @@ def test_the_rollout_stores_the_unbounded_action(policy):
         return DiagGaussian(jnp.zeros_like(obs), jnp.ones_like(obs)), obs[..., 0]
 
     state, obs = env.reset(jax.random.key(0))
-    _, _, transition, _ = rollout(jax.random.key(1), env, apply, (), state, obs, 20)
+    _, _, transition, _ = rollout(jax.random.key(1), env, apply, (), state, obs, jnp.arange(E), 20)
     stored, sent = np.asarray(transition.action[:-1]), np.asarray(transition.obs[1:])
     bound = 0.5 * (np.clip(stored, -1, 1) if policy == "gaussian" else np.tanh(stored))
     np.testing.assert_allclose(sent, bound, rtol=1e-5, atol=1e-6)
@@ -469,6 +469,6 @@ def test_the_rollout_stores_the_unbounded_action(policy):
 @pytest.mark.parametrize("observation", [False, True])
 def test_running_stats_are_all_that_there_are(observation, reward):
     config = TrainConfig(num_envs=3, normalize_observation=observation, normalize_reward=reward)
-    state, _ = training_env(config, walk(3), 0.9).reset(jax.random.key(0))
+    state, _ = training_env(config, walk(3), 0.9).reset(jax.random.split(jax.random.key(0), 3))
     expected = [(2,)] * observation + [()] * reward
     assert [stats.mean.shape for stats in running_stats(state)] == expected

@@ -16,7 +16,9 @@ from purejaxppo.experiment.evaluation import play_in_pieces, summarize
 E = 6
 CONFIG = TrainConfig()
 WEIGHTS = jnp.array([[-0.3, 0.4]])
-RUNNER = RunnerState(LearnerState(WEIGHTS, (), ()), (), jnp.zeros((1, 1)), jax.random.key(0), jnp.int32(0))
+RUNNER = RunnerState(
+    LearnerState(WEIGHTS, (), ()), (), jnp.zeros((1, 1)), jnp.arange(1), jax.random.key(0), jnp.int32(0)
+)
 
 
 def apply(params, obs):
@@ -28,14 +30,14 @@ def staggered(limit=40):
     env = endless(E)
     ends = limit - jnp.arange(E)
 
-    def reset(key):
-        state, obs = env.reset(key)
+    def reset(keys):
+        state, obs = env.reset(keys)
         return (0, state), obs  # a weakly typed number, which `step` returns as an int32
 
-    def step(key, state, action):
+    def step(keys, state, action):
         time, inner = state
-        inner, result = env.step(key, inner, action)
-        reward = jax.random.normal(key, (E,)) + action
+        inner, result = env.step(keys, inner, action)
+        reward = jax.vmap(jax.random.normal)(keys) + action
         return (time + jnp.int32(1), inner), result._replace(
             reward=reward, terminated=time + 1 >= ends, truncated=jnp.zeros(E, bool)
         )

@@ -349,9 +349,9 @@ def now_and_then(num_envs, probability=0.02):
     """Returns the walk with rewards that are not finite at random steps."""
     env = walk(num_envs)
 
-    def step(key, state, action):
-        state, result = env.step(key, state, action)
-        bad = jax.random.bernoulli(jax.random.fold_in(key, 7), probability)
+    def step(keys, state, action):
+        state, result = env.step(keys, state, action)
+        bad = jax.random.bernoulli(jax.random.fold_in(keys[0], 7), probability)
         return state, result._replace(reward=jnp.where(bad, jnp.nan, result.reward))
 
     return env._replace(step=step)
@@ -462,7 +462,7 @@ def test_other_keys_depend_on_what_failed_alone():
 def jnp_runner(key):
     from purejaxppo.core.types import LearnerState, RunnerState
 
-    return RunnerState(LearnerState({}, (), ()), (), jnp.zeros(1), key, jnp.int32(0))
+    return RunnerState(LearnerState({}, (), ()), (), jnp.zeros(1), jnp.arange(1), key, jnp.int32(0))
 
 
 # --- evaluation of a chosen checkpoint --------------------------------------------------------------------------------

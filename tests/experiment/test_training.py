@@ -120,7 +120,7 @@ class Rehearsal:
 
 def state_of(updates):
     learner = LearnerState({"w": np.full(2, updates, np.float32)}, (), ())
-    return RunnerState(learner, (), np.zeros(1), np.zeros(2, np.uint32), np.int32(updates))
+    return RunnerState(learner, (), np.zeros(1), np.zeros(1, np.int32), np.zeros(2, np.uint32), np.int32(updates))
 
 
 def fails_with(error):

@@ -33,7 +33,7 @@ from purejaxppo.experiment.checkpoints.state import (
 State = TypeVar("State")
 
 # Since version 2 sums of returns carry a remainder, and actions are in units of their bounds.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _NO_SPACE = re.compile(r"No space left|os_error_code='28'")  # as Python and as TensorStore word it
 
 

@@ -24,7 +24,9 @@ LONG = 60  # seconds, for what must happen
 def make_runner(value=1.0):
     params = {"kernel": jnp.full((2, 3), value)}
     learner = LearnerState(params, {"moments": jnp.full(3, 2 * value)}, ())
-    return RunnerState(learner, jnp.array([jnp.nan, value]), jnp.zeros((2, 1)), jax.random.key(3), jnp.int32(7))
+    return RunnerState(
+        learner, jnp.array([jnp.nan, value]), jnp.zeros((2, 1)), jnp.arange(2), jax.random.key(3), jnp.int32(7)
+    )
 
 
 def describe():

@@ -78,7 +78,7 @@ def test_layout(saved):
     files = {path.name for path in step_dir(saved, 100).iterdir()}
     assert files == {"state", "meta.json", "MANIFEST.json", "COMMIT"}
     meta = json.loads((step_dir(saved, 100) / "meta.json").read_text())
-    assert (meta["format_version"], meta["env_steps"], meta["train_return"]) == (2, 100, 5.0)
+    assert (meta["format_version"], meta["env_steps"], meta["train_return"]) == (3, 100, 5.0)
     assert meta["tree"][".key"] == "key<fry>[]"
     manifest = json.loads((step_dir(saved, 100) / "MANIFEST.json").read_text())
     present = {
