@@ -186,7 +186,7 @@ def test_statistics_are_used_and_left_alone():
 def test_statistics_come_from_the_training_state_and_rewards_are_raw():
     config = TrainConfig(normalize_observation=True, normalize_reward=True)
     env = shifted(match(64))
-    state, _ = training_env(config, env, 0.99).reset(jax.random.key(0))
+    state, _ = training_env(config, env, 0.99).reset(jax.random.split(jax.random.key(0), 64))
     stats = observation_stats(state)
     assert float(stats.mean[0]) == pytest.approx(50, abs=1)
     assert float(stats.rows) == 64
