@@ -49,7 +49,7 @@ def recorded(env, num_steps):
     return env._replace(reset=reset, step=step)
 
 
-def play(env, num_steps, key=13):
+def play(env, num_steps, key=6):
     """(first obs, next obs, transition, info sums, log of (action, EnvStep)) of one rollout from a fresh state."""
     env = recorded(env, num_steps)
     key_reset, key_rollout = jax.random.split(jax.random.key(key))
