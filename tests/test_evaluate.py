@@ -192,7 +192,9 @@ def test_statistics_come_from_the_training_state_and_rewards_are_raw():
     assert float(stats.rows) == 64
     episodes = play(evaluation_env(config, env, stats), threshold)
     assert set(np.unique(episodes.episode_return)) == {1.0}
-    plain, _ = training_env(TrainConfig(normalize_reward=True), env, 0.99).reset(jax.random.key(0))
+    plain, _ = training_env(TrainConfig(normalize_reward=True), env, 0.99).reset(
+        jax.random.split(jax.random.key(0), 64)
+    )
     assert observation_stats(plain) is None
 
 
