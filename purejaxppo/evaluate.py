@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from purejaxppo.config import TrainConfig
 from purejaxppo.core.sums import Sum, add, empty_sum
 from purejaxppo.core.types import Apply, EnvState, Params, RunnerState, VecEnv
-from purejaxppo.envs.wrappers import evaluation_env, observation_stats
+from purejaxppo.envs.wrappers import evaluation_env
 
 LONGEST_EPISODE = 100_000  # steps after which an episode is broken off, even if its environment's limit is larger
 _STEPS_WITHOUT_LIMIT = 10_000  # the same for an environment without a limit
@@ -113,7 +113,7 @@ def evaluate_runner(
     key: jax.Array, config: TrainConfig, env: VecEnv, apply: Apply, runner: RunnerState, greedy: bool = True
 ) -> Episodes:
     """Plays one episode in each of the E environments of `env`, with a run's policy and its normalisers frozen."""
-    env = evaluation_env(config, env, observation_stats(runner.env_state))
+    env = evaluation_env(config, env, runner.normalizer.obs)
     return evaluate(key, env, apply, runner.learner.params, greedy)
 
 

@@ -5,6 +5,7 @@ is a pure function of the hyperparameters and the run's state. docs/architecture
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +19,12 @@ from purejaxppo.core.advantage import ESTIMATORS
 from purejaxppo.core.checks import check_algorithm, check_env, check_hyperparams, check_network
 from purejaxppo.core.diagnostics import explained_variance
 from purejaxppo.core.nonfinite import NONFINITE_RULES, no_value, nonfinite, undo_nonfinite
+from purejaxppo.core.normalizer import init_normalizer, normalized_obs, scaled_reward, update_normalizer
 from purejaxppo.core.optimizer import anneal
 from purejaxppo.core.rollout import rollout
 from purejaxppo.core.types import Algorithm, Batch, Metrics, Network, RunnerState, Trainer, Transition, VecEnv
 from purejaxppo.envs.gymnax_adapter import from_gymnax
-from purejaxppo.envs.wrappers import running_stats, training_env
+from purejaxppo.envs.wrappers import training_env
 from purejaxppo.errors import ConfigError
 from purejaxppo.policies.networks import make_network
 
@@ -58,33 +60,36 @@ def make_trainer(
         )
     check_env(env)
     check_network(config, env, network)
+    wrapped = training_env(config, env)
 
     def init(key: jax.Array, hp: Hyperparams) -> RunnerState:
         check_hyperparams(hp)
         key, key_env, key_params = jax.random.split(key, 3)
-        env_state, obs = training_env(config, env, hp.gamma).reset(jax.random.split(key_env, env.num_envs))
+        env_state, obs = wrapped.reset(jax.random.split(key_env, config.num_envs))
         learner = algorithm.init(hp, network.init(key_params, obs))
-        env_ids = jnp.arange(env.num_envs, dtype=jnp.int32)
-        return RunnerState(learner, env_state, obs, env_ids, key, jnp.zeros((), jnp.int32))
+        normalizer = init_normalizer(obs, config.normalize_observation, config.normalize_reward)
+        env_ids = jnp.arange(config.num_envs, dtype=jnp.int32)
+        return RunnerState(learner, env_state, obs, normalizer, env_ids, key, jnp.zeros((), jnp.int32))
 
     def update(hp: Hyperparams, runner: RunnerState) -> tuple[RunnerState, Metrics]:
         key, key_rollout, key_update = jax.random.split(runner.key, 3)
         hp = anneal(config, hp, runner.updates)
-        # Rebuilt in each update, since gamma, which the reward normaliser needs, is a traced argument.
-        wrapped = training_env(config, env, hp.gamma)
+        see = partial(normalized_obs, runner.normalizer)  # by the same statistics for the whole update
 
         env_state, obs, transition, sums = rollout(
             key_rollout,
             wrapped,
-            network.apply,
+            lambda params, obs: network.apply(params, see(obs)),
             runner.learner.params,
             runner.env_state,
             runner.obs,
             runner.env_ids,
             config.num_steps,
         )
+        done = transition.terminated | transition.truncated
+        normalizer = update_normalizer(runner.normalizer, transition.obs, transition.reward, done, hp.gamma)
         advantage, target = estimate(
-            transition.reward,
+            scaled_reward(runner.normalizer, transition.reward),
             transition.value,
             transition.next_value,
             transition.terminated,
@@ -92,14 +97,14 @@ def make_trainer(
             hp.gamma,
             hp.gae_lambda,
         )
-        batch = gather(_flatten(transition, advantage, target))
+        batch = gather(_flatten(transition._replace(obs=see(transition.obs)), advantage, target))
         learner, metrics = algorithm.update(key_update, hp, runner.learner, batch)
         # The algorithm's metrics come last: one with an adaptive learning rate reports the rate that it used.
         metrics = {**_episode_metrics(sums), **_batch_metrics(hp, batch), **metrics}
-        watched = {"observation": (batch.obs, obs), "reward": transition.reward, "normalizer": running_stats(env_state)}
+        watched = {"observation": (transition.obs, obs), "reward": transition.reward, "normalizer": normalizer}
         watched |= {"parameter": learner.params, "optimizer_state": learner.opt_state, **metrics}
         metrics["nonfinite"] = nonfinite(watched)
-        return RunnerState(learner, env_state, obs, runner.env_ids, key, runner.updates + 1), metrics
+        return RunnerState(learner, env_state, obs, normalizer, runner.env_ids, key, runner.updates + 1), metrics
 
     trainer = Trainer(init, update)
     return undo_nonfinite(trainer) if NONFINITE_RULES[config.on_nonfinite].undo else trainer

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 from probe_envs import match
 
-from purejaxppo.config import TrainConfig
+from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.core.distributions import Categorical
+from purejaxppo.core.normalizer import RunningStats
 from purejaxppo.core.types import Box, Discrete, EnvStep, VecEnv
-from purejaxppo.envs.wrappers import RunningStats, evaluation_env, observation_stats, training_env
+from purejaxppo.envs.wrappers import evaluation_env
 from purejaxppo.evaluate import LONGEST_EPISODE, Episodes, evaluate, most_steps
 from purejaxppo.experiment.evaluation import summarize
+from purejaxppo.train import trainer_from_config
 
 E = 4
 CONFIG = TrainConfig()
@@ -186,16 +188,10 @@ def test_statistics_are_used_and_left_alone():
 def test_statistics_come_from_the_training_state_and_rewards_are_raw():
     config = TrainConfig(normalize_observation=True, normalize_reward=True)
     env = shifted(match(64))
-    state, _ = training_env(config, env, 0.99).reset(jax.random.split(jax.random.key(0), 64))
-    stats = observation_stats(state)
+    stats = trainer_from_config(config, env).init(jax.random.key(0), Hyperparams()).normalizer.obs
     assert float(stats.mean[0]) == pytest.approx(50, abs=1)
-    assert float(stats.rows) == 64
     episodes = play(evaluation_env(config, env, stats), threshold)
     assert set(np.unique(episodes.episode_return)) == {1.0}
-    plain, _ = training_env(TrainConfig(normalize_reward=True), env, 0.99).reset(
-        jax.random.split(jax.random.key(0), 64)
-    )
-    assert observation_stats(plain) is None
 
 
 # --- the summary ------------------------------------------------------------------------------------------------------

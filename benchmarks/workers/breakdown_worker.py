@@ -68,7 +68,7 @@ def zeros_like(shapes: Any) -> Any:
 def make_parts(config: TrainConfig) -> dict[str, Part]:
     """Returns the parts of one update of ppo_clip, on data of a first rollout."""
     hp = jax.tree.map(jnp.float32, Hyperparams())
-    wrapped = training_env(config, from_gymnax(config.env, config.num_envs), hp.gamma)
+    wrapped = training_env(config, from_gymnax(config.env, config.num_envs))
     network = make_network(config, wrapped)
     mesh = mesh_of(devices_for(config))  # laid out as the whole update is
     split = split_rows(mesh) if mesh.size > 1 else single_device

@@ -96,9 +96,9 @@ class TrainConfig:
     policy: Policy = setting("gaussian", heading="policy")
     """Continuous actions only: Gaussian clipped to the bounds, or squashed into them by tanh; its 0 is their middle."""
     normalize_observation: bool = setting(False, heading="normalisation")
-    """Standardise observations by running statistics and clip them to +-10."""
+    """Standardise observations by the statistics of all earlier rollouts and clip them to +-10."""
     normalize_reward: bool = setting(False, heading="normalisation")
-    """Divide rewards by the running standard deviation of the discounted return and clip them to +-10."""
+    """Divide rewards by the standard deviation of the discounted return in all earlier rollouts; clip them to +-10."""
     normalize_advantage: AdvantageNormalization = setting("minibatch", heading="normalisation")
     """Standardise advantages per minibatch, per batch, or not at all."""
     value_target: ValueTarget = "gae"

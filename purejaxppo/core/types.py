@@ -12,6 +12,7 @@ import numpy as np
 
 from purejaxppo.config import Hyperparams
 from purejaxppo.core.distributions import Distribution
+from purejaxppo.core.normalizer import Normalizer
 
 jax.tree_util.register_dataclass(Hyperparams)
 
@@ -122,8 +123,9 @@ class RunnerState(NamedTuple):
     """The complete state of one training run; this is what a checkpoint stores."""
 
     learner: LearnerState
-    env_state: EnvState  # includes the normalisers' statistics and the sums of unfinished episodes
-    obs: jax.Array  # [E, ...], which the next rollout starts from
+    env_state: EnvState  # includes the sums of unfinished episodes
+    obs: jax.Array  # [E, ...] as the environments returned it, which the next rollout starts from
+    normalizer: Normalizer
     env_ids: jax.Array  # int32 [E], the environments' numbers, from which their keys are made
     key: jax.Array
     updates: jax.Array  # int32, updates done

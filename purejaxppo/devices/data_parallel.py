@@ -82,9 +82,10 @@ def _with_shardings(trainer: Trainer, config: TrainConfig, mesh: Mesh) -> Traine
     """Returns the trainer with its state constrained: environments sharded, everything else replicated."""
 
     def shardings(runner: RunnerState) -> RunnerState:
-        env_state, obs, env_ids = env_shardings(config.num_envs, mesh, (runner.env_state, runner.obs, runner.env_ids))
+        of_envs = {"env_state": runner.env_state, "obs": runner.obs, "env_ids": runner.env_ids}
+        of_envs |= {"normalizer": runner.normalizer}
         replicated = NamedSharding(mesh, PartitionSpec())
-        return jax.tree.map(lambda _: replicated, runner)._replace(env_state=env_state, obs=obs, env_ids=env_ids)
+        return jax.tree.map(lambda _: replicated, runner)._replace(**env_shardings(config.num_envs, mesh, of_envs))
 
     def constrain(runner: RunnerState) -> RunnerState:
         return jax.lax.with_sharding_constraint(runner, shardings(runner))

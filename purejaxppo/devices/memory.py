@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import subjaxprs
 
-from purejaxppo.config import Hyperparams, TrainConfig
+from purejaxppo.config import TrainConfig
 from purejaxppo.config.validate import validate_config
 from purejaxppo.core.rollout import rollout
 from purejaxppo.core.types import VecEnv
@@ -74,7 +74,7 @@ def rollout_bytes(config: TrainConfig, env: VecEnv) -> int:
     network = make_network(config, env)
 
     def collect(key: jax.Array) -> Any:
-        wrapped = training_env(config, env, Hyperparams.gamma)
+        wrapped = training_env(config, env)
         state, obs = wrapped.reset(jax.random.split(key, env.num_envs))
         params = network.init(key, obs)
         env_ids = jnp.arange(env.num_envs)

@@ -9,7 +9,7 @@ import numpy as np
 
 from purejaxppo.config import TrainConfig
 from purejaxppo.core.types import Apply, RunnerState, VecEnv
-from purejaxppo.envs.wrappers import evaluation_env, observation_stats
+from purejaxppo.envs.wrappers import evaluation_env
 from purejaxppo.evaluate import Episodes, Play, begin_play, most_steps, play
 from purejaxppo.experiment.statistics import interquartile_mean
 from purejaxppo.experiment.watchdog import announced
@@ -39,7 +39,7 @@ def play_in_pieces(
     """
 
     def frozen(runner: RunnerState) -> VecEnv:
-        return evaluation_env(config, env, observation_stats(runner.env_state))
+        return evaluation_env(config, env, runner.normalizer.obs)
 
     @jax.jit
     def begin(key: jax.Array, runner: RunnerState) -> Play:

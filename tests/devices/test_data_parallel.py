@@ -79,7 +79,7 @@ def test_one_exchange_per_gradient_step_and_none_per_environment_step():
 
 def test_the_rollout_exchanges_nothing():
     mesh = mesh_of(jax.devices()[:2])
-    env = training_env(CONFIG, from_gymnax("CartPole-v1", 4), 0.99)
+    env = training_env(CONFIG, from_gymnax("CartPole-v1", 4))
     network = make_network(CONFIG, env)
     key, everywhere = jax.random.key(0), NamedSharding(mesh, PartitionSpec())
     state = *env.reset(jax.random.split(key, 4)), jnp.arange(4)

@@ -287,7 +287,7 @@ def test_over_two_devices_observations_are_normalised_as_alone():
     runner = trainer_from_config(config, env).init(jax.random.key(0), hp)
 
     def collect(params, env_state, obs):
-        wrapped = training_env(config, env, hp.gamma)
+        wrapped = training_env(config, env)
         return rollout(jax.random.key(1), wrapped, network.apply, params, env_state, obs, jnp.arange(len(obs)), 32)
 
     def seen(collected):

@@ -6,29 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from probe_envs import walk
 
 from purejaxppo.config import TrainConfig
 from purejaxppo.core.distributions import DiagGaussian
+from purejaxppo.core.normalizer import empty_stats, update_stats
 from purejaxppo.core.rollout import rollout
 from purejaxppo.core.types import Box, Discrete, EnvStep, VecEnv
-from purejaxppo.envs.wrappers import (
-    bound_action,
-    empty_stats,
-    evaluation_env,
-    freeze_observation,
-    normalize_observation,
-    normalize_reward,
-    observation_stats,
-    running_stats,
-    standardize_by,
-    track_episodes,
-    training_env,
-    update_stats,
-)
+from purejaxppo.envs.wrappers import bound_action, evaluation_env, freeze_observation, track_episodes
 
 T, E, O = 12, 3, 2  # noqa: E741 - the letters of types.py
-GAMMA = 0.9
 EPSILON = 1e-8
 
 
@@ -97,201 +83,18 @@ def normalize64(x, seen):
     return np.clip(scaled, -10, 10)
 
 
-# --- running statistics -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("sizes", [[1, 1, 1, 1], [7, 1, 30], [64] * 8, [1000, 3]])
-def test_running_stats_equal_the_statistics_of_everything_seen(sizes):
-    """Mean and (population) variance as NumPy has them over all rows at once, after every chunk."""
-    rng = np.random.default_rng(0)
-    stats, seen = empty_stats((2,)), []
-    for size in sizes:
-        x = (np.array([1000.0, -0.01]) + np.array([1.0, 0.002]) * rng.normal(size=(size, 2))).astype(np.float32)
-        stats = update_stats(stats, jnp.asarray(x))
-        seen.append(x.astype(np.float64))
-        rows = np.concatenate(seen)
-        np.testing.assert_allclose(stats.mean, rows.mean(0), rtol=1e-5)
-        np.testing.assert_allclose(stats.var, rows.var(0), rtol=2e-3, atol=1e-12)
-    assert float(stats.rows) == sum(sizes)
-
-
-def test_running_stats_in_float64_to_the_last_digits():
-    """The update itself is exact: with doubles it agrees to 1e-12."""
-    rows = np.random.default_rng(1).normal(5.0, 2.0, size=(100, 3))
-    with jax.enable_x64(True):
-        stats = empty_stats((3,))
-        for chunk in np.split(rows, [1, 4, 50]):
-            stats = update_stats(stats, jnp.asarray(chunk))
-    np.testing.assert_allclose(stats.mean, rows.mean(0), rtol=1e-12)
-    np.testing.assert_allclose(stats.var, rows.var(0), rtol=1e-12)
-
-
-def test_statistics_of_nothing_change_nothing():
-    """Before any data, standardising is the identity up to the clip at +-10."""
-    x = jnp.asarray([[-50.0, -1.0], [0.5, 10.5]])
-    np.testing.assert_allclose(standardize_by(empty_stats((2,)), x), [[-10.0, -1.0], [0.5, 10.0]], rtol=1e-6)
-
-
-def test_standardized_values_are_clipped_to_10():
-    """An outlier 1000 standard deviations out becomes +-10."""
-    stats = update_stats(empty_stats((1,)), jnp.asarray([[-1.0], [1.0]]))
-    np.testing.assert_allclose(
-        standardize_by(stats, jnp.asarray([[1e3], [-1e3], [0.5]]))[:, 0], [10, -10, 0.5], rtol=1e-6
-    )
-
-
-def seen_one_by_one(rows):
-    """(final statistics, rows [N, E, O] each normalised by what had been seen with it), in one program."""
-
-    def see(stats, x):
-        stats = update_stats(stats, x)
-        return stats, standardize_by(stats, x)
-
-    return jax.jit(lambda rows: jax.lax.scan(see, empty_stats(rows.shape[2:]), rows))(jnp.asarray(rows))
-
-
-@pytest.mark.parametrize("num_envs", [1, 7, 64])
-def test_a_constant_observation_is_normalised_to_zero(num_envs):
-    """Exactly, whatever it is and however often it is seen; what varies beside it is normalised as ever."""
-    rows = np.empty((50, num_envs, 6), np.float32)
-    rows[...] = [3.0, 0.1, 1000.1, 1234567.0, -1e-3, 0.0]
-    rows[..., 5] = np.random.default_rng(2).normal(size=rows.shape[:2])
-    stats, normalised = seen_one_by_one(rows)
-    np.testing.assert_array_equal(normalised[..., :5], 0.0)
-    np.testing.assert_array_equal(stats.var[:5], 0.0)
-    np.testing.assert_allclose(stats.var[5], rows[..., 5].astype(np.float64).var(), rtol=1e-4)
-
-
-def test_rounding_of_an_observation_is_not_blown_up():
-    """A number that changes in its last bit alone, from step to step or between environments, stays near 0."""
-    rows = np.full((64, 8, 2), 1000.1, np.float32)
-    rows[::2, :, 0] = np.nextafter(rows[::2, :, 0], np.float32(2000))
-    rows[:, ::2, 1] = np.nextafter(rows[:, ::2, 1], np.float32(2000))
-    assert np.abs(seen_one_by_one(rows)[1]).max() <= 1 / 8
-
-
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4, 1e7])
-def test_observations_are_normalised_at_any_scale(scale):
-    """As float64 has it, from offsets of nothing to ten million, to what the rounding of the mean allows."""
-    offset = np.array([0.0, 1e-3, 1.0, 1e3, 1e7])
-    rows = (offset + scale * np.random.default_rng(3).normal(size=(40, 16, 5))).astype(np.float32)
-    stats, normalised = seen_one_by_one(rows)
-    exact = rows.astype(np.float64).reshape(-1, 5)
-    std = np.maximum(np.sqrt(exact.var(0) + EPSILON), 2.0**-20 * np.abs(exact.mean(0)))
-    np.testing.assert_allclose(stats.mean, exact.mean(0), rtol=1e-6, atol=1e-5 * scale)
-    expected = np.clip((exact[-16:] - exact.mean(0)) / std, -10, 10)
-    np.testing.assert_allclose(normalised[-1], expected, rtol=1e-4, atol=0.25 if scale < 1 else 2e-2)
-
-
 # --- observations -----------------------------------------------------------------------------------------------------
-
-
-def test_observations_are_normalised_from_the_first_one_on():
-    """By everything seen so far, this step's observations included; final_obs by the same statistics as obs."""
-    script = make_script()
-    first, state, steps = play(normalize_observation(scripted_env(script)))
-    seen = [script.first]
-    np.testing.assert_allclose(first, normalize64(script.first, seen), rtol=1e-3, atol=1e-3)
-    for t in range(T):
-        seen.append(script.obs[t])
-        np.testing.assert_allclose(steps.obs[t], normalize64(script.obs[t], seen), rtol=1e-3, atol=1e-3)
-        np.testing.assert_allclose(steps.final_obs[t], normalize64(script.final_obs[t], seen), rtol=1e-3, atol=1e-3)
-    same = ~script.done
-    np.testing.assert_array_equal(np.asarray(steps.obs)[same], np.asarray(steps.final_obs)[same])
-    np.testing.assert_allclose(state.stats.mean, np.concatenate(seen).mean(0), rtol=1e-5)
-    assert float(state.stats.rows) == (T + 1) * E
-
-
-def test_statistics_carry_over_from_one_rollout_to_the_next():
-    """Two rollouts of half the length are one rollout: the statistics live in the state."""
-    env = training_env(
-        TrainConfig(num_envs=E, normalize_observation=True, normalize_reward=True), scripted_env(make_script()), GAMMA
-    )
-    _, state, whole = play(env)
-    _, middle, front = play(env, 5)
-    _, last, back = play(env, T - 5, middle)
-    for a, b, c in zip(*map(jax.tree.leaves, (whole, front, back)), strict=True):
-        np.testing.assert_allclose(a, np.concatenate([b, c]), rtol=1e-3, atol=1e-4)
-    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(last), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
 def test_frozen_statistics_do_not_change():
     """Evaluation standardises by what training had seen, whatever it sees itself."""
     script, other = make_script(0), make_script(1)
-    _, state, _ = play(normalize_observation(scripted_env(script)))
-    stats = observation_stats(state)
-    first, final, steps = play(freeze_observation(scripted_env(other), stats))
-    seen = [script.first, *script.obs]
-    np.testing.assert_allclose(first, normalize64(other.first, seen), rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(steps.obs, normalize64(other.obs, seen), rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(steps.final_obs, normalize64(other.final_obs, seen), rtol=1e-3, atol=1e-3)
-    assert int(final) == T  # the state is the environment's own: there is nothing left to update
-
-
-def test_observation_stats_are_found_or_absent():
-    """None unless the training environment normalises observations; the others' statistics are not mistaken for it."""
-    for observation in (False, True):
-        for reward in (False, True):
-            config = TrainConfig(num_envs=E, normalize_observation=observation, normalize_reward=reward)
-            state, _ = training_env(config, scripted_env(make_script()), GAMMA).reset(jax.random.key(0))
-            found = observation_stats(state)
-            assert (found is not None) == observation
-            if found is not None:
-                assert found.mean.shape == (O,)
-
-
-# --- rewards ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_reward_normaliser_against_a_float64_loop(seed):
-    """Divided by the standard deviation of all discounted returns so far.
-
-    The return of an episode's last step is among them, and the first return of the next episode is its first reward.
-    """
-    script = make_script(seed)
-    _, state, steps = play(normalize_reward(scripted_env(script), GAMMA))
-    running, seen = np.zeros(E), []
-    for t in range(T):
-        for env in range(E):
-            running[env] = GAMMA * running[env] + script.reward[t, env]
-            seen.append(running[env])
-        expected = np.clip(script.reward[t] / np.sqrt(np.var(seen) + EPSILON), -10, 10)
-        np.testing.assert_allclose(steps.reward[t], expected, rtol=1e-4)
-        running[script.done[t]] = 0.0
-    np.testing.assert_allclose(state.discounted, running, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(state.stats.var, np.var(seen), rtol=1e-4)
-    assert float(state.stats.rows) == T * E
-
-
-def test_reward_normaliser_touches_nothing_else():
-    """Observations and flags pass unchanged; the sign of a reward never changes."""
-    script = make_script()
-    first, _, steps = play(normalize_reward(scripted_env(script), GAMMA))
-    np.testing.assert_array_equal(first, script.first)
-    np.testing.assert_array_equal(steps.obs, script.obs)
-    np.testing.assert_array_equal(steps.final_obs, script.final_obs)
-    np.testing.assert_array_equal(steps.terminated, script.terminated)
-    np.testing.assert_array_equal(steps.truncated, script.truncated)
-    np.testing.assert_array_equal(np.sign(steps.reward), np.sign(script.reward))
-
-
-def test_rewards_are_clipped_to_10():
-    """A jackpot after a long quiet time becomes 10."""
-    script = make_script()
-    reward = np.full((T, E), 0.01, np.float32) * np.arange(1, E + 1)
-    reward[-1] = [-1e6, 0.0, 1.0]
-    _, _, steps = play(normalize_reward(scripted_env(script._replace(reward=reward.astype(np.float32))), GAMMA))
-    assert np.abs(steps.reward).max() <= 10
-    quiet = reward.copy()
-    quiet[-1] = [0.0, 0.0, 1e6]
-    _, _, steps = play(normalize_reward(scripted_env(script._replace(reward=quiet.astype(np.float32))), GAMMA))
-    # One outlier among n returns is at most sqrt(n) standard deviations from zero.
-    np.testing.assert_allclose(steps.reward[-1, 2], np.sqrt(T * E), rtol=0.1)
-    constant = np.ones((T, E), np.float32)
-    _, _, steps = play(normalize_reward(scripted_env(script._replace(reward=constant)), GAMMA))
-    np.testing.assert_array_equal(steps.reward[0], 10.0)  # no spread yet
+    seen = script.obs.reshape(-1, O)
+    first, final, steps = play(freeze_observation(scripted_env(other), update_stats(empty_stats((O,)), seen)))
+    np.testing.assert_allclose(first, normalize64(other.first, [seen]), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(steps.obs, normalize64(other.obs, [seen]), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(steps.final_obs, normalize64(other.final_obs, [seen]), rtol=1e-3, atol=1e-3)
+    assert int(final) == T  # the state is the environment's own: there is nothing to update
 
 
 # --- episodes ---------------------------------------------------------------------------------------------------------
@@ -336,16 +139,6 @@ def test_the_return_of_a_million_steps():
     state, seen = jax.jit(run)(env.reset(None)[0])
     np.testing.assert_allclose(seen, [100_000, 10_000], rtol=1e-7)
     np.testing.assert_array_equal(state.episode_return.value, 0.0)
-
-
-def test_episode_returns_are_of_raw_rewards():
-    """Normalising rewards changes what is learnt from, not what is reported."""
-    config = TrainConfig(num_envs=E, normalize_reward=True, normalize_observation=True)
-    _, _, normalised = play(training_env(config, scripted_env(make_script()), GAMMA))
-    _, _, raw = play(track_episodes(scripted_env(make_script())))
-    for name in ("episode/return", "episode/length", "episode/count"):
-        np.testing.assert_array_equal(normalised.info[name], raw.info[name])
-    assert not np.allclose(normalised.reward, raw.reward)
 
 
 def test_inner_info_is_kept():
@@ -463,12 +256,3 @@ def test_the_rollout_stores_the_unbounded_action(policy):
     assert np.abs(stored).max() > 1
     assert np.abs(sent).max() <= 0.5
     np.testing.assert_allclose(transition.log_prob, transition.pi.log_prob(transition.action), rtol=1e-6)
-
-
-@pytest.mark.parametrize("reward", [False, True])
-@pytest.mark.parametrize("observation", [False, True])
-def test_running_stats_are_all_that_there_are(observation, reward):
-    config = TrainConfig(num_envs=3, normalize_observation=observation, normalize_reward=reward)
-    state, _ = training_env(config, walk(3), 0.9).reset(jax.random.split(jax.random.key(0), 3))
-    expected = [(2,)] * observation + [()] * reward
-    assert [stats.mean.shape for stats in running_stats(state)] == expected

@@ -8,6 +8,7 @@ from probe_envs import endless
 from purejaxppo import evaluate
 from purejaxppo.config import TrainConfig
 from purejaxppo.core.distributions import Categorical
+from purejaxppo.core.normalizer import NO_NORMALIZER
 from purejaxppo.core.types import LearnerState, RunnerState
 from purejaxppo.evaluate import evaluate_runner
 from purejaxppo.experiment import evaluation
@@ -17,7 +18,13 @@ E = 6
 CONFIG = TrainConfig()
 WEIGHTS = jnp.array([[-0.3, 0.4]])
 RUNNER = RunnerState(
-    LearnerState(WEIGHTS, (), ()), (), jnp.zeros((1, 1)), jnp.arange(1), jax.random.key(0), jnp.int32(0)
+    LearnerState(WEIGHTS, (), ()),
+    (),
+    jnp.zeros((1, 1)),
+    NO_NORMALIZER,
+    jnp.arange(1),
+    jax.random.key(0),
+    jnp.int32(0),
 )
 
 

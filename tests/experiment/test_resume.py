@@ -17,6 +17,8 @@ from rich.console import Console
 
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.core.nonfinite import NONFINITE_RULES
+from purejaxppo.core.normalizer import NO_NORMALIZER
+from purejaxppo.core.types import LearnerState, RunnerState
 from purejaxppo.envs.gymnax_adapter import from_gymnax
 from purejaxppo.errors import CheckpointError, ConfigError, DivergedError, EnvError
 from purejaxppo.experiment import chunked_loop, load_run, training
@@ -460,9 +462,7 @@ def test_other_keys_depend_on_what_failed_alone():
 
 
 def jnp_runner(key):
-    from purejaxppo.core.types import LearnerState, RunnerState
-
-    return RunnerState(LearnerState({}, (), ()), (), jnp.zeros(1), jnp.arange(1), key, jnp.int32(0))
+    return RunnerState(LearnerState({}, (), ()), (), jnp.zeros(1), NO_NORMALIZER, jnp.arange(1), key, jnp.int32(0))
 
 
 # --- evaluation of a chosen checkpoint --------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
+from purejaxppo.core.normalizer import NO_NORMALIZER
 from purejaxppo.core.types import LearnerState, RunnerState
 from purejaxppo.errors import CheckpointError, DivergedError, OutOfMemoryError
 from purejaxppo.experiment import training as module
@@ -120,7 +121,15 @@ class Rehearsal:
 
 def state_of(updates):
     learner = LearnerState({"w": np.full(2, updates, np.float32)}, (), ())
-    return RunnerState(learner, (), np.zeros(1), np.zeros(1, np.int32), np.zeros(2, np.uint32), np.int32(updates))
+    return RunnerState(
+        learner,
+        (),
+        np.zeros(1),
+        NO_NORMALIZER,
+        np.zeros(1, np.int32),
+        np.zeros(2, np.uint32),
+        np.int32(updates),
+    )
 
 
 def fails_with(error):

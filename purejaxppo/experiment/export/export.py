@@ -14,17 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from purejaxppo.config.fields import AnyPath
+from purejaxppo.core.normalizer import NORMALIZER_CLIP, NORMALIZER_EPSILON, standardize_by
 from purejaxppo.core.sums import RELATIVE_FLOOR
 from purejaxppo.core.types import Box, Discrete
 from purejaxppo.devices.machine import installed_versions, pip_install
-from purejaxppo.envs.wrappers import (
-    NORMALIZER_CLIP,
-    NORMALIZER_EPSILON,
-    action_bound,
-    action_units,
-    observation_stats,
-    standardize_by,
-)
+from purejaxppo.envs.wrappers import action_bound, action_units
 from purejaxppo.errors import ConfigError
 from purejaxppo.experiment.atomic_files import write_bytes, write_json, write_text
 from purejaxppo.experiment.directory import create_dir
@@ -88,7 +82,7 @@ def greedy_policy(run: SavedRun) -> Callable[[jax.Array], dict[str, jax.Array]]:
     `log_std` [b, A] of the Gaussian before it is clipped or squashed.
     """
     apply = make_network(run.config, run.env).apply
-    stats = observation_stats(run.runner.env_state)
+    stats = run.runner.normalizer.obs
     bound = action_bound(run.config, run.env.action_space)
     params = run.runner.learner.params
 
@@ -145,7 +139,7 @@ def _without_source_paths() -> Iterator[None]:
 def _weights(run: SavedRun) -> dict[str, np.ndarray]:
     """Returns all parameters by their paths in the network, and the normaliser's mean and var."""
     weights = flax.traverse_util.flatten_dict(run.runner.learner.params, sep="/")
-    stats = observation_stats(run.runner.env_state)
+    stats = run.runner.normalizer.obs
     if stats is not None:
         weights |= {"normalizer/mean": stats.mean, "normalizer/var": stats.var}
     return {name: np.asarray(weight) for name, weight in weights.items()}

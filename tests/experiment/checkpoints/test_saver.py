@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from purejaxppo.config import RunOptions
+from purejaxppo.core.normalizer import NO_NORMALIZER
 from purejaxppo.core.types import LearnerState, RunnerState
 from purejaxppo.errors import CheckpointError, DivergedError
 from purejaxppo.experiment.checkpoints import saver as module
@@ -25,7 +26,13 @@ def make_runner(value=1.0):
     params = {"kernel": jnp.full((2, 3), value)}
     learner = LearnerState(params, {"moments": jnp.full(3, 2 * value)}, ())
     return RunnerState(
-        learner, jnp.array([jnp.nan, value]), jnp.zeros((2, 1)), jnp.arange(2), jax.random.key(3), jnp.int32(7)
+        learner,
+        jnp.array([jnp.nan, value]),
+        jnp.zeros((2, 1)),
+        NO_NORMALIZER,
+        jnp.arange(2),
+        jax.random.key(3),
+        jnp.int32(7),
     )
 
 

@@ -22,7 +22,7 @@ from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.config.fields import Activation
 from purejaxppo.core.types import Box, EnvStep
 from purejaxppo.envs.gymnax_adapter import from_gymnax
-from purejaxppo.envs.wrappers import evaluation_env, observation_stats
+from purejaxppo.envs.wrappers import evaluation_env
 from purejaxppo.errors import CheckpointError, ConfigError
 from purejaxppo.experiment.checkpoints.state import snapshot
 from purejaxppo.experiment.checkpoints.store import save_step
@@ -69,12 +69,12 @@ def make_run(**settings):
     runner = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes._replace(key=()))
     keys = jax.random.split(jax.random.key(7), 4)
     params = scrambled(keys[0], runner.learner.params)
-    state, stats = runner.env_state, observation_stats(runner.env_state)
+    normalizer, stats = runner.normalizer, runner.normalizer.obs
     if stats is not None:
         mean, var = jax.random.normal(keys[1], stats.mean.shape), jnp.exp(jax.random.normal(keys[2], stats.mean.shape))
-        state = state._replace(stats=stats._replace(mean=mean, var=var, rows=jnp.float32(12)))
+        normalizer = normalizer._replace(obs=stats._replace(mean=mean, var=var, rows=jnp.float32(12)))
     learner = runner.learner._replace(params=params)
-    runner = runner._replace(learner=learner, env_state=state, key=keys[3], updates=jnp.int32(3))
+    runner = runner._replace(learner=learner, normalizer=normalizer, key=keys[3], updates=jnp.int32(3))
     return SavedRun(config, env, runner, {})
 
 
@@ -94,7 +94,7 @@ def own_actions(run, obs):
         return state, EnvStep(jnp.asarray(obs), jnp.asarray(obs), zero, zero > 0, zero > 0, {"action": action})
 
     showing = run.env._replace(reset=lambda key: ((), jnp.asarray(obs)), step=step, num_envs=len(obs))
-    env = evaluation_env(run.config, showing, observation_stats(run.runner.env_state))
+    env = evaluation_env(run.config, showing, run.runner.normalizer.obs)
     state, seen = env.reset(jax.random.key(0))
     pi, _ = make_network(run.config, run.env).apply(run.runner.learner.params, seen)
     _, result = env.step(jax.random.key(0), state, pi.mode())
@@ -184,9 +184,9 @@ def test_the_cases_cover_every_activation():
 def test_an_observation_that_never_varied(exported):
     """Both readers divide its rounding by no less than the evaluation does."""
     run = make_run(**CASES["gaussian"])
-    stats = run.runner.env_state.stats
+    stats = run.runner.normalizer.obs
     stats = stats._replace(mean=jnp.full_like(stats.mean, 1000.1), var=jnp.zeros_like(stats.var))
-    run = run._replace(runner=run.runner._replace(env_state=run.runner.env_state._replace(stats=stats)))
+    run = run._replace(runner=run.runner._replace(normalizer=run.runner.normalizer._replace(obs=stats)))
     out = exported(run)
     obs = np.float32(1000.1) + np.float32(2.0**-14) * np.arange(-6, 6, dtype=np.float32).reshape(4, 3)
     expected, pi = own_actions(run, obs)
@@ -244,7 +244,7 @@ def test_the_weights_are_the_networks_and_the_normalisers(saved):
     """They have the same bits, under their flax paths."""
     run, _, out, _ = saved
     weights = load_file(out / "weights.safetensors")
-    stats = observation_stats(run.runner.env_state)
+    stats = run.runner.normalizer.obs
     kernel = run.runner.learner.params["params"]["MLPTorso_1"]["Dense_1"]["kernel"]
     np.testing.assert_array_equal(weights["params/MLPTorso_1/Dense_1/kernel"], kernel)
     np.testing.assert_array_equal(weights["normalizer/mean"], stats.mean)
