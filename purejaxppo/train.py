@@ -22,7 +22,18 @@ from purejaxppo.core.nonfinite import NONFINITE_RULES, no_value, nonfinite, undo
 from purejaxppo.core.normalizer import init_normalizer, normalized_obs, scaled_reward, update_normalizer
 from purejaxppo.core.optimizer import anneal
 from purejaxppo.core.rollout import rollout
-from purejaxppo.core.types import Algorithm, Batch, Metrics, Network, RunnerState, Trainer, Transition, VecEnv
+from purejaxppo.core.types import (
+    Algorithm,
+    Batch,
+    Distribution,
+    Metrics,
+    Network,
+    Params,
+    RunnerState,
+    Trainer,
+    Transition,
+    VecEnv,
+)
 from purejaxppo.envs.gymnax_adapter import from_gymnax
 from purejaxppo.envs.wrappers import training_env
 from purejaxppo.errors import ConfigError
@@ -49,17 +60,9 @@ def make_trainer(
       ConfigError: invalid settings, or a network or an algorithm that does not fit.
       EnvError: an environment that breaks the contract of `VecEnv`.
     """
-    validate_config(config)
-    check_algorithm(algorithm)
-    estimate = ESTIMATORS[config.value_target]
+    _check_parts(config, env, network, algorithm)
     if config.learning_rate_schedule == "kl_adaptive":
         algorithm = kl_adaptive(algorithm)
-    if env.num_envs != config.num_envs:
-        raise ConfigError(
-            f"the environment has {env.num_envs} copies, but num_envs = {config.num_envs}; make them equal."
-        )
-    check_env(env)
-    check_network(config, env, network)
     wrapped = training_env(config, env)
 
     def init(key: jax.Array, hp: Hyperparams) -> RunnerState:
@@ -76,27 +79,16 @@ def make_trainer(
         hp = anneal(config, hp, runner.updates)
         see = partial(normalized_obs, runner.normalizer)  # by the same statistics for the whole update
 
+        def apply(params: Params, obs: jax.Array) -> tuple[Distribution, jax.Array]:
+            return network.apply(params, see(obs))
+
+        params, num_steps = runner.learner.params, config.num_steps
         env_state, obs, transition, sums = rollout(
-            key_rollout,
-            wrapped,
-            lambda params, obs: network.apply(params, see(obs)),
-            runner.learner.params,
-            runner.env_state,
-            runner.obs,
-            runner.env_ids,
-            config.num_steps,
+            key_rollout, wrapped, apply, params, runner.env_state, runner.obs, runner.env_ids, num_steps
         )
         done = transition.terminated | transition.truncated
         normalizer = update_normalizer(runner.normalizer, transition.obs, transition.reward, done, hp.gamma)
-        advantage, target = estimate(
-            scaled_reward(runner.normalizer, transition.reward),
-            transition.value,
-            transition.next_value,
-            transition.terminated,
-            transition.truncated,
-            hp.gamma,
-            hp.gae_lambda,
-        )
+        advantage, target = _estimate(config, hp, scaled_reward(runner.normalizer, transition.reward), transition)
         batch = gather(_flatten(transition._replace(obs=see(transition.obs)), advantage, target))
         learner, metrics = algorithm.update(key_update, hp, runner.learner, batch)
         # The algorithm's metrics come last: one with an adaptive learning rate reports the rate that it used.
@@ -141,6 +133,25 @@ def train(config: TrainConfig, hp: Hyperparams, key: jax.Array) -> tuple[RunnerS
     """
     trainer = trainer_from_config(config)
     return advance(trainer, hp, trainer.init(key, hp), config.num_updates)
+
+
+def _check_parts(config: TrainConfig, env: VecEnv, network: Network, algorithm: Algorithm) -> None:
+    validate_config(config)
+    check_algorithm(algorithm)
+    if env.num_envs != config.num_envs:
+        raise ConfigError(
+            f"the environment has {env.num_envs} copies, but num_envs = {config.num_envs}; make them equal."
+        )
+    check_env(env)
+    check_network(config, env, network)
+
+
+def _estimate(
+    config: TrainConfig, hp: Hyperparams, reward: jax.Array, transition: Transition
+) -> tuple[jax.Array, jax.Array]:
+    """Returns advantages and value targets [T, E]."""
+    estimator, t = ESTIMATORS[config.value_target], transition
+    return estimator(reward, t.value, t.next_value, t.terminated, t.truncated, hp.gamma, hp.gae_lambda)
 
 
 def _flatten(transition: Transition, advantage: jax.Array, target: jax.Array) -> Batch:

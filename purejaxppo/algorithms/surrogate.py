@@ -1,7 +1,7 @@
 """Minibatch gradient steps, which all update rules share, and the loss of ppo_clip, ppo_kl and policy_gradient."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +24,17 @@ from purejaxppo.core.types import (
     single_device,
 )
 
-# (params, minibatch) -> (gradient, metrics)
-Gradient = Callable[[Params, Batch], tuple[Params, Metrics]]
+
+class GradientStep(NamedTuple):
+    """What is measured on a minibatch, before the step that is taken on it."""
+
+    metrics: Metrics  # reported as means over all steps of an update
+    kl: jax.Array  # mean KL(old || new), nats; above hp.target_kl it ends the update
+    ratio_deviation: jax.Array  # mean |r - 1|
+
+
+# (params, minibatch) -> (gradient, what was measured)
+Gradient = Callable[[Params, Batch], tuple[Params, GradientStep]]
 # (hp, algo_state, pi, ratio [B], minibatch) -> (loss, metrics)
 PolicyLoss = Callable[[Hyperparams, Any, Distribution, jax.Array, Batch], tuple[jax.Array, Metrics]]
 
@@ -62,23 +71,20 @@ def surrogate_algorithm(
         return LearnerState(params, make_optimizer(hp).init(params), ())
 
     def update(key: jax.Array, hp: Hyperparams, learner: LearnerState, batch: Batch) -> tuple[LearnerState, Metrics]:
-        def loss(params: Params, minibatch: Batch) -> tuple[jax.Array, Metrics]:
+        def loss(params: Params, minibatch: Batch) -> tuple[jax.Array, GradientStep]:
             pi, value = apply(params, minibatch.obs)
             ratio = jnp.exp(pi.log_prob(minibatch.action) - minibatch.log_prob)
             policy, metrics = policy_loss(hp, learner.algo_state, pi, ratio, minibatch)
             critic = critic_loss(hp, value, minibatch)
             entropy = jnp.mean(pi.entropy())
-            metrics = {
-                **metrics,
-                "loss/policy": policy,
-                "loss/value": critic,
-                "entropy": entropy,
-                "minibatch_kl": jnp.mean(minibatch.pi.kl(pi)),
-                "ratio_deviation": jnp.mean(jnp.abs(ratio - 1.0)),
-            }
-            return policy + hp.vf_coef * critic - hp.ent_coef * entropy, metrics
+            measured = GradientStep(
+                {**metrics, "loss/policy": policy, "loss/value": critic, "entropy": entropy},
+                kl=jnp.mean(minibatch.pi.kl(pi)),
+                ratio_deviation=jnp.mean(jnp.abs(ratio - 1.0)),
+            )
+            return policy + hp.vf_coef * critic - hp.ent_coef * entropy, measured
 
-        def gradient(params: Params, minibatch: Batch) -> tuple[Params, Metrics]:
+        def gradient(params: Params, minibatch: Batch) -> tuple[Params, GradientStep]:
             # Standardised over the whole minibatch, before its rows are sharded: the loss is then a mean over rows,
             # and the mean of the devices' gradients is the gradient.
             minibatch = minibatch._replace(advantage=per_minibatch(minibatch.advantage))
@@ -86,9 +92,8 @@ def surrogate_algorithm(
 
         batch = batch._replace(advantage=per_batch(batch.advantage))
         learner, steps = gradient_steps(key, config, hp, learner, batch, gradient)
-        del steps["minibatch_kl"]  # for `gradient_steps` alone; `drift` below measures the KL over the whole batch
-        deviation = steps.pop("ratio_deviation")[0, 0]  # of the first minibatch of the first epoch: 0 up to rounding
-        metrics = {**jax.tree.map(jnp.mean, steps), "ratio/first_minibatch_deviation": deviation}
+        metrics = jax.tree.map(jnp.mean, steps.metrics)
+        metrics["ratio/first_minibatch_deviation"] = steps.ratio_deviation[0, 0]  # 0 up to rounding
         return learner, {**metrics, **drift(apply, learner.params, batch, split)}
 
     return Algorithm(init, update)
@@ -96,11 +101,10 @@ def surrogate_algorithm(
 
 def gradient_steps(
     key: jax.Array, config: TrainConfig, hp: Hyperparams, learner: LearnerState, batch: Batch, gradient: Gradient
-) -> tuple[LearnerState, Metrics]:
+) -> tuple[LearnerState, GradientStep]:
     """Takes Adam's steps along `gradient`, over config.num_epochs shuffles of the batch into config.num_minibatches.
 
-    If `hp.target_kl` is set, the steps stop early once the metric `minibatch_kl` exceeds it. A `gradient` without that
-    metric needs hp.target_kl = None.
+    If `hp.target_kl` is set, the steps stop early once the minibatch's `kl` exceeds it.
 
     Args:
       key: consumed by the shuffles.
@@ -108,25 +112,26 @@ def gradient_steps(
       hp: with the learning rate, the gradient's maximum norm and target_kl.
       learner: parameters and optimizer state to start from.
       batch: N rows.
-      gradient: (params, minibatch) -> (gradient, metrics), the metrics measured before the step.
+      gradient: (params, minibatch) -> (gradient, what was measured).
 
     Returns:
-      The learner, and the metrics of `gradient` and `grad_norm` (before clipping) with leaves [epochs, minibatches],
-      including the steps that were discarded.
+      The learner, and what was measured, with `grad_norm` (before clipping) among the metrics, leaves [epochs,
+      minibatches], including the steps that were discarded.
     """
     optimizer = make_optimizer(hp)
 
-    def step(learner: LearnerState, minibatch: Batch) -> tuple[LearnerState, Metrics]:
-        grads, metrics = gradient(learner.params, minibatch)
+    def step(learner: LearnerState, minibatch: Batch) -> tuple[LearnerState, GradientStep]:
+        grads, measured = gradient(learner.params, minibatch)
         updates, opt_state = optimizer.update(grads, learner.opt_state, learner.params)
         params = optax.apply_updates(learner.params, updates)
-        return learner._replace(params=params, opt_state=opt_state), {**metrics, "grad_norm": optax.tree.norm(grads)}
+        measured = measured._replace(metrics={**measured.metrics, "grad_norm": optax.tree.norm(grads)})
+        return learner._replace(params=params, opt_state=opt_state), measured
 
     counts = config.num_epochs, config.num_minibatches
     target_kl = hp.target_kl
     if target_kl is None:
         return fold_minibatches(key, step, learner, batch, *counts)
-    masked_step = stop_early(lambda metrics: metrics["minibatch_kl"] > target_kl, step)
+    masked_step = stop_early(lambda measured: measured.kl > target_kl, step)
     (learner, _), steps = fold_minibatches(key, masked_step, (learner, jnp.array(True)), batch, *counts)
     return learner, steps
 

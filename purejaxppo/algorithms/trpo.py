@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from purejaxppo.algorithms.surrogate import critic_loss, gradient_steps
+from purejaxppo.algorithms.surrogate import GradientStep, critic_loss, gradient_steps
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.config.fields import DEFAULT_TARGET_KL
 from purejaxppo.core.diagnostics import drift
@@ -46,16 +46,17 @@ def trpo(config: TrainConfig, apply: Apply, *, split: Split = single_device) -> 
         batch = batch._replace(advantage=normalize(batch.advantage))
         params, policy_metrics = policy_step(config, apply, hp, learner.params, batch)
 
-        def value_loss(params: Params, minibatch: Batch) -> tuple[jax.Array, Metrics]:
+        def value_loss(params: Params, minibatch: Batch) -> tuple[jax.Array, GradientStep]:
             _, value = apply(params, minibatch.obs)
             loss = critic_loss(hp, value, minibatch)
-            return loss, {"loss/value": loss}
+            unmoved = jnp.zeros(())  # the policy shares no parameters with the value function
+            return loss, GradientStep({"loss/value": loss}, kl=unmoved, ratio_deviation=unmoved)
 
         learner = learner._replace(params=params)
         gradient = split.mean(jax.grad(value_loss, has_aux=True))
         # target_kl is the trust region of the policy; it must not stop the regression.
         learner, steps = gradient_steps(key, config, dataclasses.replace(hp, target_kl=None), learner, batch, gradient)
-        metrics = {"loss/value": jnp.mean(steps["loss/value"]), **policy_metrics}
+        metrics = {"loss/value": jnp.mean(steps.metrics["loss/value"]), **policy_metrics}
         return learner, {**metrics, **drift(apply, learner.params, batch, split)}
 
     return Algorithm(init, update)
