@@ -291,6 +291,13 @@ def no_network(marker):
         setattr(socket, name, refuse)
 
 
+def cpu_devices(count):
+    """JAX has another number of CPU devices than the tests."""
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", int(count))
+
+
 FAULTS = {
     function.__name__: function
     for function in (
@@ -303,6 +310,7 @@ FAULTS = {
         no_space,
         short_files,
         no_network,
+        cpu_devices,
     )
 }
 

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from compiled_once import QUICKLY
 
 from purejaxppo.config import TrainConfig
 from purejaxppo.core.advantage import ESTIMATORS
@@ -43,7 +44,7 @@ def _batch(apply, value_target, rows):
     def make(params, key, gamma, gae_lambda):
         return _rollout(apply, params, key, gamma, gae_lambda, ESTIMATORS[value_target], rows)
 
-    return jax.jit(make, compiler_options={"xla_backend_optimization_level": 0})
+    return jax.jit(make, compiler_options=QUICKLY)
 
 
 def _rollout(apply, params, key, gamma, gae_lambda, estimate, rows):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled_once import QUICKLY
 from probe_envs import (
     action_to_reward,
     both_flags,
@@ -132,7 +133,7 @@ def probed():
         return jax.nn.softmax(pi.logits)[:, 1], value
 
     keys = jax.random.split(jax.random.key(1), len(PROBES))
-    results = jax.device_get(jax.jit(jax.vmap(run))(jnp.arange(len(PROBES)), keys))
+    results = jax.device_get(jax.jit(jax.vmap(run), compiler_options=QUICKLY)(jnp.arange(len(PROBES)), keys))
     return {make.__name__: take(results, i) for i, make in enumerate(PROBES)}
 
 
@@ -181,7 +182,11 @@ def test_actions_are_learned_wherever_their_bounds_are():
     env = far_bounds(config.num_envs)
     network = make_network(config, env)
     trainer = make_trainer(config, env, network, make_algorithm(config, network.apply))
-    runner, metrics = jax.jit(lambda key: advance(trainer, hp, trainer.init(key, hp), 40))(jax.random.key(0))
+
+    def run(key):
+        return advance(trainer, hp, trainer.init(key, hp), 40)
+
+    runner, metrics = jax.jit(run, compiler_options=QUICKLY)(jax.random.key(0))
     pi, _ = network.apply(runner.learner.params, jnp.zeros((1, 1)))
     low, high = action_bound(config, env.action_space)(pi.mode())[0]
     assert abs(low - 170) < 5
@@ -201,9 +206,10 @@ def continuous():
         trainer = trainer_from_config(config, walk(E, continuous=True))
         return advance(trainer, HP, trainer.init(key, HP), 3)
 
-    return jax.jit(lambda key: {policy: run(policy, key) for policy in ("gaussian", "tanh_gaussian")})(
-        jax.random.key(0)
-    )
+    def run_both(key):
+        return {policy: run(policy, key) for policy in ("gaussian", "tanh_gaussian")}
+
+    return jax.jit(run_both, compiler_options=QUICKLY)(jax.random.key(0))
 
 
 @pytest.mark.parametrize("policy", ["gaussian", "tanh_gaussian"])
@@ -262,8 +268,12 @@ def test_a_network_that_masks_actions_trains(algorithm):
     network = MaskingNetwork()
     trainer = make_trainer(config, with_a_forbidden_action(match(E)), network, make_algorithm(config, network.apply))
     hp = dataclasses.replace(HP, ent_coef=jnp.float32(0.1), target_kl=jnp.float32(0.05))
-    before = trainer.init(jax.random.key(0), hp)
-    after, metrics = jax.jit(lambda hp, runner: advance(trainer, hp, runner, 3))(hp, before)
+
+    def run(key, hp):
+        before = trainer.init(key, hp)
+        return before, advance(trainer, hp, before, 3)
+
+    before, (after, metrics) = jax.jit(run, compiler_options=QUICKLY)(jax.random.key(0), hp)
     assert all(np.isfinite(x).all() for x in leaves((after, metrics)))
     assert metrics["nonfinite"].tolist() == [0, 0, 0]
     assert np.any(np.asarray(metrics["kl"]) > 0)  # trpo may refuse a step
@@ -396,43 +406,54 @@ TOGGLES = {
 }
 
 
+def one_update(env=None, **changes):
+    """(state, metrics) of one update, compiled quickly."""
+    trainer = trainer_from_config(dataclasses.replace(CONFIG, **changes), env or walk(E))
+
+    def run(key, hp):
+        # Not at update 0, where every schedule is at its start, and normalisers have seen nothing.
+        runner = trainer.init(key, hp)
+        normalizer = jax.tree.map(lambda x: x + 1, runner.normalizer)
+        return trainer.update(hp, runner._replace(updates=jnp.int32(2), normalizer=normalizer))
+
+    return jax.jit(run, compiler_options=QUICKLY)(jax.random.key(0), HP)
+
+
 def op_by_op(env=None, **changes):
     """(state, metrics) of one update that is not compiled: what the Python code says, operation by operation."""
     trainer = trainer_from_config(dataclasses.replace(CONFIG, **changes), env or walk(E))
     with jax.disable_jit():
-        runner = trainer.init(jax.random.key(0), HP)
-        # Not at update 0, where every schedule is at its start, and normalisers have seen nothing.
-        normalizer = jax.tree.map(lambda x: x + 1, runner.normalizer)
-        return trainer.update(HP, runner._replace(updates=jnp.int32(2), normalizer=normalizer))
+        runner = trainer.init(jax.random.key(0), HP)._replace(updates=jnp.int32(2))
+        return trainer.update(HP, runner)
 
 
 @pytest.fixture(scope="module")
-def uncompiled():
-    return op_by_op()
+def unchanged():
+    return one_update()
 
 
-def test_jit_is_no_jit(programs, uncompiled):
+def test_jit_is_no_jit(programs):
     start = programs.init(jax.random.key(0), HP)._replace(updates=jnp.int32(2))
-    assert_close(programs.update(HP, start), uncompiled, atol=1e-4)  # Adam's steps are 3e-2
+    assert_close(programs.update(HP, start), op_by_op(), atol=1e-4)  # Adam's steps are 3e-2
 
 
 @pytest.mark.parametrize("name", TOGGLES)
-def test_every_toggle_changes_the_result(uncompiled, name):
-    result = op_by_op(**TOGGLES[name])
+def test_every_toggle_changes_the_result(unchanged, name):
+    result = one_update(**TOGGLES[name])
     assert all(np.isfinite(x).all() for x in leaves(result[0]))
     if name == "shared_torso":
-        assert len(leaves(result[0].learner.params)) == len(leaves(uncompiled[0].learner.params)) - 2
+        assert len(leaves(result[0].learner.params)) == len(leaves(unchanged[0].learner.params)) - 2
     else:
-        assert distance(result, uncompiled) > 1e-5
+        assert distance(result, unchanged) > 1e-5
     if name == "learning_rate_schedule":
         assert float(result[1]["learning_rate"]) == pytest.approx(float(HP.learning_rate))
-        assert float(uncompiled[1]["learning_rate"]) == pytest.approx(0.6 * float(HP.learning_rate))
+        assert float(unchanged[1]["learning_rate"]) == pytest.approx(0.6 * float(HP.learning_rate))
 
 
 def test_counts_are_alive():
     """num_steps of the environments, num_epochs * num_minibatches gradient steps."""
     changes = {"num_steps": T // 2, "num_minibatches": 1, "num_epochs": 3}
-    runner, _ = op_by_op(spoiled(walk(E), after=10**6), **changes)
+    runner, _ = one_update(spoiled(walk(E), after=10**6), **changes)
     assert int(runner.env_state.inner[1]) == T // 2
     assert adam_steps(runner) == 3
 
@@ -489,7 +510,7 @@ def test_memory_does_not_grow_with_the_number_of_updates(programs, start):
 
 def test_no_finished_episode_is_nan():
     """Not 0, which would be a return."""
-    _, metrics = op_by_op(walk(E, limit=50, target=1e6))
+    _, metrics = one_update(walk(E, limit=50, target=1e6))
     assert float(metrics["episode/count"]) == 0
     assert np.isnan(metrics["episode/return"])
     assert np.isnan(metrics["episode/length"])
@@ -498,10 +519,13 @@ def test_no_finished_episode_is_nan():
 def test_a_healthy_run_passes_debug_nans():
     """Compiled, under the mode that takes any NaN for an error: the same bits, but for the mark of no episode."""
     trainer = trainer_from_config(CONFIG, walk(E, limit=9, target=1e6))  # an episode ends in every third update
-    run = [jax.jit(lambda: advance(trainer, HP, trainer.init(jax.random.key(0), HP), 3)) for _ in range(2)]
-    state, metrics = run[0]()
+    run = [
+        jax.jit(lambda key, hp: advance(trainer, hp, trainer.init(key, hp), 3), compiler_options=QUICKLY)
+        for _ in range(2)
+    ]
+    state, metrics = run[0](jax.random.key(0), HP)
     with jax.debug_nans(True):
-        same_state, same_metrics = run[1]()
+        same_state, same_metrics = run[1](jax.random.key(0), HP)
     ended = np.asarray(metrics["episode/count"]) > 0
     assert ended.tolist() == [False, False, True]
     for name in ("episode/return", "episode/length"):
@@ -543,7 +567,7 @@ def test_train_by_name_under_jit_and_vmap_over_seeds():
         CONFIG, env="CartPole-v1", env_params={"max_steps_in_episode": 2}, total_timesteps=2 * E * T
     )
     keys = jax.random.split(jax.random.key(0), 2)
-    runner, metrics = jax.jit(jax.vmap(lambda key: train(config, HP, key)))(keys)
+    runner, metrics = jax.jit(jax.vmap(lambda key: train(config, HP, key)), compiler_options=QUICKLY)(keys)
     assert runner.updates.tolist() == [2, 2]
     assert runner.obs.shape == (2, E, 4)
     assert {x.shape for x in metrics.values()} == {(2, 2)}

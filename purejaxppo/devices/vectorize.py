@@ -182,14 +182,15 @@ def advance_runs(
 def _update(trainer: Trainer, hp: Hyperparams, run: Runs) -> tuple[Runs, Metrics]:
     """Advances one run by one update, unless it is frozen; a diverging run is frozen in the state before the update."""
     frozen = (run.diverged > 0) | (run.runner.updates >= run.stop_at)
+    update = jax.jit(trainer.update, inline=True)  # both branches share one tracing, and the program has no call
 
     def advance_run(run: Runs) -> tuple[Runs, Metrics]:
-        runner, metrics = trainer.update(hp, run.runner)
+        runner, metrics = update(hp, run.runner)
         diverged = jnp.where(metrics["nonfinite"] != 0, runner.updates, 0)
         return Runs(keep_if_finite(metrics, run.runner, runner), run.stop_at, diverged), metrics
 
     def keep_run(run: Runs) -> tuple[Runs, Metrics]:
-        _, metrics = jax.eval_shape(advance_run, run)
+        _, metrics = jax.eval_shape(update, hp, run.runner)
         return run, jax.tree.map(_undefined, metrics)
 
     # Under `jax.lax.map` only the taken branch is executed, so a frozen run costs nothing. Under `vmap` both branches

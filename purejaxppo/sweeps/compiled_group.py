@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from purejaxppo.config import Hyperparams
+from purejaxppo.core.types import RunnerState
 from purejaxppo.devices.memory import device_bytes, program_bytes, traced_bytes
 from purejaxppo.devices.vectorize import Layout, Runs, advance_runs, layout_for, make_runs, one_by_one
 from purejaxppo.envs.gymnax_adapter import from_gymnax
@@ -76,9 +77,13 @@ class CompiledGroup:
 
     def metric_names(self) -> set[str]:
         """Returns the names of an update's metrics, without the bit mask `nonfinite`."""
+        _, metrics = jax.eval_shape(self.trainer.update, *self._one_run())
+        return set(metrics) - {"nonfinite"}
+
+    def _one_run(self) -> tuple[Hyperparams, RunnerState]:
+        """Returns the shapes of one run's hyperparameters and state; with the same ones JAX traces an update once."""
         hps, runs = self.shapes(1)
-        step = advance_runs.eval_shape(self.trainer, hps, runs, 1, self.layout(1))
-        return set(step[1]) - {"nonfinite"}
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (hps, runs.runner))
 
     def chunk_length(self, size: int, updates: int) -> int:
         """Returns the updates per call that divide `updates` into calls of one length, each of about a second.
@@ -96,7 +101,7 @@ class CompiledGroup:
         Under `jax.lax.map` it is also no more than the runs whose single update takes a second: a larger batch would
         not be faster, and stop signals are heard between calls only.
         """
-        hps, runs = self.shapes(1)
+        _, runs = self.shapes(1)
         # Runs per device: of r vmapped runs each has a state and the intermediate arrays of its own update; of r runs
         # under `lax.map` each has a state, and one at a time has the intermediate arrays.
         most = math.inf
@@ -104,8 +109,7 @@ class CompiledGroup:
             most = work_per_call(jax.default_backend()) / self._work_per_update(runs)
         available = available_bytes(devices)
         if math.isfinite(available):
-            one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (hps, runs.runner))
-            work = traced_bytes(self.trainer.update, *one) / _BUFFER_REUSE
+            work = traced_bytes(self.trainer.update, *self._one_run()) / _BUFFER_REUSE
             state = 4 * _tree_bytes(runs)  # argument, result, and two copies while it is saved
             alone = self.layout(1).batching is one_by_one
             most = min(most, (available - work) / state if alone else available / (state + work))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled_once import QUICKLY
 from hand_batch import CONFIG, make_batch, make_policy
 
 from purejaxppo.algorithms.adaptive_lr import KLAdaptive, adapted_learning_rate, kl_adaptive
@@ -45,7 +46,7 @@ def parts():
     """(algorithm, compiled update, params, batch)."""
     apply, params = make_policy()
     algorithm = kl_adaptive(policy_gradient(dataclasses.replace(CONFIG, num_epochs=1), apply))
-    return algorithm, jax.jit(algorithm.update), params, make_batch(apply, params)
+    return algorithm, jax.jit(algorithm.update, compiler_options=QUICKLY), params, make_batch(apply, params)
 
 
 def hyperparams(**changes):
@@ -98,6 +99,8 @@ def test_no_target_is_the_default_one(parts):
     """0.01: a KL far below it raises the rate."""
     algorithm, _, params, batch = parts
     hp = dataclasses.replace(hyperparams(learning_rate=1e-5), target_kl=None)
-    learner, metrics = jax.jit(algorithm.update)(jax.random.key(0), hp, algorithm.init(hp, params), batch)
+    learner, metrics = jax.jit(algorithm.update, compiler_options=QUICKLY)(
+        jax.random.key(0), hp, algorithm.init(hp, params), batch
+    )
     assert metrics["kl"] < 0.005
     np.testing.assert_allclose(learner.algo_state.learning_rate, 1.5e-5, rtol=1e-5)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled_once import QUICKLY
 from hand_batch import CONFIG, make_batch, make_policy
 
 from purejaxppo.algorithms.ppo_kl import KLPenalty, adapted_kl_coef, ppo_kl
@@ -45,7 +46,7 @@ def parts():
     """(algorithm, compiled update, params, batch) with a KL of some hundredths per update."""
     apply, params = make_policy()
     algorithm = ppo_kl(dataclasses.replace(CONFIG, num_epochs=1), apply)
-    return algorithm, jax.jit(algorithm.update), params, make_batch(apply, params)
+    return algorithm, jax.jit(algorithm.update, compiler_options=QUICKLY), params, make_batch(apply, params)
 
 
 def hyperparams(**changes):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled_once import QUICKLY
 from hand_batch import CONFIG, make_batch, make_policy
 from jax.flatten_util import ravel_pytree
 
@@ -27,7 +28,7 @@ def batch_of(seed):
 
 @functools.cache
 def step_program():
-    return jax.jit(lambda hp, batch: policy_step(TRPO, APPLY, hp, PARAMS, batch))
+    return jax.jit(lambda hp, batch: policy_step(TRPO, APPLY, hp, PARAMS, batch), compiler_options=QUICKLY)
 
 
 def step(batch, **options):
@@ -119,12 +120,14 @@ def test_direction_and_length_are_those_of_dense_linear_algebra(policy):
             ratio = jnp.exp(new.log_prob(batch.action) - batch.log_prob)
             return importance_surrogate(ratio, batch.advantage) + ent_coef * jnp.mean(new.entropy())
 
-        fisher = np.asarray(jax.jit(jax.jacfwd(jax.jacfwd(kl)))(old)) + damping * np.eye(old.size)
+        second_derivative = jax.jit(jax.jacfwd(jax.jacfwd(kl)), compiler_options=QUICKLY)
+        fisher = np.asarray(second_derivative(old)) + damping * np.eye(old.size)
         direction = np.linalg.solve(fisher, np.asarray(jax.grad(objective)(old)))
         length = np.sqrt(2 * target_kl / (direction @ fisher @ direction))
         config = dataclasses.replace(TRPO, cg_iterations=60)
         hp = Hyperparams(target_kl=target_kl, cg_damping=damping, ent_coef=ent_coef)
-        new, metrics = jax.jit(lambda params, batch: policy_step(config, apply, hp, params, batch))(params, batch)
+        step = jax.jit(functools.partial(policy_step, config, apply, hp), compiler_options=QUICKLY)
+        new, metrics = step(params, batch)
         moved = np.asarray(ravel_pytree(new)[0] - old)
         assert metrics["step_fraction"] == 1
         np.testing.assert_allclose(moved, length * direction, atol=1e-4 * np.abs(length * direction).max())
@@ -198,7 +201,7 @@ def test_no_step_without_an_advantage():
 def test_value_regression_does_not_move_the_policy():
     """Bit by bit, at any learning rate; and the value function does move."""
     algorithm = trpo(TRPO, APPLY)
-    update = jax.jit(algorithm.update)
+    update = jax.jit(algorithm.update, compiler_options=QUICKLY)
     batch = batch_of(0)
     of_value = jax.grad(lambda params: jnp.sum(APPLY(params, batch.obs)[1]))(PARAMS)
     is_policy = [not np.any(x) for x in jax.tree.leaves(of_value)]

@@ -335,6 +335,13 @@ def own_rule(tmp_path):
     ALGORITHMS.pop("mine", None)
 
 
+@pytest.fixture
+def nothing_compiled(monkeypatch):
+    """Lets every plan fit into memory without compiling its programs; what that finds is in sweeps/test_run.py."""
+    monkeypatch.setattr("purejaxppo.sweeps.compiled_group.CompiledGroup.needed_bytes", lambda *_: 1)
+
+
+@pytest.mark.usefixtures("nothing_compiled")
 def test_a_rule_of_ones_own_can_be_swept(own_rule, capfd):
     """It takes the options that it reads, and no message says otherwise."""
     flags = ["--vf-coef", "0.5", "1", "--clip-eps", "0.1", "0.2", "--seeds", "1", *BUDGET, *TINY]
@@ -417,8 +424,9 @@ def test_devices_that_are_not_there():
 def test_the_older_variable_is_named_too_and_the_flag_beats_it(variables, argv, says):
     """For JAX_PLATFORM_NAME, JAX only says that there is no such backend."""
     script = (
-        "import sys, purejaxppo.envs.gymnax_adapter; from purejaxppo.cli.main import run\n"
-        "purejaxppo.envs.gymnax_adapter.env_table = lambda allow_download: []; sys.exit(run(['envs', *sys.argv[1:]]))"
+        "import sys, types; from purejaxppo.cli.main import run\n"
+        "table = types.SimpleNamespace(env_table=lambda allow_download: [])\n"
+        "sys.modules['purejaxppo.envs.gymnax_adapter'] = table; sys.exit(run(['envs', *sys.argv[1:]]))"
     )
     env = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
     env |= {"JAX_PLATFORM_NAME": "abacus", **variables}
@@ -587,6 +595,7 @@ def test_train_in_words(capfd):
     assert 0 < float(seconds[2]) < float(seconds[1])
 
 
+@pytest.mark.usefixtures("nothing_compiled")
 def test_plan_and_training_say_where_the_settings_are_from(capfd):
     """One line on standard error says so, with --json, too."""
     assert cli.run(["sweep", "--env", "MemoryChain-bsuite", "--gamma", "0.9", "0.99", "--plan", "--json", *TINY]) == 0

@@ -254,8 +254,10 @@ def test_one_by_one_each_run_has_the_bits_that_it_has_alone(algorithm):
 
 @pytest.mark.parametrize(
     ("num_envs", "num_steps", "normalize"),
-    [(8, 32, ["observation"]), (7, 9, ["observation", "reward"])],
-    ids=["8x32", "7x9"],
+    [
+        pytest.param(8, 32, ["observation"], id="8x32", marks=pytest.mark.slow),
+        pytest.param(7, 9, ["observation", "reward"], id="7x9"),
+    ],
 )
 def test_exact_is_exact_in_an_optimised_program_with_normalisers(num_envs, num_steps, normalize):
     """State and metrics; the other tests' programs are not optimised, and so do without fused multiply-adds."""
@@ -284,7 +286,7 @@ def test_over_two_devices_observations_are_normalised_as_alone():
     config = TrainConfig(num_envs=8, hidden_sizes=(8,), normalize_observation=True)
     env, hp = walk(8), Hyperparams()
     network = make_network(config, env)
-    runner = trainer_from_config(config, env).init(jax.random.key(0), hp)
+    runner = jax.jit(trainer_from_config(config, env).init)(jax.random.key(0), hp)
 
     def collect(params, env_state, obs):
         wrapped = training_env(config, env)

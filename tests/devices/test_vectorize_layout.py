@@ -211,6 +211,9 @@ def test_four_devices():
     """
     program = [sys.executable, "-c", "import test_vectorize_layout as here; here.train_eight_runs()"]
     env = os.environ | {"JAX_NUM_CPU_DEVICES": "4", "XLA_FLAGS": "", "PYTHONPATH": os.pathsep.join(sys.path)}
+    # The suite's cache of compiled programs, whose keys have the flags in them.
+    for name in ("compilation_cache_dir", "compilation_cache_max_size", "persistent_cache_min_entry_size_bytes"):
+        env[f"JAX_{name.upper()}"] = str(getattr(jax.config, f"jax_{name}"))
     done = subprocess.run(program, cwd=Path(__file__).parent, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {

@@ -46,6 +46,13 @@ CONFIG = TrainConfig(
     normalize_reward=True,
     learning_rate_schedule="kl_adaptive",
 )
+PLAIN = dataclasses.replace(  # for what does not depend on how much there is in a state
+    CONFIG,
+    algorithm="ppo_clip",
+    normalize_observation=False,
+    normalize_reward=False,
+    learning_rate_schedule="constant",
+)
 OPTIONS = RunOptions(eval_episodes=4, checkpoint_seconds=0.0, keep_newest=10)
 
 
@@ -377,14 +384,14 @@ def test_the_last_good_checkpoint_is_named(tmp_path, use):
     with pytest.raises(
         DivergedError, match=r"reward is not finite at update 3 .*step_000000000064; `purejaxppo resume"
     ):
-        run(tmp_path / "run")
+        run(tmp_path / "run", config=PLAIN)
     assert [step.env_steps for step in list_steps(tmp_path / "run")] == [64, 32]
 
 
 def test_a_run_that_diverged_goes_on_when_told_to_skip(tmp_path, use):
     use(now_and_then)
     with pytest.raises(DivergedError):
-        run(tmp_path / "run", config=dataclasses.replace(CONFIG, total_timesteps=32 * 12))
+        run(tmp_path / "run", config=dataclasses.replace(PLAIN, total_timesteps=32 * 12))
     good = list_steps(tmp_path / "run")[0].env_steps
     summary = resume(tmp_path / "run", settings=other_settings(tmp_path / "run", on_nonfinite="skip"))
     assert (summary["updates"], summary["exit_reason"]) == (12, "finished")
@@ -397,7 +404,7 @@ def test_a_run_that_diverged_goes_on_when_told_to_skip(tmp_path, use):
 def test_rollback_goes_on_with_other_random_numbers(tmp_path, use):
     """Rows of undone updates are removed; all rows and every checkpoint are finite."""
     use(now_and_then)
-    config = dataclasses.replace(CONFIG, total_timesteps=32 * 12, on_nonfinite="rollback")
+    config = dataclasses.replace(PLAIN, total_timesteps=32 * 12, on_nonfinite="rollback")
     summary = run(tmp_path / "run", config=config)
     assert summary["updates"] == 12
     assert "Rolled back to" in run.text
@@ -435,7 +442,7 @@ def test_rollback_gives_up(tmp_path, use):
     """If it always fails, there are the first attempt, three more, and the error."""
     use(bad_from_the_third_update)
     with pytest.raises(DivergedError, match="at update 3"):
-        run(tmp_path / "run", config=dataclasses.replace(CONFIG, on_nonfinite="rollback"))
+        run(tmp_path / "run", config=dataclasses.replace(PLAIN, on_nonfinite="rollback"))
     assert run.text.count("Rolled back to 64 env steps") == NONFINITE_RULES["rollback"].rollbacks
 
 
@@ -443,7 +450,7 @@ def test_rollback_gives_up(tmp_path, use):
 def test_rollback_without_a_checkpoint_is_from_the_beginning(tmp_path, use):
     use(lambda num_envs: spoiled(walk(num_envs), after=0))
     with pytest.raises(DivergedError, match="there is no good checkpoint"):
-        run(tmp_path / "run", config=dataclasses.replace(CONFIG, on_nonfinite="rollback"))
+        run(tmp_path / "run", config=dataclasses.replace(PLAIN, on_nonfinite="rollback"))
     assert run.text.count("Rolled back to 0 env steps") == NONFINITE_RULES["rollback"].rollbacks
 
 

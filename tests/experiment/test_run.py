@@ -1,6 +1,7 @@
 """A whole run on the host: chunks, the run directory, determinism, signals and divergence."""
 
 import dataclasses
+import functools
 import io
 import json
 import math
@@ -11,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled_once import compiled_once
 from hypothesis import given
 from hypothesis import strategies as st
-from jax.experimental.compilation_cache import compilation_cache
 from probe_envs import spoiled, walk
 from rich.console import Console
 
@@ -83,6 +84,30 @@ def run(config=CONFIG, out=None, seed=3, **options):
 
 def rows_of(run_dir):
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_once():
+    with compiled_once():
+        yield
+
+
+@functools.cache
+def endless_walk(num_envs):
+    """Its episodes never end."""
+    return walk(num_envs, limit=1000, target=1e6)
+
+
+@functools.cache
+def spoiled_walk(num_envs):
+    """From the third update on a reward is not finite."""
+    return spoiled(walk(num_envs), after=20)
+
+
+@functools.cache
+def infinite_walk(num_envs):
+    """From the third update on a reward is infinite."""
+    return spoiled(walk(num_envs), after=20, reward=math.inf)
 
 
 @pytest.fixture
@@ -355,10 +380,9 @@ def test_no_evaluation_episodes(tmp_path, change):
 # --- divergence and signals -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("reward", [math.nan, math.inf])
-def test_divergence_stops_the_run_and_saves_nothing(tmp_path, walking, short_chunks, compile_cache, reward):
-    """A reward is not finite from the third update on."""
-    walking(lambda num_envs: spoiled(walk(num_envs), after=20, reward=reward))
+@pytest.mark.parametrize("env", [spoiled_walk, pytest.param(infinite_walk, marks=pytest.mark.slow)])
+def test_divergence_stops_the_run_and_saves_nothing(tmp_path, walking, short_chunks, env):
+    walking(env)
     short_chunks(2, 2, 2)
     with pytest.raises(DivergedError, match=r"at update 3 \(96 env steps\)") as caught:
         run(out=tmp_path / "out")
@@ -368,24 +392,10 @@ def test_divergence_stops_the_run_and_saves_nothing(tmp_path, walking, short_chu
     assert not (tmp_path / "out" / "summary.json").exists()
 
 
-@pytest.fixture
-def compile_cache(tmp_path_factory, monkeypatch):
-    """Programs that are compiled once in this module are not compiled again."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    jax.config.update(names[0], str(tmp_path_factory.getbasetemp() / "compile_cache"))
-    jax.config.update(names[1], 0.0)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
-def test_a_signal_ends_the_run_after_the_chunks_in_flight(tmp_path, walking, short_chunks, compile_cache, name):
+def test_a_signal_ends_the_run_after_the_chunks_in_flight(tmp_path, walking, short_chunks, name):
     """It is saved but not evaluated; episodes of this walk never end, so there is no return to report either."""
-    walking(lambda num_envs: walk(num_envs, limit=1000, target=1e6))
+    walking(endless_walk)
     short_chunks(*[1] * UPDATES)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
 
@@ -406,8 +416,8 @@ def test_a_signal_ends_the_run_after_the_chunks_in_flight(tmp_path, walking, sho
     assert {number: signal.getsignal(number) for number in handlers} == handlers
 
 
-def test_a_second_signal_aborts_at_once(tmp_path, walking, short_chunks, compile_cache):
-    walking(lambda num_envs: walk(num_envs, limit=1000, target=1e6))
+def test_a_second_signal_aborts_at_once(tmp_path, walking, short_chunks):
+    walking(endless_walk)
     short_chunks(*[1] * UPDATES)
 
     def kill(step, row):

@@ -12,13 +12,14 @@ from fault_runs import side_by_side
 
 from purejaxppo.experiment.checkpoints.directory import invalid_reason, list_steps
 
-# Two programs and two rungs: sixteen runs for ten updates, then four for all forty.
+# Two rungs: eight runs for ten updates, then two for all forty.
 FLAGS = (
-    "--env CartPole-v1 --num-envs 4 --num-steps 8 --num-minibatches 2 --hidden-sizes 4 --num-epochs 1 2 "
+    "--env CartPole-v1 --num-envs 4 --num-steps 8 --num-minibatches 2 --hidden-sizes 4 --num-epochs 1 "
     "--learning-rate 0.003 0.01 0.03 0.1 --eval-episodes 4 --seeds 3 9 --total-timesteps 1280 --halving 4 "
     "--env-params max_steps_in_episode=30 --normalize-observation --target 25"
 )
 SWEEP = FLAGS.split()
+TWO_PROGRAMS = FLAGS.replace("--num-epochs 1", "--num-epochs 1 2").split()  # sixteen runs, then four
 TABLES = ("metrics.csv", "results.csv", "table.md", "plots/learning_curves.png")
 
 
@@ -33,18 +34,17 @@ def tables(directory):
     return [(directory / name).read_bytes() for name in TABLES], summary
 
 
-@pytest.fixture(scope="module")
-def whole(server, shared):
+def undisturbed(server, shared, sweep, name):
     """Returns the directory of an undisturbed sweep, which has filled the cache of compiled programs."""
-    out = shared / "sweep"
-    with (shared / "sweep.lock").open("w") as lock:
+    out = shared / name
+    with (shared / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another worker may be at it
         if not (out / "summary.json").exists():
-            code, stderr = server.run(shared / "sweep_log", "sweep", *SWEEP, "--out", out, fill_cache=True)
+            code, stderr = server.run(shared / f"{name}_log", "sweep", *sweep, "--out", out, fill_cache=True)
             assert code == 0, stderr
-            again = shared / "sweep_again"  # for the programs of resuming
+            again = shared / f"{name}_again"  # for the programs of resuming
             shutil.copytree(out, again, ignore=shutil.ignore_patterns("summary.json", "result.json"))
-            code, stderr = server.run(shared / "sweep_log", "resume", again, fill_cache=True)
+            code, stderr = server.run(shared / f"{name}_log", "resume", again, fill_cache=True)
             assert code == 0, stderr
             assert tables(again) == tables(out)
     return out
@@ -56,14 +56,14 @@ def _moved(out):
     return lambda: set(out.glob("parts/*/checkpoints/*")) != before
 
 
-def survive(server, directory, seed, number, kills):
+def survive(server, directory, sweep, seed, number, kills):
     """Sends signals, each at a random time after a random event, and resumes until the sweep is finished."""
     chance = random.Random(seed)
     out = directory / f"sweep_{seed}"
     sent = 0
     for attempt in range(kills + 1):
         new = not (out / "sweep.json").exists()
-        command = ["sweep", *SWEEP, "--out", out] if new else ["resume", out]
+        command = ["sweep", *sweep, "--out", out] if new else ["resume", out]
         reached = _moved(out) if chance.random() < 0.7 else None
         child = server.start(directory / f"log_{seed}_{attempt}", *command, "--checkpoint-seconds", "0")
         if attempt < kills:
@@ -80,20 +80,25 @@ def survive(server, directory, seed, number, kills):
     return out, sent
 
 
-def test_a_sweep_survives(server, whole, tmp_path):
+def test_a_sweep_survives(server, shared, tmp_path):
     """One sweep is killed, one is asked to stop."""
-    numbers = {1: signal.SIGKILL, 2: signal.SIGTERM}
-    outcomes = side_by_side(lambda seed: survive(server, tmp_path, seed, numbers[seed], 4), [*numbers])
+    whole, numbers = undisturbed(server, shared, SWEEP, "sweep"), {1: signal.SIGKILL, 2: signal.SIGTERM}
+    outcomes = side_by_side(lambda seed: survive(server, tmp_path, SWEEP, seed, numbers[seed], 3), [*numbers])
     for out, sent in outcomes:
         assert tables(out) == tables(whole)
         assert sent >= 1
 
 
 @pytest.mark.slow
-def test_a_sweep_survives_60_kills(server, whole, tmp_path):
+def test_a_sweep_of_two_programs_survives_60_kills(server, shared, tmp_path):
+    whole = undisturbed(server, shared, TWO_PROGRAMS, "two_programs")
+
+    def killed(seed):
+        return survive(server, tmp_path, TWO_PROGRAMS, seed, signal.SIGKILL, 8)
+
     total, seed = 0, 100
     while total < 60:
-        for out, sent in side_by_side(lambda s: survive(server, tmp_path, s, signal.SIGKILL, 8), [seed, seed + 1]):
+        for out, sent in side_by_side(killed, [seed, seed + 1]):
             assert tables(out) == tables(whole)
             total += sent
         seed += 2

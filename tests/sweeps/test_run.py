@@ -5,10 +5,7 @@ import dataclasses
 import io
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 import time
 from functools import partial
 from types import SimpleNamespace
@@ -16,6 +13,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from compiled_once import compiled_once
 from rich.console import Console
 
 from purejaxppo.cli import main as cli
@@ -76,6 +74,7 @@ RATES = tuple({"learning_rate": x} for x in (1e-3, 3e-3, 1e-2, 3e-2, 1e-1))
 
 
 ELAPSED = []  # seconds of the sweep that is not to be changed
+COMPILED = []  # settings and number of runs of the programs that the sweep with halving has compiled
 
 
 class Quiet(Console):
@@ -111,11 +110,10 @@ def rows_of(path):
 
 @pytest.fixture(scope="module", autouse=True)
 def short_chunks():
-    """Makes calls of two updates, so that a batch has several."""
-    patch = pytest.MonkeyPatch()
-    patch.setattr("purejaxppo.experiment.chunked_loop._CHUNK_UPDATES", 2)
-    yield
-    patch.undo()
+    """Makes calls of two updates, so that a batch has several; their programs serve all tests."""
+    with compiled_once(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("purejaxppo.experiment.chunked_loop._CHUNK_UPDATES", 2)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +232,7 @@ def test_a_member_goes_on_to_the_longer_run(swept, tmp_path):
     out, sweep, _, _ = swept
     extract_member(out, "0", tmp_path / "member")
     config, hp = sweep.settings[0]
-    settings = RunSettings(dataclasses.replace(config, total_timesteps=32 * 12), hp, 5, OPTIONS)
+    settings = RunSettings(dataclasses.replace(config, total_timesteps=32 * 15), hp, 5, OPTIONS)
     there = resume_experiment(tmp_path / "member", settings=settings, console=Quiet())
     here = run_experiment(settings.config, hp, 5, options=OPTIONS, out=tmp_path / "run", console=Quiet())
     assert there["state_sha256"] == here["state_sha256"]
@@ -267,7 +265,16 @@ def halved(tmp_path_factory):
     """Returns directory, sweep and summary of five settings in successive halving; not to be changed."""
     out = tmp_path_factory.mktemp("halved") / "out"
     sweep = sweep_of(RATES, halving=2, target=4.0)
-    return out, sweep, run_sweep(sweep, out=out, console=Quiet())
+    real = CompiledGroup.program
+
+    def program(self, size, updates):
+        if (size, updates) not in self._programs:
+            COMPILED.append((self.settings, size))
+        return real(self, size, updates)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CompiledGroup, "program", program)
+        return out, sweep, run_sweep(sweep, out=out, console=Quiet())
 
 
 def assert_same_tables(directory, other):
@@ -401,22 +408,19 @@ def test_a_changed_sweep_is_refused(halved, tmp_path):
         resume_sweep(out, console=Quiet(), options=dataclasses.replace(OPTIONS, eval_episodes=5))
 
 
-def test_on_another_number_of_devices(tmp_path):
-    """A sweep begun on two devices, with an odd number of runs, is read on one and finished on three."""
-    sweep = sweep_of(RATES[:4], seeds=[5, 6, 7], halving=2)
+def test_on_another_number_of_devices(server, tmp_path):
+    """A sweep begun on two devices, with an odd number of seeds, is read on one and finished on three."""
+    sweep = sweep_of(RATES[:2], seeds=[5, 6, 7])
     whole = run_sweep(sweep, out=tmp_path / "whole", console=Quiet())
-    run_sweep(sweep, out=tmp_path / "out", console=Quiet(), stop=Interruption(5))
-    script = (
-        "import sys\nfrom purejaxppo.cli.main import run\nfrom purejaxppo.experiment import chunked_loop\n"
-        "chunked_loop._CHUNK_UPDATES = 2\nsys.exit(run(sys.argv[1:]))"
-    )
-    for devices, argv in (
-        ("1", ["evaluate", tmp_path / "whole", "--member", "best", "--json"]),
-        ("3", ["resume", tmp_path / "out"]),
+    run_sweep(sweep, out=tmp_path / "out", console=Quiet(), stop=Interruption(2))
+    (batch,) = (tmp_path / "out" / "parts").iterdir()
+    assert 0 < list_steps(batch)[0].env_steps < 32 * UPDATES
+    for devices, *argv in (
+        (1, "evaluate", tmp_path / "whole", "--member", "best", "--json"),
+        (3, "resume", tmp_path / "out"),
     ):
-        env = {**os.environ, "JAX_NUM_CPU_DEVICES": devices}
-        done = subprocess.run([sys.executable, "-c", script, *argv], capture_output=True, text=True, env=env)
-        assert done.returncode == 0, done.stderr
+        code, said = server.run(tmp_path / "log", *argv, faults=[f"cpu_devices={devices}"], fill_cache=True)
+        assert code == 0, said
     assert whole["exit_reason"] == "finished"
     assert_same_tables(tmp_path / "out", tmp_path / "whole")
 
@@ -449,19 +453,9 @@ def test_who_goes_on_is_the_single_run(halved, tmp_path):
     assert resume_experiment(tmp_path / "member", console=Quiet())["state_sha256"] == single["state_sha256"]
 
 
-def test_one_compilation_for_each_number_of_runs(tmp_path, monkeypatch):
+def test_one_compilation_for_each_number_of_runs(halved):
     """It does not depend on chunks, batches and rungs."""
-    compiled = []
-    real = CompiledGroup.program
-
-    def program(self, size, updates):
-        if (size, updates) not in self._programs:
-            compiled.append((self.settings, size))
-        return real(self, size, updates)
-
-    monkeypatch.setattr(CompiledGroup, "program", program)
-    run_sweep(sweep_of(RATES, halving=2), out=tmp_path / "out", console=Quiet())
-    assert compiled == [((0, 1, 2, 3, 4), size) for size in (10, 4, 2)]
+    assert [(tuple(range(5)), size) for size in (10, 4, 2)] == COMPILED
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------
