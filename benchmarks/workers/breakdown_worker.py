@@ -12,19 +12,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks.lib.hlo_kernels import count_kernels
 from benchmarks.lib.report import parser, shape, sizes
 from benchmarks.lib.worker_process import answer_channel
 from benchmarks.trainers.ours import train_config, warm_block
 from benchmarks.trainers.protocol import Settings
-from purejaxppo import Hyperparams, TrainConfig, use_all_cores
+from purejaxppo import Hyperparams, TrainConfig
 from purejaxppo.algorithms import make_algorithm
 from purejaxppo.core.advantage import gae
 from purejaxppo.core.rollout import rollout
-from purejaxppo.core.types import Algorithm, Batch, single_device
-from purejaxppo.devices.data_parallel import devices_for, env_shardings, mesh_of, split_rows
+from purejaxppo.core.types import Algorithm, Batch
 from purejaxppo.envs.gymnax_adapter import from_gymnax
 from purejaxppo.envs.wrappers import training_env
 from purejaxppo.policies.networks import make_network
@@ -70,15 +68,10 @@ def make_parts(config: TrainConfig) -> dict[str, Part]:
     hp = jax.tree.map(jnp.float32, Hyperparams())
     wrapped = training_env(config, from_gymnax(config.env, config.num_envs))
     network = make_network(config, wrapped)
-    mesh = mesh_of(devices_for(config))  # laid out as the whole update is
-    split = split_rows(mesh) if mesh.size > 1 else single_device
     key = jax.random.key(0)
     env_state, obs = jax.jit(wrapped.reset)(jax.random.split(key, config.num_envs))
     env_ids = jnp.arange(config.num_envs)
     params = jax.jit(network.init)(key, obs)
-    env_state, obs = jax.device_put((env_state, obs), env_shardings(config.num_envs, mesh, (env_state, obs)))
-    env_ids = jax.device_put(env_ids, env_shardings(config.num_envs, mesh, env_ids))
-    key, params = jax.device_put((key, params), NamedSharding(mesh, PartitionSpec()))
 
     def collect(state: Any) -> tuple[Any, Any]:
         key, params, env_state, obs = state
@@ -113,21 +106,17 @@ def make_parts(config: TrainConfig) -> dict[str, Part]:
     zeros = jnp.zeros_like(seen.reward)
     columns = Batch(seen.obs, seen.action, seen.pi, seen.log_prob, seen.value, seen.reward, seen.reward)
     batch = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), columns)
-    batch = jax.device_put(batch, NamedSharding(mesh, PartitionSpec()))
     return {
         "environment": Part((key, seen.action, (env_state, first)), env_alone),
         "rollout": Part(start, collect),
         "advantage": Part((seen, zeros, zeros), estimate),
-        "one epoch": learning(make_algorithm(replace(config, num_epochs=1), network.apply, split), hp, params, batch),
-        "epochs": learning(make_algorithm(config, network.apply, split), hp, params, batch),
+        "one epoch": learning(make_algorithm(replace(config, num_epochs=1), network.apply), hp, params, batch),
+        "epochs": learning(make_algorithm(config, network.apply), hp, params, batch),
     }
 
 
 def learning(algorithm: Algorithm, hp: Hyperparams, params: Any, batch: Batch) -> Part:
-    """Returns the part of all gradient steps, with shuffles and measures of drift, on the same batch in each round.
-
-    The batch is on the devices that learn from it; the all-gather, once per update, is in "everything else".
-    """
+    """Returns the part of all gradient steps, with shuffles and measures of drift, on the same batch in each round."""
 
     def step(state: Any) -> tuple[Any, Any]:
         key, hp, learner, batch = state
@@ -157,7 +146,6 @@ def main() -> None:
     options.add_argument("--repetitions", type=int, default=9)
     arguments = options.parse_args()
     answer = answer_channel()
-    use_all_cores()
     answer(measure(**sizes(arguments.shape), repetitions=arguments.repetitions))
 
 

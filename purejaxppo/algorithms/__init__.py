@@ -8,7 +8,8 @@ from purejaxppo.algorithms.ppo_kl import ppo_kl
 from purejaxppo.algorithms.trpo import trpo
 from purejaxppo.config import TrainConfig
 from purejaxppo.config.validate import validate_algorithm
-from purejaxppo.core.types import Algorithm, Apply, Split, single_device
+from purejaxppo.core.shards import Shards
+from purejaxppo.core.types import Algorithm, Apply
 
 ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "ppo_clip": ppo_clip,
@@ -18,10 +19,10 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
 }
 
 
-def make_algorithm(config: TrainConfig, apply: Apply, split: Split = single_device) -> Algorithm:
-    """Returns the update rule named by `config.algorithm`; `split` maps its per-row functions over devices.
+def make_algorithm(config: TrainConfig, apply: Apply, shards: Shards | None = None) -> Algorithm:
+    """Returns the update rule named by `config.algorithm`; `shards` are those of the run.
 
     Raises ConfigError, with a suggestion, for an unknown name.
     """
     validate_algorithm(config.algorithm, ALGORITHMS)
-    return ALGORITHMS[config.algorithm](config, apply, split=split)
+    return ALGORITHMS[config.algorithm](config, apply, shards=shards)

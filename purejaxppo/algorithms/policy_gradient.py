@@ -7,14 +7,15 @@ import jax
 from purejaxppo.algorithms.surrogate import surrogate_algorithm
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.core.losses import importance_surrogate
-from purejaxppo.core.types import Algorithm, Apply, Batch, Distribution, Metrics, Split, single_device
+from purejaxppo.core.shards import Shards
+from purejaxppo.core.types import Algorithm, Apply, Batch, Distribution, Metrics
 
 
-def policy_gradient(config: TrainConfig, apply: Apply, *, split: Split = single_device) -> Algorithm:
+def policy_gradient(config: TrainConfig, apply: Apply, *, shards: Shards | None = None) -> Algorithm:
     """Takes gradient steps on mean r A, an estimate whose variance grows as the policies drift apart.
 
     One epoch of one minibatch is the on-policy actor-critic gradient, since r = 1 there; more epochs or minibatches
-    reuse data. `config`, `apply` and `split` are those of `surrogate_algorithm`.
+    reuse data. `config`, `apply` and `shards` are those of `surrogate_algorithm`.
 
     Source: Schulman et al. 2017, arXiv:1707.06347, eq. 6 (without the constraint that the paper adds to it).
     """
@@ -24,4 +25,4 @@ def policy_gradient(config: TrainConfig, apply: Apply, *, split: Split = single_
     ) -> tuple[jax.Array, Metrics]:
         return -importance_surrogate(ratio, batch.advantage), {}
 
-    return surrogate_algorithm(config, apply, policy_loss, split)
+    return surrogate_algorithm(config, apply, policy_loss, shards)

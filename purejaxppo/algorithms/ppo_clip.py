@@ -9,13 +9,14 @@ import jax.numpy as jnp
 from purejaxppo.algorithms.surrogate import surrogate_algorithm
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.core.losses import clipped_surrogate
-from purejaxppo.core.types import Algorithm, Apply, Batch, Distribution, Metrics, Split, single_device
+from purejaxppo.core.shards import Shards
+from purejaxppo.core.types import Algorithm, Apply, Batch, Distribution, Metrics
 
 Objective = Callable[[jax.Array, jax.Array, float | jax.Array], jax.Array]
 
 
 def ppo_clip(
-    config: TrainConfig, apply: Apply, objective: Objective = clipped_surrogate, *, split: Split = single_device
+    config: TrainConfig, apply: Apply, objective: Objective = clipped_surrogate, *, shards: Shards | None = None
 ) -> Algorithm:
     """Takes gradient steps on the clipped surrogate objective.
 
@@ -23,7 +24,7 @@ def ppo_clip(
     is not enforced.
 
     Args:
-      config, apply, split: as for `surrogate_algorithm`.
+      config, apply, shards: as for `surrogate_algorithm`.
       objective: (ratio [B], advantage [B], clip_eps) -> scalar, to be maximised. It has to be a mean over the rows if
         these are sharded over several devices.
 
@@ -36,4 +37,4 @@ def ppo_clip(
         clipped = jnp.mean(jnp.abs(ratio - 1.0) > hp.clip_eps)
         return -objective(ratio, batch.advantage, hp.clip_eps), {"clip_fraction": clipped}
 
-    return surrogate_algorithm(config, apply, policy_loss, split)
+    return surrogate_algorithm(config, apply, policy_loss, shards)

@@ -9,6 +9,7 @@ from purejaxppo.algorithms.surrogate import surrogate_algorithm
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.config.fields import KL_COEF_BOUNDS
 from purejaxppo.core.losses import kl_penalized_surrogate
+from purejaxppo.core.shards import Shards
 from purejaxppo.core.types import (
     Algorithm,
     Apply,
@@ -17,8 +18,6 @@ from purejaxppo.core.types import (
     LearnerState,
     Metrics,
     Params,
-    Split,
-    single_device,
 )
 
 
@@ -28,11 +27,11 @@ class KLPenalty(NamedTuple):
     kl_coef: jax.Array  # beta, per nat
 
 
-def ppo_kl(config: TrainConfig, apply: Apply, *, split: Split = single_device) -> Algorithm:
+def ppo_kl(config: TrainConfig, apply: Apply, *, shards: Shards | None = None) -> Algorithm:
     """Takes gradient steps on  mean(r A - beta KL(old || new)),  and adapts beta once per update.
 
     The KL is the exact one between the stored distribution and the new one, in the states of the batch. `config`,
-    `apply` and `split` are those of `surrogate_algorithm`.
+    `apply` and `shards` are those of `surrogate_algorithm`.
 
     Source: Schulman et al. 2017, arXiv:1707.06347, sec. 4 and eq. 8.
     """
@@ -42,7 +41,7 @@ def ppo_kl(config: TrainConfig, apply: Apply, *, split: Split = single_device) -
     ) -> tuple[jax.Array, Metrics]:
         return -kl_penalized_surrogate(ratio, batch.advantage, batch.pi.kl(pi), penalty.kl_coef), {}
 
-    steps = surrogate_algorithm(config, apply, policy_loss, split)
+    steps = surrogate_algorithm(config, apply, policy_loss, shards)
 
     def init(hp: Hyperparams, params: Params) -> LearnerState:
         return steps.init(hp, params)._replace(algo_state=KLPenalty(jnp.array(hp.kl_coef, jnp.float32)))

@@ -8,10 +8,13 @@ import jax.numpy as jnp
 import optax
 
 from purejaxppo.config import Hyperparams, TrainConfig
+from purejaxppo.config.fields import AdvantageNormalization
 from purejaxppo.core.diagnostics import drift
 from purejaxppo.core.losses import clipped_value_loss, standardize, value_loss
-from purejaxppo.core.minibatch import fold_minibatches, stop_early
+from purejaxppo.core.minibatch import minibatch_rows, stop_early
 from purejaxppo.core.optimizer import make_optimizer
+from purejaxppo.core.shards import Shards
+from purejaxppo.core.sums import merged, moments
 from purejaxppo.core.types import (
     Algorithm,
     Apply,
@@ -20,8 +23,6 @@ from purejaxppo.core.types import (
     LearnerState,
     Metrics,
     Params,
-    Split,
-    single_device,
 )
 
 
@@ -39,20 +40,8 @@ Gradient = Callable[[Params, Batch], tuple[Params, GradientStep]]
 PolicyLoss = Callable[[Hyperparams, Any, Distribution, jax.Array, Batch], tuple[jax.Array, Metrics]]
 
 
-def _identity(advantage: jax.Array) -> jax.Array:
-    return advantage
-
-
-# normalize_advantage -> (function of the batch's advantages, function of each minibatch's advantages)
-_NORMALIZERS = {
-    "minibatch": (_identity, standardize),
-    "batch": (standardize, _identity),
-    "off": (_identity, _identity),
-}
-
-
 def surrogate_algorithm(
-    config: TrainConfig, apply: Apply, policy_loss: PolicyLoss, split: Split = single_device
+    config: TrainConfig, apply: Apply, policy_loss: PolicyLoss, shards: Shards | None = None
 ) -> Algorithm:
     """Returns an update rule of minibatch gradient steps on policy loss + vf_coef * value loss - ent_coef * entropy.
 
@@ -60,12 +49,13 @@ def surrogate_algorithm(
       config: counts of epochs and minibatches, and the kind of advantage normalisation.
       apply: (params, obs) -> (pi, value).
       policy_loss: the loss of the policy, in which the algorithms of the family differ.
-      split: runs the gradient and `diagnostics.drift` on several devices; on one by default.
+      shards: of the run; by default those of the config, on one device.
 
     Source: Schulman et al. 2017, arXiv:1707.06347, eq. 9 and algorithm 1. Deviations, all common practice: Adam with
     eps 1e-5 and a global-norm clip, advantages standardised, optional value clipping, optional stop at a target KL.
     """
-    per_batch, per_minibatch = _NORMALIZERS[config.normalize_advantage]
+
+    shards = shards or Shards(config.num_shards)
 
     def init(hp: Hyperparams, params: Params) -> LearnerState:
         return LearnerState(params, make_optimizer(hp).init(params), ())
@@ -85,54 +75,82 @@ def surrogate_algorithm(
             return policy + hp.vf_coef * critic - hp.ent_coef * entropy, measured
 
         def gradient(params: Params, minibatch: Batch) -> tuple[Params, GradientStep]:
-            # Standardised over the whole minibatch, before its rows are sharded: the loss is then a mean over rows,
-            # and the mean of the devices' gradients is the gradient.
-            minibatch = minibatch._replace(advantage=per_minibatch(minibatch.advantage))
-            return split.mean(jax.grad(loss, has_aux=True))(params, minibatch)
+            return shards.mean(shards.in_blocks(jax.grad(loss, has_aux=True))(params, minibatch))
 
-        batch = batch._replace(advantage=per_batch(batch.advantage))
-        learner, steps = gradient_steps(key, config, hp, learner, batch, gradient)
+        rows = minibatch_rows(key, shards, len(batch.advantage), config.num_epochs, config.num_minibatches)
+        advantage = minibatch_advantages(config.normalize_advantage, shards, batch.advantage, rows)
+        learner, steps = gradient_steps(hp, learner, batch, rows, advantage, gradient)
         metrics = jax.tree.map(jnp.mean, steps.metrics)
-        metrics["ratio/first_minibatch_deviation"] = steps.ratio_deviation[0, 0]  # 0 up to rounding
-        return learner, {**metrics, **drift(apply, learner.params, batch, split)}
+        metrics["ratio/first_minibatch_deviation"] = steps.ratio_deviation[0]  # 0 up to rounding
+        return learner, {**metrics, **drift(apply, learner.params, batch, shards)}
 
     return Algorithm(init, update)
 
 
+def minibatch_advantages(
+    kind: AdvantageNormalization, shards: Shards, advantage: jax.Array, rows: jax.Array
+) -> jax.Array:
+    """Returns the advantages of every minibatch [steps, B], standardised.
+
+    They are standardised by the statistics of the whole minibatch, of all devices: the loss is then a mean over rows,
+    and the mean of the devices' gradients is the gradient. As all shuffles are known before the first step, the
+    statistics of all minibatches are one exchange.
+
+    Args:
+      kind: whether by the statistics of each minibatch, of the batch, or not at all.
+      shards: of the run.
+      advantage: [N] of the rows on this device.
+      rows: [steps, B] of `minibatch_rows`.
+    """
+    if kind == "off":
+        return advantage[rows]
+    if kind == "batch":
+        return standardize_batch(shards, advantage)[rows]
+    taken = advantage[rows]
+    by_shard = taken.reshape(len(rows), shards.local, -1).transpose(1, 2, 0)  # [S / D, n, steps]
+    return jax.vmap(standardize)(taken, merged(shards.gather(moments(by_shard))))
+
+
+def standardize_batch(shards: Shards, advantage: jax.Array) -> jax.Array:
+    """Returns advantages [N] standardised by the statistics of the rows of all devices."""
+    return standardize(advantage, merged(shards.gather(moments(shards.by_shard(advantage)))))
+
+
 def gradient_steps(
-    key: jax.Array, config: TrainConfig, hp: Hyperparams, learner: LearnerState, batch: Batch, gradient: Gradient
+    hp: Hyperparams, learner: LearnerState, batch: Batch, rows: jax.Array, advantage: jax.Array, gradient: Gradient
 ) -> tuple[LearnerState, GradientStep]:
-    """Takes Adam's steps along `gradient`, over config.num_epochs shuffles of the batch into config.num_minibatches.
+    """Takes Adam's steps along `gradient`, one per minibatch.
 
     If `hp.target_kl` is set, the steps stop early once the minibatch's `kl` exceeds it.
 
     Args:
-      key: consumed by the shuffles.
-      config: counts of epochs and minibatches.
       hp: with the learning rate, the gradient's maximum norm and target_kl.
       learner: parameters and optimizer state to start from.
       batch: N rows.
+      rows: [steps, B] of `minibatch_rows`.
+      advantage: [steps, B], which replaces the batch's own.
       gradient: (params, minibatch) -> (gradient, what was measured).
 
     Returns:
-      The learner, and what was measured, with `grad_norm` (before clipping) among the metrics, leaves [epochs,
-      minibatches], including the steps that were discarded.
+      The learner, and what was measured, with `grad_norm` (before clipping) among the metrics, leaves [steps],
+      including the steps that were discarded.
     """
     optimizer = make_optimizer(hp)
 
-    def step(learner: LearnerState, minibatch: Batch) -> tuple[LearnerState, GradientStep]:
+    def step(learner: LearnerState, drawn: tuple[jax.Array, jax.Array]) -> tuple[LearnerState, GradientStep]:
+        rows, advantage = drawn
+        minibatch = jax.tree.map(lambda x: x[rows], batch)._replace(advantage=advantage)
         grads, measured = gradient(learner.params, minibatch)
         updates, opt_state = optimizer.update(grads, learner.opt_state, learner.params)
         params = optax.apply_updates(learner.params, updates)
         measured = measured._replace(metrics={**measured.metrics, "grad_norm": optax.tree.norm(grads)})
         return learner._replace(params=params, opt_state=opt_state), measured
 
-    counts = config.num_epochs, config.num_minibatches
     target_kl = hp.target_kl
     if target_kl is None:
-        return fold_minibatches(key, step, learner, batch, *counts)
+        return jax.lax.scan(step, learner, (rows, advantage))
     masked_step = stop_early(lambda measured: measured.kl > target_kl, step)
-    (learner, _), steps = fold_minibatches(key, masked_step, (learner, jnp.array(True)), batch, *counts)
+    (learner, _), steps = jax.lax.scan(masked_step, (learner, jnp.array(True)), (rows, advantage))
     return learner, steps
 
 

@@ -8,19 +8,21 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from purejaxppo.algorithms.surrogate import GradientStep, critic_loss, gradient_steps
+from purejaxppo.algorithms.surrogate import GradientStep, critic_loss, gradient_steps, standardize_batch
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.config.fields import DEFAULT_TARGET_KL
 from purejaxppo.core.diagnostics import drift
-from purejaxppo.core.losses import importance_surrogate, standardize
+from purejaxppo.core.losses import importance_surrogate
+from purejaxppo.core.minibatch import minibatch_rows
 from purejaxppo.core.optimizer import make_optimizer
-from purejaxppo.core.types import Algorithm, Apply, Batch, LearnerState, Metrics, Params, Split, single_device
+from purejaxppo.core.shards import Shards
+from purejaxppo.core.types import Algorithm, Apply, Batch, LearnerState, Metrics, Params
 
 Vector = jax.Array  # the parameters, or a direction in their space, as one flat array [P]
 _BACKTRACK = 0.5
 
 
-def trpo(config: TrainConfig, apply: Apply, *, split: Split = single_device) -> Algorithm:
+def trpo(config: TrainConfig, apply: Apply, *, shards: Shards | None = None) -> Algorithm:
     """Takes one natural-gradient step of the policy per update, within the trust region, and fits the value function.
 
         maximise  mean r A + ent_coef * entropy   subject to   mean KL(old || new) <= target_kl
@@ -31,20 +33,22 @@ def trpo(config: TrainConfig, apply: Apply, *, split: Split = single_device) -> 
     Args:
       config: trip counts of conjugate gradient and line search, and those of the regression.
       apply: (params, obs) -> (pi, value).
-      split: maps the regression's gradient and the metrics of drift over devices; the policy's step is not sharded.
+      shards: of the run; by default those of the config, on one device.
 
     Source: Schulman et al. 2015, arXiv:1502.05477, eq. 14 and appendix C. Deviations: the whole batch for the Fisher
     matrix; advantages standardised over the batch, unless that is off; an entropy bonus; trip counts that do not
     depend on data.
     """
-    normalize = (lambda advantage: advantage) if config.normalize_advantage == "off" else standardize
+
+    shards = shards or Shards(config.num_shards)
 
     def init(hp: Hyperparams, params: Params) -> LearnerState:
         return LearnerState(params, make_optimizer(hp).init(params), ())
 
     def update(key: jax.Array, hp: Hyperparams, learner: LearnerState, batch: Batch) -> tuple[LearnerState, Metrics]:
-        batch = batch._replace(advantage=normalize(batch.advantage))
-        params, policy_metrics = policy_step(config, apply, hp, learner.params, batch)
+        if config.normalize_advantage != "off":
+            batch = batch._replace(advantage=standardize_batch(shards, batch.advantage))
+        params, policy_metrics = policy_step(config, apply, hp, learner.params, batch, shards)
 
         def value_loss(params: Params, minibatch: Batch) -> tuple[jax.Array, GradientStep]:
             _, value = apply(params, minibatch.obs)
@@ -53,17 +57,22 @@ def trpo(config: TrainConfig, apply: Apply, *, split: Split = single_device) -> 
             return loss, GradientStep({"loss/value": loss}, kl=unmoved, ratio_deviation=unmoved)
 
         learner = learner._replace(params=params)
-        gradient = split.mean(jax.grad(value_loss, has_aux=True))
+
+        def gradient(params: Params, minibatch: Batch) -> tuple[Params, GradientStep]:
+            return shards.mean(shards.in_blocks(jax.grad(value_loss, has_aux=True))(params, minibatch))
+
+        rows = minibatch_rows(key, shards, len(batch.advantage), config.num_epochs, config.num_minibatches)
         # target_kl is the trust region of the policy; it must not stop the regression.
-        learner, steps = gradient_steps(key, config, dataclasses.replace(hp, target_kl=None), learner, batch, gradient)
+        hp = dataclasses.replace(hp, target_kl=None)
+        learner, steps = gradient_steps(hp, learner, batch, rows, batch.advantage[rows], gradient)
         metrics = {"loss/value": jnp.mean(steps.metrics["loss/value"]), **policy_metrics}
-        return learner, {**metrics, **drift(apply, learner.params, batch, split)}
+        return learner, {**metrics, **drift(apply, learner.params, batch, shards)}
 
     return Algorithm(init, update)
 
 
 class _Measure(NamedTuple):
-    """A policy compared with the one that acted, as means over the batch."""
+    """A policy compared with the one that acted, as means over rows."""
 
     surrogate: jax.Array
     objective: jax.Array  # the surrogate with the entropy bonus
@@ -73,7 +82,7 @@ class _Measure(NamedTuple):
 
 
 def policy_step(
-    config: TrainConfig, apply: Apply, hp: Hyperparams, params: Params, batch: Batch
+    config: TrainConfig, apply: Apply, hp: Hyperparams, params: Params, batch: Batch, shards: Shards
 ) -> tuple[Params, Metrics]:
     """Returns the parameters after one step along the natural gradient, and the step's metrics.
 
@@ -92,28 +101,28 @@ def policy_step(
         objective = surrogate + hp.ent_coef * entropy
         return _Measure(surrogate, objective, jnp.mean(batch.pi.kl(pi)), entropy, jnp.mean(jnp.abs(ratio - 1.0)))
 
-    gradient = jax.grad(lambda flat: measure(flat).objective)(old)
+    gradient = shards.mean(jax.grad(lambda flat: measure(flat).objective)(old))
     # The Fisher matrix is the Hessian of KL(old || .) at the old policy. It is never formed: the KL's gradient is
     # linearised once (forward over reverse), and each product with a vector evaluates that linear map.
     _, hessian_product = jax.linearize(jax.grad(lambda flat: measure(flat).kl), old)
 
     def fisher_product(v: Vector) -> Vector:
-        return hessian_product(v) + hp.cg_damping * v
+        return shards.mean(hessian_product(v)) + hp.cg_damping * v
 
     direction = conjugate_gradient(fisher_product, gradient, config.cg_iterations)
     curvature = direction @ fisher_product(direction)
     # The model 1/2 length^2 x^T F x of the KL, damping included, reaches target_kl at this length. The inner `where`
     # keeps the unused branch finite; without curvature, as for a zero gradient, no step is taken.
     length = jnp.where(curvature > 0, jnp.sqrt(2 * target_kl / jnp.where(curvature > 0, curvature, 1.0)), 0.0)
-    before = measure(old)
+    before = shards.mean(measure(old))
 
     def acceptable(flat: Vector) -> jax.Array:
-        after = measure(flat)
+        after = shards.mean(measure(flat))
         return (after.objective > before.objective) & (after.kl <= target_kl)
 
     fraction = line_search(lambda fraction: acceptable(old + fraction * length * direction), config.line_search_steps)
     new = jnp.where(fraction > 0, old + fraction * length * direction, old)
-    after = measure(new)
+    after = shards.mean(measure(new))
     metrics = {
         "loss/policy": -after.surrogate,
         "entropy": after.entropy,

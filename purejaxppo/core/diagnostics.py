@@ -1,62 +1,93 @@
 """Diagnostics of an update over its batch: how far the policy moved, and how well the value function fits."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
-from purejaxppo.core.sums import centre, least_std, variance
-from purejaxppo.core.types import Apply, Batch, Metrics, Params, Split, single_device
+from purejaxppo.core.shards import Shards
+from purejaxppo.core.sums import Moments, least_std, merged, moments
+from purejaxppo.core.types import Apply, Batch, Metrics, Params
 
 
-def drift(apply: Apply, params: Params, batch: Batch, split: Split = single_device) -> Metrics:
+class _Drift(NamedTuple):
+    """What is measured of each shard, leaves [S]."""
+
+    kl: jax.Array
+    kl_k3: jax.Array
+    ratio: Moments
+    largest: jax.Array  # of the logarithms of the ratios
+    weight: jax.Array  # mean ratio, and mean squared ratio, in units of the largest one
+    squared_weight: jax.Array
+
+
+def drift(apply: Apply, params: Params, batch: Batch, shards: Shards) -> Metrics:
     """Measures how far the policy of `params` has moved from the one that acted, over a whole batch.
 
     Args:
       apply: (params, obs) -> (pi, value).
       params: after the update.
-      batch: with the policy that acted.
-      split: maps the policy over devices; the default runs it on one.
+      batch: the rows on this device, with the policy that acted.
+      shards: of the run.
 
     Returns:
-      `kl`, the exact mean KL(old || new) in nats, and the metrics of `importance_weights`.
+      `kl`, the exact mean KL(old || new) in nats; its estimate `kl_k3` = mean((r - 1) - log r) >= 0 from the actions
+      alone (Schulman 2020, "Approximating KL divergence"); and statistics of the importance weights r. `ratio/mean` is
+      1 in expectation for fresh actions, and only nearly 1 for the batch's own, which took part in choosing the policy.
+      `ratio/std` and `ratio/max` show the variance that importance sampling pays for reusing data. A weight that
+      overflows float32 makes all of them infinite or NaN but the effective sample size.
     """
-    pi = split.each(lambda params, rows: apply(params, rows.obs)[0])(params, batch)
+    pi, _ = apply(params, batch.obs)
     log_ratio = pi.log_prob(batch.action) - batch.log_prob
-    return {"kl": jnp.mean(batch.pi.kl(pi)), **importance_weights(log_ratio)}
+    return _combined(shards.gather(_measured(shards.by_shard(batch.pi.kl(pi)), shards.by_shard(log_ratio))))
 
 
 def importance_weights(log_ratio: jax.Array) -> Metrics:
-    """Returns statistics of the weights r_i = exp(log_ratio_i) over a batch [N].
+    """Returns what `drift` says of the weights exp(log_ratio) of a batch [N]."""
+    metrics = _combined(_measured(jnp.zeros((1, 1)), log_ratio[None]))
+    del metrics["kl"]
+    return metrics
 
-    `ratio/mean` is 1 in expectation for fresh actions, and only nearly 1 for the batch's own, which took part in
-    choosing the policy. `ratio/std` and `ratio/max` show the variance that importance sampling pays for reusing data.
-    `kl_k3` = mean((r - 1) - log r) >= 0 estimates KL(old || new) in nats from the actions alone (Schulman 2020,
-    "Approximating KL divergence"). A weight that overflows float32 makes all of them infinite or NaN but the effective
-    sample size.
-    """
-    ratio = jnp.exp(log_ratio)
+
+def _measured(kl: jax.Array, log_ratio: jax.Array) -> _Drift:
+    """Measures shards of rows [S, n]."""
+    largest = jnp.max(log_ratio, axis=1)
+    # The scale cancels in the effective sample size, so weights are divided by the largest one and cannot overflow.
+    weight = jnp.exp(log_ratio - largest[:, None])
+    return _Drift(
+        kl=jnp.mean(kl, axis=1),
+        kl_k3=jnp.mean(jnp.expm1(log_ratio) - log_ratio, axis=1),
+        ratio=moments(jnp.exp(log_ratio)),
+        largest=largest,
+        weight=jnp.mean(weight, axis=1),
+        squared_weight=jnp.mean(weight**2, axis=1),
+    )
+
+
+def _combined(measured: _Drift) -> Metrics:
+    """Returns the metrics of all shards together."""
+    ratio = merged(measured.ratio)
+    largest = jnp.max(measured.largest)
+    scale = jnp.exp(measured.largest - largest)
+    mean, squared = jnp.mean(measured.weight * scale), jnp.mean(measured.squared_weight * scale**2)
     return {
-        "kl_k3": jnp.mean(jnp.expm1(log_ratio) - log_ratio),
-        "ratio/mean": jnp.mean(ratio),
-        "ratio/std": jnp.sqrt(variance(ratio)),
-        "ratio/max": jnp.max(ratio),
-        "ratio/effective_sample_size": effective_sample_size(log_ratio),
+        "kl": jnp.mean(measured.kl),
+        "kl_k3": jnp.mean(measured.kl_k3),
+        "ratio/mean": ratio.mean,
+        "ratio/std": jnp.sqrt(ratio.var),
+        "ratio/max": jnp.exp(largest),
+        # (sum_i r_i)^2 / (N sum_i r_i^2), a fraction in [1 / N, 1]. Source: Kong 1992, "A note on importance sampling
+        # using standardized weights"; Owen 2013, "Monte Carlo theory, methods and examples", ch. 9 (without the 1 / N).
+        "ratio/effective_sample_size": mean**2 / squared,
     }
 
 
-def effective_sample_size(log_ratio: jax.Array) -> jax.Array:
-    """Returns (sum_i r_i)^2 / (N sum_i r_i^2), a fraction in [1/N, 1], of weights given by their logarithm [N].
+def explained_variance(error: Moments, target: Moments) -> jax.Array:
+    """Returns 1 - Var(target - value) / Var(target) of a batch; 0 if the target is constant up to rounding.
 
-    Source: Kong 1992, "A note on importance sampling using standardized weights"; Owen 2013, "Monte Carlo theory,
-    methods and examples", ch. 9 (both without the 1/N).
+    Args:
+      error: scalar moments of target - value.
+      target: scalar moments of the target.
     """
-    # The scale cancels, so the weights are divided by the largest one and cannot overflow.
-    weight = jnp.exp(log_ratio - jnp.max(log_ratio))
-    return jnp.mean(weight) ** 2 / jnp.mean(weight**2)
-
-
-def explained_variance(value: jax.Array, target: jax.Array) -> jax.Array:
-    """Returns 1 - Var(target - value) / Var(target) over a batch [N]; 0 if the target is constant up to rounding."""
-    deviation, mean = centre(target)
-    spread = jnp.mean(deviation**2)
-    varies = spread > least_std(mean) ** 2
-    return jnp.where(varies, 1.0 - variance(target - value) / jnp.where(varies, spread, 1.0), 0.0)
+    varies = target.var > least_std(target.mean) ** 2
+    return jnp.where(varies, 1.0 - error.var / jnp.where(varies, target.var, 1.0), 0.0)

@@ -4,7 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from purejaxppo.core.sums import centre, least_std
+from purejaxppo.core.sums import Moments, least_std
 
 
 def clipped_surrogate(ratio: jax.Array, advantage: jax.Array, clip_eps: float | jax.Array) -> jax.Array:
@@ -71,12 +71,11 @@ def clipped_value_loss(
     return 0.5 * jnp.mean(jnp.maximum((value - target) ** 2, (near - target) ** 2))
 
 
-def standardize(x: jax.Array) -> jax.Array:
-    """Returns (x - mean) / (std + 1e-8) over all entries.
+def standardize(x: jax.Array, moments: Moments) -> jax.Array:
+    """Returns (x - mean) / (std + 1e-8), with scalar moments.
 
     The standard deviation is at least the smallest one that float32 can tell from rounding around the mean, so that
     equal numbers give 0, and their rounding errors do not become +-1.
     """
-    deviation, mean = centre(x.reshape(-1))
-    std = jnp.maximum(jnp.sqrt(jnp.mean(deviation**2)), least_std(mean))
-    return (deviation / (std + 1e-8)).reshape(x.shape)
+    mean, var = moments
+    return (x - mean) / (jnp.maximum(jnp.sqrt(var), least_std(mean)) + 1e-8)

@@ -1,10 +1,12 @@
-"""Minibatches: a shuffle without a sort, and a scan of gradient steps over epochs and minibatches."""
+"""Minibatches: a shuffle without a sort, the rows of each minibatch, and early stopping."""
 
 from collections.abc import Callable
 from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+
+from purejaxppo.core.shards import Shards
 
 Carry = TypeVar("Carry")
 Data = TypeVar("Data")
@@ -48,37 +50,27 @@ def _coin(x: jax.Array) -> jax.Array:
     return (x >> 31) == 1
 
 
-def fold_minibatches(
-    key: jax.Array,
-    step: Callable[[Carry, Data], tuple[Carry, Info]],
-    carry: Carry,
-    batch: Data,
-    num_epochs: int,
-    num_minibatches: int,
-) -> tuple[Carry, Info]:
-    """Scans `step` over the minibatches of `num_epochs` shuffles; every row is used exactly once per epoch.
+def minibatch_rows(key: jax.Array, shards: Shards, size: int, num_epochs: int, num_minibatches: int) -> jax.Array:
+    """Returns the rows of every minibatch of an update, of those that are on this device  [steps, B], int32.
+
+    Every shard is shuffled on its own, and each minibatch takes the same share of each. Every row is used exactly once
+    per epoch, the first epoch's minibatches being the first `num_minibatches`.
 
     Args:
-      key: consumed; each epoch's shuffle gets a key of its own.
-      step: (carry, minibatch) -> (carry, info); the minibatch's leaves are [B, ...] with B = N / num_minibatches.
-      carry: the state that `step` updates, such as parameters and optimizer state.
-      batch: pytree with leaves [N, ...]; N must be divisible by num_minibatches.
-      num_epochs, num_minibatches: static counts.
-
-    Returns:
-      The last carry, and the infos stacked to [num_epochs, num_minibatches, ...].
+      key: consumed; each epoch and shard has a key of its own.
+      shards: of the run.
+      size: number of rows on this device; each shard's must be divisible by num_minibatches.
+      num_epochs, num_minibatches: static counts, whose product is `steps`.
     """
-    size = jax.tree.leaves(batch)[0].shape[0]
+    rows = size // shards.local  # of a shard
 
-    def minibatch(carry: Carry, rows: jax.Array) -> tuple[Carry, Info]:
-        return step(carry, jax.tree.map(lambda x: x[rows], batch))
+    def epoch(key: jax.Array) -> jax.Array:
+        keys = jax.vmap(lambda shard: jax.random.fold_in(key, shard))(shards.ids)
+        shuffled = jax.vmap(lambda key: shuffled_indices(key, rows))(keys)
+        shuffled += rows * jnp.arange(shards.local)[:, None]
+        return shuffled.reshape(shards.local, num_minibatches, -1).swapaxes(0, 1).reshape(num_minibatches, -1)
 
-    def epoch(carry: Carry, rows: jax.Array) -> tuple[Carry, Info]:
-        return jax.lax.scan(minibatch, carry, rows)
-
-    # All epochs are shuffled at once, before the first: element-wise arithmetic costs less the larger the arrays.
-    shuffles = jax.vmap(lambda key: shuffled_indices(key, size))(jax.random.split(key, num_epochs))
-    return jax.lax.scan(epoch, carry, shuffles.reshape(num_epochs, num_minibatches, -1))
+    return jnp.concatenate(jax.vmap(epoch)(jax.random.split(key, num_epochs)))
 
 
 def stop_early(

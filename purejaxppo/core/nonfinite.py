@@ -51,6 +51,12 @@ def nonfinite(quantities: Mapping[str, Any]) -> jax.Array:
     return jnp.sum(jnp.stack(bits)).astype(jnp.int32)
 
 
+def marks(shards: jax.Array) -> jax.Array:
+    """Returns 0 for each shard of x [S, ...], or NaN if one of its numbers is not finite, which `nonfinite` finds."""
+    finite = jnp.all(jnp.isfinite(shards.reshape(len(shards), -1)), axis=1)
+    return jnp.where(finite, 0.0, no_value())
+
+
 def _all_finite(tree: Any) -> jax.Array:
     floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     return reduce(jnp.logical_and, (jnp.all(jnp.isfinite(leaf)) for leaf in floats), jnp.array(True))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from purejaxppo.core.sums import centre, least_std
+from purejaxppo.core.sums import Moments, centre, least_std, merged
 
 NORMALIZER_CLIP = 10.0  # standard deviations
 NORMALIZER_EPSILON = 1e-8  # added to a variance before its square root is taken
@@ -68,24 +68,22 @@ def scaled_reward(normalizer: Normalizer, reward: jax.Array) -> jax.Array:
 
 
 def update_normalizer(
-    normalizer: Normalizer, obs: jax.Array, reward: jax.Array, done: jax.Array, gamma: float | jax.Array
+    normalizer: Normalizer, obs: Moments | None, returns: Moments | None, discounted: jax.Array | None, rows: int
 ) -> Normalizer:
-    """Returns the statistics with those of a whole rollout added.
+    """Returns the statistics with those of a whole rollout added; what is not normalised is None.
 
     Args:
       normalizer: the statistics before it.
-      obs: [T, E, ...] as the environments returned them.
-      reward: [T, E] as the environments returned them.
-      done: bool [T, E], terminated or truncated.
-      gamma: discount.
+      obs: moments [S, ...] of its observations, as the environments returned them.
+      returns: moments [S] of its discounted returns.
+      discounted: [E] of the running episodes, from `discounted_returns`.
+      rows: how many there were of each, in all shards together.
     """
-    stats, returns, discounted = normalizer
-    if stats is not None:
-        stats = update_stats(stats, jnp.concatenate(obs))
-    if returns is not None and discounted is not None:
-        seen, discounted = discounted_returns(reward, done, discounted, gamma)
-        returns = update_stats(returns, seen.ravel())
-    return Normalizer(stats, returns, discounted)
+
+    def updated(stats: RunningStats | None, shards: Moments | None) -> RunningStats | None:
+        return None if stats is None or shards is None else update_stats(stats, merged(shards), rows)
+
+    return Normalizer(updated(normalizer.obs, obs), updated(normalizer.returns, returns), discounted)
 
 
 def discounted_returns(
@@ -116,18 +114,17 @@ def empty_stats(shape: tuple[int, ...]) -> RunningStats:
     return RunningStats(jnp.zeros(shape), jnp.ones(shape), jnp.zeros(()))
 
 
-def update_stats(stats: RunningStats, x: jax.Array) -> RunningStats:
-    """Returns the statistics with the rows of x [N, ...] added: those of all rows so far, up to rounding.
+def update_stats(stats: RunningStats, seen: Moments, count: int) -> RunningStats:
+    """Returns the statistics with `count` rows of these moments added: those of all rows so far, up to rounding.
 
     Source: Chan, Golub & LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances",
     in weights rather than sums, so that no quantity grows with the number of rows.
     """
-    rows = stats.rows + x.shape[0]
-    weight = x.shape[0] / rows
-    deviation, mean_of_x = centre(x)
-    delta = mean_of_x - stats.mean
+    rows = stats.rows + count
+    weight = count / rows
+    delta = seen.mean - stats.mean
     mean = stats.mean + weight * delta
-    var = (1 - weight) * stats.var + weight * jnp.mean(deviation**2, axis=0) + weight * (1 - weight) * delta**2
+    var = (1 - weight) * stats.var + weight * seen.var + weight * (1 - weight) * delta**2
     return RunningStats(mean, var, rows)
 
 

@@ -51,7 +51,7 @@ def rollout(
 
     Returns:
       The environments' state and observation [E, ...] to go on from, the transitions [T, E, ...], and the sums over
-      all steps and environments of what the environment reported in `info`.
+      all steps of what the environments reported in `info`, leaves [E].
     """
 
     def step(carry: _Carry, draws: tuple[jax.Array, Any]) -> tuple[_Carry, _StepRecord]:
@@ -82,7 +82,7 @@ def rollout(
         terminated=steps.terminated,
         truncated=steps.truncated,
     )
-    return env_state, next_obs, transition, jax.tree.map(lambda x: x.sum(), steps.info)
+    return env_state, next_obs, transition, jax.tree.map(lambda x: x.sum(axis=0), steps.info)
 
 
 def _draw(key: jax.Array, env: VecEnv, pi: Distribution, env_ids: jax.Array, num_steps: int) -> tuple[jax.Array, Any]:

@@ -51,6 +51,29 @@ def centre(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return shifted - offset[None], x[0] + offset
 
 
+class Moments(NamedTuple):
+    """Mean and population variance of the rows of each shard, leaves [S, ...]."""
+
+    mean: jax.Array
+    var: jax.Array
+
+
+def moments(x: jax.Array) -> Moments:
+    """Returns the moments of the rows of x [S, n, ...]; equal rows have a variance of exactly 0."""
+
+    def of_shard(rows: jax.Array) -> Moments:
+        deviation, mean = centre(rows)
+        return Moments(mean, jnp.mean(deviation**2, axis=0))
+
+    return jax.vmap(of_shard)(x)
+
+
+def merged(shards: Moments) -> Moments:
+    """Returns the moments [...] of the rows of all shards, which have the same number of rows."""
+    deviation, mean = centre(shards.mean)
+    return Moments(mean, jnp.mean(shards.var, axis=0) + jnp.mean(deviation**2, axis=0))
+
+
 def variance(x: jax.Array) -> jax.Array:
     """Returns the population variance of x [N, ...] over its first axis [...], exactly 0 where all rows are equal."""
     return jnp.mean(centre(x)[0] ** 2, axis=0)

@@ -141,20 +141,6 @@ class Network(Protocol):
 Apply = Callable[[Params, jax.Array], tuple[Distribution, jax.Array]]  # params, obs [..., O] -> (pi, value [...])
 
 
-# f(params, rows) -> a pytree of means over the rows, or of values per row
-OfRows = Callable[[Params, Batch], Any]
-
-
-class Split(NamedTuple):
-    """Maps functions of a batch's rows over devices; the default runs them on one device."""
-
-    mean: Callable[[OfRows], OfRows] = lambda f: f  # for f(params, rows) that returns means over the rows
-    each: Callable[[OfRows], OfRows] = lambda f: f  # for f(params, rows) that returns one value per row
-
-
-single_device = Split()
-
-
 class Algorithm(NamedTuple):
     """An update rule: a pair of pure functions.
 

@@ -8,11 +8,6 @@ from purejaxppo.errors import ConfigError
 
 _SAFE_THREADS = 4  # with this many threads, no vmapped training loop has been seen to hang; see docs/architecture.md
 
-# A run is data-parallel over several CPU devices only if each gets this many rows of a minibatch. On two cores, with
-# devices of one thread, 64 x 128 (1,024 rows each) trained 1.25 times as fast on two devices as on one, and 16 x 128
-# (256 rows each) 0.83 times.
-ROWS_PER_DEVICE = 512
-
 # A minibatch's work, rows x the square of the widest layer, up to which one thread is faster than several. On two cores
 # 16 x 128 of CartPole (2**21) trained 1.41 times as fast with one thread; the MinAtar presets (2**22) 0.61 times.
 ONE_THREAD_WORK = 2**21
@@ -68,16 +63,9 @@ def _refuse_few_devices(devices: list[Any], error: RuntimeError) -> None:
 def num_devices_for(config: TrainConfig, devices: int) -> int:
     """Returns how many of `devices` CPU devices of one thread a single run is sharded over.
 
-    Runs with normalisers stay on one device, as these need the mean over all environments at every step, a collective
-    each. So do runs of TRPO, whose policy step is not sharded.
+    They share its shards equally, and so each has at least `ROWS_PER_SHARD` rows of a minibatch.
     """
-    if config.normalize_observation or config.normalize_reward or config.algorithm == "trpo":
-        return 1
-    rows = config.batch_size // config.num_minibatches
-    for number in range(devices, 1, -1):
-        if config.num_envs % number == rows % number == 0 and rows // number >= ROWS_PER_DEVICE:
-            return number
-    return 1
+    return max(number for number in range(1, devices + 1) if config.num_shards % number == 0)
 
 
 def one_thread_is_enough(config: TrainConfig, cores: int) -> bool:

@@ -11,9 +11,11 @@ from compiled_once import QUICKLY
 from hand_batch import CONFIG, make_batch, make_policy
 from jax.flatten_util import ravel_pytree
 
+from purejaxppo.algorithms.surrogate import standardize_batch
 from purejaxppo.algorithms.trpo import conjugate_gradient, line_search, policy_step, trpo
 from purejaxppo.config import Hyperparams
-from purejaxppo.core.losses import importance_surrogate, standardize
+from purejaxppo.core.losses import importance_surrogate
+from purejaxppo.core.shards import Shards
 
 TRPO = dataclasses.replace(CONFIG, algorithm="trpo", num_epochs=1)
 APPLY, PARAMS = make_policy()
@@ -23,12 +25,15 @@ ROWS = 32
 @functools.cache
 def batch_of(seed):
     batch = make_batch(APPLY, PARAMS, seed, rows=ROWS // 4)
-    return batch._replace(advantage=standardize(batch.advantage))
+    return batch._replace(advantage=standardize_batch(Shards(), batch.advantage))
 
 
 @functools.cache
 def step_program():
-    return jax.jit(lambda hp, batch: policy_step(TRPO, APPLY, hp, PARAMS, batch), compiler_options=QUICKLY)
+    def run(hp, batch):
+        return policy_step(TRPO, APPLY, hp, PARAMS, batch, Shards())
+
+    return jax.jit(run, compiler_options=QUICKLY)
 
 
 def step(batch, **options):
@@ -126,7 +131,7 @@ def test_direction_and_length_are_those_of_dense_linear_algebra(policy):
         length = np.sqrt(2 * target_kl / (direction @ fisher @ direction))
         config = dataclasses.replace(TRPO, cg_iterations=60)
         hp = Hyperparams(target_kl=target_kl, cg_damping=damping, ent_coef=ent_coef)
-        step = jax.jit(functools.partial(policy_step, config, apply, hp), compiler_options=QUICKLY)
+        step = jax.jit(functools.partial(policy_step, config, apply, hp, shards=Shards()), compiler_options=QUICKLY)
         new, metrics = step(params, batch)
         moved = np.asarray(ravel_pytree(new)[0] - old)
         assert metrics["step_fraction"] == 1
@@ -156,7 +161,7 @@ def test_step_stays_inside_the_region_and_is_no_worse(target_kl):
 
 def test_no_target_is_the_default_one():
     default = dataclasses.replace(Hyperparams(ent_coef=0.0), target_kl=None)
-    params, _ = jax.jit(lambda batch: policy_step(TRPO, APPLY, default, PARAMS, batch))(batch_of(0))
+    params, _ = jax.jit(lambda batch: policy_step(TRPO, APPLY, default, PARAMS, batch, Shards()))(batch_of(0))
     for x, y in zip(jax.tree.leaves(params), jax.tree.leaves(step(batch_of(0))[0]), strict=True):
         np.testing.assert_allclose(x, y, atol=1e-6)
 

@@ -329,7 +329,7 @@ def own_rule(tmp_path):
     """Returns the flags for a plugin that adds an update rule to the registry, as the README shows it."""
     (tmp_path / "plugin_rule.py").write_text(
         "from purejaxppo.algorithms import ALGORITHMS, policy_gradient\n"
-        "ALGORITHMS['mine'] = lambda config, apply, *, split: policy_gradient(config, apply, split=split)\n"
+        "ALGORITHMS['mine'] = lambda config, apply, *, shards: policy_gradient(config, apply, shards=shards)\n"
     )
     yield ["--plugin", "plugin_rule"]
     ALGORITHMS.pop("mine", None)

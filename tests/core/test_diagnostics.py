@@ -6,7 +6,19 @@ import numpy as np
 import pytest
 from hand_batch import make_batch, make_policy
 
-from purejaxppo.core.diagnostics import drift, effective_sample_size, explained_variance, importance_weights
+from purejaxppo.core import diagnostics
+from purejaxppo.core.diagnostics import drift, importance_weights
+from purejaxppo.core.shards import Shards
+from purejaxppo.core.sums import merged, moments
+
+
+def effective_sample_size(log_ratio):
+    return importance_weights(log_ratio)["ratio/effective_sample_size"]
+
+
+def explained_variance(value, target):
+    error, target = (merged(moments(x[None])) for x in (target - value, target))
+    return diagnostics.explained_variance(error, target)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +79,7 @@ def test_drift_from_one_policy_to_another():
     apply, params = make_policy()
     _, others = make_policy(seed=1)
     batch = make_batch(apply, params, rows=1024)
-    found = drift(apply, others, batch)
+    found = drift(apply, others, batch, Shards())
     new, _ = apply(others, batch.obs)
     log_p, log_q = (np.asarray(jax.nn.log_softmax(pi.logits), np.float64) for pi in (batch.pi, new))
     expected = (np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean()
@@ -76,7 +88,10 @@ def test_drift_from_one_policy_to_another():
     assert abs(expected - reverse) > 0.05 * expected
     assert float(found["kl_k3"]) == pytest.approx(expected, rel=0.15)
     assert float(found["ratio/mean"]) == pytest.approx(1.0, abs=0.15)
-    at_home = drift(apply, params, batch)
+    by_shard = drift(apply, others, batch, Shards(8))
+    for name in found:
+        np.testing.assert_allclose(by_shard[name], found[name], rtol=1e-4, err_msg=name)
+    at_home = drift(apply, params, batch, Shards())
     assert abs(at_home["kl"]) < 1e-6
     assert abs(at_home["ratio/max"] - 1) < 1e-5
 

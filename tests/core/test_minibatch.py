@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from purejaxppo.core import minibatch
-from purejaxppo.core.minibatch import fold_minibatches, shuffled_indices, stop_early
+from purejaxppo.core.minibatch import minibatch_rows, shuffled_indices, stop_early
+from purejaxppo.core.shards import Shards
 
 shuffle = jax.jit(shuffled_indices, static_argnums=1)
 
@@ -134,6 +135,14 @@ def step(carry, data):
     """Not commutative, so that the order of the minibatches shows."""
     carry = 0.9 * carry + data["x"].mean(0)
     return carry, {"row": data["row"], "x": data["x"], "carry": carry}
+
+
+def fold_minibatches(key, step, carry, batch, num_epochs, num_minibatches, shards=Shards()):  # noqa: B008
+    """The steps on all minibatches in turn; what they return has leaves [epochs, minibatches, ...]."""
+    size = len(jax.tree.leaves(batch)[0])
+    rows = minibatch_rows(key, shards, size, num_epochs, num_minibatches)
+    carry, info = jax.lax.scan(lambda carry, rows: step(carry, jax.tree.map(lambda x: x[rows], batch)), carry, rows)
+    return carry, jax.tree.map(lambda x: x.reshape(num_epochs, num_minibatches, *x.shape[1:]), info)
 
 
 def folded(key, num_epochs=5, num_minibatches=4):
@@ -265,3 +274,37 @@ def test_stop_early_inside_the_fold_equals_a_python_loop_with_break():
         assert bool(running) != stopped
         np.testing.assert_allclose(last, carry, rtol=1e-5, atol=1e-5)
     assert len(stopped_in) > 1  # the seeds cover stops in more than one epoch
+
+
+# --- shards -----------------------------------------------------------------------------------------------------------
+
+
+@given(
+    shards=st.sampled_from([1, 2, 4, 8]),
+    share=st.integers(1, 5),
+    num_minibatches=st.integers(1, 4),
+    seed=st.integers(0, 99),
+)
+def test_each_minibatch_takes_the_same_share_of_each_shard(shards, share, num_minibatches, seed):
+    """And every row is used exactly once per epoch."""
+    size = shards * share * num_minibatches
+    rows = np.asarray(minibatch_rows(jax.random.key(seed), Shards(shards), size, 3, num_minibatches))
+    assert rows.shape == (3 * num_minibatches, size // num_minibatches)
+    for epoch in rows.reshape(3, -1):
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(size))
+    for taken in rows:
+        np.testing.assert_array_equal(np.bincount(taken // (size // shards), minlength=shards), share)
+
+
+@pytest.mark.parametrize("devices", [2, 4, 8])
+def test_devices_have_the_minibatches_of_one(devices):
+    """Each its own rows, numbered from 0; no device's shuffle is another's."""
+    key, size = jax.random.key(5), 96
+    whole = np.sort(minibatch_rows(key, Shards(8), size, 2, 3), axis=1)
+    local = size // devices
+    parts = [
+        np.asarray(minibatch_rows(key, Shards(8, devices, lambda device=device: device), local, 2, 3)) + device * local
+        for device in range(devices)
+    ]
+    np.testing.assert_array_equal(np.sort(np.concatenate(parts, axis=1), axis=1), whole)
+    assert not np.array_equal(parts[0], parts[1] - local)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from purejaxppo.core import normalizer as module
 from purejaxppo.core.normalizer import (
     NORMALIZER_EPSILON,
     Normalizer,
@@ -15,11 +16,30 @@ from purejaxppo.core.normalizer import (
     scaled_reward,
     standardize_by,
     update_normalizer,
-    update_stats,
 )
+from purejaxppo.core.sums import merged, moments
 
 T, E = 12, 3
 GAMMA = 0.9
+
+
+def update_stats(stats, x):
+    """With the rows of x [N, ...] added."""
+    return module.update_stats(stats, merged(moments(x[None])), len(x))
+
+
+def updated(normalizer, obs, reward, done, shards=1):
+    """With those of a rollout added; the environments are in this many shards."""
+
+    def by_shard(x):
+        return x.swapaxes(0, 1).reshape(shards, -1, *x.shape[2:])
+
+    returns, discounted = discounted_returns(reward, done, jnp.zeros(E), GAMMA)
+    if normalizer.discounted is not None:
+        returns, discounted = discounted_returns(reward, done, normalizer.discounted, GAMMA)
+    else:
+        discounted = None
+    return update_normalizer(normalizer, moments(by_shard(obs)), moments(by_shard(returns)), discounted, reward.size)
 
 
 # --- running statistics -----------------------------------------------------------------------------------------------
@@ -132,19 +152,20 @@ def test_before_the_first_rollout_observations_are_centred_and_not_scaled():
 def test_what_is_not_normalised_passes_unchanged(which):
     """And has no statistics, before and after a rollout."""
     obs, reward, done = map(jnp.asarray, rollout_of(0))
-    normalizer = update_normalizer(init_normalizer(obs[0], *which), obs, reward, done, GAMMA)
+    normalizer = updated(init_normalizer(obs[0], *which), obs, reward, done)
     assert (normalizer.obs is not None, normalizer.returns is not None) == which
     assert (normalized_obs(normalizer, obs) is obs) == (not which[0])
     assert (scaled_reward(normalizer, reward) is reward) == (not which[1])
 
 
-def test_statistics_are_those_of_all_rollouts_so_far():
+@pytest.mark.parametrize("shards", [1, E])
+def test_statistics_are_those_of_all_rollouts_so_far(shards):
     """Of every observation and every discounted return, an episode's last one included, over two rollouts."""
     normalizer = init_normalizer(jnp.zeros((E, 2)), True, True)
     running, returns, seen = np.zeros(E), [], []
     for seed in range(2):
         obs, reward, done = rollout_of(seed)
-        normalizer = jax.jit(update_normalizer)(normalizer, obs, reward, done, GAMMA)
+        normalizer = jax.jit(updated, static_argnums=4)(normalizer, obs, reward, done, shards)
         seen.append(obs.reshape(-1, 2).astype(np.float64))
         for t in range(T):
             running = GAMMA * running + reward[t]

@@ -9,7 +9,7 @@ import pytest
 
 from purejaxppo.config import TrainConfig
 from purejaxppo.core.distributions import DiagGaussian
-from purejaxppo.core.normalizer import empty_stats, update_stats
+from purejaxppo.core.normalizer import RunningStats
 from purejaxppo.core.rollout import rollout
 from purejaxppo.core.types import Box, Discrete, EnvStep, VecEnv
 from purejaxppo.envs.wrappers import bound_action, evaluation_env, freeze_observation, track_episodes
@@ -90,7 +90,9 @@ def test_frozen_statistics_do_not_change():
     """Evaluation standardises by what training had seen, whatever it sees itself."""
     script, other = make_script(0), make_script(1)
     seen = script.obs.reshape(-1, O)
-    first, final, steps = play(freeze_observation(scripted_env(other), update_stats(empty_stats((O,)), seen)))
+    first, final, steps = play(
+        freeze_observation(scripted_env(other), RunningStats(seen.mean(0), seen.var(0), np.float32(len(seen))))
+    )
     np.testing.assert_allclose(first, normalize64(other.first, [seen]), rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(steps.obs, normalize64(other.obs, [seen]), rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(steps.final_obs, normalize64(other.final_obs, [seen]), rtol=1e-3, atol=1e-3)
