@@ -298,10 +298,11 @@ def _headline(settings: RunSettings, run_dir: Path) -> str:
     config = settings.config
     device, *others = devices_for(config)
     several = f"{1 + len(others)} x " if others else ""
+    shards = f" in {config.num_shards} shards" if config.num_shards > 1 else ""
     slow = " (no accelerator)" if device.platform == "cpu" else ""
     rounded = f" (of {config.total_timesteps:,} asked for)" if config.env_steps != config.total_timesteps else ""
     return (
         f"{config.env}  {config.algorithm}  {config.env_steps:,} env steps{rounded} = {config.num_updates:,} updates "
-        f"of {config.num_envs} envs x {config.num_steps} steps  device {several}{device.device_kind}{slow}  "
+        f"of {config.num_envs} envs x {config.num_steps} steps{shards}  device {several}{device.device_kind}{slow}  "
         f"seed {settings.seed}  {run_dir}"
     )
