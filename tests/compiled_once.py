@@ -13,9 +13,22 @@ from purejaxppo.experiment import run as experiment_run
 from purejaxppo.sweeps import compiled_group
 from purejaxppo.train import trainer_from_config
 
-# Compiler options without XLA's newer emitters of fused loops, which take twice as long as the older ones. Not where
-# bits are compared: the older ones may round in another way in another program.
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+
+def _quickly():
+    """Compiler options without XLA's newer emitters of fused loops, which take twice as long as the older ones.
+
+    Not where bits are compared: the older ones may round in another way in another program. None if this version of XLA
+    has no such choice.
+    """
+    options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+    try:
+        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return None
+    return options
+
+
+QUICKLY = _quickly()
 
 
 @contextmanager
