@@ -54,7 +54,6 @@ def make_trainer(
     env: VecEnv,
     network: Network,
     algorithm: Algorithm,
-    shards: Shards | None = None,
 ) -> Trainer:
     """Returns a training run as a pair of pure functions. Both may be jitted, and vmapped over key and hyperparameters.
 
@@ -63,7 +62,6 @@ def make_trainer(
       env: environments, e.g. from `from_gymnax`.
       network: `init(key, obs)` and `apply(params, obs) -> (pi, value)`.
       algorithm: e.g. `ppo_clip(config, network.apply)`.
-      shards: of the run, the same as the algorithm's; by default those of the config, on one device.
 
     Raises:
       ConfigError: invalid settings, or a network or an algorithm that does not fit.
@@ -72,7 +70,7 @@ def make_trainer(
     _check_parts(config, env, network, algorithm)
     if config.learning_rate_schedule == "kl_adaptive":
         algorithm = kl_adaptive(algorithm)
-    wrapped, shards = training_env(config, env), shards or Shards(config.num_shards)
+    wrapped, shards = training_env(config, env), algorithm.shards or Shards(config.num_shards)
 
     def init(key: jax.Array, hp: Hyperparams) -> RunnerState:
         check_hyperparams(hp)
@@ -167,7 +165,7 @@ def _estimate(
 def _flatten(transition: Transition, advantage: jax.Array, target: jax.Array) -> Batch:
     """Reshapes [T, E, ...] to rows [E * T, ...] in environment-major order.
 
-    The rows of the environments on one device are then one contiguous block, so the batch is sharded as they are.
+    The rows of a shard are then one contiguous block.
     """
     batch = Batch(
         transition.obs, transition.action, transition.pi, transition.log_prob, transition.value, advantage, target

@@ -42,7 +42,7 @@ def kl_adaptive(algorithm: Algorithm) -> Algorithm:
         state = KLAdaptive(learning_rate, learner.algo_state)
         return learner._replace(algo_state=state), {**metrics, "learning_rate": used}
 
-    return Algorithm(init, update)
+    return Algorithm(init, update, algorithm.shards)
 
 
 def adapted_learning_rate(learning_rate: jax.Array, kl: jax.Array, target_kl: float | jax.Array) -> jax.Array:

@@ -52,7 +52,7 @@ def ppo_kl(config: TrainConfig, apply: Apply, *, shards: Shards | None = None) -
         kl_coef = adapted_kl_coef(used, metrics["kl"], hp.kl_min, hp.kl_max, hp.kl_coef_factor)
         return learner._replace(algo_state=KLPenalty(kl_coef)), {**metrics, "kl_coef": used}
 
-    return Algorithm(init, update)
+    return Algorithm(init, update, steps.shards)
 
 
 def adapted_kl_coef(

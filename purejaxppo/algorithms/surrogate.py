@@ -84,7 +84,7 @@ def surrogate_algorithm(
         metrics["ratio/first_minibatch_deviation"] = steps.ratio_deviation[0]  # 0 up to rounding
         return learner, {**metrics, **drift(apply, learner.params, batch, shards)}
 
-    return Algorithm(init, update)
+    return Algorithm(init, update, shards)
 
 
 def minibatch_advantages(

@@ -68,7 +68,7 @@ def trpo(config: TrainConfig, apply: Apply, *, shards: Shards | None = None) -> 
         metrics = {"loss/value": jnp.mean(steps.metrics["loss/value"]), **policy_metrics}
         return learner, {**metrics, **drift(apply, learner.params, batch, shards)}
 
-    return Algorithm(init, update)
+    return Algorithm(init, update, shards)
 
 
 class _Measure(NamedTuple):

@@ -35,7 +35,7 @@ AnyPath = str | os.PathLike[str]  # for arguments of public functions; everywher
 DEFAULT_TARGET_KL = 0.01  # nats; for algorithms that need a target, if none is given
 # A shard has at least this many rows of each minibatch, as a device needs them for its work to outweigh the exchange.
 # On two cores, with devices of one thread, 64 x 128 (1,024 rows each) trained 1.25 times as fast on two devices as on
-# one, and 16 x 128 (256 rows each) 0.83 times.
+# one, and 16 x 128 (256 rows each) 0.83 times. Changing it changes runs.
 ROWS_PER_SHARD = 512
 KL_COEF_BOUNDS = (1e-3, 1e3)  # limits of the adaptive penalty: about ten updates from 1 to either of them
 _MAX_WHOLE = 2.0**63  # above all counts; a float from here on is not converted, so that its error message shows it

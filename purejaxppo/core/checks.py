@@ -28,17 +28,28 @@ def check_env(env: VecEnv, name: str = "the environment") -> None:
       name: of the environment, for the message.
     """
     _check_declaration(env, name)
-    keys = _keys(env)
-    state, obs = _traced_pair(name, env.reset, keys)
+    state, obs = _traced_pair(name, env.reset, _keys(env))
     _check_observation(env, name, "reset's second value", obs)
+    check_step(env, state, name, obs)
+
+
+def check_step(env: VecEnv, state: Any, name: str = "the environment", obs: Any = None) -> None:
+    """Raises EnvError for a step that breaks the contract.
+
+    Args:
+      env: E environments.
+      state: theirs, or its shapes.
+      name: of the environment, for the message.
+      obs: what reset returned, if the step's observations are to be compared with it.
+    """
     next_state, result = _traced_pair(
-        name, lambda keys, *args: env.step(env.draw(keys), *args), keys, state, _action(env)
+        name, lambda keys, *args: env.step(env.draw(keys), *args), _keys(env), state, _action(env)
     )
     if not isinstance(result, EnvStep):
         raise EnvError(f"{name}'s step returns the state and a {type(result).__name__}; it has to be an EnvStep.")
     for what, x in (("step's obs", result.obs), ("step's final_obs", result.final_obs)):
         _check_observation(env, name, what, x)
-        if x.dtype != obs.dtype:
+        if obs is not None and x.dtype != obs.dtype:
             raise EnvError(f"{name} returns observations {_text(x)} ({what}), but {_text(obs)} in reset; choose one.")
     _check_outcome(env, name, result)
     if jax.tree.map(_signature, next_state) != jax.tree.map(_signature, state):

@@ -10,7 +10,7 @@ from purejaxppo.core.sums import Moments, least_std, merged, moments
 from purejaxppo.core.types import Apply, Batch, Metrics, Params
 
 
-class _Drift(NamedTuple):
+class ShardDrift(NamedTuple):
     """What is measured of each shard, leaves [S]."""
 
     kl: jax.Array
@@ -39,22 +39,15 @@ def drift(apply: Apply, params: Params, batch: Batch, shards: Shards) -> Metrics
     """
     pi, _ = apply(params, batch.obs)
     log_ratio = pi.log_prob(batch.action) - batch.log_prob
-    return _combined(shards.gather(_measured(shards.by_shard(batch.pi.kl(pi)), shards.by_shard(log_ratio))))
+    return drift_metrics(shards.gather(shard_drift(shards.by_shard(batch.pi.kl(pi)), shards.by_shard(log_ratio))))
 
 
-def importance_weights(log_ratio: jax.Array) -> Metrics:
-    """Returns what `drift` says of the weights exp(log_ratio) of a batch [N]."""
-    metrics = _combined(_measured(jnp.zeros((1, 1)), log_ratio[None]))
-    del metrics["kl"]
-    return metrics
-
-
-def _measured(kl: jax.Array, log_ratio: jax.Array) -> _Drift:
-    """Measures shards of rows [S, n]."""
+def shard_drift(kl: jax.Array, log_ratio: jax.Array) -> ShardDrift:
+    """Measures the rows of shards [S, n]: KL(old || new) and the logarithms of the ratios."""
     largest = jnp.max(log_ratio, axis=1)
     # The scale cancels in the effective sample size, so weights are divided by the largest one and cannot overflow.
     weight = jnp.exp(log_ratio - largest[:, None])
-    return _Drift(
+    return ShardDrift(
         kl=jnp.mean(kl, axis=1),
         kl_k3=jnp.mean(jnp.expm1(log_ratio) - log_ratio, axis=1),
         ratio=moments(jnp.exp(log_ratio)),
@@ -64,7 +57,7 @@ def _measured(kl: jax.Array, log_ratio: jax.Array) -> _Drift:
     )
 
 
-def _combined(measured: _Drift) -> Metrics:
+def drift_metrics(measured: ShardDrift) -> Metrics:
     """Returns the metrics of all shards together."""
     ratio = merged(measured.ratio)
     largest = jnp.max(measured.largest)

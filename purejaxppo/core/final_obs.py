@@ -5,7 +5,6 @@ few. The last observation of every step would double the stored observations, an
 the whole rollout.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -29,18 +28,13 @@ def no_final_obs(obs: jax.Array, num_steps: int, truncation_gap: int) -> FinalOb
 
 def keep_final_obs(final_obs: FinalObs, result: EnvStep) -> FinalObs:
     """Returns the slots with the last observations of the episodes that a step truncated."""
-
-    # vmap over environments: otherwise XLA's partitioner inserts a collective for the scatter.
-    @partial(jax.vmap, in_axes=(1, 0, 0), out_axes=1)
-    def store(slots: jax.Array, slot: jax.Array, obs: jax.Array) -> jax.Array:
-        return slots.at[slot].set(obs, mode="drop")
-
     slots, used = final_obs
     # Each environment writes to its next free slot, or out of bounds, which mode="drop" ignores: shapes stay static,
     # and there is no branch. A step that also terminated needs no bootstrap value.
     truncated_only = result.truncated & ~result.terminated
     slot = jnp.where(truncated_only, used, len(slots))
-    return FinalObs(store(slots, slot, result.final_obs), used + truncated_only)
+    slots = slots.at[slot, jnp.arange(len(used))].set(result.final_obs, mode="drop")
+    return FinalObs(slots, used + truncated_only)
 
 
 def next_values(

@@ -39,12 +39,13 @@ NO_NORMALIZER = Normalizer(None, None, None)
 def init_normalizer(obs: jax.Array, normalize_observation: bool, normalize_reward: bool) -> Normalizer:
     """Returns the statistics before the first rollout.
 
-    They centre observations on the mean of the first ones, obs [E, ...], and scale neither observations nor rewards.
+    They centre observations on the mean of the first ones, obs [E, ...], and scale neither observations nor rewards;
+    the clip to +-10 holds from the start.
     """
     num_envs, *shape = obs.shape
     nothing = empty_stats(tuple(shape))
     return Normalizer(
-        nothing._replace(mean=centre(obs)[1]) if normalize_observation else None,
+        nothing._replace(mean=centre(obs)[1].astype(nothing.mean.dtype)) if normalize_observation else None,
         empty_stats(()) if normalize_reward else None,
         jnp.zeros(num_envs) if normalize_reward else None,
     )

@@ -69,8 +69,8 @@ def rollout(
 
     # The successors' values are those of the next row, but for two kinds of observation that are no row of the
     # rollout: the one after the last step, and those of truncated episodes. Both take one further pass of the critic.
-    value = _values(apply, params, steps.obs)
-    extra_value = _values(apply, params, jnp.concatenate([next_obs[None], final_obs.slots]))
+    _, value = apply(params, steps.obs)
+    _, extra_value = apply(params, jnp.concatenate([next_obs[None], final_obs.slots]))
     transition = Transition(
         obs=steps.obs,
         action=steps.action,
@@ -97,13 +97,3 @@ def _draw(key: jax.Array, env: VecEnv, pi: Distribution, env_ids: jax.Array, num
         return jax.vmap(lambda pi, key: pi.noise(key))(pi, keys[:, 0]), env.draw(keys[:, 1])
 
     return jax.vmap(of_one_step)(jax.random.split(key, num_steps))
-
-
-def _values(apply: Apply, params: Params, obs: jax.Array) -> jax.Array:
-    """Returns the values [T, E] of observations [T, E, ...].
-
-    The network sees them in environment-major order: its flat rows are then sharded as the environments are, and no
-    device needs another's.
-    """
-    _, value = apply(params, obs.swapaxes(0, 1))
-    return value.T

@@ -46,6 +46,7 @@ def centre(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     Both are computed relative to the first row. Equal rows then have deviations of exactly 0, and no digits are lost
     where the mean is large compared with the spread.
     """
+    x = x.astype(jnp.result_type(x, jnp.float32))  # differences of unsigned integers would wrap
     shifted = x - x[:1]
     offset = jnp.mean(shifted, axis=0)
     return shifted - offset[None], x[0] + offset

@@ -13,6 +13,7 @@ import numpy as np
 from purejaxppo.config import Hyperparams
 from purejaxppo.core.distributions import Distribution
 from purejaxppo.core.normalizer import Normalizer
+from purejaxppo.core.shards import Shards
 
 jax.tree_util.register_dataclass(Hyperparams)
 
@@ -68,7 +69,9 @@ def _keys_themselves(keys: jax.Array) -> Any:
 class VecEnv(NamedTuple):
     """E vectorised environments that auto-reset: the step that ends an episode returns the next one's first `obs`.
 
-    Every environment has a key of its own, so what happens in it does not depend on how many others there are.
+    Every environment has a key of its own, so what happens in it does not depend on how many others there are. `step`
+    and `draw` take any number of environments, since each of several devices steps its own only; every leaf of the
+    state is [E, ...], and each of its rows belongs to one environment.
     """
 
     reset: Callable[[jax.Array], tuple[EnvState, jax.Array]]  # keys [E] -> (state, obs [E, ...])
@@ -150,6 +153,9 @@ class Algorithm(NamedTuple):
 
     init: Callable[[Hyperparams, Params], LearnerState]  # hp, params -> learner
     update: Callable[[jax.Array, Hyperparams, LearnerState, Batch], tuple[LearnerState, Metrics]]  # key, hp, ...
+    # Of the run, if all that is learnt from a device's rows passes through their `mean` or `gather`; a rule without
+    # shards is trained on one device.
+    shards: Shards | None = None
 
 
 class Trainer(NamedTuple):

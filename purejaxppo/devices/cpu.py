@@ -63,7 +63,7 @@ def _refuse_few_devices(devices: list[Any], error: RuntimeError) -> None:
 def num_devices_for(config: TrainConfig, devices: int) -> int:
     """Returns how many of `devices` CPU devices of one thread a single run is sharded over.
 
-    They share its shards equally, and so each has at least `ROWS_PER_SHARD` rows of a minibatch.
+    They share its shards equally, so that each of several has at least `ROWS_PER_SHARD` rows of a minibatch.
     """
     return max(number for number in range(1, devices + 1) if config.num_shards % number == 0)
 

@@ -1,11 +1,11 @@
 """Data parallelism: one run over several CPU devices, each of which holds some of the run's shards.
 
 The result is that of one device but for the order of sums: random numbers, shuffles and statistics are the same. The
-first update therefore agrees up to rounding, and the difference grows with further updates (docs/architecture.md has
-figures). Bitwise identical results take the same number of devices.
+first update therefore agrees up to rounding, and the difference grows with further updates. Bitwise identical results
+take the same number of devices.
 
 Environments and their rows are sharded, everything else is replicated. No row travels: devices exchange what `Shards`
-sums, which is one flat vector per gradient step and three per update.
+sums. For an algorithm of gradient steps that is one flat vector per step and three per update.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,10 +20,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from purejaxppo.algorithms import make_algorithm
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.config.validate import validate_config
+from purejaxppo.core.checks import check_step
 from purejaxppo.core.shards import Shards
 from purejaxppo.core.types import Batch, Metrics, Params, RunnerState, Trainer, VecEnv
 from purejaxppo.devices.cpu import num_devices_for
 from purejaxppo.envs.gymnax_adapter import from_gymnax
+from purejaxppo.errors import EnvError
 from purejaxppo.policies.networks import make_network
 from purejaxppo.train import make_trainer, trainer_from_config
 
@@ -62,13 +64,17 @@ def _trainer_on(mesh: Mesh, config: TrainConfig, env: VecEnv | None) -> Trainer:
     shards = Shards(config.num_shards, mesh.size, lambda: jax.lax.axis_index(_ENVS), _all_sum, _by_blocks)
     env = env or from_gymnax(config.env, config.num_envs, **dict(config.env_params))
     network = make_network(config, env)
-    trainer = make_trainer(config, env, network, make_algorithm(config, network.apply, shards), shards)
+    algorithm = make_algorithm(config, network.apply, shards)
+    if algorithm.shards is None:  # a plugin's, which would learn something else on each device
+        return make_trainer(config, env, network, algorithm)
+    _check_rows(env, mesh.size)
+    trainer = make_trainer(config, env, network, algorithm)
 
     def shardings(runner: RunnerState) -> RunnerState:
-        return jax.tree.map(lambda spec: NamedSharding(mesh, spec), partition_specs(config.num_envs, runner))
+        return jax.tree.map(lambda spec: NamedSharding(mesh, spec), partition_specs(runner))
 
     def update(hp: Hyperparams, runner: RunnerState) -> tuple[RunnerState, Metrics]:
-        specs, everywhere = partition_specs(config.num_envs, runner), PartitionSpec()
+        specs, everywhere = partition_specs(runner), PartitionSpec()
         # check_vma=False, as JAX does not infer that parameters which follow from sums are replicated.
         on_mesh = jax.shard_map(
             trainer.update, mesh=mesh, in_specs=(everywhere, specs), out_specs=(specs, everywhere), check_vma=False
@@ -82,14 +88,11 @@ def _trainer_on(mesh: Mesh, config: TrainConfig, env: VecEnv | None) -> Trainer:
     return Trainer(init, update, place=lambda runner: jax.device_put(runner, shardings(runner)))
 
 
-def partition_specs(num_envs: int, runner: RunnerState) -> RunnerState:
-    """Returns how each leaf is sharded: what belongs to environments, leaves [num_envs, ...], along these.
-
-    Everything else is replicated. The state of an environment must not hold anything that belongs to several of them.
-    """
+def partition_specs(runner: RunnerState) -> RunnerState:
+    """Returns how each leaf is sharded: what belongs to environments along these, everything else is replicated."""
 
     def along_envs(tree: Any) -> Any:
-        return jax.tree.map(lambda x: PartitionSpec(_ENVS) if x.shape[:1] == (num_envs,) else PartitionSpec(), tree)
+        return jax.tree.map(lambda _: PartitionSpec(_ENVS), tree)
 
     replicated = jax.tree.map(lambda _: PartitionSpec(), runner)
     return replicated._replace(
@@ -98,6 +101,27 @@ def partition_specs(num_envs: int, runner: RunnerState) -> RunnerState:
         env_ids=PartitionSpec(_ENVS),
         normalizer=replicated.normalizer._replace(discounted=along_envs(runner.normalizer.discounted)),
     )
+
+
+def _check_rows(env: VecEnv, devices: int) -> None:
+    """Raises EnvError unless the environments can be stepped in `devices` parts, each with its rows of the state."""
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), env.num_envs))
+    state, _ = jax.eval_shape(env.reset, keys)
+    shared = [x.shape for x in jax.tree.leaves(state) if x.shape[:1] != (env.num_envs,)]
+    if shared:
+        raise EnvError(
+            f"the environment's state has a leaf of shape {list(shared[0])}, which does not begin with num_envs = "
+            f"{env.num_envs}; give each environment a row of its own, or train on one device (JAX_NUM_CPU_DEVICES=1)."
+        )
+    part = env._replace(num_envs=env.num_envs // devices)
+    rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct((part.num_envs, *x.shape[1:]), x.dtype), state)
+    try:
+        check_step(part, rows)
+    except EnvError as error:
+        raise EnvError(
+            f"the environment cannot step {part.num_envs} of its {env.num_envs} copies on a device of their own: "
+            f"{error} Take their number from the keys, or train on one device (JAX_NUM_CPU_DEVICES=1)."
+        ) from error
 
 
 def _by_blocks(f: Callable[..., Any]) -> Callable[..., Any]:

@@ -19,6 +19,7 @@ from purejaxppo.core.types import Box, Discrete, EnvState, EnvStep, VecEnv
 from purejaxppo.envs.lazy_imports import imported_lazily
 from purejaxppo.errors import EnvError
 
+_SMALL = 64  # numbers of an observation and a state that may be stored for every step
 _DOWNLOADS = {"MNISTBandit-bsuite"}
 
 
@@ -76,16 +77,23 @@ _StepOne = Callable[[Any, EnvState, jax.Array], tuple[Any, Any, EnvState, jax.Ar
 def _gymnax_step(env: Any, params: Any) -> tuple[Callable[[jax.Array], Any], _StepOne]:
     """Returns `draw` and a step of one environment, which together are gymnax's own step with its auto-reset.
 
-    The state in which the next episode begins depends on the key alone, so that it is drawn ahead, whether or not the
-    episode ends.
+    The state in which the next episode begins depends on the key alone. If it is small it is drawn, whether or not the
+    episode ends; a large one, such as a picture, would be stored for every step of a rollout.
     """
+
+    def begin(key: jax.Array) -> Any:
+        return env.reset_env(key, params)
+
+    first = jax.tree.leaves(jax.eval_shape(begin, jax.eval_shape(lambda: jax.random.key(0))))
+    is_small = sum(x.size for x in first) <= _SMALL
 
     def draw(key: jax.Array) -> Any:
         key_step, key_reset = jax.random.split(key)
-        return key_step, env.reset_env(key_reset, params)
+        return key_step, begin(key_reset) if is_small else key_reset
 
     def step(draws: Any, state: EnvState, action: jax.Array) -> Any:
-        key, (first_obs, first_state) = draws
+        key, drawn = draws
+        first_obs, first_state = drawn if is_small else begin(drawn)
         obs, state, reward, terminated, _ = env.step_env(key, state, action, params)
         truncated = env.is_truncated(state, params)
         done = jnp.logical_or(terminated, truncated)

@@ -20,7 +20,7 @@ def line_world(num_envs: int) -> VecEnv:
 
     def reset(keys):
         position = jax.vmap(lambda key: jax.random.uniform(key, minval=-1.0, maxval=1.0))(keys)
-        return (position, jnp.zeros(num_envs, jnp.int32)), observe(position)
+        return (position, jnp.zeros(len(keys), jnp.int32)), observe(position)
 
     def step(keys, state, action):
         position, time = state

@@ -7,9 +7,15 @@ import pytest
 from hand_batch import make_batch, make_policy
 
 from purejaxppo.core import diagnostics
-from purejaxppo.core.diagnostics import drift, importance_weights
+from purejaxppo.core.diagnostics import drift, drift_metrics, shard_drift
 from purejaxppo.core.shards import Shards
 from purejaxppo.core.sums import merged, moments
+
+
+def importance_weights(log_ratio):
+    """What is said of the weights exp(log_ratio) [N] of one shard."""
+    metrics = drift_metrics(shard_drift(jnp.zeros((1, 1)), log_ratio[None]))
+    return {name: x for name, x in metrics.items() if name != "kl"}
 
 
 def effective_sample_size(log_ratio):

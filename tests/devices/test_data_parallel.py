@@ -8,12 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
+from probe_envs import constant_reward, spoiled, walk
 
+from purejaxppo.algorithms import ALGORITHMS
 from purejaxppo.config import Hyperparams, TrainConfig, fields
 from purejaxppo.devices import data_parallel
 from purejaxppo.devices.cpu import one_thread_is_enough
 from purejaxppo.devices.data_parallel import devices_for, spread_trainer
 from purejaxppo.envs.presets import preset
+from purejaxppo.errors import EnvError
 from purejaxppo.train import advance, trainer_from_config
 
 SMALL = {"env": "CartPole-v1", "num_envs": 4, "num_steps": 32, "num_epochs": 2, "num_minibatches": 2}
@@ -89,6 +92,24 @@ def test_one_exchange_per_gradient_step_and_three_per_update(settings):
     text = jax.jit(lambda runner: trainer.update(HP, runner)).lower(runner).compile().as_text()
     assert len(re.findall(r" all-reduce(?:-start)?\(", text)) <= 4
     assert not re.search(r" (all-gather|all-to-all|collective-permute)", text)
+
+
+def test_an_environment_that_cannot_be_shared_out_is_refused():
+    """With the remedy; on one device it may be as it is."""
+    config = dataclasses.replace(CONFIG, env="walk")
+    with pytest.raises(EnvError, match=r"a leaf of shape \[\], which does not begin with num_envs = 4"):
+        spread_trainer(config, spoiled(walk(4), after=1))
+    with pytest.raises(EnvError, match="cannot step 2 of its 4 copies on a device of their own"):
+        spread_trainer(config, constant_reward(4))
+    trainer_from_config(config, constant_reward(4))
+
+
+def test_an_update_rule_without_shards_is_trained_on_one_device(monkeypatch):
+    """It would learn something else on each of several."""
+    rule = ALGORITHMS["ppo_clip"]
+    monkeypatch.setitem(ALGORITHMS, "ppo_clip", lambda config, apply, shards: rule(config, apply)._replace(shards=None))
+    runner, _ = trained(spread_trainer(CONFIG))
+    assert len(runner.obs.sharding.device_set) == 1
 
 
 def test_a_saved_state_goes_back_to_where_it_was_computed():
