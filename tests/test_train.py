@@ -434,7 +434,8 @@ def unchanged():
 
 def test_jit_is_no_jit(programs):
     start = programs.init(jax.random.key(0), HP)._replace(updates=jnp.int32(2))
-    assert_close(programs.update(HP, start), op_by_op(), atol=1e-4)  # Adam's steps are 3e-2
+    # A hundredth of Adam's steps, which turn rounding into a difference where a gradient is nearly 0.
+    assert_close(programs.update(HP, start), op_by_op(), atol=3e-4)
 
 
 @pytest.mark.parametrize("name", TOGGLES)

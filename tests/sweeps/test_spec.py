@@ -186,7 +186,7 @@ def test_halving_out_of_range(halving):
     """The range depends on the three settings, not on the number of runs."""
     message = refused(sweep(halving=halving))
     assert message.startswith(f"halving = {halving!r}:")
-    assert "it takes 2 to 3, the number of settings" in message
+    assert "N is 2 to 3, the number of settings" in message
 
 
 def test_a_single_setting_has_nothing_to_choose_from():
