@@ -279,6 +279,7 @@ def test_stop_early_inside_the_fold_equals_a_python_loop_with_break():
 # --- shards -----------------------------------------------------------------------------------------------------------
 
 
+@settings(max_examples=12)  # each is a program
 @given(
     shards=st.sampled_from([1, 2, 4, 8]),
     share=st.integers(1, 5),
