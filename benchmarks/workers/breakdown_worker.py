@@ -5,6 +5,7 @@ python -m benchmarks.workers.breakdown_worker 64x128 --repetitions 9
 Nothing that a part computes is thrown away: it is carried from one round to the next and returned at the end.
 """
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +19,7 @@ from benchmarks.lib.report import parser, shape, sizes
 from benchmarks.lib.worker_process import answer_channel
 from benchmarks.trainers.ours import train_config, warm_block
 from benchmarks.trainers.protocol import Settings
-from purejaxppo import Hyperparams, TrainConfig
+from purejaxppo import Hyperparams, TrainConfig, use_all_cores
 from purejaxppo.algorithms import make_algorithm
 from purejaxppo.core.advantage import gae
 from purejaxppo.core.rollout import rollout
@@ -146,6 +147,9 @@ def main() -> None:
     options.add_argument("--repetitions", type=int, default=9)
     arguments = options.parse_args()
     answer = answer_channel()
+    # The parts run on one device, and so does the whole update that they are compared with.
+    os.environ["JAX_NUM_CPU_DEVICES"] = "1"
+    use_all_cores()
     answer(measure(**sizes(arguments.shape), repetitions=arguments.repetitions))
 
 
