@@ -15,15 +15,7 @@ from purejaxppo.core.minibatch import minibatch_rows, stop_early
 from purejaxppo.core.optimizer import make_optimizer
 from purejaxppo.core.shards import Shards
 from purejaxppo.core.sums import merged, moments
-from purejaxppo.core.types import (
-    Algorithm,
-    Apply,
-    Batch,
-    Distribution,
-    LearnerState,
-    Metrics,
-    Params,
-)
+from purejaxppo.core.types import Algorithm, Apply, Batch, Distribution, LearnerState, Metrics, Params
 
 
 class GradientStep(NamedTuple):
@@ -54,7 +46,6 @@ def surrogate_algorithm(
     Source: Schulman et al. 2017, arXiv:1707.06347, eq. 9 and algorithm 1. Deviations, all common practice: Adam with
     eps 1e-5 and a global-norm clip, advantages standardised, optional value clipping, optional stop at a target KL.
     """
-
     shards = shards or Shards(config.num_shards)
 
     def init(hp: Hyperparams, params: Params) -> LearnerState:

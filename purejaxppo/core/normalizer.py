@@ -28,12 +28,9 @@ class RunningStats(NamedTuple):
 class Normalizer(NamedTuple):
     """The statistics of a run. What is not normalised is None."""
 
-    obs: RunningStats | None  # of all observations so far
-    returns: RunningStats | None  # of all discounted returns so far
-    discounted: jax.Array | None  # [E] discounted return of the running episode
-
-
-NO_NORMALIZER = Normalizer(None, None, None)
+    obs: RunningStats | None = None  # of all observations so far
+    returns: RunningStats | None = None  # of all discounted returns so far
+    discounted: jax.Array | None = None  # [E] discounted return of the running episode
 
 
 def init_normalizer(obs: jax.Array, normalize_observation: bool, normalize_reward: bool) -> Normalizer:

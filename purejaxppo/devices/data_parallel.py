@@ -66,7 +66,7 @@ def _trainer_on(mesh: Mesh, config: TrainConfig, env: VecEnv | None) -> Trainer:
     network = make_network(config, env)
     algorithm = make_algorithm(config, network.apply, shards)
     if algorithm.shards is None:  # a plugin's, which would learn something else on each device
-        return make_trainer(config, env, network, algorithm)
+        return trainer_from_config(config, env)
     _check_rows(env, mesh.size)
     trainer = make_trainer(config, env, network, algorithm)
 

@@ -5,7 +5,6 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import jax
@@ -97,7 +96,7 @@ def _gymnax_step(env: Any, params: Any) -> tuple[Callable[[jax.Array], Any], _St
         obs, state, reward, terminated, _ = env.step_env(key, state, action, params)
         truncated = env.is_truncated(state, params)
         done = jnp.logical_or(terminated, truncated)
-        next_obs, state = jax.tree.map(partial(jnp.where, done), (first_obs, first_state), (obs, state))
+        next_obs, state = jax.tree.map(functools.partial(jnp.where, done), (first_obs, first_state), (obs, state))
         return next_obs, obs, state, reward, terminated, truncated
 
     return draw, step

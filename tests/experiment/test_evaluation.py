@@ -8,7 +8,7 @@ from probe_envs import endless
 from purejaxppo import evaluate
 from purejaxppo.config import TrainConfig
 from purejaxppo.core.distributions import Categorical
-from purejaxppo.core.normalizer import NO_NORMALIZER
+from purejaxppo.core.normalizer import Normalizer
 from purejaxppo.core.types import LearnerState, RunnerState
 from purejaxppo.evaluate import evaluate_runner
 from purejaxppo.experiment import evaluation
@@ -21,7 +21,7 @@ RUNNER = RunnerState(
     LearnerState(WEIGHTS, (), ()),
     (),
     jnp.zeros((1, 1)),
-    NO_NORMALIZER,
+    Normalizer(),
     jnp.arange(1),
     jax.random.key(0),
     jnp.int32(0),

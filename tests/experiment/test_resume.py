@@ -17,7 +17,7 @@ from rich.console import Console
 
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.core.nonfinite import NONFINITE_RULES
-from purejaxppo.core.normalizer import NO_NORMALIZER
+from purejaxppo.core.normalizer import Normalizer
 from purejaxppo.core.types import LearnerState, RunnerState
 from purejaxppo.envs.gymnax_adapter import from_gymnax
 from purejaxppo.errors import CheckpointError, ConfigError, DivergedError, EnvError
@@ -469,7 +469,7 @@ def test_other_keys_depend_on_what_failed_alone():
 
 
 def jnp_runner(key):
-    return RunnerState(LearnerState({}, (), ()), (), jnp.zeros(1), NO_NORMALIZER, jnp.arange(1), key, jnp.int32(0))
+    return RunnerState(LearnerState({}, (), ()), (), jnp.zeros(1), Normalizer(), jnp.arange(1), key, jnp.int32(0))
 
 
 # --- evaluation of a chosen checkpoint --------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
-from purejaxppo.core.normalizer import NO_NORMALIZER
+from purejaxppo.core.normalizer import Normalizer
 from purejaxppo.core.types import LearnerState, RunnerState
 from purejaxppo.errors import CheckpointError, DivergedError, OutOfMemoryError
 from purejaxppo.experiment import training as module
@@ -125,7 +125,7 @@ def state_of(updates):
         learner,
         (),
         np.zeros(1),
-        NO_NORMALIZER,
+        Normalizer(),
         np.zeros(1, np.int32),
         np.zeros(2, np.uint32),
         np.int32(updates),

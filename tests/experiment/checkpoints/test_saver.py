@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from purejaxppo.config import RunOptions
-from purejaxppo.core.normalizer import NO_NORMALIZER
+from purejaxppo.core.normalizer import Normalizer
 from purejaxppo.core.types import LearnerState, RunnerState
 from purejaxppo.errors import CheckpointError, DivergedError
 from purejaxppo.experiment.checkpoints import saver as module
@@ -29,7 +29,7 @@ def make_runner(value=1.0):
         learner,
         jnp.array([jnp.nan, value]),
         jnp.zeros((2, 1)),
-        NO_NORMALIZER,
+        Normalizer(),
         jnp.arange(2),
         jax.random.key(3),
         jnp.int32(7),
