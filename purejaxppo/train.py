@@ -70,7 +70,7 @@ def make_trainer(
     _check_parts(config, env, network, algorithm)
     if config.learning_rate_schedule == "kl_adaptive":
         algorithm = kl_adaptive(algorithm)
-    wrapped, shards = training_env(config, env), algorithm.shards or Shards(config.num_shards)
+    wrapped, shards = training_env(config, env), algorithm.shards or Shards(config.shard_count)
 
     def init(key: jax.Array, hp: Hyperparams) -> RunnerState:
         check_hyperparams(hp)

@@ -33,5 +33,5 @@ def other_value(field, nth=0):
     if get_origin(field.type) is Literal:
         return next(choice for choice in get_args(field.type) if choice != field.default)
     bounds = range_of(field)
-    step = 1 if field.type is int else min(1.0, bounds.high - bounds.low) / 50
+    step = 1 if field.type in (int, int | None) else min(1.0, bounds.high - bounds.low) / 50
     return next(number for i in (1, 2) if (number := bounds.low + (nth + i) * step) != field.default)

@@ -25,4 +25,4 @@ def make_algorithm(config: TrainConfig, apply: Apply, shards: Shards | None = No
     Raises ConfigError, with a suggestion, for an unknown name.
     """
     validate_algorithm(config.algorithm, ALGORITHMS)
-    return ALGORITHMS[config.algorithm](config, apply, shards=shards or Shards(config.num_shards))
+    return ALGORITHMS[config.algorithm](config, apply, shards=shards or Shards(config.shard_count))

@@ -46,7 +46,7 @@ def surrogate_algorithm(
     Source: Schulman et al. 2017, arXiv:1707.06347, eq. 9 and algorithm 1. Deviations, all common practice: Adam with
     eps 1e-5 and a global-norm clip, advantages standardised, optional value clipping, optional stop at a target KL.
     """
-    shards = shards or Shards(config.num_shards)
+    shards = shards or Shards(config.shard_count)
 
     def init(hp: Hyperparams, params: Params) -> LearnerState:
         return LearnerState(params, make_optimizer(hp).init(params), ())

@@ -40,7 +40,7 @@ def trpo(config: TrainConfig, apply: Apply, *, shards: Shards | None = None) -> 
     depend on data.
     """
 
-    shards = shards or Shards(config.num_shards)
+    shards = shards or Shards(config.shard_count)
 
     def init(hp: Hyperparams, params: Params) -> LearnerState:
         return LearnerState(params, make_optimizer(hp).init(params), ())

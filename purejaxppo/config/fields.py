@@ -66,7 +66,7 @@ def _convert_numbers(record: Any) -> None:
     A value of another type is left as it is, so that the message of `config/validate.py` shows it as it was given.
     """
     for field in dataclasses.fields(record):
-        converted = (whole if field.type is int else plain)(getattr(record, field.name))
+        converted = (whole if field.type in (int, int | None) else plain)(getattr(record, field.name))
         object.__setattr__(record, field.name, converted)
 
 
@@ -91,6 +91,9 @@ class TrainConfig:
     """Passes over the collected batch per update."""
     num_minibatches: int = setting(4, at_least=1, unit="gradient steps per epoch", heading="rollout and batch")
     """Gradient steps per epoch; must divide num_envs * num_steps."""
+    num_shards: int | None = setting(None, at_least=1, unit="blocks of environments", heading="rollout and batch")
+    """Equal blocks of environments in which the batch is shuffled, and which devices share; the number changes the run,
+    the devices do not. None: the largest of 8, 4, 2 and 1 that leaves each block 512 rows of a minibatch."""
     hidden_sizes: tuple[int, ...] = setting((64, 64), at_least=1, at_most=65_536, unit="units", heading="policy")
     """Widths of the hidden layers (after the convolution, for image observations)."""
     activation: Activation = setting("tanh", heading="policy")
@@ -146,12 +149,10 @@ class TrainConfig:
         return self.batch_size // self.num_minibatches
 
     @property
-    def num_shards(self) -> int:
-        """The number of equal blocks of environments in which the batch is shuffled (`core.shards`).
-
-        It follows from the shapes alone, so that a run is the same on any number of devices: the largest of 8, 4 and 2
-        that leaves each shard `ROWS_PER_SHARD` rows of a minibatch, or 1.
-        """
+    def shard_count(self) -> int:
+        """`num_shards`, or what follows from the shapes alone: a run is then the same on any number of devices."""
+        if self.num_shards is not None:
+            return self.num_shards
         for number in (8, 4, 2):
             rows, rest = divmod(self.minibatch_size, number)
             if rest == 0 and self.num_envs % number == 0 and rows >= ROWS_PER_SHARD:

@@ -169,6 +169,7 @@ def validate_config(config: TrainConfig) -> None:
             f"num_envs * num_steps = {config.batch_size} rows per update are more than 2**31 - 1; lower one of them."
         )
     _validate_minibatches(config)
+    _validate_shards(config)
     if config.algorithm == "trpo":
         _validate_trpo(config)
     if config.num_updates < 1:
@@ -202,15 +203,24 @@ def _validate_minibatches(config: TrainConfig) -> None:
     # The standard deviation of a minibatch of one row would be 0.
     by_minibatch = config.normalize_advantage == "minibatch"
     if size % count:
-        near = [d for d in sorted(nearest_divisors(size, count)) if d < size or not by_minibatch]
+        near = [d for d in nearest_divisors(size, count) if d < size or not by_minibatch]
         raise ConfigError(
-            f"num_envs * num_steps = {size} is not divisible by num_minibatches = {count}; "
-            f"try {', '.join(map(str, near[:-1]))}{' or ' if near[:-1] else ''}{near[-1]}."
+            f"num_envs * num_steps = {size} is not divisible by num_minibatches = {count}; try {_one_of(near)}."
         )
     if size == count and by_minibatch:
         raise ConfigError(
             f"num_minibatches = {count} leaves one row per minibatch, whose advantage cannot be standardised; "
             f"lower it, or set normalize_advantage to batch or off."
+        )
+
+
+def _validate_shards(config: TrainConfig) -> None:
+    number = config.shard_count
+    if config.num_envs % number or config.minibatch_size % number:
+        common = math.gcd(config.num_envs, config.minibatch_size)
+        raise ConfigError(
+            f"num_shards = {number} must divide num_envs = {config.num_envs} and the {config.minibatch_size} rows of a "
+            f"minibatch; try {_one_of(nearest_divisors(common, number))}."
         )
 
 
@@ -225,6 +235,12 @@ def _validate_trpo(config: TrainConfig) -> None:
             "learning_rate_schedule = kl_adaptive is for ppo_clip, ppo_kl and policy_gradient; trpo's line search "
             "bounds the KL itself; use linear or constant, or leave trpo out."
         )
+
+
+def _one_of(numbers: Iterable[int]) -> str:
+    """Returns numbers as a choice in ascending order, such as `2, 4 or 8`."""
+    *others, last = map(str, sorted(numbers))
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def nearest_divisors(number: int, target: int) -> list[int]:

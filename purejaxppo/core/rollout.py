@@ -21,6 +21,7 @@ class _StepRecord(NamedTuple):
     reward: jax.Array
     terminated: jax.Array
     truncated: jax.Array
+    next_obs: jax.Array  # the compiler removes it from the scan where nobody uses it
     info: Metrics
 
 
@@ -60,7 +61,9 @@ def rollout(
         pi, _ = apply(params, obs)  # the value is not used, so the compiler removes the critic from the scan
         action = pi.sample(noise)
         env_state, result = env.step(env_draws, env_state, action)
-        record = _StepRecord(obs, action, pi, result.reward, result.terminated, result.truncated, result.info)
+        record = _StepRecord(
+            obs, action, pi, result.reward, result.terminated, result.truncated, result.final_obs, result.info
+        )
         return (env_state, result.obs, keep_final_obs(final_obs, result)), record
 
     start = env_state, obs, no_final_obs(obs, num_steps, env.truncation_gap)
@@ -81,6 +84,7 @@ def rollout(
         reward=steps.reward,
         terminated=steps.terminated,
         truncated=steps.truncated,
+        next_obs=steps.next_obs,
     )
     return env_state, next_obs, transition, jax.tree.map(lambda x: x.sum(axis=0), steps.info)
 

@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from purejaxppo.config import TrainConfig
+from purejaxppo.config import TrainConfig, fields
 from purejaxppo.errors import ConfigError
 
 _SAFE_THREADS = 4  # with this many threads, no vmapped training loop has been seen to hang; see docs/architecture.md
@@ -63,9 +63,10 @@ def _refuse_few_devices(devices: list[Any], error: RuntimeError) -> None:
 def num_devices_for(config: TrainConfig, devices: int) -> int:
     """Returns how many of `devices` CPU devices of one thread a single run is sharded over.
 
-    They share its shards equally, so that each of several has at least `ROWS_PER_SHARD` rows of a minibatch.
+    They share its shards equally, and each of several has at least `ROWS_PER_SHARD` rows of a minibatch.
     """
-    return max(number for number in range(1, devices + 1) if config.num_shards % number == 0)
+    most = min(devices, max(config.minibatch_size // fields.ROWS_PER_SHARD, 1))
+    return max(number for number in range(1, most + 1) if config.shard_count % number == 0)
 
 
 def one_thread_is_enough(config: TrainConfig, cores: int) -> bool:

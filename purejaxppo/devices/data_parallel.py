@@ -25,7 +25,7 @@ from purejaxppo.core.shards import Shards
 from purejaxppo.core.types import Batch, Metrics, Params, RunnerState, Trainer, VecEnv
 from purejaxppo.devices.cpu import num_devices_for
 from purejaxppo.envs.gymnax_adapter import from_gymnax
-from purejaxppo.errors import EnvError
+from purejaxppo.errors import ConfigError, EnvError
 from purejaxppo.policies.networks import make_network
 from purejaxppo.train import make_trainer, trainer_from_config
 
@@ -43,16 +43,27 @@ def devices_for(config: TrainConfig) -> list[jax.Device]:
     return devices[: num_devices_for(config, len(devices)) if devices[0].platform == "cpu" else 1]
 
 
-def spread_trainer(config: TrainConfig, env: VecEnv | None = None) -> Trainer:
-    """Returns the trainer of `trainer_from_config`, data-parallel over `devices_for(config)`.
+def spread_trainer(
+    config: TrainConfig, env: VecEnv | None = None, devices: Sequence[jax.Device] | None = None
+) -> Trainer:
+    """Returns the trainer of `trainer_from_config`, data-parallel over `devices`, by default `devices_for(config)`.
 
     It has to be jitted, and cannot be vmapped.
 
-    Raises ConfigError or EnvError for settings from which no trainer can be built.
+    Raises:
+      ConfigError: settings from which no trainer can be built, or devices that cannot share the shards equally.
+      EnvError: an environment from which none can be built, or one that cannot be stepped in parts.
     """
     validate_config(config)
-    devices = devices_for(config)
-    return trainer_from_config(config, env) if len(devices) == 1 else _trainer_on(mesh_of(devices), config, env)
+    devices = devices_for(config) if devices is None else devices
+    if len(devices) == 1:
+        return trainer_from_config(config, env)
+    if config.shard_count % len(devices):
+        raise ConfigError(
+            f"{len(devices)} devices cannot share {config.shard_count} shards equally; choose another num_shards, or "
+            f"a number of devices that divides it."
+        )
+    return _trainer_on(mesh_of(devices), config, env)
 
 
 def mesh_of(devices: Sequence[jax.Device]) -> Mesh:
@@ -61,7 +72,7 @@ def mesh_of(devices: Sequence[jax.Device]) -> Mesh:
 
 
 def _trainer_on(mesh: Mesh, config: TrainConfig, env: VecEnv | None) -> Trainer:
-    shards = Shards(config.num_shards, mesh.size, lambda: jax.lax.axis_index(_ENVS), _all_sum, _by_blocks)
+    shards = Shards(config.shard_count, mesh.size, lambda: jax.lax.axis_index(_ENVS), _all_sum, _by_blocks)
     env = env or from_gymnax(config.env, config.num_envs, **dict(config.env_params))
     network = make_network(config, env)
     algorithm = make_algorithm(config, network.apply, shards)

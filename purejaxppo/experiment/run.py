@@ -298,7 +298,7 @@ def _headline(settings: RunSettings, run_dir: Path) -> str:
     config = settings.config
     device, *others = devices_for(config)
     several = f"{1 + len(others)} x " if others else ""
-    shards = f" in {config.num_shards} shards" if config.num_shards > 1 else ""
+    shards = f" in {config.shard_count} shards" if config.shard_count > 1 else ""
     slow = " (no accelerator)" if device.platform == "cpu" else ""
     rounded = f" (of {config.total_timesteps:,} asked for)" if config.env_steps != config.total_timesteps else ""
     return (

@@ -92,6 +92,26 @@ def test_rows_per_update_fit_into_int32():
     validate_config(dataclasses.replace(config, num_steps=2**15 - 1))
 
 
+@pytest.mark.parametrize(
+    ("num_envs", "number", "remedy"), [(12, 8, "try 4, 6 or 12"), (12, 5, "try"), (4, 8, "try"), (4, 0, "")]
+)
+def test_shards_that_do_not_divide_are_refused(num_envs, number, remedy):
+    config = TrainConfig(num_envs=num_envs, num_steps=32, num_minibatches=2, num_shards=number)
+    message = refusal(validate_config, config)
+    assert f"num_shards = {number}" in message
+    assert remedy in message
+
+
+@pytest.mark.parametrize(("num_envs", "num_steps", "shards"), [(64, 128, 4), (16, 128, 1), (2048, 32, 8), (63, 128, 1)])
+def test_the_number_of_shards_follows_from_the_shapes_or_is_given(num_envs, num_steps, shards):
+    """As many as leave each 512 rows of a minibatch."""
+    config = TrainConfig(num_envs=num_envs, num_steps=num_steps, num_minibatches=4)
+    assert config.shard_count == shards
+    validate_config(config)
+    assert dataclasses.replace(config, num_shards=1).shard_count == 1
+    assert dataclasses.replace(config, num_shards=1.0).num_shards == 1
+
+
 def test_indivisible_minibatches_name_the_nearest_divisors():
     """1000 rows in 3 minibatches: 2 and 4 would do."""
     message = refusal(validate_config, TrainConfig(num_envs=100, num_steps=10, num_minibatches=3))

@@ -88,6 +88,7 @@ def check_next_value(played, limit, num_steps):
     _, _, transition, _, (_, step) = played
     _, value = apply(PARAMS, step.final_obs)
     np.testing.assert_allclose(transition.next_value, np.where(step.terminated, 0.0, value), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(transition.next_obs, step.final_obs)
     # The comparison says something: ends occur, and the next episode's first observation has another value.
     cut = step.truncated & ~step.terminated
     if limit <= num_steps:
@@ -210,3 +211,21 @@ def test_a_rollout_is_a_function_of_its_key(walked):
     one, again, other = walked(1), walked(1), walked(2)
     jax.tree.map(np.testing.assert_array_equal, one, again)
     assert not np.array_equal(one[0].action, other[0].action)
+
+
+def test_the_successors_are_stored_only_for_who_reads_them():
+    """They are as large as the observations, so a program that does not return them needs no more memory for them."""
+    env, num_steps = from_gymnax("CartPole-v1", E), 64
+    state, obs = env.reset(jax.random.split(jax.random.key(0), E))
+
+    def play_and_keep(key, state, obs, read):
+        _, _, transition, _ = rollout(key, env, apply, PARAMS, state, obs, IDS, num_steps)
+        return transition if read else transition._replace(next_obs=None)
+
+    program = jax.jit(play_and_keep, static_argnums=3)
+    read, unread = (
+        program.lower(jax.random.key(1), state, obs, read).compile().memory_analysis() for read in (True, False)
+    )
+    size = num_steps * obs.nbytes
+    assert read.output_size_in_bytes - unread.output_size_in_bytes >= size
+    assert unread.temp_size_in_bytes < read.temp_size_in_bytes + size
