@@ -18,6 +18,7 @@ from purejaxppo.config.validate import validate_config
 from purejaxppo.core.advantage import ESTIMATORS
 from purejaxppo.core.checks import check_algorithm, check_env, check_hyperparams, check_network
 from purejaxppo.core.diagnostics import explained_variance
+from purejaxppo.core.episodes import ended_episodes, no_episodes
 from purejaxppo.core.nonfinite import NONFINITE_RULES, marks, no_value, nonfinite, undo_nonfinite
 from purejaxppo.core.normalizer import (
     Normalizer,
@@ -44,7 +45,7 @@ from purejaxppo.core.types import (
     VecEnv,
 )
 from purejaxppo.envs.gymnax_adapter import from_gymnax
-from purejaxppo.envs.wrappers import training_env
+from purejaxppo.envs.wrappers import bound_action
 from purejaxppo.errors import ConfigError
 from purejaxppo.policies.networks import make_network
 
@@ -70,16 +71,17 @@ def make_trainer(
     _check_parts(config, env, network, algorithm)
     if config.learning_rate_schedule == "kl_adaptive":
         algorithm = kl_adaptive(algorithm)
-    wrapped, shards = training_env(config, env), algorithm.shards or Shards(config.shard_count)
+    wrapped, shards = bound_action(config, env), algorithm.shards or Shards(config.shard_count)
 
     def init(key: jax.Array, hp: Hyperparams) -> RunnerState:
         check_hyperparams(hp)
         key, key_env, key_params = jax.random.split(key, 3)
         env_state, obs = wrapped.reset(jax.random.split(key_env, config.num_envs))
         learner = algorithm.init(hp, network.init(key_params, obs))
+        episodes = no_episodes(config.num_envs)
         normalizer = init_normalizer(obs, config.normalize_observation, config.normalize_reward)
         env_ids = jnp.arange(config.num_envs, dtype=jnp.int32)
-        return RunnerState(learner, env_state, obs, normalizer, env_ids, key, jnp.zeros((), jnp.int32))
+        return RunnerState(learner, env_state, obs, episodes, normalizer, env_ids, key, jnp.zeros((), jnp.int32))
 
     def update(hp: Hyperparams, runner: RunnerState) -> tuple[RunnerState, Metrics]:
         key, key_rollout, key_update = jax.random.split(runner.key, 3)
@@ -93,9 +95,11 @@ def make_trainer(
         env_state, obs, transition, sums = rollout(
             key_rollout, wrapped, apply, params, runner.env_state, runner.obs, runner.env_ids, num_steps
         )
+        done = transition.terminated | transition.truncated
+        episodes, ended = ended_episodes(runner.episodes, transition.reward, done)
         advantage, target = _estimate(config, hp, scaled_reward(runner.normalizer, transition.reward), transition)
         batch = _flatten(transition._replace(obs=see(transition.obs)), advantage, target)
-        seen, discounted = _measured(hp, shards, runner.normalizer, transition, obs, batch, sums)
+        seen, discounted = _measured(hp, shards, runner.normalizer, transition, obs, batch, {**sums, **ended})
         seen = shards.gather(seen)  # what all devices have to know of the rollout, in one exchange
         normalizer = update_normalizer(runner.normalizer, seen.obs, seen.returns, discounted, config.batch_size)
         learner, metrics = algorithm.update(key_update, hp, runner.learner, batch)
@@ -104,7 +108,8 @@ def make_trainer(
         watched = {"observation": seen.obs_marks, "reward": seen.reward_marks, "normalizer": normalizer[:2]}
         watched |= {"parameter": learner.params, "optimizer_state": learner.opt_state, **metrics}
         metrics["nonfinite"] = nonfinite(watched)
-        return RunnerState(learner, env_state, obs, normalizer, runner.env_ids, key, runner.updates + 1), metrics
+        updates = runner.updates + 1
+        return RunnerState(learner, env_state, obs, episodes, normalizer, runner.env_ids, key, updates), metrics
 
     trainer = Trainer(init, update)
     return undo_nonfinite(trainer) if NONFINITE_RULES[config.on_nonfinite].undo else trainer

@@ -192,7 +192,7 @@ def test_modules_by_name_are_imported_where_the_user_asks_for_it():
         ("core/losses.py", "from .. import train"),
         ("core/losses.py", "def f():\n    from ..train import train"),
         ("core/losses.py", "from purejaxppo import TrainConfig"),
-        ("algorithms/ppo_clip.py", "from purejaxppo.envs.wrappers import training_env"),
+        ("algorithms/ppo_clip.py", "from purejaxppo.envs.wrappers import bound_action"),
     ],
 )
 def test_upward_imports_are_seen_in_every_spelling(file, code):

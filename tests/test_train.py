@@ -455,7 +455,7 @@ def test_counts_are_alive():
     """num_steps of the environments, num_epochs * num_minibatches gradient steps."""
     changes = {"num_steps": T // 2, "num_minibatches": 1, "num_epochs": 3}
     runner, _ = one_update(spoiled(walk(E), after=10**6), **changes)
-    assert int(runner.env_state.inner[1]) == T // 2
+    assert int(runner.env_state[1]) == T // 2
     assert adam_steps(runner) == 3
 
 

@@ -25,7 +25,7 @@ from purejaxppo.core.advantage import gae
 from purejaxppo.core.rollout import rollout
 from purejaxppo.core.types import Algorithm, Batch
 from purejaxppo.envs.gymnax_adapter import from_gymnax
-from purejaxppo.envs.wrappers import training_env
+from purejaxppo.envs.wrappers import bound_action
 from purejaxppo.policies.networks import make_network
 
 Step = Callable[[Any], tuple[Any, Any]]  # state -> (state, what else is computed)
@@ -67,7 +67,7 @@ def zeros_like(shapes: Any) -> Any:
 def make_parts(config: TrainConfig) -> dict[str, Part]:
     """Returns the parts of one update of ppo_clip, on data of a first rollout."""
     hp = jax.tree.map(jnp.float32, Hyperparams())
-    wrapped = training_env(config, from_gymnax(config.env, config.num_envs))
+    wrapped = bound_action(config, from_gymnax(config.env, config.num_envs))
     network = make_network(config, wrapped)
     key = jax.random.key(0)
     env_state, obs = jax.jit(wrapped.reset)(jax.random.split(key, config.num_envs))

@@ -12,6 +12,7 @@ import numpy as np
 
 from purejaxppo.config import Hyperparams
 from purejaxppo.core.distributions import Distribution
+from purejaxppo.core.episodes import Episodes
 from purejaxppo.core.normalizer import Normalizer
 from purejaxppo.core.shards import Shards
 
@@ -127,8 +128,9 @@ class RunnerState(NamedTuple):
     """The complete state of one training run; this is what a checkpoint stores."""
 
     learner: LearnerState
-    env_state: EnvState  # includes the sums of unfinished episodes
+    env_state: EnvState
     obs: jax.Array  # [E, ...] as the environments returned it, which the next rollout starts from
+    episodes: Episodes  # running
     normalizer: Normalizer
     env_ids: jax.Array  # int32 [E], the environments' numbers, from which their keys are made
     key: jax.Array

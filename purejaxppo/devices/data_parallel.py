@@ -109,6 +109,7 @@ def partition_specs(runner: RunnerState) -> RunnerState:
     return replicated._replace(
         env_state=along_envs(runner.env_state),
         obs=PartitionSpec(_ENVS),
+        episodes=along_envs(runner.episodes),
         env_ids=PartitionSpec(_ENVS),
         normalizer=replicated.normalizer._replace(discounted=along_envs(runner.normalizer.discounted)),
     )

@@ -15,7 +15,7 @@ from purejaxppo.config.validate import validate_config
 from purejaxppo.core.rollout import rollout
 from purejaxppo.core.types import VecEnv
 from purejaxppo.devices.machine import memory_bytes, ram_bytes
-from purejaxppo.envs.wrappers import training_env
+from purejaxppo.envs.wrappers import bound_action
 from purejaxppo.errors import ConfigError, OutOfMemoryError, is_out_of_memory
 from purejaxppo.policies.networks import make_network
 
@@ -74,7 +74,7 @@ def rollout_bytes(config: TrainConfig, env: VecEnv) -> int:
     network = make_network(config, env)
 
     def collect(key: jax.Array) -> Any:
-        wrapped = training_env(config, env)
+        wrapped = bound_action(config, env)
         state, obs = wrapped.reset(jax.random.split(key, env.num_envs))
         params = network.init(key, obs)
         env_ids = jnp.arange(env.num_envs)

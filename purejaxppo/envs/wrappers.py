@@ -1,7 +1,7 @@
-"""Wrappers, functions from VecEnv to VecEnv: episode statistics, action bounds, standardised observations."""
+"""Wrappers, functions from VecEnv to VecEnv: action bounds, standardised observations."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,19 +9,7 @@ import numpy as np
 
 from purejaxppo.config import TrainConfig
 from purejaxppo.core.normalizer import RunningStats, standardize_by
-from purejaxppo.core.sums import Sum, add, empty_sum
 from purejaxppo.core.types import Box, Discrete, EnvState, EnvStep, VecEnv
-
-
-class _Episodes(NamedTuple):
-    inner: EnvState
-    episode_return: Sum  # [E] of the running episode, so far
-    episode_length: jax.Array  # [E] int32, of the running episode, so far
-
-
-def training_env(config: TrainConfig, env: VecEnv) -> VecEnv:
-    """Returns the environment wrapped for training: with episode statistics, and actions mapped to its bounds."""
-    return bound_action(config, track_episodes(env))
 
 
 def evaluation_env(config: TrainConfig, env: VecEnv, stats: RunningStats | None) -> VecEnv:
@@ -31,32 +19,6 @@ def evaluation_env(config: TrainConfig, env: VecEnv, stats: RunningStats | None)
     """
     env = bound_action(config, env)
     return env if stats is None else freeze_observation(env, stats)
-
-
-def track_episodes(env: VecEnv) -> VecEnv:
-    """Returns the environment with each finished episode's return and length in `info`.
-
-    They are reported in the step that ends the episode; all other steps report zeros.
-    """
-
-    def reset(keys: jax.Array) -> tuple[EnvState, jax.Array]:
-        state, obs = env.reset(keys)
-        return _Episodes(state, empty_sum((env.num_envs,)), jnp.zeros(env.num_envs, jnp.int32)), obs
-
-    def step(draws: Any, state: _Episodes, action: jax.Array) -> tuple[EnvState, EnvStep]:
-        inner, result = env.step(draws, state.inner, action)
-        rewards, length = add(state.episode_return, result.reward), state.episode_length + 1
-        done = result.terminated | result.truncated
-        info = {
-            **result.info,
-            "episode/return": jnp.where(done, rewards.value, 0.0),
-            "episode/length": jnp.where(done, length, 0).astype(jnp.float32),
-            "episode/count": done.astype(jnp.float32),
-        }
-        rewards, length = jax.tree.map(lambda x: jnp.where(done, 0, x), (rewards, length))
-        return _Episodes(inner, rewards, length), result._replace(info=info)
-
-    return env._replace(reset=reset, step=step)
 
 
 def bound_action(config: TrainConfig, env: VecEnv) -> VecEnv:

@@ -16,11 +16,10 @@ from purejaxppo.config.fields import AnyPath
 from purejaxppo.config.resolve import settings_record
 from purejaxppo.errors import CheckpointError, ConfigError
 from purejaxppo.experiment.atomic_files import is_file, read_json, write_json
-from purejaxppo.experiment.checkpoints.directory import survey
+from purejaxppo.experiment.checkpoints.directory import FORMAT_VERSION, survey
 from purejaxppo.experiment.directory import fields_of, refuse_comparison
 from purejaxppo.sweeps.spec import SweepSettings
 
-FORMAT_VERSION = 2  # equal to that of checkpoints (checkpoints/store.py), so that a sweep never mixes two versions
 METRICS = "metrics.csv"
 
 

@@ -20,7 +20,7 @@ from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.core.nonfinite import WATCHED
 from purejaxppo.core.rollout import rollout
 from purejaxppo.devices.vectorize import advance_runs, grid, layout_for, make_runs
-from purejaxppo.envs.wrappers import training_env
+from purejaxppo.envs.wrappers import bound_action
 from purejaxppo.errors import ConfigError
 from purejaxppo.policies.networks import make_network
 from purejaxppo.train import advance, trainer_from_config
@@ -182,8 +182,8 @@ def alone(algorithm, i, hps=None):
 
 def counting_from(runner, counter):
     """The state with another counter of the environments' steps."""
-    assert runner.env_state.inner[1].dtype == counter.dtype
-    return runner._replace(env_state=runner.env_state._replace(inner=(runner.env_state.inner[0], counter)))
+    assert runner.env_state[1].dtype == counter.dtype
+    return runner._replace(env_state=(runner.env_state[0], counter))
 
 
 def before(update, step=0):
@@ -289,7 +289,7 @@ def test_over_two_devices_observations_are_normalised_as_alone():
     runner = jax.jit(trainer_from_config(config, env).init)(jax.random.key(0), hp)
 
     def collect(params, env_state, obs):
-        wrapped = training_env(config, env)
+        wrapped = bound_action(config, env)
         return rollout(jax.random.key(1), wrapped, network.apply, params, env_state, obs, jnp.arange(len(obs)), 32)
 
     def seen(collected):
@@ -454,7 +454,7 @@ def test_a_run_that_diverges_is_frozen_as_it_was_and_no_other_one_notices(kind):
     assert after[-1].diverged.tolist() == diverged.tolist()
     for i in range(R):
         wanted = take(states[done[i]], i)
-        wanted = counting_from(wanted, wanted.env_state.inner[1] + counters[i])
+        wanted = counting_from(wanted, wanted.env_state[1] + counters[i])
         assert same_bits(take(after[-1].runner, i), wanted), i
     reported = {name: x.copy() for name, x in metrics.items()}
     for i in np.flatnonzero(diverged):

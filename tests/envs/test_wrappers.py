@@ -12,7 +12,7 @@ from purejaxppo.core.distributions import DiagGaussian
 from purejaxppo.core.normalizer import RunningStats
 from purejaxppo.core.rollout import rollout
 from purejaxppo.core.types import Box, Discrete, EnvStep, VecEnv
-from purejaxppo.envs.wrappers import bound_action, evaluation_env, freeze_observation, track_episodes
+from purejaxppo.envs.wrappers import bound_action, evaluation_env, freeze_observation
 
 T, E, O = 12, 3, 2  # noqa: E741 - the letters of types.py
 EPSILON = 1e-8
@@ -99,60 +99,7 @@ def test_frozen_statistics_do_not_change():
     assert int(final) == T  # the state is the environment's own: there is nothing to update
 
 
-# --- episodes ---------------------------------------------------------------------------------------------------------
-
-
-def test_episode_tracking_against_a_loop():
-    """Return, length and count in the step that ends an episode, zeros elsewhere; unfinished ones stay in the state."""
-    script = make_script()
-    _, state, steps = play(track_episodes(scripted_env(script)))
-    expected, length = np.zeros(E), np.zeros(E)
-    for t in range(T):
-        expected, length = expected + script.reward[t], length + 1
-        done = script.done[t]
-        np.testing.assert_allclose(steps.info["episode/return"][t], np.where(done, expected, 0), rtol=1e-5, atol=1e-5)
-        np.testing.assert_array_equal(steps.info["episode/length"][t], np.where(done, length, 0))
-        np.testing.assert_array_equal(steps.info["episode/count"][t], done)
-        expected, length = np.where(done, 0, expected), np.where(done, 0, length)
-    np.testing.assert_allclose(state.episode_return.value, expected, rtol=1e-5, atol=1e-5)
-    np.testing.assert_array_equal(state.episode_length, length)
-
-
-def test_the_return_of_a_million_steps():
-    """0.1 a step is 100,000; float32 added one by one would make it 100,958. The next episode begins with nothing."""
-    num_steps = 10**6
-
-    def step(key, time, action):
-        time, last = time + 1, (time + 1) % (num_steps // jnp.array([1, 10])) == 0
-        obs = jnp.zeros((2, 1))
-        return time, EnvStep(obs, obs, jnp.full(2, 0.1), last, last, {})
-
-    env = VecEnv(lambda key: (jnp.zeros((), jnp.int32), jnp.zeros((2, 1))), step, Box((1,)), Discrete(2), 2)
-    env = track_episodes(env)
-
-    def run(state):
-        def keep_last(carry, _):
-            state, seen = carry
-            state, result = env.step(None, state, None)
-            return (state, jnp.where(result.info["episode/count"], result.info["episode/return"], seen)), None
-
-        return jax.lax.scan(keep_last, (state, jnp.zeros(2)), length=num_steps)[0]
-
-    state, seen = jax.jit(run)(env.reset(None)[0])
-    np.testing.assert_allclose(seen, [100_000, 10_000], rtol=1e-7)
-    np.testing.assert_array_equal(state.episode_return.value, 0.0)
-
-
-def test_inner_info_is_kept():
-    """What the environment reports itself travels with the episode's numbers."""
-    env = scripted_env(make_script())
-
-    def step(key, state, action):
-        state, result = env.step(key, state, action)
-        return state, result._replace(info={"coins": jnp.ones(E)})
-
-    _, _, steps = play(track_episodes(env._replace(step=step)))
-    assert set(steps.info) == {"coins", "episode/return", "episode/length", "episode/count"}
+# --- rewards ----------------------------------------------------------------------------------------------------------
 
 
 def test_evaluation_sees_raw_rewards():

@@ -8,6 +8,7 @@ from probe_envs import endless
 from purejaxppo import evaluate
 from purejaxppo.config import TrainConfig
 from purejaxppo.core.distributions import Categorical
+from purejaxppo.core.episodes import no_episodes
 from purejaxppo.core.normalizer import Normalizer
 from purejaxppo.core.types import LearnerState, RunnerState
 from purejaxppo.evaluate import evaluate_runner
@@ -21,6 +22,7 @@ RUNNER = RunnerState(
     LearnerState(WEIGHTS, (), ()),
     (),
     jnp.zeros((1, 1)),
+    no_episodes(1),
     Normalizer(),
     jnp.arange(1),
     jax.random.key(0),

@@ -16,6 +16,7 @@ from probe_envs import spoiled, walk
 from rich.console import Console
 
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
+from purejaxppo.core.episodes import no_episodes
 from purejaxppo.core.nonfinite import NONFINITE_RULES
 from purejaxppo.core.normalizer import Normalizer
 from purejaxppo.core.types import LearnerState, RunnerState
@@ -469,7 +470,8 @@ def test_other_keys_depend_on_what_failed_alone():
 
 
 def jnp_runner(key):
-    return RunnerState(LearnerState({}, (), ()), (), jnp.zeros(1), Normalizer(), jnp.arange(1), key, jnp.int32(0))
+    learner = LearnerState({}, (), ())
+    return RunnerState(learner, (), jnp.zeros(1), no_episodes(1), Normalizer(), jnp.arange(1), key, jnp.int32(0))
 
 
 # --- evaluation of a chosen checkpoint --------------------------------------------------------------------------------

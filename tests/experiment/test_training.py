@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
+from purejaxppo.core.episodes import no_episodes
 from purejaxppo.core.normalizer import Normalizer
 from purejaxppo.core.types import LearnerState, RunnerState
 from purejaxppo.errors import CheckpointError, DivergedError, OutOfMemoryError
@@ -125,6 +126,7 @@ def state_of(updates):
         learner,
         (),
         np.zeros(1),
+        no_episodes(1),
         Normalizer(),
         np.zeros(1, np.int32),
         np.zeros(2, np.uint32),

@@ -26,6 +26,10 @@ from purejaxppo.config.fields import AnyPath
 from purejaxppo.errors import CheckpointError
 from purejaxppo.experiment.atomic_files import is_temporary, read_json, sync, write_json, write_text
 
+# Of the state in a checkpoint, and so of runs and sweeps that go on from one. Since version 2 sums of returns carry a
+# remainder and actions are in units of their bounds; since 3 every environment has a key of its own; since 4 the
+# running episodes are apart from the environments.
+FORMAT_VERSION = 4
 _STEP = re.compile(r"step_(\d{12,19})")
 _LEFTOVER = re.compile(r"step_\d{12,19}\.tmp-\d+")
 _MAX_MANIFEST = 2**24  # bytes; far above any real one

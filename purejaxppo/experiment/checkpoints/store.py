@@ -20,7 +20,15 @@ from typing import Any, NamedTuple, TypeVar
 from purejaxppo.config.fields import AnyPath
 from purejaxppo.errors import CheckpointError
 from purejaxppo.experiment.atomic_files import read_json, sync, write_json
-from purejaxppo.experiment.checkpoints.directory import Step, commit, first_line, invalid_reason, list_steps, remove
+from purejaxppo.experiment.checkpoints.directory import (
+    FORMAT_VERSION,
+    Step,
+    commit,
+    first_line,
+    invalid_reason,
+    list_steps,
+    remove,
+)
 from purejaxppo.experiment.checkpoints.state import (
     Snapshot,
     is_finite,
@@ -32,8 +40,6 @@ from purejaxppo.experiment.checkpoints.state import (
 
 State = TypeVar("State")
 
-# Since version 2 sums of returns carry a remainder, and actions are in units of their bounds.
-FORMAT_VERSION = 3
 _NO_SPACE = re.compile(r"No space left|os_error_code='28'")  # as Python and as TensorStore word it
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from purejaxppo.config import RunOptions
+from purejaxppo.core.episodes import no_episodes
 from purejaxppo.core.normalizer import Normalizer
 from purejaxppo.core.types import LearnerState, RunnerState
 from purejaxppo.errors import CheckpointError, DivergedError
@@ -29,6 +30,7 @@ def make_runner(value=1.0):
         learner,
         jnp.array([jnp.nan, value]),
         jnp.zeros((2, 1)),
+        no_episodes(2),
         Normalizer(),
         jnp.arange(2),
         jax.random.key(3),

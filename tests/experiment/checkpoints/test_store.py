@@ -13,7 +13,15 @@ import pytest
 
 from purejaxppo.errors import CheckpointError
 from purejaxppo.experiment.checkpoints import directory, store
-from purejaxppo.experiment.checkpoints.directory import clean, commit, invalid_reason, list_steps, prune, survey
+from purejaxppo.experiment.checkpoints.directory import (
+    FORMAT_VERSION,
+    clean,
+    commit,
+    invalid_reason,
+    list_steps,
+    prune,
+    survey,
+)
 from purejaxppo.experiment.checkpoints.state import snapshot, state_sha256
 from purejaxppo.experiment.checkpoints.store import CheckpointChoice, load_newest, save_step
 
@@ -78,7 +86,7 @@ def test_layout(saved):
     files = {path.name for path in step_dir(saved, 100).iterdir()}
     assert files == {"state", "meta.json", "MANIFEST.json", "COMMIT"}
     meta = json.loads((step_dir(saved, 100) / "meta.json").read_text())
-    assert (meta["format_version"], meta["env_steps"], meta["train_return"]) == (3, 100, 5.0)
+    assert (meta["format_version"], meta["env_steps"], meta["train_return"]) == (FORMAT_VERSION, 100, 5.0)
     assert meta["tree"][".key"] == "key<fry>[]"
     manifest = json.loads((step_dir(saved, 100) / "MANIFEST.json").read_text())
     present = {
