@@ -1,40 +1,26 @@
-"""The last observations of truncated episodes, which a rollout keeps for the bootstrap of their values.
+"""The value of each step's successor, which for a truncated episode is the value of its last observation.
 
-Only they are kept, in slots: an environment truncates at most once in every `truncation_gap` steps, so a rollout needs
-few. The last observation of every step would double the stored observations, and take another pass of the critic over
-the whole rollout.
+An environment truncates at most once in every `truncation_gap` steps, so a rollout has few such observations. The
+critic is evaluated on them alone: on the successor of every step it would do twice the work.
 """
-
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from purejaxppo.core.types import EnvStep
 
+def truncated_steps(truncated: jax.Array, truncation_gap: int) -> jax.Array:
+    """Returns the steps at which each environment was truncated, in their order  [K, E], int32; 0 beyond the last one.
 
-class FinalObs(NamedTuple):
-    """The last observations so far."""
-
-    slots: jax.Array  # [K, E, ...], in the order of the truncations
-    used: jax.Array  # int32 [E]
-
-
-def no_final_obs(obs: jax.Array, num_steps: int, truncation_gap: int) -> FinalObs:
-    """Returns empty slots for the truncations of `num_steps` steps of environments with observations obs [E, ...]."""
+    Args:
+      truncated: bool [T, E].
+      truncation_gap: static; K is the largest number of truncations that it leaves room for.
+    """
+    num_steps, num_envs = truncated.shape
     num_slots = 1 + (num_steps - 1) // truncation_gap
-    return FinalObs(jnp.zeros((num_slots, *obs.shape), obs.dtype), jnp.zeros(len(obs), jnp.int32))
-
-
-def keep_final_obs(final_obs: FinalObs, result: EnvStep) -> FinalObs:
-    """Returns the slots with the last observations of the episodes that a step truncated."""
-    slots, used = final_obs
-    # Each environment writes to its next free slot, or out of bounds, which mode="drop" ignores: shapes stay static,
-    # and there is no branch. A step that also terminated needs no bootstrap value.
-    truncated_only = result.truncated & ~result.terminated
-    slot = jnp.where(truncated_only, used, len(slots))
-    slots = slots.at[slot, jnp.arange(len(used))].set(result.final_obs, mode="drop")
-    return FinalObs(slots, used + truncated_only)
+    slot = jnp.where(truncated, _earlier(truncated), num_slots)  # out of bounds, which mode="drop" ignores
+    steps = jnp.broadcast_to(jnp.arange(num_steps, dtype=jnp.int32)[:, None], slot.shape)
+    envs = jnp.broadcast_to(jnp.arange(num_envs)[None], slot.shape)
+    return jnp.zeros((num_slots, num_envs), jnp.int32).at[slot, envs].set(steps, mode="drop")
 
 
 def next_values(
@@ -45,13 +31,17 @@ def next_values(
     Args:
       value: [T, E] of the observations.
       last_value: [E] of the observation after the last step.
-      final_values: [K, E] of `FinalObs.slots`.
-      terminated, truncated: bool [T, E].
+      final_values: [K, E] of the last observations of the episodes that `truncated_steps` lists.
+      terminated: bool [T, E].
+      truncated: bool [T, E], and not also terminated.
     """
-    truncated_only = truncated & ~terminated
-    # The number of truncations before a step is the slot that the rollout wrote to. Steps that are not truncated read
-    # some slot as well, hence the minimum, and do not use what they read.
-    slot = jnp.cumsum(truncated_only, axis=0) - truncated_only
+    # Steps that are not truncated read some slot as well, hence the minimum, and do not use what they read.
+    slot = jnp.minimum(_earlier(truncated), len(final_values) - 1)
     next_row_value = jnp.concatenate([value[1:], last_value[None]])
-    final_value = jnp.take_along_axis(final_values, jnp.minimum(slot, len(final_values) - 1), axis=0)
-    return jnp.where(terminated, 0.0, jnp.where(truncated_only, final_value, next_row_value))
+    final_value = jnp.take_along_axis(final_values, slot, axis=0)
+    return jnp.where(terminated, 0.0, jnp.where(truncated, final_value, next_row_value))
+
+
+def _earlier(truncated: jax.Array) -> jax.Array:
+    """Returns the number of truncations of an environment before each step [T, E]."""
+    return jnp.cumsum(truncated, axis=0, dtype=jnp.int32) - truncated

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from purejaxppo.core.distributions import Distribution
-from purejaxppo.core.final_obs import FinalObs, keep_final_obs, next_values, no_final_obs
+from purejaxppo.core.final_obs import next_values, truncated_steps
 from purejaxppo.core.types import Apply, EnvState, Metrics, Params, Transition, VecEnv
 
-_Carry = tuple[EnvState, jax.Array, FinalObs]  # env_state, obs [E, ...], the last observations of truncated episodes
+_Carry = tuple[EnvState, jax.Array]  # env_state, obs [E, ...]
 
 
 class _StepRecord(NamedTuple):
@@ -21,7 +21,7 @@ class _StepRecord(NamedTuple):
     reward: jax.Array
     terminated: jax.Array
     truncated: jax.Array
-    next_obs: jax.Array  # the compiler removes it from the scan where nobody uses it
+    next_obs: jax.Array
     info: Metrics
 
 
@@ -38,8 +38,8 @@ def rollout(
     """Steps the environments `num_steps` times with actions sampled from the policy.
 
     Only the policy and the environment run inside the scan; the value function is evaluated afterwards, on the whole
-    rollout at once. The successor of a truncated step is the last observation of its episode, which the auto-reset
-    replaces; `core/final_obs.py` keeps it.
+    rollout at once. The successor of a step is the next observation of its own episode, also where the auto-reset has
+    replaced it with another one's first.
 
     Args:
       key: consumed.
@@ -56,7 +56,7 @@ def rollout(
     """
 
     def step(carry: _Carry, draws: tuple[jax.Array, Any]) -> tuple[_Carry, _StepRecord]:
-        env_state, obs, final_obs = carry
+        env_state, obs = carry
         noise, env_draws = draws
         pi, _ = apply(params, obs)  # the value is not used, so the compiler removes the critic from the scan
         action = pi.sample(noise)
@@ -64,23 +64,24 @@ def rollout(
         record = _StepRecord(
             obs, action, pi, result.reward, result.terminated, result.truncated, result.final_obs, result.info
         )
-        return (env_state, result.obs, keep_final_obs(final_obs, result)), record
+        return (env_state, result.obs), record
 
-    start = env_state, obs, no_final_obs(obs, num_steps, env.truncation_gap)
     draws = _draw(key, env, apply(params, obs)[0], env_ids, num_steps)
-    (env_state, next_obs, final_obs), steps = jax.lax.scan(step, start, draws)
+    (env_state, next_obs), steps = jax.lax.scan(step, (env_state, obs), draws)
 
     # The successors' values are those of the next row, but for two kinds of observation that are no row of the
     # rollout: the one after the last step, and those of truncated episodes. Both take one further pass of the critic.
     _, value = apply(params, steps.obs)
-    _, extra_value = apply(params, jnp.concatenate([next_obs[None], final_obs.slots]))
+    truncated = steps.truncated & ~steps.terminated  # an episode that also terminated has no successor
+    final_obs = steps.next_obs[truncated_steps(truncated, env.truncation_gap), jnp.arange(len(obs))]
+    _, extra_value = apply(params, jnp.concatenate([next_obs[None], final_obs]))
     transition = Transition(
         obs=steps.obs,
         action=steps.action,
         pi=steps.pi,
         log_prob=steps.pi.log_prob(steps.action),
         value=value,
-        next_value=next_values(value, extra_value[0], extra_value[1:], steps.terminated, steps.truncated),
+        next_value=next_values(value, extra_value[0], extra_value[1:], steps.terminated, truncated),
         reward=steps.reward,
         terminated=steps.terminated,
         truncated=steps.truncated,

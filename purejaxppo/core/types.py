@@ -101,7 +101,7 @@ class Transition(NamedTuple):
     reward: jax.Array  # [T, E]
     terminated: jax.Array  # [T, E] bool
     truncated: jax.Array  # [T, E] bool
-    next_obs: jax.Array  # [T, E, ...] of the successor in the same episode; stored only if it is used
+    next_obs: jax.Array  # [T, E, ...] of the successor in the same episode
 
 
 class Batch(NamedTuple):

@@ -203,21 +203,3 @@ def test_a_rollout_is_a_function_of_its_key(walked):
     one, again, other = walked(1), walked(1), walked(2)
     jax.tree.map(np.testing.assert_array_equal, one, again)
     assert not np.array_equal(one[0].action, other[0].action)
-
-
-def test_the_successors_are_stored_only_for_who_reads_them():
-    """They are as large as the observations, so a program that does not return them needs no more memory for them."""
-    env, num_steps = from_gymnax("CartPole-v1", E), 64
-    state, obs = env.reset(jax.random.split(jax.random.key(0), E))
-
-    def play_and_keep(key, state, obs, read):
-        _, _, transition, _ = rollout(key, env, apply, PARAMS, state, obs, IDS, num_steps)
-        return transition if read else transition._replace(next_obs=None)
-
-    program = jax.jit(play_and_keep, static_argnums=3)
-    read, unread = (
-        program.lower(jax.random.key(1), state, obs, read).compile().memory_analysis() for read in (True, False)
-    )
-    size = num_steps * obs.nbytes
-    assert read.output_size_in_bytes - unread.output_size_in_bytes >= size
-    assert unread.temp_size_in_bytes < read.temp_size_in_bytes + size
