@@ -5,7 +5,6 @@ is a pure function of the hyperparameters and the run's state. docs/architecture
 """
 
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,21 +16,13 @@ from purejaxppo.config.fields import whole
 from purejaxppo.config.validate import validate_config
 from purejaxppo.core.advantage import ESTIMATORS
 from purejaxppo.core.checks import check_algorithm, check_env, check_hyperparams, check_network
-from purejaxppo.core.diagnostics import explained_variance
 from purejaxppo.core.episodes import ended_episodes, no_episodes
-from purejaxppo.core.nonfinite import NONFINITE_RULES, marks, no_value, nonfinite, undo_nonfinite
-from purejaxppo.core.normalizer import (
-    Normalizer,
-    discounted_returns,
-    init_normalizer,
-    normalized_obs,
-    scaled_reward,
-    update_normalizer,
-)
+from purejaxppo.core.nonfinite import NONFINITE_RULES, nonfinite, undo_nonfinite
+from purejaxppo.core.normalizer import init_normalizer, normalized_obs, scaled_reward, update_normalizer
 from purejaxppo.core.optimizer import anneal
 from purejaxppo.core.rollout import rollout
+from purejaxppo.core.rollout_metrics import measured, rollout_metrics
 from purejaxppo.core.shards import Shards
-from purejaxppo.core.sums import Moments, merged, moments
 from purejaxppo.core.types import (
     Algorithm,
     Batch,
@@ -99,12 +90,12 @@ def make_trainer(
         episodes, ended = ended_episodes(runner.episodes, transition.reward, done)
         advantage, target = _estimate(config, hp, scaled_reward(runner.normalizer, transition.reward), transition)
         batch = _flatten(transition._replace(obs=see(transition.obs)), advantage, target)
-        seen, discounted = _measured(hp, shards, runner.normalizer, transition, obs, batch, {**sums, **ended})
+        seen, discounted = measured(hp, shards, runner.normalizer, transition, obs, batch, {**sums, **ended})
         seen = shards.gather(seen)  # what all devices have to know of the rollout, in one exchange
         normalizer = update_normalizer(runner.normalizer, seen.obs, seen.returns, discounted, config.batch_size)
         learner, metrics = algorithm.update(key_update, hp, runner.learner, batch)
         # The algorithm's metrics come last: one with an adaptive learning rate reports the rate that it used.
-        metrics = {**_rollout_metrics(hp, seen), **metrics}
+        metrics = {**rollout_metrics(hp, seen), **metrics}
         watched = {"observation": seen.obs_marks, "reward": seen.reward_marks, "normalizer": normalizer[:2]}
         watched |= {"parameter": learner.params, "optimizer_state": learner.opt_state, **metrics}
         metrics["nonfinite"] = nonfinite(watched)
@@ -176,59 +167,3 @@ def _flatten(transition: Transition, advantage: jax.Array, target: jax.Array) ->
         transition.obs, transition.action, transition.pi, transition.log_prob, transition.value, advantage, target
     )
     return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), batch)
-
-
-class _Seen(NamedTuple):
-    """What is measured of each shard's part of a rollout, leaves [S]."""
-
-    sums: Metrics  # of what the environments reported
-    obs: Moments | None
-    returns: Moments | None  # of discounted returns
-    target: Moments
-    error: Moments  # of target - value
-    obs_marks: jax.Array  # 0, or NaN where a number is not finite
-    reward_marks: jax.Array
-
-
-def _measured(
-    hp: Hyperparams,
-    shards: Shards,
-    normalizer: Normalizer,
-    transition: Transition,
-    next_obs: jax.Array,
-    batch: Batch,
-    sums: Metrics,
-) -> tuple[_Seen, jax.Array | None]:
-    """Returns what is measured of this device's shards, and the discounted returns to go on from."""
-    returns, discounted = None, normalizer.discounted
-    if discounted is not None:
-        done = transition.terminated | transition.truncated
-        all_returns, discounted = discounted_returns(transition.reward, done, discounted, hp.gamma)
-        returns = moments(shards.by_shard(all_returns.T.ravel()))
-    obs = shards.by_shard(transition.obs.swapaxes(0, 1))
-    return _Seen(
-        sums=jax.tree.map(lambda x: jnp.sum(shards.by_shard(x), axis=1), sums),
-        obs=None if normalizer.obs is None else moments(obs.reshape(shards.local, -1, *next_obs.shape[1:])),
-        returns=returns,
-        target=moments(shards.by_shard(batch.target)),
-        error=moments(shards.by_shard(batch.target - batch.value)),
-        obs_marks=marks(obs) + marks(shards.by_shard(next_obs)),
-        reward_marks=marks(shards.by_shard(transition.reward.T)),
-    ), discounted
-
-
-def _rollout_metrics(hp: Hyperparams, seen: _Seen) -> Metrics:
-    """Returns means over the episodes that ended in this update (`no_value()` if none did), and the critic's fit."""
-    sums = jax.tree.map(jnp.sum, seen.sums)
-    count = sums["episode/count"]
-
-    def mean(total: jax.Array) -> jax.Array:
-        return jnp.where(count > 0, total / jnp.maximum(count, 1.0), no_value())
-
-    return {
-        **sums,
-        "episode/return": mean(sums["episode/return"]),
-        "episode/length": mean(sums["episode/length"]),
-        "explained_variance": explained_variance(merged(seen.error), merged(seen.target)),
-        "learning_rate": jnp.asarray(hp.learning_rate, jnp.float32),
-    }

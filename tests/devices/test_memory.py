@@ -29,11 +29,11 @@ SMALL = TrainConfig(num_envs=4, num_steps=8, num_epochs=1, num_minibatches=2, hi
 
 # --- figures ----------------------------------------------------------------------------------------------------------
 
-# Per step: log_prob, value, next_value and reward of 4 bytes, two flags of 1; and observation, action, policy.
+# Per step: log_prob, value, next_value and reward of 4 bytes, two flags of 1; and two observations, action, policy.
 COMMON = 4 * 4 + 2
 PER_STEP = {
-    "CartPole-v1": COMMON + 4 * 4 + 4 + 2 * 4,  # 4 numbers; one integer; two logits
-    "Pendulum-v1": COMMON + 3 * 4 + 4 + (4 + 4),  # 3 numbers; one action; its mean and log standard deviation
+    "CartPole-v1": COMMON + 2 * 4 * 4 + 4 + 2 * 4,  # 4 numbers; one integer; two logits
+    "Pendulum-v1": COMMON + 2 * 3 * 4 + 4 + (4 + 4),  # 3 numbers; one action; its mean and log standard deviation
 }
 
 
@@ -48,7 +48,7 @@ def test_rollout_bytes_of_an_absurd_one_take_no_memory():
     """Shapes alone: 2^30 rows."""
     config = dataclasses.replace(SMALL, num_envs=2**20, num_steps=2**10, total_timesteps=2**40)
     env = walk(2**20)
-    assert rollout_bytes(config, env) == 2**30 * (COMMON + 2 * 4 + 4 + 2 * 4)
+    assert rollout_bytes(config, env) == 2**30 * (COMMON + 2 * 2 * 4 + 4 + 2 * 4)
 
 
 def test_program_bytes_of_one_that_is_known():
@@ -156,7 +156,7 @@ def test_advice_of_nothing_that_changes_nothing():
 def test_figures(monkeypatch):
     monkeypatch.setattr(memory, "device_bytes", lambda device: 24_000_000_000)
     _, message = explained(program=3_210_000)
-    assert f"its rollout buffer takes {32 * (COMMON + 20) / 1000:.3g} kB, " in message
+    assert f"its rollout buffer takes {32 * (COMMON + 28) / 1000:.3g} kB, " in message
     assert "the compiled program 3.21 MB, the device has 24 GB; try --num-envs 2, or --num-steps 4, or " in message
     monkeypatch.setattr(memory, "device_bytes", lambda device: None)
     assert "device" not in explained()[1]
@@ -273,7 +273,7 @@ def test_an_absurd_run_on_the_command_line(tmp_path, no_more_memory, capsys, num
     flags = f"--num-envs {num_envs} --num-steps {num_steps} --total-timesteps {2**40} --hidden-sizes 4".split()
     assert cli.run(["train", *flags, "--out", str(tmp_path / "out")]) == 7
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("purejaxppo: error: out of memory: its rollout buffer takes 49.4 GB")
+    assert error.startswith("purejaxppo: error: out of memory: its rollout buffer takes 66.6 GB")
     assert len(reductions(error)) == 3
     assert peak() - before < 2e9
     assert json.loads((tmp_path / "out" / "config.json").read_text())["num_envs"] == num_envs
