@@ -212,6 +212,7 @@ def _run_script(script, variables):
             jax.config.update(setting, int(value or -1))
         elif setting in jax.config._value_holders:
             jax.config.update(setting, value)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     exec(script, {"__name__": "__main__"})
 
 

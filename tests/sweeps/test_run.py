@@ -195,7 +195,7 @@ def test_summary_is_that_of_the_rows(swept):
     )
 
 
-@pytest.mark.parametrize("number", [0, 3, 5])
+@pytest.mark.parametrize("number", [3, *(pytest.param(i, marks=pytest.mark.slow) for i in (0, 5))])
 def test_each_run_is_the_single_run(swept, tmp_path, number):
     """Metrics, evaluation and state are bitwise identical, which they are on a CPU."""
     out, sweep, _, _ = swept
@@ -358,8 +358,17 @@ def test_metrics_of_other_columns_are_not_touched(swept, tmp_path):
     assert (out / "metrics.csv").read_text() == content
 
 
-@pytest.mark.parametrize("finished", [False, True])
-@pytest.mark.parametrize("damage", ["{", "{}", '{"metrics_bytes": "9"}', None])
+DAMAGES = ("{", "{}", '{"metrics_bytes": "9"}', None)
+
+
+@pytest.mark.parametrize(
+    ("damage", "finished"),
+    [  # half of them by default, each damage once
+        pytest.param(damage, finished, marks=[pytest.mark.slow] if finished == (i % 2 == 0) else [])
+        for i, damage in enumerate(DAMAGES)
+        for finished in (False, True)
+    ],
+)
 def test_a_lost_result_of_an_early_batch_is_found_again(swept, tmp_path, damage, finished):
     """The batch's final checkpoint is evaluated again; the rows of later batches stay."""
     out = shutil.copytree(swept[0], tmp_path / "out")
@@ -409,15 +418,15 @@ def test_a_changed_sweep_is_refused(halved, tmp_path):
 
 
 def test_on_another_number_of_devices(server, tmp_path):
-    """A sweep begun on two devices, with an odd number of seeds, is read on one and finished on three."""
-    sweep = sweep_of(RATES[:2], seeds=[5, 6, 7])
+    """A sweep of four runs that was begun on two devices is read on one and finished on four."""
+    sweep = sweep_of(POINTS[:2])
     whole = run_sweep(sweep, out=tmp_path / "whole", console=Quiet())
     run_sweep(sweep, out=tmp_path / "out", console=Quiet(), stop=Interruption(2))
     (batch,) = (tmp_path / "out" / "parts").iterdir()
     assert 0 < list_steps(batch)[0].env_steps < 32 * UPDATES
     for devices, *argv in (
         (1, "evaluate", tmp_path / "whole", "--member", "best", "--json"),
-        (3, "resume", tmp_path / "out"),
+        (4, "resume", tmp_path / "out"),
     ):
         code, said = server.run(tmp_path / "log", *argv, faults=[f"cpu_devices={devices}"], fill_cache=True)
         assert code == 0, said
