@@ -2,9 +2,11 @@
 
 import csv
 import dataclasses
+import hashlib
 import io
 import json
 import math
+import pickle
 import shutil
 import time
 from functools import partial
@@ -30,6 +32,7 @@ from purejaxppo.sweeps import plan as planning
 from purejaxppo.sweeps.compiled_group import CompiledGroup
 from purejaxppo.sweeps.directory import survey_batches
 from purejaxppo.sweeps.extract import extract_member, restore_member
+from purejaxppo.sweeps.plots import plot_sweep
 from purejaxppo.sweeps.run import resume_sweep, run_sweep
 from purejaxppo.sweeps.spec import SweepSettings
 
@@ -113,6 +116,23 @@ def short_chunks():
     """Makes calls of two updates, so that a batch has several; their programs serve all tests."""
     with compiled_once(), pytest.MonkeyPatch.context() as patch:
         patch.setattr("purejaxppo.experiment.chunked_loop._CHUNK_UPDATES", 2)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def drawn_once(tmp_path_factory):
+    """Draws equal pictures once, and copies them where they are wanted again."""
+    drawn = tmp_path_factory.mktemp("drawn")
+
+    def plot_once(*given):
+        *what, directory = given
+        pictures = drawn / hashlib.sha256(pickle.dumps(what)).hexdigest()
+        if not pictures.exists():
+            plot_sweep(*what, pictures)
+        shutil.copytree(pictures, directory, dirs_exist_ok=True)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("purejaxppo.sweeps.run.plot_sweep", plot_once)
         yield
 
 
