@@ -466,7 +466,9 @@ def test_a_picture_without_a_cache_directory_needs_no_words(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", program, "plot", "."], env=env, cwd=tmp_path, capture_output=True, text=True
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0
+    # What it says when it looks for fonts for more than five seconds, on a machine that is busy, is another matter.
+    assert [line for line in done.stderr.splitlines() if "building the font cache" not in line] == []
 
 
 NEEDING_A_RUN = [["evaluate"], ["plot"], ["resume"], ["verify"], ["export", "--out", "policy"]]
