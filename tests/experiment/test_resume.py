@@ -428,8 +428,22 @@ def test_rollbacks_are_counted_from_one_checkpoint(half, monkeypatch):
     assert starts == [3, 3, 3, 3, 5, 5, 5]
 
 
-def test_rollback_gives_up(tmp_path, use):
+def test_rollback_gives_up(half, monkeypatch):
     """If it always fails, there are the first attempt, three more, and the error."""
+    starts = []
+
+    def attempt(run, saved, _):
+        starts.append(saved.updates)
+        raise DivergedError("reward is not finite at update 4.", 4)
+
+    monkeypatch.setattr(training, "_attempt", attempt)
+    with pytest.raises(DivergedError, match="at update 4"):
+        resume(half, settings=other_settings(half, on_nonfinite="rollback"))
+    assert len(starts) - 1 == run.text.count("Rolled back to 96 env steps") == NONFINITE_RULES["rollback"].rollbacks
+
+
+@pytest.mark.slow
+def test_rollback_gives_up_where_a_reward_is_never_finite_again(tmp_path, use):
     use(lambda num_envs: spoiled(walk(num_envs), after=20))
     with pytest.raises(DivergedError, match="at update 3"):
         run(tmp_path / "run", config=dataclasses.replace(PLAIN, on_nonfinite="rollback"))
