@@ -1,4 +1,4 @@
-"""Many short-lived processes of the command line, to be killed, stopped, starved and disturbed.
+"""Many short-lived processes of the command line or of a script, to be killed, stopped, starved and disturbed.
 
 A new Python needs 5 to 10 seconds for its imports, a fork of one that has them none. JAX must not be forked once it has
 threads, so the server imports all that is slow without asking JAX for a device, checks that it still is one thread, and
@@ -15,7 +15,9 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,6 +55,15 @@ class Server:
         argv = [str(part) for part in argv]
         pid = self.ask(argv=argv, log=str(log), faults=list(faults), fill_cache=fill_cache)
         return Child(self, pid, log)
+
+    def script(self, log, text, **variables):
+        """Runs a script in a process where JAX has not started, and no pytest: (exit code, output, errors).
+
+        None removes a variable of the environment. JAX reads its own when it is imported, which is long past: they are
+        given to `jax.config` as well.
+        """
+        child = Child(self, self.ask(script=text, log=str(log), variables=variables), log)
+        return child.wait(), child.stdout, child.stderr
 
     def run(self, log, *argv, **options):
         """The same, to its end: (exit code, standard error)."""
@@ -114,7 +125,6 @@ def serve():
     """Answers requests on standard input, one line of JSON each, until that is closed; kills what is left then."""
     import chex  # noqa: F401
     import flax.linen  # noqa: F401
-    import jax
     import matplotlib.pyplot  # noqa: F401
     import optax  # noqa: F401
     import scipy.stats  # noqa: F401
@@ -136,8 +146,7 @@ def serve():
         else:
             answer = os.fork()
             if not answer:
-                jax.config.update("jax_persistent_cache_min_compile_time_secs", 0 if request["fill_cache"] else 1e9)
-                _become(**request)
+                _become(request.pop("log"), partial(_run_script if "script" in request else _run_command, **request))
             codes[answer] = None
         print(json.dumps(answer), flush=True)
     for pid, code in codes.items():
@@ -152,29 +161,59 @@ def _poll(codes, pid):
     return codes[pid]
 
 
-def _become(argv, log, faults, fill_cache):
-    """The command itself. A killed process never fills the cache: half a program could be left there."""
-    import purejaxppo.cli.main
-    from purejaxppo.experiment import chunked_loop
-
+def _become(log, run):
+    """Runs something in this process, of which nothing else is left to do."""
     for number, suffix in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{log}.{suffix}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    chunked_loop._CHUNK_UPDATES = CHUNK_UPDATES
-    sys.argv = ["purejaxppo", *argv]
     code = 1
     try:
-        for fault in faults:
-            name, *arguments = fault.split("=", 1)
-            FAULTS[name](*arguments)
-        purejaxppo.cli.main.main()
+        run()
+        code = 0
     except SystemExit as end:
-        code = end.code
+        code = 0 if end.code is None else end.code
+    except BaseException:
+        traceback.print_exc()
     finally:
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)
+
+
+def _run_command(argv, faults, fill_cache):
+    """The command itself. A killed process never fills the cache: half a program could be left there."""
+    import jax
+
+    import purejaxppo.cli.main
+    from purejaxppo.experiment import chunked_loop
+
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0 if fill_cache else 1e9)
+    chunked_loop._CHUNK_UPDATES = CHUNK_UPDATES
+    sys.argv = ["purejaxppo", *argv]
+    for fault in faults:
+        name, *arguments = fault.split("=", 1)
+        FAULTS[name](*arguments)
+    purejaxppo.cli.main.main()
+
+
+def _run_script(script, variables):
+    """A script, as if its variables had been there when JAX was imported."""
+    import jax
+
+    warnings.resetwarnings()  # the server ignores them
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+        setting = name.lower()
+        if setting == "jax_num_cpu_devices":
+            jax.config.update(setting, int(value or -1))
+        elif setting in jax.config._value_holders:
+            jax.config.update(setting, value)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    exec(script, {"__name__": "__main__"})
 
 
 def _before(owner, name, action):

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import gymnax
 import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
+from compiled_once import compiled_once
 
 from purejaxppo.algorithms import ALGORITHMS
 from purejaxppo.cli import handlers
@@ -44,17 +44,9 @@ def _elsewhere(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _compile_cache(tmp_path_factory):
-    """Keeps the programs that this module compiles for its next run."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    jax.config.update(names[0], str(tmp_path_factory.mktemp("compile_cache")))
-    jax.config.update(names[1], 0.0)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+def _compiled_once():
+    with compiled_once():
+        yield
 
 
 @pytest.fixture
@@ -393,23 +385,23 @@ def test_plugin_whose_reward_becomes_nan_ends_with_3(plugin, capfd, tmp_path):
     assert not (tmp_path / "out" / "checkpoints").exists()
 
 
-def test_devices_that_are_not_there():
+def test_devices_that_are_not_there(server, tmp_path):
     """It runs in a process of its own, since JAX chooses its devices once."""
     script = (
         "from purejaxppo.cli.main import run\n"
         "for device in ('gpu', 'tpu'):\n"
-        "    print(run(['train', '--device', device, '--out', 'out']))"
+        f"    print(run(['train', '--device', device, '--out', {str(tmp_path / 'out')!r}]))"
     )
-    env = {**os.environ, "JAX_PLATFORMS": "", "CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["2", "2"]
-    gpu, tpu = (line for line in done.stderr.splitlines() if line.startswith("purejaxppo: error: "))
+    hidden = {"JAX_PLATFORMS": "", "CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
+    code, printed, errors = server.script(tmp_path / "log", script, **hidden)
+    assert code == 0, errors
+    assert printed.split() == ["2", "2"]
+    gpu, tpu = (line for line in errors.splitlines() if line.startswith("purejaxppo: error: "))
     for line, device in ((gpu, "gpu"), (tpu, "tpu")):
         assert f"--device {device} is not available" in line
         assert "--device auto" in line
-    assert "Traceback" not in done.stderr
-    assert not os.path.exists("out")
+    assert "Traceback" not in errors
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -421,30 +413,29 @@ def test_devices_that_are_not_there():
     ],
     ids=["alone", "both", "flag"],
 )
-def test_the_older_variable_is_named_too_and_the_flag_beats_it(variables, argv, says):
+def test_the_older_variable_is_named_too_and_the_flag_beats_it(server, tmp_path, variables, argv, says):
     """For JAX_PLATFORM_NAME, JAX only says that there is no such backend."""
     script = (
         "import sys, types; from purejaxppo.cli.main import run\n"
         "table = types.SimpleNamespace(env_table=lambda allow_download: [])\n"
-        "sys.modules['purejaxppo.envs.gymnax_adapter'] = table; sys.exit(run(['envs', *sys.argv[1:]]))"
+        f"sys.modules['purejaxppo.envs.gymnax_adapter'] = table; sys.exit(run({['envs', *argv]}))"
     )
-    env = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
-    env |= {"JAX_PLATFORM_NAME": "abacus", **variables}
-    done = subprocess.run([sys.executable, "-c", script, *argv], capture_output=True, text=True, env=env)
-    assert done.returncode == (2 if says else 0)
-    assert (says or "") in done.stderr
-    assert "--device" not in done.stderr
+    variables = {"JAX_PLATFORMS": None, "JAX_PLATFORM_NAME": "abacus", **variables}
+    code, _, errors = server.script(tmp_path / "log", script, **variables)
+    assert code == (2 if says else 0)
+    assert (says or "") in errors
+    assert "--device" not in errors
 
 
-def test_devices_that_the_variable_asks_for_in_vain():
+def test_devices_that_the_variable_asks_for_in_vain(server, tmp_path):
     """The message does not mention the flag, which was not given."""
-    script = "import sys; from purejaxppo.cli.main import run; sys.exit(run(['train', '--out', 'out']))"
-    env = {**os.environ, "JAX_PLATFORMS": "abacus"}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env)
-    assert done.returncode == 2
-    assert "JAX_PLATFORMS=abacus is not available" in done.stderr
-    assert "unset it, or set it to cpu" in done.stderr
-    assert "--device" not in done.stderr
+    argv = ["train", "--out", str(tmp_path / "out")]
+    script = f"import sys; from purejaxppo.cli.main import run; sys.exit(run({argv}))"
+    code, _, errors = server.script(tmp_path / "log", script, JAX_PLATFORMS="abacus")
+    assert code == 2
+    assert "JAX_PLATFORMS=abacus is not available" in errors
+    assert "unset it, or set it to cpu" in errors
+    assert "--device" not in errors
 
 
 def test_a_signal_while_the_command_line_is_imported_ends_it_with_a_line():
@@ -475,7 +466,9 @@ def test_a_picture_without_a_cache_directory_needs_no_words(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", program, "plot", "."], env=env, cwd=tmp_path, capture_output=True, text=True
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0
+    # What it says when it looks for fonts for more than five seconds, on a machine that is busy, is another matter.
+    assert [line for line in done.stderr.splitlines() if "building the font cache" not in line] == []
 
 
 NEEDING_A_RUN = [["evaluate"], ["plot"], ["resume"], ["verify"], ["export", "--out", "policy"]]
@@ -636,11 +629,17 @@ def test_plot(trained, capfd, tmp_path):
     assert capfd.readouterr().out == f"{trained}/plots/learning_curve.png\n"
 
 
-def test_envs(capfd):
+@pytest.mark.parametrize(
+    "names", [["CartPole-v1", "MNISTBandit-bsuite", "Pong-misc"], pytest.param(None, marks=pytest.mark.slow)]
+)
+def test_envs(capfd, monkeypatch, names):
+    """By default three of them, as building takes long."""
+    if names:
+        monkeypatch.setattr(gymnax.registration, "registered_envs", list(names))
     with jax.numpy_rank_promotion("allow"):  # inside Swimmer
         assert cli.run(["envs", "--json"]) == 0
     rows = {row["env"]: row for row in json.loads(capfd.readouterr().out)}
-    assert len(rows) >= 26
+    assert len(rows) >= 26 if names is None else list(rows) == names
     assert rows["CartPole-v1"] == {
         "env": "CartPole-v1",
         "observation": [4],
@@ -750,7 +749,7 @@ def test_a_sweep_that_cannot_work_is_refused_before_jax_is_loaded():
         ({}, False, None, 1),
     ],
 )
-def test_training_has_a_device_per_core(options, one_thread, variable, devices):
+def test_training_has_a_device_per_core(server, tmp_path, options, one_thread, variable, devices):
     """The machine seems to have three cores; the user's variable overrides that. It runs in a process of its own."""
     script = (
         "from purejaxppo.cli import main as cli\nfrom purejaxppo.devices import cpu\n"
@@ -761,10 +760,8 @@ def test_training_has_a_device_per_core(options, one_thread, variable, devices):
         f"cpu.cpu_cores = lambda: 5\ncli._prepare(Common(**{options}), one_thread={one_thread})\n"
         "print(len(jax.devices()))"
     )
-    env = {name: value for name, value in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"}
-    env |= {"JAX_NUM_CPU_DEVICES": variable} if variable else {}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env)
-    assert done.stdout.split() == [str(devices)] * 2, done.stderr
+    _, printed, errors = server.script(tmp_path / "log", script, JAX_NUM_CPU_DEVICES=variable)
+    assert printed.split() == [str(devices)] * 2, errors
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,6 @@
 
 import dataclasses
 import math
-import subprocess
-import sys
 from functools import partial
 
 import jax
@@ -270,14 +268,14 @@ except ValueError as error:
 """
 
 
-def test_all_cores_are_asked_for_before_jax_starts(monkeypatch):
+def test_all_cores_are_asked_for_before_jax_starts(server, tmp_path):
     """Afterwards there is nothing to be had; asking twice is fine."""
-    monkeypatch.delenv("JAX_NUM_CPU_DEVICES")
 
     def say(first):
         fake = "import purejaxppo.devices.cpu as t; t.cpu_cores = lambda: 3; "
-        run = [sys.executable, "-c", CORES.format(first=fake + first)]
-        return subprocess.run(run, capture_output=True, text=True, check=True).stdout.strip()
+        code, out, errors = server.script(tmp_path / "log", CORES.format(first=fake + first), JAX_NUM_CPU_DEVICES=None)
+        assert code == 0, errors
+        return out.strip()
 
     assert say("purejaxppo.use_all_cores()") == "3"
     message = say("jax.devices()")

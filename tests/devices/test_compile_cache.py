@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 
@@ -18,27 +16,33 @@ jax.jit(lambda x: jax.lax.scan(lambda c, _: (jnp.tanh(c @ c) + jnp.sin(c), None)
 """
 
 
-def run(script=SCRIPT, **variables):
-    env = {k: v for k, v in os.environ.items() if k not in ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME")}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env | variables)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip(), done.stderr
+@pytest.fixture
+def run(server, tmp_path_factory):
+    """run(script, XDG_CACHE_HOME=...) is what a process prints, and the errors that it prints."""
+
+    def use(script=SCRIPT, **variables):
+        log = tmp_path_factory.mktemp("log") / "log"
+        code, out, errors = server.script(log, script, **{"JAX_COMPILATION_CACHE_DIR": None, **variables})
+        assert code == 0, errors
+        return out.strip(), errors
+
+    return use
 
 
-def test_kept_in_the_users_cache(tmp_path):
+def test_kept_in_the_users_cache(run, tmp_path):
     where, _ = run(XDG_CACHE_HOME=str(tmp_path))
     assert where.startswith(str(tmp_path / "purejaxppo" / "programs-"))
     assert os.path.isdir(where)
 
 
-def test_the_variable_stands(tmp_path):
+def test_the_variable_stands(run, tmp_path):
     elsewhere = str(tmp_path / "elsewhere")
     where, _ = run(XDG_CACHE_HOME=str(tmp_path), JAX_COMPILATION_CACHE_DIR=elsewhere)
     assert where == elsewhere
     assert not (tmp_path / "purejaxppo").exists()
 
 
-def test_a_place_that_cannot_be_written_is_no_error(tmp_path):
+def test_a_place_that_cannot_be_written_is_no_error(run, tmp_path):
     (tmp_path / "purejaxppo").write_text("in the way")
     where, errors = run(XDG_CACHE_HOME=str(tmp_path))
     assert where == "nowhere"
@@ -112,7 +116,7 @@ print(json.dumps(works))
 """
 
 
-def test_damaged_entries_are_replaced_without_a_word(tmp_path):
+def test_damaged_entries_are_replaced_without_a_word(run, tmp_path):
     out, errors = run(MENDING, XDG_CACHE_HOME=str(tmp_path))
     works = json.loads(out)
     assert len(works) == 10

@@ -1,9 +1,6 @@
 """Layouts: which devices take how many runs, and that no device ever waits for another."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -203,20 +200,18 @@ def train_eight_runs():
     print(json.dumps(report))
 
 
-def test_four_devices():
+def test_four_devices(server, tmp_path):
     """Two runs on each, with the bits of each alone.
 
     Compiled as users have it: with the little that conftest.py lets LLVM do, vmap has the same bits, and here it has
     others.
     """
-    program = [sys.executable, "-c", "import test_vectorize_layout as here; here.train_eight_runs()"]
-    env = os.environ | {"JAX_NUM_CPU_DEVICES": "4", "XLA_FLAGS": "", "PYTHONPATH": os.pathsep.join(sys.path)}
-    # The suite's cache of compiled programs, whose keys have the flags in them.
-    for name in ("compilation_cache_dir", "compilation_cache_max_size", "persistent_cache_min_entry_size_bytes"):
-        env[f"JAX_{name.upper()}"] = str(getattr(jax.config, f"jax_{name}"))
-    done = subprocess.run(program, cwd=Path(__file__).parent, env=env, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {
+    here = Path(__file__)
+    script = f"import sys; sys.path.append({str(here.parent)!r}); import {here.stem} as here; here.train_eight_runs()"
+    as_users_have_it = {"XLA_FLAGS": None, "JAX_NUM_CPU_DEVICES": "4"}
+    code, out, errors = server.script(tmp_path / "log", script, **as_users_have_it)
+    assert code == 0, errors
+    assert json.loads(out) == {
         "devices": 4,
         "updates": STOP_AT,
         "compilations": [1] * (UPDATES + 1),

@@ -70,8 +70,8 @@ PHASES = {  # fault, what is said, whether it waits for the end of a chunk
 }
 
 
-def stop_in(server, directory, whole, phase, name):
-    """Sends a signal in a phase of a run, and resumes it."""
+def stop_in(server, directory, phase, name):
+    """Sends a signal in a phase of a run; returns its directory."""
     run_dir, marker = directory / f"{phase}_{name}", directory / f"{phase}_{name}_marker"
     fault, said = PHASES[phase]
     every_chunk = "0" if phase == "saving" else "1000"
@@ -99,19 +99,25 @@ def stop_in(server, directory, whole, phase, name):
     if phase in ("rollout", "saving"):
         assert 0 < steps[0].env_steps < UPDATES * BATCH
         assert len((run_dir / "metrics.jsonl").read_text().splitlines()) * BATCH == steps[0].env_steps
-    assert_resumes(server, run_dir, whole)
+    return run_dir
 
 
 def test_a_signal_in_every_phase(server, whole, tmp_path):
-    """It takes effect at once during compilation and computation too; what is saved leads to the same result."""
+    """It takes effect at once during compilation and computation too; what is saved leads to the same result.
+
+    One of the four is resumed, from the middle of its training; below all are. A run without a checkpoint is resumed in
+    `test_the_lock_of_a_dead_process`, one that has only its evaluation before it in test_resume.py.
+    """
     cases = [("compilation", "SIGTERM"), ("rollout", "SIGUSR1"), ("saving", "SIGINT"), ("evaluation", "SIGTERM")]
-    side_by_side(lambda case: stop_in(server, tmp_path, whole, *case), cases)
+    _, _, saving, _ = side_by_side(lambda case: stop_in(server, tmp_path, *case), cases)
+    assert_resumes(server, saving, whole)
 
 
 @pytest.mark.slow
 def test_every_signal_in_every_phase(server, whole, tmp_path):
+    """Twelve cases; four by default."""
     cases = list(product(PHASES, ("SIGTERM", "SIGINT", "SIGUSR1")))
-    side_by_side(lambda case: stop_in(server, tmp_path, whole, *case), cases)
+    side_by_side(lambda case: assert_resumes(server, stop_in(server, tmp_path, *case), whole), cases)
 
 
 @pytest.mark.slow
@@ -226,8 +232,8 @@ def fill(disk, left):
     (disk / "filler").write_bytes(bytes(free.f_bavail * free.f_frsize - left))
 
 
-def assert_fails_and_recovers(server, whole, run_dir, what, free, *flags, faults=()):
-    """Asserts exit code 4, one line and an untouched older checkpoint; with space again the run must finish."""
+def assert_fails(server, run_dir, what, *flags, faults=()):
+    """Asserts exit code 4, one line, which is returned, and an untouched older checkpoint."""
     before = list_steps(run_dir)
     log = run_dir.parent.with_name(f"{run_dir.parent.name}_log")
     code, stderr = server.run(log, "resume", run_dir, *flags, faults=faults)
@@ -237,34 +243,37 @@ def assert_fails_and_recovers(server, whole, run_dir, what, free, *flags, faults
     assert [invalid_reason(step.path) for step in list_steps(run_dir)] == [None] * len(list_steps(run_dir))
     assert set(before) <= set(list_steps(run_dir))
     assert not list((run_dir / "checkpoints").glob("*.tmp-*"))
-    free()
-    assert_resumes(server, run_dir, whole)
     return line
 
 
-def assert_full_disk_is_survived(server, whole, half, disk, left, seconds, what):
-    """Asserts recovery with `left` KiB free, `seconds` between checkpoints, and `what` that cannot be written."""
-    run_dir = copied(half, disk / "run")
+def assert_a_full_disk_is_told(server, disk, left, seconds, what):
+    """Asserts it with `left` KiB free, `seconds` between checkpoints, and `what` that cannot be written."""
     fill(disk, left * 1024)
-    free = (disk / "filler").unlink
-    line = assert_fails_and_recovers(server, whole, run_dir, what, free, "--checkpoint-seconds", seconds)
+    line = assert_fails(server, disk / "run", what, "--checkpoint-seconds", seconds)
     assert "space" in line.lower()
+    (disk / "filler").unlink()
 
 
 def test_a_full_disk(server, whole, half, small_disk):
-    """The disk is full in the middle of a checkpoint, or in the middle of the metrics."""
-    cases = [
-        (small_disk("checkpoint"), 24, "0", "cannot save the checkpoint"),
-        (small_disk("rows"), 12, "1000", "metrics.jsonl"),
-    ]
-    side_by_side(lambda case: assert_full_disk_is_survived(server, whole, half, *case), cases)
+    """It is full within the metrics, then within a checkpoint; with space again the run finishes."""
+    disk = small_disk("disk")
+    run_dir = copied(half, disk / "run")
+    assert_a_full_disk_is_told(server, disk, 12, "1000", "metrics.jsonl")
+    assert_a_full_disk_is_told(server, disk, 24, "0", "cannot save the checkpoint")
+    assert_resumes(server, run_dir, whole)
 
 
 @pytest.mark.slow
 def test_a_disk_that_is_full_anywhere_in_a_checkpoint(server, whole, half, small_disk):
-    """Any file may be the first without space; orbax and Python word the error in different ways."""
-    cases = [(small_disk(f"disk_{left}"), left, "0", "cannot ") for left in range(8, 80, 8)]
-    side_by_side(lambda case: assert_full_disk_is_survived(server, whole, half, *case), cases)
+    """Any file may be the first without space; orbax and Python word the error in different ways. One by default."""
+
+    def survive(left):
+        disk = small_disk(f"disk_{left}")
+        run_dir = copied(half, disk / "run")
+        assert_a_full_disk_is_told(server, disk, left, "0", "cannot ")
+        assert_resumes(server, run_dir, whole)
+
+    side_by_side(survive, range(8, 80, 8))
 
 
 @pytest.mark.slow
@@ -276,9 +285,8 @@ def test_a_write_that_fails(server, whole, half, tmp_path):
         name, what, seconds, fault = case
         run_dir = copied(half, tmp_path / name / "run")
         assert list_steps(run_dir)[0].env_steps < UPDATES * BATCH // 2
-        assert_fails_and_recovers(
-            server, whole, run_dir, what, lambda: None, "--checkpoint-seconds", seconds, faults=[fault]
-        )
+        assert_fails(server, run_dir, what, "--checkpoint-seconds", seconds, faults=[fault])
+        assert_resumes(server, run_dir, whole)
 
     side_by_side(
         fail,
@@ -342,20 +350,11 @@ def test_the_lock_of_a_dead_process(server, whole, tmp_path):
 # --- no network -------------------------------------------------------------------------------------------------------
 
 
-def test_no_network(server, whole, half, tmp_path):
-    """Training, resuming, evaluating and verifying do not use it."""
-    copied(half, tmp_path / "resumed")
-    commands = {
-        "train": ["train", *FLAGS, "--out", tmp_path / "new"],
-        "resume": ["resume", tmp_path / "resumed"],
-        "evaluate": ["evaluate", whole, "--episodes", "4"],
-        "verify": ["verify", whole],
-    }
-
-    def run(name):
-        return server.run(tmp_path / f"{name}_log", *commands[name], faults=[f"no_network={tmp_path / 'attempt'}"])
-
-    for code, stderr in side_by_side(run, commands):
+def test_no_network(server, undisturbed, whole, tmp_path):
+    """Training and resuming, of which `whole` has been made, do not use it, nor do evaluating and verifying."""
+    assert not undisturbed.attempts.exists(), undisturbed.attempts.read_text()
+    attempt = tmp_path / "attempt"
+    for command in (["evaluate", whole, "--episodes", "4"], ["verify", whole]):
+        code, stderr = server.run(tmp_path / "log", *command, faults=[f"no_network={attempt}"])
         assert code == 0, stderr
-    assert not (tmp_path / "attempt").exists(), (tmp_path / "attempt").read_text()
-    assert outcome(tmp_path / "new") == outcome(tmp_path / "resumed") == outcome(whole)
+    assert not attempt.exists(), attempt.read_text()

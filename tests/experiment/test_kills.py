@@ -1,6 +1,6 @@
 """`kill -9` at any moment, repeatedly: once resumed to its end, a run equals the uninterrupted one.
 
-The default set takes two runs through 7 kills, the slow one four configurations through 200.
+The default set takes one run through 3 kills, the slow one four configurations through 200.
 """
 
 import json
@@ -113,16 +113,12 @@ def check(server, undisturbed, tmp_path, lives):
 def test_a_run_survives_kills_at_any_moment(server, undisturbed, tmp_path):
     """Parameters, optimizer, beta, learning rate, normalisers, episodes, keys and metrics are restored."""
     phases: Counter[str] = Counter()
-    for seed in (1, 3, 5):  # a run that ends before it is killed is no kill: then there are more of them
-        lives = [
-            Life("ppo_kl", seed, (starting, training, saving, drawing)),
-            Life("ppo_kl", seed + 1, (training, saving, ending)),
-        ]
-        phases += check(server, undisturbed, tmp_path, lives)
+    for seed in (1, 2, 3):  # a run that ends before it is killed is no kill: then there are more of them
+        phases += check(server, undisturbed, tmp_path, [Life("ppo_kl", seed, (starting, saving, ending))])
         early = phases["starting"] + phases["before any checkpoint"]
         amid = phases["training"] + phases["within a save"] + phases["within the first save"]
         late = phases["evaluating"] + phases["after the summary"]
-        if phases.total() >= 6 and early >= 1 and amid >= 3 and late >= 1:
+        if early and amid and late:
             return
     pytest.fail(f"too few kills: {phases}")
 

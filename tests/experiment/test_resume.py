@@ -375,25 +375,15 @@ def use(monkeypatch):
     )
 
 
-def bad_from_the_third_update(num_envs):
-    return spoiled(walk(num_envs), after=20)
-
-
-def test_the_last_good_checkpoint_is_named(tmp_path, use):
-    """The third update is the first to see a bad reward."""
-    use(bad_from_the_third_update)
-    with pytest.raises(
-        DivergedError, match=r"reward is not finite at update 3 .*step_000000000064; `purejaxppo resume"
-    ):
-        run(tmp_path / "run", config=PLAIN)
-    assert [step.env_steps for step in list_steps(tmp_path / "run")] == [64, 32]
-
-
 def test_a_run_that_diverged_goes_on_when_told_to_skip(tmp_path, use):
+    """The error names the last good checkpoint, that of the update before."""
     use(now_and_then)
-    with pytest.raises(DivergedError):
+    with pytest.raises(DivergedError, match=r"reward is not finite at update .*; `purejaxppo resume") as caught:
         run(tmp_path / "run", config=dataclasses.replace(PLAIN, total_timesteps=32 * 12))
-    good = list_steps(tmp_path / "run")[0].env_steps
+    steps = [step.env_steps for step in list_steps(tmp_path / "run")]
+    good = 32 * (caught.value.update - 1)
+    assert steps == list(range(good, 0, -32)) != []
+    assert f"step_{good:012d}; `purejaxppo resume" in str(caught.value)
     summary = resume(tmp_path / "run", settings=other_settings(tmp_path / "run", on_nonfinite="skip"))
     assert (summary["updates"], summary["exit_reason"]) == (12, "finished")
     rows = rows_of(tmp_path / "run")
@@ -439,9 +429,23 @@ def test_rollbacks_are_counted_from_one_checkpoint(half, monkeypatch):
     assert starts == [3, 3, 3, 3, 5, 5, 5]
 
 
-def test_rollback_gives_up(tmp_path, use):
+def test_rollback_gives_up(half, monkeypatch):
     """If it always fails, there are the first attempt, three more, and the error."""
-    use(bad_from_the_third_update)
+    starts = []
+
+    def attempt(run, saved, _):
+        starts.append(saved.updates)
+        raise DivergedError("reward is not finite at update 4.", 4)
+
+    monkeypatch.setattr(training, "_attempt", attempt)
+    with pytest.raises(DivergedError, match="at update 4"):
+        resume(half, settings=other_settings(half, on_nonfinite="rollback"))
+    assert len(starts) - 1 == run.text.count("Rolled back to 96 env steps") == NONFINITE_RULES["rollback"].rollbacks
+
+
+@pytest.mark.slow
+def test_rollback_gives_up_where_a_reward_is_never_finite_again(tmp_path, use):
+    use(lambda num_envs: spoiled(walk(num_envs), after=20))
     with pytest.raises(DivergedError, match="at update 3"):
         run(tmp_path / "run", config=dataclasses.replace(PLAIN, on_nonfinite="rollback"))
     assert run.text.count("Rolled back to 64 env steps") == NONFINITE_RULES["rollback"].rollbacks

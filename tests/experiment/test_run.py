@@ -93,21 +93,15 @@ def _compiled_once():
 
 
 @functools.cache
-def endless_walk(num_envs):
-    """Its episodes never end."""
-    return walk(num_envs, limit=1000, target=1e6)
-
-
-@functools.cache
-def spoiled_walk(num_envs):
-    """From the third update on a reward is not finite."""
-    return spoiled(walk(num_envs), after=20)
+def endless_walk(num_envs, spoilt_reward=math.nan):
+    """Its episodes never end, and from the fifth update on a reward is not finite."""
+    return spoiled(walk(num_envs, limit=1000, target=1e6), after=36, reward=spoilt_reward)
 
 
 @functools.cache
 def infinite_walk(num_envs):
-    """From the third update on a reward is infinite."""
-    return spoiled(walk(num_envs), after=20, reward=math.inf)
+    """The same with an infinite reward."""
+    return endless_walk(num_envs, math.inf)
 
 
 @pytest.fixture
@@ -380,14 +374,14 @@ def test_no_evaluation_episodes(tmp_path, change):
 # --- divergence and signals -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("env", [spoiled_walk, pytest.param(infinite_walk, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("env", [endless_walk, pytest.param(infinite_walk, marks=pytest.mark.slow)])
 def test_divergence_stops_the_run_and_saves_nothing(tmp_path, walking, short_chunks, env):
     walking(env)
     short_chunks(2, 2, 2)
-    with pytest.raises(DivergedError, match=r"at update 3 \(96 env steps\)") as caught:
+    with pytest.raises(DivergedError, match=r"at update 5 \(160 env steps\)") as caught:
         run(out=tmp_path / "out")
     assert caught.value.exit_code == 3
-    assert [row["update"] for row in rows_of(tmp_path / "out")] == [1, 2]
+    assert [row["update"] for row in rows_of(tmp_path / "out")] == [1, 2, 3, 4]
     assert not (tmp_path / "out" / "checkpoints").exists()
     assert not (tmp_path / "out" / "summary.json").exists()
 
@@ -396,7 +390,7 @@ def test_divergence_stops_the_run_and_saves_nothing(tmp_path, walking, short_chu
 def test_a_signal_ends_the_run_after_the_chunks_in_flight(tmp_path, walking, short_chunks, name):
     """It is saved but not evaluated; episodes of this walk never end, so there is no return to report either."""
     walking(endless_walk)
-    short_chunks(*[1] * UPDATES)
+    short_chunks(2, 2, 2)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
 
     def kill(step, row):
@@ -405,20 +399,20 @@ def test_a_signal_ends_the_run_after_the_chunks_in_flight(tmp_path, walking, sho
 
     summary = run(out=tmp_path / "out", sinks=[kill])
     assert summary["exit_reason"] == name
-    assert summary["updates"] == 3  # the third was on its way
-    assert summary["env_steps"] == 96
+    assert summary["updates"] == 4  # the second chunk was on its way
+    assert summary["env_steps"] == 128
     assert summary["evaluation"] is None
     assert summary["train_return"] is None
     assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
-    assert (tmp_path / "out/checkpoints/step_000000000096/meta.json").is_file()
+    assert (tmp_path / "out/checkpoints/step_000000000128/meta.json").is_file()
     assert not (tmp_path / "out/plots").exists()
-    assert [row["episode/return"] for row in rows_of(tmp_path / "out")] == [None] * 3
+    assert [row["episode/return"] for row in rows_of(tmp_path / "out")] == [None] * 4
     assert {number: signal.getsignal(number) for number in handlers} == handlers
 
 
 def test_a_second_signal_aborts_at_once(tmp_path, walking, short_chunks):
     walking(endless_walk)
-    short_chunks(*[1] * UPDATES)
+    short_chunks(2, 2, 2)
 
     def kill(step, row):
         signal.raise_signal(signal.SIGINT)

@@ -44,19 +44,25 @@ def points_of(axes, marker="o"):
     return [tuple(map(float, xy)) for line in axes.lines if line.get_marker() == marker for xy in line.get_xydata()]
 
 
+PICTURES = [
+    ([{}], ["learning_curves"]),
+    ([{"clip_eps": 0.1}, {"clip_eps": 0.2}], ["learning_curves", "marginals"]),
+    ([{"clip_eps": 0.1, "gamma": 0.9}, {"clip_eps": 0.2, "gamma": 0.9}], ["learning_curves", "marginals"]),
+    (GRID, ["learning_curves", "marginals", "heat_map"]),
+    (GRID[:-1], ["learning_curves", "marginals", "heat_map"]),
+    ([{"clip_eps": e / 10, "gamma": e / 10} for e in range(1, 5)], ["learning_curves", "marginals"]),
+    ([{"algorithm": "trpo"}, {"algorithm": "ppo_clip", "clip_eps": 0.1}], ["learning_curves", "marginals"]),
+]
+
+
 @pytest.mark.parametrize(
-    ("points", "names"),
-    [
-        ([{}], ["learning_curves"]),
-        ([{"clip_eps": 0.1}, {"clip_eps": 0.2}], ["learning_curves", "marginals"]),
-        ([{"clip_eps": 0.1, "gamma": 0.9}, {"clip_eps": 0.2, "gamma": 0.9}], ["learning_curves", "marginals"]),
-        (GRID, ["learning_curves", "marginals", "heat_map"]),
-        (GRID[:-1], ["learning_curves", "marginals", "heat_map"]),
-        ([{"clip_eps": e / 10, "gamma": e / 10} for e in range(1, 5)], ["learning_curves", "marginals"]),
-        ([{"algorithm": "trpo"}, {"algorithm": "ppo_clip", "clip_eps": 0.1}], ["learning_curves", "marginals"]),
+    ("points", "names", "seeds"),
+    [  # half of them by default: each of the points, with one seed or with two
+        pytest.param(*case, seeds, marks=[pytest.mark.slow] if (i + len(seeds)) % 2 else [])
+        for i, case in enumerate(PICTURES)
+        for seeds in ((5,), (5, 6))
     ],
 )
-@pytest.mark.parametrize("seeds", [(5,), (5, 6)])
 def test_which_pictures_there_are(tmp_path, points, names, seeds):
     returns = np.arange(len(points) * len(seeds))
     out = tmp_path / "new"

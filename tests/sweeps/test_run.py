@@ -2,9 +2,11 @@
 
 import csv
 import dataclasses
+import hashlib
 import io
 import json
 import math
+import pickle
 import shutil
 import time
 from functools import partial
@@ -30,6 +32,7 @@ from purejaxppo.sweeps import plan as planning
 from purejaxppo.sweeps.compiled_group import CompiledGroup
 from purejaxppo.sweeps.directory import survey_batches
 from purejaxppo.sweeps.extract import extract_member, restore_member
+from purejaxppo.sweeps.plots import plot_sweep
 from purejaxppo.sweeps.run import resume_sweep, run_sweep
 from purejaxppo.sweeps.spec import SweepSettings
 
@@ -116,6 +119,23 @@ def short_chunks():
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def drawn_once(tmp_path_factory):
+    """Draws equal pictures once, and copies them where they are wanted again."""
+    drawn = tmp_path_factory.mktemp("drawn")
+
+    def plot_once(*given):
+        *what, directory = given
+        pictures = drawn / hashlib.sha256(pickle.dumps(what)).hexdigest()
+        if not pictures.exists():
+            plot_sweep(*what, pictures)
+        shutil.copytree(pictures, directory, dirs_exist_ok=True)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("purejaxppo.sweeps.run.plot_sweep", plot_once)
+        yield
+
+
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
     """Returns directory, sweep, summary and console text of a sweep; not to be changed."""
@@ -195,7 +215,7 @@ def test_summary_is_that_of_the_rows(swept):
     )
 
 
-@pytest.mark.parametrize("number", [0, 3, 5])
+@pytest.mark.parametrize("number", [3, *(pytest.param(i, marks=pytest.mark.slow) for i in (0, 5))])
 def test_each_run_is_the_single_run(swept, tmp_path, number):
     """Metrics, evaluation and state are bitwise identical, which they are on a CPU."""
     out, sweep, _, _ = swept
@@ -358,8 +378,17 @@ def test_metrics_of_other_columns_are_not_touched(swept, tmp_path):
     assert (out / "metrics.csv").read_text() == content
 
 
-@pytest.mark.parametrize("finished", [False, True])
-@pytest.mark.parametrize("damage", ["{", "{}", '{"metrics_bytes": "9"}', None])
+DAMAGES = ("{", "{}", '{"metrics_bytes": "9"}', None)
+
+
+@pytest.mark.parametrize(
+    ("damage", "finished"),
+    [  # half of them by default, each damage once
+        pytest.param(damage, finished, marks=[pytest.mark.slow] if finished == (i % 2 == 0) else [])
+        for i, damage in enumerate(DAMAGES)
+        for finished in (False, True)
+    ],
+)
 def test_a_lost_result_of_an_early_batch_is_found_again(swept, tmp_path, damage, finished):
     """The batch's final checkpoint is evaluated again; the rows of later batches stay."""
     out = shutil.copytree(swept[0], tmp_path / "out")
@@ -409,15 +438,15 @@ def test_a_changed_sweep_is_refused(halved, tmp_path):
 
 
 def test_on_another_number_of_devices(server, tmp_path):
-    """A sweep begun on two devices, with an odd number of seeds, is read on one and finished on three."""
-    sweep = sweep_of(RATES[:2], seeds=[5, 6, 7])
+    """A sweep of four runs that was begun on two devices is read on one and finished on four."""
+    sweep = sweep_of(POINTS[:2])
     whole = run_sweep(sweep, out=tmp_path / "whole", console=Quiet())
     run_sweep(sweep, out=tmp_path / "out", console=Quiet(), stop=Interruption(2))
     (batch,) = (tmp_path / "out" / "parts").iterdir()
     assert 0 < list_steps(batch)[0].env_steps < 32 * UPDATES
     for devices, *argv in (
         (1, "evaluate", tmp_path / "whole", "--member", "best", "--json"),
-        (3, "resume", tmp_path / "out"),
+        (4, "resume", tmp_path / "out"),
     ):
         code, said = server.run(tmp_path / "log", *argv, faults=[f"cpu_devices={devices}"], fill_cache=True)
         assert code == 0, said

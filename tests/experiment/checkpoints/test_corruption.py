@@ -233,7 +233,7 @@ def check(saved, count, seed):
 
 def test_no_damage_is_ever_loaded(saved):
     """The older checkpoint is loaded, and the reason is reported."""
-    check(saved, 150, 0)
+    check(saved, 60, 0)
 
 
 @pytest.mark.slow
