@@ -21,6 +21,7 @@ import jax
 import pytest
 from fault_driver import Server
 from fault_runs import Undisturbed
+from jax._src.lru_cache import LRUCache
 
 # A plugin may have imported jax before this file set its environment; then the variables came too late.
 jax.config.update("jax_num_cpu_devices", int(os.environ["JAX_NUM_CPU_DEVICES"]))
@@ -29,13 +30,26 @@ jax.config.update("jax_numpy_rank_promotion", os.environ["JAX_NUMPY_RANK_PROMOTI
 _MOST_MAPPINGS = 15_000
 
 # Most of the suite's time is compilation, so compiled programs are kept on the disk: for the other worker, for the
-# commands that tests start, and for the next run. With a limit on its size, JAX locks the cache for each access.
+# commands that tests start, and for the next run; the small ones too, since there are thousands, one for each operation
+# outside jax.jit. With a limit on its size, JAX locks the cache for each access.
 CACHE = Path(__file__).parent.parent / ".cache" / "tests"
 jax.config.update("jax_compilation_cache_dir", str(CACHE / "programs"))
 jax.config.update("jax_compilation_cache_max_size", 4 * 10**9)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 os.environ["XDG_CACHE_HOME"] = str(CACHE / "home")
+
+_make_room, _made = LRUCache._evict_if_needed, set()
+
+
+def _make_room_once(cache, **size):
+    """JAX looks at every file of the cache before it adds one; the first time in each process is enough."""
+    if cache.path not in _made:
+        _made.add(cache.path)
+        _make_room(cache, **size)
+
+
+LRUCache._evict_if_needed = _make_room_once
 
 hypothesis.settings.register_profile("reproducible", deadline=None, derandomize=True, database=None, max_examples=50)
 hypothesis.settings.load_profile("reproducible")

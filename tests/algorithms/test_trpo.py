@@ -41,6 +41,17 @@ def step(batch, **options):
     return step_program()(jax.tree.map(jnp.float32, hp), batch)
 
 
+@functools.cache
+def policy_program(apply):
+    """(params, batch) -> the policy at the batch's observations, and its log-probabilities of the batch's actions."""
+
+    def run(params, batch):
+        pi, _ = apply(params, batch.obs)
+        return pi, pi.log_prob(batch.action)
+
+    return jax.jit(run, compiler_options=QUICKLY)
+
+
 def same_bits(a, b):
     return all(
         np.asarray(x).tobytes() == np.asarray(y).tobytes()
@@ -113,8 +124,8 @@ def test_direction_and_length_are_those_of_dense_linear_algebra(policy):
             lambda x: jnp.asarray(x, jnp.float64 if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype),
             (params, batch),
         )
-        pi, _ = apply(params, batch.obs)
-        batch = batch._replace(pi=pi, log_prob=pi.log_prob(batch.action))
+        pi, log_prob = policy_program(apply)(params, batch)
+        batch = batch._replace(pi=pi, log_prob=log_prob)
         old, unravel = ravel_pytree(params)
 
         def kl(flat):
@@ -127,7 +138,8 @@ def test_direction_and_length_are_those_of_dense_linear_algebra(policy):
 
         second_derivative = jax.jit(jax.jacfwd(jax.jacfwd(kl)), compiler_options=QUICKLY)
         fisher = np.asarray(second_derivative(old)) + damping * np.eye(old.size)
-        direction = np.linalg.solve(fisher, np.asarray(jax.grad(objective)(old)))
+        gradient = jax.jit(jax.grad(objective), compiler_options=QUICKLY)
+        direction = np.linalg.solve(fisher, np.asarray(gradient(old)))
         length = np.sqrt(2 * target_kl / (direction @ fisher @ direction))
         config = dataclasses.replace(TRPO, cg_iterations=60)
         hp = Hyperparams(target_kl=target_kl, cg_damping=damping, ent_coef=ent_coef)
@@ -136,7 +148,7 @@ def test_direction_and_length_are_those_of_dense_linear_algebra(policy):
         moved = np.asarray(ravel_pytree(new)[0] - old)
         assert metrics["step_fraction"] == 1
         np.testing.assert_allclose(moved, length * direction, atol=1e-4 * np.abs(length * direction).max())
-        assert 0.5 * target_kl < kl(ravel_pytree(new)[0]) <= target_kl
+        assert 0.5 * target_kl < jax.jit(kl, compiler_options=QUICKLY)(ravel_pytree(new)[0]) <= target_kl
 
 
 @pytest.mark.parametrize("target_kl", [1e-4, 1e-2, 0.5, 5.0])
@@ -146,8 +158,8 @@ def test_step_stays_inside_the_region_and_is_no_worse(target_kl):
     for seed in range(6):
         batch = batch_of(seed)
         params, metrics = step(batch, target_kl=target_kl, cg_damping=1e-3)
-        pi, _ = APPLY(params, batch.obs)
-        ratio = np.exp(np.asarray(pi.log_prob(batch.action) - batch.log_prob, np.float64))
+        pi, log_prob = policy_program(APPLY)(params, batch)
+        ratio = np.exp(np.asarray(log_prob - batch.log_prob, np.float64))
         surrogate = (ratio * np.asarray(batch.advantage)).mean()
         assert float(jnp.mean(batch.pi.kl(pi))) <= target_kl * (1 + 1e-3)
         assert surrogate >= np.asarray(batch.advantage, np.float64).mean() - 1e-6
@@ -161,7 +173,8 @@ def test_step_stays_inside_the_region_and_is_no_worse(target_kl):
 
 def test_no_target_is_the_default_one():
     default = dataclasses.replace(Hyperparams(ent_coef=0.0), target_kl=None)
-    params, _ = jax.jit(lambda batch: policy_step(TRPO, APPLY, default, PARAMS, batch, Shards()))(batch_of(0))
+    step_by_default = functools.partial(policy_step, TRPO, APPLY, default, PARAMS, shards=Shards())
+    params, _ = jax.jit(step_by_default, compiler_options=QUICKLY)(batch_of(0))
     for x, y in zip(jax.tree.leaves(params), jax.tree.leaves(step(batch_of(0))[0]), strict=True):
         np.testing.assert_allclose(x, y, atol=1e-6)
 
@@ -206,15 +219,15 @@ def test_no_step_without_an_advantage():
 def test_value_regression_does_not_move_the_policy():
     """Bit by bit, at any learning rate; and the value function does move."""
     algorithm = trpo(TRPO, APPLY)
-    update = jax.jit(algorithm.update, compiler_options=QUICKLY)
+    init, update = (jax.jit(x, compiler_options=QUICKLY) for x in (algorithm.init, algorithm.update))
     batch = batch_of(0)
-    of_value = jax.grad(lambda params: jnp.sum(APPLY(params, batch.obs)[1]))(PARAMS)
+    of_value = jax.jit(jax.grad(lambda params: jnp.sum(APPLY(params, batch.obs)[1])))(PARAMS)
     is_policy = [not np.any(x) for x in jax.tree.leaves(of_value)]
     assert 0 < sum(is_policy) < len(is_policy)
     results = []
     for learning_rate in (0.0, 1e-3, 1.0):
         hp = jax.tree.map(jnp.float32, Hyperparams(learning_rate=learning_rate, ent_coef=0.0, target_kl=0.01))
-        learner, metrics = update(jax.random.key(0), hp, algorithm.init(hp, PARAMS), batch)
+        learner, metrics = update(jax.random.key(0), hp, init(hp, PARAMS), batch)
         results.append(jax.tree.leaves(learner.params))
         assert 0 < metrics["kl"] <= 0.01 * (1 + 1e-3)
     for old, still, policy, *moved in zip(jax.tree.leaves(PARAMS), results[0], is_policy, *results[1:], strict=True):

@@ -6,6 +6,7 @@ import gymnax
 import jax
 import numpy as np
 import pytest
+from compiled_once import QUICKLY
 
 from purejaxppo.algorithms import ALGORITHMS
 from purejaxppo.config import Hyperparams, TrainConfig
@@ -112,7 +113,7 @@ WORLDS = {
 def test_what_is_hidden_cannot_be_told_from_an_observation(env):
     """What is not listed as hidden can be told from it."""
     game, params = gymnax.make(env)
-    _, state = game.reset(jax.random.key(0), params)
+    _, state = jax.jit(game.reset, compiler_options=QUICKLY)(jax.random.key(0), params)
     field, *values = WORLDS[env]
     names = {name: np.asarray(getattr(state, name)).dtype for name in (field, "time")}
 

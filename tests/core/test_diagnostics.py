@@ -1,9 +1,12 @@
 """Drift, importance weights and explained variance against NumPy in float64 and by hand."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled_once import QUICKLY
 from hand_batch import make_batch, make_policy
 
 from purejaxppo.core import diagnostics
@@ -12,6 +15,7 @@ from purejaxppo.core.shards import Shards
 from purejaxppo.core.sums import merged, moments
 
 
+@jax.jit
 def importance_weights(log_ratio):
     """What is said of the weights exp(log_ratio) [N] of one shard."""
     metrics = drift_metrics(shard_drift(jnp.zeros((1, 1)), log_ratio[None]))
@@ -22,6 +26,7 @@ def effective_sample_size(log_ratio):
     return importance_weights(log_ratio)["ratio/effective_sample_size"]
 
 
+@jax.jit
 def explained_variance(value, target):
     error, target = (merged(moments(x[None])) for x in (target - value, target))
     return diagnostics.explained_variance(error, target)
@@ -85,8 +90,9 @@ def test_drift_from_one_policy_to_another():
     apply, params = make_policy()
     _, others = make_policy(seed=1)
     batch = make_batch(apply, params, rows=1024)
-    found = drift(apply, others, batch, Shards())
-    new, _ = apply(others, batch.obs)
+    measure = jax.jit(functools.partial(drift, apply), static_argnums=2, compiler_options=QUICKLY)
+    found = measure(others, batch, Shards())
+    new, _ = jax.jit(apply, compiler_options=QUICKLY)(others, batch.obs)
     log_p, log_q = (np.asarray(jax.nn.log_softmax(pi.logits), np.float64) for pi in (batch.pi, new))
     expected = (np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean()
     reverse = (np.exp(log_q) * (log_q - log_p)).sum(axis=1).mean()
@@ -94,10 +100,10 @@ def test_drift_from_one_policy_to_another():
     assert abs(expected - reverse) > 0.05 * expected
     assert float(found["kl_k3"]) == pytest.approx(expected, rel=0.15)
     assert float(found["ratio/mean"]) == pytest.approx(1.0, abs=0.15)
-    by_shard = drift(apply, others, batch, Shards(8))
+    by_shard = measure(others, batch, Shards(8))
     for name in found:
         np.testing.assert_allclose(by_shard[name], found[name], rtol=1e-4, err_msg=name)
-    at_home = drift(apply, params, batch, Shards())
+    at_home = measure(params, batch, Shards())
     assert abs(at_home["kl"]) < 1e-6
     assert abs(at_home["ratio/max"] - 1) < 1e-5
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled_once import QUICKLY
 
 from purejaxppo.core import losses
 from purejaxppo.core.distributions import Categorical, DiagGaussian, TanhDiagGaussian
@@ -19,6 +20,8 @@ from purejaxppo.core.sums import merged, moments
 EPS = 0.2
 BETA = 1.7
 STEP = 1e-6  # of the finite differences
+surrogate_and_gradient = jax.jit(jax.value_and_grad(clipped_surrogate), compiler_options=QUICKLY)
+value_loss_and_gradient = jax.jit(jax.value_and_grad(clipped_value_loss), compiler_options=QUICKLY)
 
 
 def surrogate64(ratio, advantage, eps):
@@ -49,7 +52,7 @@ def differences(function, x):
 def assert_same_value_and_gradient(function, oracle, x):
     """Value and gradient with respect to the vector x, both in float64."""
     with jax.enable_x64(True):
-        value, gradient = jax.value_and_grad(function)(jnp.asarray(x))
+        value, gradient = jax.jit(jax.value_and_grad(function), compiler_options=QUICKLY)(jnp.asarray(x))
     np.testing.assert_allclose(value, oracle(x), rtol=1e-12)
     np.testing.assert_allclose(gradient, differences(oracle, x), rtol=1e-6, atol=1e-8)
 
@@ -178,7 +181,7 @@ def test_policy_loss_of_means(name, distribution):
 )
 def test_clipped_surrogate_by_hand(ratio, advantage, value, slope):
     """Each sign of the advantage on each side of the range."""
-    found, gradient = jax.value_and_grad(clipped_surrogate)(jnp.asarray([ratio]), jnp.asarray([advantage]), EPS)
+    found, gradient = surrogate_and_gradient(jnp.asarray([ratio]), jnp.asarray([advantage]), EPS)
     np.testing.assert_allclose(found, value, rtol=1e-6)
     np.testing.assert_allclose(gradient, [slope], rtol=1e-6)
 
@@ -186,7 +189,7 @@ def test_clipped_surrogate_by_hand(ratio, advantage, value, slope):
 def test_clipped_surrogate_before_the_first_step():
     """At ratio 1 it is the mean advantage, and so is its gradient: PPO starts as the policy gradient."""
     advantage = jnp.asarray([1.0, -2.0, 4.0])
-    value, gradient = jax.value_and_grad(clipped_surrogate)(jnp.ones(3), advantage, EPS)
+    value, gradient = surrogate_and_gradient(jnp.ones(3), advantage, EPS)
     np.testing.assert_allclose(value, 1.0, rtol=1e-6)
     np.testing.assert_allclose(gradient, advantage / 3, rtol=1e-6)
 
@@ -221,9 +224,7 @@ def test_clipped_value_loss_and_its_gradient(eps):
 )
 def test_clipped_value_loss_by_hand(value, target, loss, slope):
     """Each direction of the target on each side of the range."""
-    found, gradient = jax.value_and_grad(clipped_value_loss)(
-        jnp.asarray([value]), jnp.asarray([target]), jnp.zeros(1), EPS
-    )
+    found, gradient = value_loss_and_gradient(jnp.asarray([value]), jnp.asarray([target]), jnp.zeros(1), EPS)
     np.testing.assert_allclose(found, loss, rtol=1e-6)
     np.testing.assert_allclose(gradient, [slope], rtol=1e-6, atol=1e-7)
 
@@ -236,6 +237,7 @@ def test_clipped_value_loss_inside_the_range_is_the_plain_one():
     )
 
 
+@jax.jit
 def standardize(x):
     """By its own moments."""
     return losses.standardize(x, merged(moments(x[None])))
@@ -267,7 +269,7 @@ def test_standardize_at_any_scale(offset, scale):
 @pytest.mark.parametrize("size", [1, 8, 1000, 1024])
 def test_standardize_a_constant(constant, size):
     """Equal advantages become exactly 0, also where the mean of equal float32 numbers is not quite that number."""
-    np.testing.assert_array_equal(jax.jit(standardize)(jnp.full(size, constant)), 0.0)
+    np.testing.assert_array_equal(standardize(np.full(size, constant, np.float32)), 0.0)
 
 
 def test_standardize_does_not_blow_up_rounding():

@@ -1,5 +1,7 @@
 """Running statistics against float64, and normalisers that move once per rollout."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,11 +25,13 @@ T, E = 12, 3
 GAMMA = 0.9
 
 
+@jax.jit
 def update_stats(stats, x):
     """With the rows of x [N, ...] added."""
     return module.update_stats(stats, merged(moments(x[None])), len(x))
 
 
+@functools.partial(jax.jit, static_argnames="shards")
 def updated(normalizer, obs, reward, done, shards=1):
     """With those of a rollout added; the environments are in this many shards."""
 
@@ -165,7 +169,7 @@ def test_statistics_are_those_of_all_rollouts_so_far(shards):
     running, returns, seen = np.zeros(E), [], []
     for seed in range(2):
         obs, reward, done = rollout_of(seed)
-        normalizer = jax.jit(updated, static_argnums=4)(normalizer, obs, reward, done, shards)
+        normalizer = updated(normalizer, obs, reward, done, shards=shards)
         seen.append(obs.reshape(-1, 2).astype(np.float64))
         for t in range(T):
             running = GAMMA * running + reward[t]

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled_once import QUICKLY
 
 from purejaxppo.config import TrainConfig
 from purejaxppo.core.distributions import Categorical, DiagGaussian, TanhDiagGaussian
@@ -103,14 +104,14 @@ def test_columns_are_rows_turned_over(monkeypatch, obs_shape, action_space, shar
         pi, value = network.apply(params, obs)
         return jnp.sum(pi.mode() * 1.0) + jnp.sum(pi.entropy()) + jnp.sum(value**2)
 
-    outputs, gradients = [], []
+    def everything(params):
+        return network.init(jax.random.key(0), obs[0]), network.apply(params, obs), jax.grad(loss)(params)
+
+    found = []
     for columns_from in (1, T * E + 1):
         monkeypatch.setattr(networks, "COLUMNS_FROM", columns_from)
-        outputs.append((network.init(jax.random.key(0), obs[0]), network.apply(params, obs)))
-        gradients.append(jax.grad(loss)(params))
-    for columns, rows in zip(
-        jax.tree.leaves((outputs[0], gradients[0])), jax.tree.leaves((outputs[1], gradients[1])), strict=True
-    ):
+        found.append(jax.tree.leaves(jax.jit(lambda params: everything(params), compiler_options=QUICKLY)(params)))
+    for columns, rows in zip(*found, strict=True):
         np.testing.assert_allclose(columns, rows, rtol=1e-4, atol=1e-5)
 
 
