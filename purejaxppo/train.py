@@ -21,7 +21,7 @@ from purejaxppo.core.nonfinite import NONFINITE_RULES, nonfinite, undo_nonfinite
 from purejaxppo.core.normalizer import init_normalizer, normalized_obs, scaled_reward, update_normalizer
 from purejaxppo.core.optimizer import anneal
 from purejaxppo.core.rollout import rollout
-from purejaxppo.core.rollout_metrics import measured, rollout_metrics
+from purejaxppo.core.rollout_metrics import measure_rollout, rollout_metrics
 from purejaxppo.core.shards import Shards
 from purejaxppo.core.types import (
     Algorithm,
@@ -62,12 +62,13 @@ def make_trainer(
     _check_parts(config, env, network, algorithm)
     if config.learning_rate_schedule == "kl_adaptive":
         algorithm = kl_adaptive(algorithm)
-    wrapped, shards = bound_action(config, env), algorithm.shards or Shards(config.shard_count)
+    bounded_env = bound_action(config, env)
+    shards = algorithm.shards or Shards(config.shard_count)
 
     def init(key: jax.Array, hp: Hyperparams) -> RunnerState:
         check_hyperparams(hp)
         key, key_env, key_params = jax.random.split(key, 3)
-        env_state, obs = wrapped.reset(jax.random.split(key_env, config.num_envs))
+        env_state, obs = bounded_env.reset(jax.random.split(key_env, config.num_envs))
         learner = algorithm.init(hp, network.init(key_params, obs))
         episodes = no_episodes(config.num_envs)
         normalizer = init_normalizer(obs, config.normalize_observation, config.normalize_reward)
@@ -77,27 +78,34 @@ def make_trainer(
     def update(hp: Hyperparams, runner: RunnerState) -> tuple[RunnerState, Metrics]:
         key, key_rollout, key_update = jax.random.split(runner.key, 3)
         hp = anneal(config, hp, runner.updates)
-        see = partial(normalized_obs, runner.normalizer)  # by the same statistics for the whole update
+        normalize = partial(normalized_obs, runner.normalizer)  # by the same statistics for the whole update
 
         def apply(params: Params, obs: jax.Array) -> tuple[Distribution, jax.Array]:
-            return network.apply(params, see(obs))
+            return network.apply(params, normalize(obs))
 
         params, num_steps = runner.learner.params, config.num_steps
         env_state, obs, transition, sums = rollout(
-            key_rollout, wrapped, apply, params, runner.env_state, runner.obs, runner.env_ids, num_steps
+            key_rollout, bounded_env, apply, params, runner.env_state, runner.obs, runner.env_ids, num_steps
         )
         done = transition.terminated | transition.truncated
         episodes, ended = ended_episodes(runner.episodes, transition.reward, done)
         advantage, target = _estimate(config, hp, scaled_reward(runner.normalizer, transition.reward), transition)
-        batch = _flatten(transition._replace(obs=see(transition.obs)), advantage, target)
-        seen, discounted = measured(hp, shards, runner.normalizer, transition, obs, batch, {**sums, **ended})
-        seen = shards.gather(seen)  # what all devices have to know of the rollout, in one exchange
-        normalizer = update_normalizer(runner.normalizer, seen.obs, seen.returns, discounted, config.batch_size)
+        batch = _flatten(transition._replace(obs=normalize(transition.obs)), advantage, target)
+        stats, discounted = measure_rollout(hp, shards, runner.normalizer, transition, obs, batch, {**sums, **ended})
+        stats = shards.gather(stats)  # what all devices have to know of the rollout, in one exchange
+        normalizer = update_normalizer(runner.normalizer, stats.obs, stats.returns, discounted, config.batch_size)
         learner, metrics = algorithm.update(key_update, hp, runner.learner, batch)
         # The algorithm's metrics come last: one with an adaptive learning rate reports the rate that it used.
-        metrics = {**rollout_metrics(hp, seen), **metrics}
-        watched = {"observation": seen.obs_marks, "reward": seen.reward_marks, "normalizer": normalizer[:2]}
-        watched |= {"parameter": learner.params, "optimizer_state": learner.opt_state, **metrics}
+        metrics = {**rollout_metrics(hp, stats), **metrics}
+        watched = {
+            **metrics,
+            "observation": stats.obs_marks,
+            "reward": stats.reward_marks,
+            # Not `discounted`, of which each device has its own part: all have to come to the same bits.
+            "normalizer": (normalizer.obs, normalizer.returns),
+            "optimizer_state": learner.opt_state,
+            "parameter": learner.params,
+        }
         metrics["nonfinite"] = nonfinite(watched)
         updates = runner.updates + 1
         return RunnerState(learner, env_state, obs, episodes, normalizer, runner.env_ids, key, updates), metrics
@@ -148,6 +156,11 @@ def _check_parts(config: TrainConfig, env: VecEnv, network: Network, algorithm: 
         )
     check_env(env)
     check_network(config, env, network)
+    if algorithm.shards and algorithm.shards.number != config.shard_count:
+        raise ConfigError(
+            f"the algorithm was made for {algorithm.shards.number} shards, but the run has {config.shard_count}; make "
+            f"it from the run's own config."
+        )
 
 
 def _estimate(

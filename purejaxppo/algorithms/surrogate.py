@@ -54,6 +54,7 @@ def surrogate_algorithm(
     def update(key: jax.Array, hp: Hyperparams, learner: LearnerState, batch: Batch) -> tuple[LearnerState, Metrics]:
         def loss(params: Params, minibatch: Batch) -> tuple[jax.Array, GradientStep]:
             pi, value = apply(params, minibatch.obs)
+            # A difference of logarithms, since the quotient of two tiny densities would be 0 / 0.
             ratio = jnp.exp(pi.log_prob(minibatch.action) - minibatch.log_prob)
             policy, metrics = policy_loss(hp, learner.algo_state, pi, ratio, minibatch)
             critic = critic_loss(hp, value, minibatch)
@@ -65,14 +66,12 @@ def surrogate_algorithm(
             )
             return policy + hp.vf_coef * critic - hp.ent_coef * entropy, measured
 
-        def gradient(params: Params, minibatch: Batch) -> tuple[Params, GradientStep]:
-            return shards.mean(shards.in_blocks(jax.grad(loss, has_aux=True))(params, minibatch))
-
         rows = minibatch_rows(key, shards, len(batch.advantage), config.num_epochs, config.num_minibatches)
         advantage = minibatch_advantages(config.normalize_advantage, shards, batch.advantage, rows)
-        learner, steps = gradient_steps(hp, learner, batch, rows, advantage, gradient)
+        learner, steps = gradient_steps(hp, learner, batch, rows, advantage, shards.gradient(loss))
         metrics = jax.tree.map(jnp.mean, steps.metrics)
-        metrics["ratio/first_minibatch_deviation"] = steps.ratio_deviation[0]  # 0 up to rounding
+        # 0 up to rounding, since the first step starts from the policy that acted.
+        metrics["ratio/first_minibatch_deviation"] = steps.ratio_deviation[0]
         return learner, {**metrics, **drift(apply, learner.params, batch, shards)}
 
     return Algorithm(init, update, shards)
@@ -93,12 +92,13 @@ def minibatch_advantages(
       advantage: [N] of the rows on this device.
       rows: [steps, B] of `minibatch_rows`.
     """
-    if kind == "off":
-        return advantage[rows]
     if kind == "batch":
-        return standardize_batch(shards, advantage)[rows]
+        advantage = standardize_batch(shards, advantage)
     taken = advantage[rows]
-    by_shard = taken.reshape(len(rows), shards.local, -1).transpose(1, 2, 0)  # [S / D, n, steps]
+    if kind != "minibatch":
+        return taken
+    # A minibatch's rows lie shard by shard (`minibatch_rows`), so its part of each shard is a slice: [S / D, n, steps].
+    by_shard = taken.reshape(len(rows), shards.local, -1).transpose(1, 2, 0)
     return jax.vmap(standardize)(taken, merged(shards.gather(moments(by_shard))))
 
 
@@ -126,7 +126,7 @@ def gradient_steps(
       The learner, and what was measured, with `grad_norm` (before clipping) among the metrics, leaves [steps],
       including the steps that were discarded.
     """
-    optimizer = make_optimizer(hp)
+    optimizer = make_optimizer(hp)  # made here, as hp may be traced and state holds arrays alone
 
     def step(learner: LearnerState, drawn: tuple[jax.Array, jax.Array]) -> tuple[LearnerState, GradientStep]:
         rows, advantage = drawn
@@ -138,7 +138,7 @@ def gradient_steps(
         return learner._replace(params=params, opt_state=opt_state), measured
 
     target_kl = hp.target_kl
-    if target_kl is None:
+    if target_kl is None:  # known when the update is traced, so such a loop has no mask
         return jax.lax.scan(step, learner, (rows, advantage))
     masked_step = stop_early(lambda measured: measured.kl > target_kl, step)
     (learner, _), steps = jax.lax.scan(masked_step, (learner, jnp.array(True)), (rows, advantage))

@@ -58,13 +58,10 @@ def trpo(config: TrainConfig, apply: Apply, *, shards: Shards | None = None) -> 
 
         learner = learner._replace(params=params)
 
-        def gradient(params: Params, minibatch: Batch) -> tuple[Params, GradientStep]:
-            return shards.mean(shards.in_blocks(jax.grad(value_loss, has_aux=True))(params, minibatch))
-
         rows = minibatch_rows(key, shards, len(batch.advantage), config.num_epochs, config.num_minibatches)
         # target_kl is the trust region of the policy; it must not stop the regression.
         hp = dataclasses.replace(hp, target_kl=None)
-        learner, steps = gradient_steps(hp, learner, batch, rows, batch.advantage[rows], gradient)
+        learner, steps = gradient_steps(hp, learner, batch, rows, batch.advantage[rows], shards.gradient(value_loss))
         metrics = {"loss/value": jnp.mean(steps.metrics["loss/value"]), **policy_metrics}
         return learner, {**metrics, **drift(apply, learner.params, batch, shards)}
 

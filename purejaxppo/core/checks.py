@@ -143,6 +143,12 @@ def check_network(config: TrainConfig, env: VecEnv, network: Network) -> None:
             raise ConfigError(
                 f"the network's {what} is {_text(x)} for {env.num_envs} observations; it has to be {list(each)}."
             )
+    for x in jax.tree.leaves(pi):
+        if x.shape[:1] != each:
+            raise ConfigError(
+                f"the network's policy has a leaf {_text(x)} for {env.num_envs} observations; it has to begin with "
+                f"{list(each)}, as by jnp.broadcast_to(log_std, mean.shape)."
+            )
     squashes = {DiagGaussian: "gaussian", TanhDiagGaussian: "tanh_gaussian"}
     policy = squashes.get(type(pi), config.policy)
     if policy != config.policy:

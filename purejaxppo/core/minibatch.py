@@ -17,8 +17,8 @@ Info = TypeVar("Info")
 def minibatch_rows(key: jax.Array, shards: Shards, size: int, num_epochs: int, num_minibatches: int) -> jax.Array:
     """Returns the rows of every minibatch of an update, of those that are on this device  [steps, B], int32.
 
-    Every shard is shuffled on its own, and each minibatch takes the same share of each. Every row is used exactly once
-    per epoch, the first epoch's minibatches being the first `num_minibatches`.
+    Every shard is shuffled on its own, and each minibatch takes the same share of each; in it the rows lie shard by
+    shard. Every row is used exactly once per epoch, the first epoch's minibatches being the first `num_minibatches`.
 
     Args:
       key: consumed; each epoch and shard has a key of its own.
@@ -26,12 +26,14 @@ def minibatch_rows(key: jax.Array, shards: Shards, size: int, num_epochs: int, n
       size: number of rows on this device; each shard's must be divisible by num_minibatches.
       num_epochs, num_minibatches: static counts, whose product is `steps`.
     """
-    rows = size // shards.local  # of a shard
+    shard_rows = size // shards.local
 
     def epoch(key: jax.Array) -> jax.Array:
+        # By the shard's number in the run, not on the device: its shuffle is the same whoever holds it.
         keys = jax.vmap(lambda shard: jax.random.fold_in(key, shard))(shards.ids)
-        shuffled = jax.vmap(lambda key: shuffled_indices(key, rows))(keys)
-        shuffled += rows * jnp.arange(shards.local)[:, None]
+        shuffled = jax.vmap(lambda key: shuffled_indices(key, shard_rows))(keys)
+        # From rows of a shard to rows of this device; minibatch m is then the m-th share of each shard, side by side.
+        shuffled += shard_rows * jnp.arange(shards.local, dtype=jnp.int32)[:, None]
         return shuffled.reshape(shards.local, num_minibatches, -1).swapaxes(0, 1).reshape(num_minibatches, -1)
 
     return jnp.concatenate(jax.vmap(epoch)(jax.random.split(key, num_epochs)))
@@ -42,8 +44,8 @@ def stop_early(
 ) -> Callable[[tuple[Carry, jax.Array], Data], tuple[tuple[Carry, jax.Array], Info]]:
     """Returns `step` over (carry, running), which no longer changes the carry once `stop(info)` has been true.
 
-    Early stopping by masking: later steps are computed and discarded, and so is the step whose info triggers `stop`.
-    The trip count stays static, since a loop whose length depends on data runs under `vmap` as long as the longest.
+    Early stopping by masking: later steps are computed and discarded. The trip count stays static, since a loop whose
+    length depends on data runs under `vmap` as long as the longest.
     """
 
     def masked_step(state: tuple[Carry, jax.Array], data: Data) -> tuple[tuple[Carry, jax.Array], Info]:

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 
 from purejaxppo.core.distributions import Distribution
-from purejaxppo.core.final_obs import next_values, truncated_steps
 from purejaxppo.core.types import Apply, EnvState, Metrics, Params, Transition, VecEnv
 
 _Carry = tuple[EnvState, jax.Array]  # env_state, obs [E, ...]
@@ -60,6 +59,7 @@ def rollout(
         noise, env_draws = draws
         pi, _ = apply(params, obs)  # the value is not used, so the compiler removes the critic from the scan
         action = pi.sample(noise)
+        # Its successor is `final_obs`: after an end, `obs` is the first observation of the next episode.
         env_state, result = env.step(env_draws, env_state, action)
         record = _StepRecord(
             obs, action, pi, result.reward, result.terminated, result.truncated, result.final_obs, result.info
@@ -67,27 +67,31 @@ def rollout(
         return (env_state, result.obs), record
 
     draws = _draw(key, env, apply(params, obs)[0], env_ids, num_steps)
-    (env_state, next_obs), steps = jax.lax.scan(step, (env_state, obs), draws)
+    (env_state, last_obs), steps = jax.lax.scan(step, (env_state, obs), draws)
 
     # The successors' values are those of the next row, but for two kinds of observation that are no row of the
-    # rollout: the one after the last step, and those of truncated episodes. Both take one further pass of the critic.
+    # rollout: the one after the last step, and those of truncated episodes. One further pass of the critic has both.
     _, value = apply(params, steps.obs)
-    truncated = steps.truncated & ~steps.terminated  # an episode that also terminated has no successor
-    final_obs = steps.next_obs[truncated_steps(truncated, env.truncation_gap), jnp.arange(len(obs))]
-    _, extra_value = apply(params, jnp.concatenate([next_obs[None], final_obs]))
+    # There are few of the second kind, as an environment truncates at most once in `truncation_gap` steps. Both flags
+    # count as terminated: the successor's value is then 0, and nothing is to be bootstrapped.
+    truncated, slots = steps.truncated & ~steps.terminated, 1 + (num_steps - 1) // env.truncation_gap
+    cut = jax.vmap(lambda ends: jnp.nonzero(ends, size=slots, fill_value=num_steps)[0], 1, 1)(truncated)
+    envs = jnp.arange(len(obs))  # against the steps [K, E] of the truncations, which are num_steps where there is none
+    _, extra_value = apply(params, jnp.concatenate([last_obs[None], steps.next_obs.at[cut, envs].get(mode="clip")]))
+    next_value = jnp.concatenate([value[1:], extra_value[:1]]).at[cut, envs].set(extra_value[1:], mode="drop")
     transition = Transition(
         obs=steps.obs,
         action=steps.action,
         pi=steps.pi,
         log_prob=steps.pi.log_prob(steps.action),
         value=value,
-        next_value=next_values(value, extra_value[0], extra_value[1:], steps.terminated, truncated),
+        next_value=jnp.where(steps.terminated, 0.0, next_value),
         reward=steps.reward,
         terminated=steps.terminated,
         truncated=steps.truncated,
         next_obs=steps.next_obs,
     )
-    return env_state, next_obs, transition, jax.tree.map(lambda x: x.sum(axis=0), steps.info)
+    return env_state, last_obs, transition, jax.tree.map(lambda x: x.sum(axis=0), steps.info)
 
 
 def _draw(key: jax.Array, env: VecEnv, pi: Distribution, env_ids: jax.Array, num_steps: int) -> tuple[jax.Array, Any]:
@@ -98,6 +102,7 @@ def _draw(key: jax.Array, env: VecEnv, pi: Distribution, env_ids: jax.Array, num
     """
 
     def of_one_step(key: jax.Array) -> tuple[jax.Array, Any]:
+        # By the environment's own number: neither a device nor the count of environments changes its numbers.
         keys = jax.vmap(lambda env_id: jax.random.split(jax.random.fold_in(key, env_id)))(env_ids)
         return jax.vmap(lambda pi, key: pi.noise(key))(pi, keys[:, 0]), env.draw(keys[:, 1])
 

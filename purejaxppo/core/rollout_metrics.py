@@ -17,10 +17,10 @@ from purejaxppo.core.sums import Moments, merged, moments
 from purejaxppo.core.types import Batch, Metrics, Transition
 
 
-class Seen(NamedTuple):
+class RolloutStats(NamedTuple):
     """What is measured of each shard's part of a rollout, leaves [S]."""
 
-    sums: Metrics  # of what the environments reported
+    sums: Metrics  # of what the environments reported, and of the episodes that ended
     obs: Moments | None
     returns: Moments | None  # of discounted returns
     target: Moments
@@ -29,15 +29,15 @@ class Seen(NamedTuple):
     reward_marks: jax.Array
 
 
-def measured(
+def measure_rollout(
     hp: Hyperparams,
     shards: Shards,
     normalizer: Normalizer,
     transition: Transition,
-    next_obs: jax.Array,
+    last_obs: jax.Array,
     batch: Batch,
     sums: Metrics,
-) -> tuple[Seen, jax.Array | None]:
+) -> tuple[RolloutStats, jax.Array | None]:
     """Returns what is measured of this device's shards, and the discounted returns to go on from."""
     returns, discounted = None, normalizer.discounted
     if discounted is not None:
@@ -45,20 +45,27 @@ def measured(
         all_returns, discounted = discounted_returns(transition.reward, done, discounted, hp.gamma)
         returns = moments(shards.by_shard(all_returns.T.ravel()))
     obs = shards.by_shard(transition.obs.swapaxes(0, 1))
-    return Seen(
+    # A terminated step's successor has value 0, whatever the environment returned.
+    unread = transition.terminated.reshape(transition.terminated.shape + (1,) * (last_obs.ndim - 1))
+    successors = shards.by_shard(jnp.where(unread, 0, transition.next_obs).swapaxes(0, 1))
+    return RolloutStats(
         sums=jax.tree.map(lambda x: jnp.sum(shards.by_shard(x), axis=1), sums),
-        obs=None if normalizer.obs is None else moments(obs.reshape(shards.local, -1, *next_obs.shape[1:])),
+        obs=None if normalizer.obs is None else moments(obs.reshape(shards.local, -1, *last_obs.shape[1:])),
         returns=returns,
         target=moments(shards.by_shard(batch.target)),
         error=moments(shards.by_shard(batch.target - batch.value)),
-        obs_marks=marks(obs) + marks(shards.by_shard(next_obs)),
+        obs_marks=marks(obs) + marks(shards.by_shard(last_obs)) + marks(successors),
         reward_marks=marks(shards.by_shard(transition.reward.T)),
     ), discounted
 
 
-def rollout_metrics(hp: Hyperparams, seen: Seen) -> Metrics:
-    """Returns means over the episodes that ended in this update (`no_value()` if none did), and the critic's fit."""
-    sums = jax.tree.map(jnp.sum, seen.sums)
+def rollout_metrics(hp: Hyperparams, stats: RolloutStats) -> Metrics:
+    """Returns the metrics of a rollout.
+
+    They are the sums of what the environments reported; the number, mean return and mean length of the episodes that
+    ended (`no_value()` if none did); the critic's fit; and the learning rate.
+    """
+    sums = jax.tree.map(jnp.sum, stats.sums)
     count = sums["episode/count"]
 
     def mean(total: jax.Array) -> jax.Array:
@@ -68,6 +75,6 @@ def rollout_metrics(hp: Hyperparams, seen: Seen) -> Metrics:
         **sums,
         "episode/return": mean(sums["episode/return"]),
         "episode/length": mean(sums["episode/length"]),
-        "explained_variance": explained_variance(merged(seen.error), merged(seen.target)),
+        "explained_variance": explained_variance(merged(stats.error), merged(stats.target)),
         "learning_rate": jnp.asarray(hp.learning_rate, jnp.float32),
     }

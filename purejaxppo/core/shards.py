@@ -26,9 +26,9 @@ class Shards:
 
     number: int = 1  # S
     devices: int = 1  # D, which divides S
-    index: Callable[[], Any] = lambda: 0  # of this device, from 0
+    index: Callable[[], Any] = lambda: 0  # of this device, from 0; it exists only inside a program of several
     sum: Callable[[Any], Any] = _same  # of a pytree over the devices
-    in_blocks: Callable[[Function], Function] = _same  # of f(params, rows), which returns means over the rows
+    in_pieces: Callable[[Function], Function] = _same  # of f(params, rows), which returns means over the rows
 
     @property
     def local(self) -> int:
@@ -37,15 +37,24 @@ class Shards:
 
     @property
     def ids(self) -> jax.Array:
-        """The numbers of this device's shards [S / D], from 0."""
+        """The numbers of this device's shards [S / D], from 0; consecutive, as its environments are."""
         return self.index() * self.local + jnp.arange(self.local)
 
     def by_shard(self, x: jax.Array) -> jax.Array:
         """Reshapes this device's rows [N, ...] to [S / D, n, ...]."""
         return x.reshape(self.local, -1, *x.shape[1:])
 
+    def gradient(self, loss: Function) -> Function:
+        """Returns (params, rows) -> (gradient of the loss, what it measured), means over the rows of all devices.
+
+        `loss(params, rows) -> (loss, measured)` is a mean over its rows, and so are the leaves of `measured`.
+        """
+        of_own_rows = self.in_pieces(jax.grad(loss, has_aux=True))
+        return lambda params, rows: self.mean(of_own_rows(params, rows))
+
     def mean(self, tree: Any) -> Any:
         """Returns the mean over the devices of means over the rows of each: the mean over all rows."""
+        # It is exact because all devices have equally many rows.
         return tree if self.devices == 1 else jax.tree.map(lambda x: x / self.devices, self.sum(tree))
 
     def gather(self, tree: Any) -> Any:
@@ -55,6 +64,7 @@ class Shards:
         """
         if self.devices == 1:
             return tree
+        # A sum with zeros rather than an all-gather: one kind of collective is enough, and x + 0 is exact.
         start = self.index() * self.local
 
         def place(x: jax.Array) -> jax.Array:

@@ -101,7 +101,7 @@ class Transition(NamedTuple):
     reward: jax.Array  # [T, E]
     terminated: jax.Array  # [T, E] bool
     truncated: jax.Array  # [T, E] bool
-    next_obs: jax.Array  # [T, E, ...] of the successor in the same episode
+    next_obs: jax.Array  # [T, E, ...] the successor in the same episode; not what follows in `obs` after an end
 
 
 class Batch(NamedTuple):

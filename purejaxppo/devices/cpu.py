@@ -71,5 +71,5 @@ def num_devices_for(config: TrainConfig, devices: int) -> int:
 
 def one_thread_is_enough(config: TrainConfig, cores: int) -> bool:
     """Returns whether a single run trains faster on CPU devices of one thread than on one device of several threads."""
-    work = config.batch_size // config.num_minibatches * max(config.hidden_sizes, default=1) ** 2
+    work = config.minibatch_size * max(config.hidden_sizes, default=1) ** 2
     return num_devices_for(config, cores) > 1 or work <= ONE_THREAD_WORK

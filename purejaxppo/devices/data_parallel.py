@@ -1,11 +1,11 @@
-"""Data parallelism: one run over several CPU devices, each of which holds some of the run's shards.
+"""Data parallelism: one run over several devices, each of which holds some of the run's shards.
 
 The result is that of one device but for the order of sums: random numbers, shuffles and statistics are the same. The
 first update therefore agrees up to rounding, and the difference grows with further updates. Bitwise identical results
 take the same number of devices.
 
 Environments and their rows are sharded, everything else is replicated. No row travels: devices exchange what `Shards`
-sums. For an algorithm of gradient steps that is one flat vector per step and three per update.
+sums. For an algorithm of gradient steps that is one flat vector per step and at most three per update.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,9 +32,9 @@ from purejaxppo.train import make_trainer, trainer_from_config
 _ENVS = "envs"
 
 # Rows that a device differentiates at a time. 2048 x 32 (8,192 rows per device and minibatch) trained 1.18 times as
-# fast in blocks of 512 rows as in one piece (1.13 in blocks of 1,024, 1.08 of 2,048); 64 x 128, with 1,024 rows, 1.03
+# fast in pieces of 512 rows as in one (1.13 in pieces of 1,024, 1.08 of 2,048); 64 x 128, with 1,024 rows, 1.03
 # times.
-ROWS_PER_BLOCK = 512
+ROWS_PER_PIECE = 512
 
 
 def devices_for(config: TrainConfig) -> list[jax.Device]:
@@ -55,10 +55,11 @@ def spread_trainer(
       EnvError: an environment from which none can be built, or one that cannot be stepped in parts.
     """
     validate_config(config)
-    devices = devices_for(config) if devices is None else devices
-    if len(devices) == 1:
+    if devices is None:
+        devices = devices_for(config)
+    if list(devices) == jax.devices()[:1]:
         return trainer_from_config(config, env)
-    if config.shard_count % len(devices):
+    if not devices or config.shard_count % len(devices):
         raise ConfigError(
             f"{len(devices)} devices cannot share {config.shard_count} shards equally; choose another num_shards, or "
             f"a number of devices that divides it."
@@ -72,11 +73,13 @@ def mesh_of(devices: Sequence[jax.Device]) -> Mesh:
 
 
 def _trainer_on(mesh: Mesh, config: TrainConfig, env: VecEnv | None) -> Trainer:
-    shards = Shards(config.shard_count, mesh.size, lambda: jax.lax.axis_index(_ENVS), _all_sum, _by_blocks)
+    # An accelerator has no such cache, and takes all rows at once.
+    in_pieces = _by_pieces if mesh.devices.flat[0].platform == "cpu" else lambda f: f
+    shards = Shards(config.shard_count, mesh.size, lambda: jax.lax.axis_index(_ENVS), _all_sum, in_pieces)
     env = env or from_gymnax(config.env, config.num_envs, **dict(config.env_params))
     network = make_network(config, env)
     algorithm = make_algorithm(config, network.apply, shards)
-    if algorithm.shards is None:  # a plugin's, which would learn something else on each device
+    if algorithm.shards is None:  # a plugin's, which would learn something else on each of several devices
         return trainer_from_config(config, env)
     _check_rows(env, mesh.size)
     trainer = make_trainer(config, env, network, algorithm)
@@ -93,7 +96,7 @@ def _trainer_on(mesh: Mesh, config: TrainConfig, env: VecEnv | None) -> Trainer:
         return on_mesh(hp, runner)
 
     def init(key: jax.Array, hp: Hyperparams) -> RunnerState:
-        runner = trainer.init(key, hp)
+        runner = trainer.init(key, hp)  # as on one device, so that it begins with the same bits
         return jax.lax.with_sharding_constraint(runner, shardings(runner))
 
     return Trainer(init, update, place=lambda runner: jax.device_put(runner, shardings(runner)))
@@ -117,6 +120,7 @@ def partition_specs(runner: RunnerState) -> RunnerState:
 
 def _check_rows(env: VecEnv, devices: int) -> None:
     """Raises EnvError unless the environments can be stepped in `devices` parts, each with its rows of the state."""
+    # Shapes alone: nothing is reset.
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), env.num_envs))
     state, _ = jax.eval_shape(env.reset, keys)
     shared = [x.shape for x in jax.tree.leaves(state) if x.shape[:1] != (env.num_envs,)]
@@ -125,6 +129,7 @@ def _check_rows(env: VecEnv, devices: int) -> None:
             f"the environment's state has a leaf of shape {list(shared[0])}, which does not begin with num_envs = "
             f"{env.num_envs}; give each environment a row of its own, or train on one device (JAX_NUM_CPU_DEVICES=1)."
         )
+    # The rows that a device will see. An environment may step any number of them, but only if it asks the keys for it.
     part = env._replace(num_envs=env.num_envs // devices)
     rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct((part.num_envs, *x.shape[1:]), x.dtype), state)
     try:
@@ -136,24 +141,25 @@ def _check_rows(env: VecEnv, devices: int) -> None:
         ) from error
 
 
-def _by_blocks(f: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns f, which computes means over rows, as the mean over blocks of rows that fit into a core's cache."""
+def _by_pieces(f: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns f, which computes means over rows, as the mean over pieces, as many rows as fit into a core's cache."""
 
-    def mean_of_blocks(params: Params, rows: Batch) -> Any:
-        number = blocks(len(rows.advantage))
+    def mean_of_pieces(params: Params, rows: Batch) -> Any:
+        number = pieces_of(len(rows.advantage))
         if number == 1:
             return f(params, rows)
         pieces = jax.tree.map(lambda x: x.reshape(number, -1, *x.shape[1:]), rows)
-        # A scan that adds up the blocks' results, as in gradient accumulation. It starts from zeros of their shape.
+        # A scan that adds up the pieces' results, as in gradient accumulation: one piece at a time stays in the cache.
+        # It starts from zeros of their shape.
         shape = jax.eval_shape(f, params, jax.tree.map(lambda x: x[0], pieces))
 
-        def add(total: Any, block: Batch) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, f(params, block)), None
+        def add(total: Any, piece: Batch) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, f(params, piece)), None
 
         total, _ = jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape), pieces)
         return jax.tree.map(lambda x: x / number, total)
 
-    return mean_of_blocks
+    return mean_of_pieces
 
 
 def _all_sum(tree: Any) -> Any:
@@ -161,14 +167,14 @@ def _all_sum(tree: Any) -> Any:
 
     Most of the cost of a collective is that devices wait for each other, so one for all leaves beats one per leaf.
     """
-    flat, unravel = ravel_pytree(tree)
+    flat, unravel = ravel_pytree(tree)  # mixed types are promoted, and cast back afterwards
     return unravel(jax.lax.psum(flat, _ENVS))
 
 
-def blocks(rows: int) -> int:
-    """Returns the number of equal blocks to cut `rows` rows into.
+def pieces_of(rows: int) -> int:
+    """Returns the number of equal pieces to cut `rows` rows into.
 
-    Blocks have between half of ROWS_PER_BLOCK and all of it; if no such number divides the rows, there is one block.
+    Pieces have between half of ROWS_PER_PIECE and all of it; if no such number divides the rows, there is one piece.
     """
-    numbers = range(-(-rows // ROWS_PER_BLOCK), 2 * rows // ROWS_PER_BLOCK + 1)
+    numbers = range(-(-rows // ROWS_PER_PIECE), 2 * rows // ROWS_PER_PIECE + 1)
     return next((number for number in numbers if rows % number == 0), 1)

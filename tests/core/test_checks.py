@@ -154,6 +154,27 @@ def refused_network(network, env, **changes):
     return line(caught)
 
 
+def test_a_policy_whose_leaves_are_not_one_per_observation_is_refused():
+    """Such as a standard deviation that all observations share; broadcasting would hide it until an array is sliced."""
+
+    class Shared(Fixed):
+        def apply(self, params, obs):
+            pi, value = super().apply(params, obs)
+            return pi._replace(log_std=jnp.zeros((1, 1))), value
+
+    message = refused_network(Shared(1, 1, pi=DiagGaussian), walk(E, continuous=True))
+    assert "a leaf float32[1, 1]" in message
+    assert "jnp.broadcast_to" in message
+
+
+def test_an_algorithm_for_another_number_of_shards_is_refused():
+    env = walk(E)
+    network = make_network(CONFIG, env)
+    algorithm = make_algorithm(dataclasses.replace(CONFIG, num_shards=E), network.apply)
+    with pytest.raises(ConfigError, match=f"made for {E} shards, but the run has 1"):
+        make_trainer(CONFIG, env, network, algorithm)
+
+
 def test_a_network_with_other_actions_than_the_environment_is_refused():
     discrete, continuous = walk(E), walk(E, continuous=True)
     assert "7 logits for 2 actions" in refused_network(Fixed(7), discrete)

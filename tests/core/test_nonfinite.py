@@ -117,6 +117,8 @@ class Spoil(NamedTuple):
     obs: float = 0.0  # shows this, if it is not 0
     reward: float = 0.0  # or earns this, if it is not 0
     probability: float = 0.0  # of a NaN reward in any step, by the key
+    truncated: float = 0.0  # shows this, if it is not 0, at the end of every truncated episode
+    terminated: float = 0.0  # and this at the end of every terminated one, which nobody reads
 
 
 def spoiled_by(env, spoil):
@@ -132,8 +134,15 @@ def spoiled_by(env, spoil):
         now = (count == spoil.step) & (jnp.arange(env.num_envs) == 0)
         obs = jnp.where((now & (spoil.obs != 0))[:, None], spoil.obs, result.obs)
         reward = jnp.where(now & (spoil.reward != 0), spoil.reward, result.reward)
+        final_obs = result.final_obs
+        cut = result.truncated & ~result.terminated
+        for ends, shown in ((cut, spoil.truncated), (result.terminated, spoil.terminated)):
+            final_obs = jnp.where((ends & (shown != 0))[:, None], shown, final_obs)
         by_chance = jax.random.bernoulli(jax.random.fold_in(keys[0], 1), spoil.probability)
-        return (inner, count + 1), result._replace(obs=obs, reward=jnp.where(by_chance, jnp.nan, reward))
+        reward = jnp.where(by_chance, jnp.nan, reward)
+        # What an environment reports under the name of a quantity that is watched does not hide that quantity.
+        info = {"observation": jnp.zeros(env.num_envs), "reward": jnp.zeros(env.num_envs)}
+        return (inner, count + 1), result._replace(obs=obs, final_obs=final_obs, reward=reward, info=info)
 
     return env._replace(reset=reset, step=step)
 
@@ -179,6 +188,8 @@ SPOILS = {
     "NaN observation": ("observation", Spoil(1, obs=np.nan)),
     "infinite observation": ("observation", Spoil(1, obs=-np.inf)),
     "very last observation": ("observation", Spoil(T - 1, obs=np.nan)),
+    "last observation of a truncated episode": ("observation", Spoil(truncated=np.nan)),
+    "last observation of a terminated episode": (None, Spoil(terminated=np.nan)),
     "NaN reward": ("reward", Spoil(1, reward=np.nan)),
     "infinite reward": ("reward", Spoil(1, reward=np.inf)),
     "very last reward": ("reward", Spoil(T - 1, reward=-np.inf)),
