@@ -160,10 +160,10 @@ def test_a_policy_whose_leaves_are_not_one_per_observation_is_refused():
     class Shared(Fixed):
         def apply(self, params, obs):
             pi, value = super().apply(params, obs)
-            return pi._replace(log_std=jnp.zeros((1, 1))), value
+            return pi._replace(log_std=jnp.zeros((1, 2))), value
 
-    message = refused_network(Shared(1, 1, pi=DiagGaussian), walk(E, continuous=True))
-    assert "a leaf float32[1, 1]" in message
+    message = refused_network(Shared(2, 2, pi=DiagGaussian), walk(E, continuous=True))
+    assert "a leaf float32[1, 2]" in message
     assert "jnp.broadcast_to" in message
 
 
