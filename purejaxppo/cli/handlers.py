@@ -355,7 +355,7 @@ def _plot(command: Plot) -> int:
 
 
 def _envs(command: Envs) -> int:
-    from purejaxppo.envs.gymnax_adapter import env_table
+    from purejaxppo.envs.env_table import env_table
 
     with announced(note, "building every environment"):
         rows = [{**row, "preset": row["env"] in PRESETS} for row in env_table(command.common.allow_download)]

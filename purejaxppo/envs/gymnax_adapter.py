@@ -122,26 +122,6 @@ def _has_own_step(env: Any) -> bool:
     return type(env).step is not _gymnax().environments.environment.Environment.step
 
 
-def env_table(allow_download: bool = False) -> list[dict[str, Any]]:
-    """Returns a row per registered id: env, observation (shape), actions, step_limit; `error` if it does not build."""
-    rows: list[dict[str, Any]] = []
-    for name in registered_envs():
-        try:
-            env = from_gymnax(name, 1, allow_download=allow_download)
-        except EnvError as error:
-            rows.append({"env": name, "observation": None, "actions": None, "step_limit": None, "error": str(error)})
-            continue
-        rows.append(
-            {
-                "env": name,
-                "observation": list(env.observation_space.shape),
-                "actions": describe_actions(env.action_space),
-                "step_limit": env.step_limit,
-            }
-        )
-    return rows
-
-
 def registered_envs() -> list[str]:
     """Returns all ids that are registered with gymnax, including those of plugins."""
     gymnax = _gymnax()
@@ -157,11 +137,6 @@ def refuse_unknown(name: str) -> None:
             f"unknown environment {name!r}.{suggestion(name, known)} `purejaxppo envs` lists all; "
             f"one of your own needs its --plugin."
         )
-
-
-def describe_actions(space: Discrete | Box) -> str:
-    """Returns a description of an action space, for example `3 discrete` or `2 continuous`."""
-    return f"{space.n} discrete" if isinstance(space, Discrete) else f"{math.prod(space.shape)} continuous"
 
 
 @functools.cache

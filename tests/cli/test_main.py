@@ -418,7 +418,7 @@ def test_the_older_variable_is_named_too_and_the_flag_beats_it(server, tmp_path,
     script = (
         "import sys, types; from purejaxppo.cli.main import run\n"
         "table = types.SimpleNamespace(env_table=lambda allow_download: [])\n"
-        f"sys.modules['purejaxppo.envs.gymnax_adapter'] = table; sys.exit(run({['envs', *argv]}))"
+        f"sys.modules['purejaxppo.envs.env_table'] = table; sys.exit(run({['envs', *argv]}))"
     )
     variables = {"JAX_PLATFORMS": None, "JAX_PLATFORM_NAME": "abacus", **variables}
     code, _, errors = server.script(tmp_path / "log", script, **variables)
@@ -654,7 +654,7 @@ def test_envs(capfd, monkeypatch, names):
 def test_envs_as_a_table(capfd, monkeypatch):
     row = {"env": "CartPole-v1", "observation": [4], "actions": "2 discrete", "step_limit": None}
     broken = {"env": "Odd-v0", "observation": None, "actions": None, "step_limit": None, "error": "no luck"}
-    monkeypatch.setattr("purejaxppo.envs.gymnax_adapter.env_table", lambda allow_download: [row, broken])
+    monkeypatch.setattr("purejaxppo.envs.env_table.env_table", lambda allow_download: [row, broken])
     assert cli.run(["envs"]) == 0
     out = capfd.readouterr().out
     assert re.search(r"CartPole-v1 +4 +2 discrete +- +yes", out)

@@ -15,7 +15,7 @@ from gymnax.environments import spaces
 from gymnax.environments.classic_control.cartpole import CartPole
 
 from purejaxppo.core.types import Box, Discrete
-from purejaxppo.envs.gymnax_adapter import describe_actions, env_table, from_gymnax, registered_envs
+from purejaxppo.envs.gymnax_adapter import from_gymnax, registered_envs
 from purejaxppo.errors import EnvError
 
 E = 3
@@ -178,11 +178,9 @@ def test_four_rooms_comes_out_as_float(stepped):
     assert steps.obs.max() > 1
 
 
-def test_spaces_and_their_names():
+def test_spaces():
     assert from_gymnax("Pendulum-v1", 1).action_space == Box((1,), (-2.0,), (2.0,))
     assert from_gymnax("Acrobot-v1", 1).action_space == Discrete(3)
-    assert describe_actions(Discrete(3)) == "3 discrete"
-    assert describe_actions(Box((2,), (0.0, 0.0), (1.0, 1.0))) == "2 continuous"
 
 
 def test_parameters_of_the_environment_and_of_its_constructor():
@@ -192,22 +190,6 @@ def test_parameters_of_the_environment_and_of_its_constructor():
     _, heavy = random_steps(from_gymnax("CartPole-v1", 1, gravity=100.0), 3)
     _, light = random_steps(from_gymnax("CartPole-v1", 1), 3)
     assert not np.allclose(heavy.obs, light.obs)
-
-
-def test_table_has_a_row_per_id_and_says_why_one_does_not_build(monkeypatch):
-    """Of three ids; that all the others can be built is above."""
-    names = ["CartPole-v1", "MNISTBandit-bsuite", "Pendulum-v1"]
-    monkeypatch.setattr(gymnax.registration, "registered_envs", names)
-    rows = {row["env"]: row for row in env_table()}
-    assert list(rows) == registered_envs() == names
-    assert rows["CartPole-v1"] == {
-        "env": "CartPole-v1",
-        "observation": [4],
-        "actions": "2 discrete",
-        "step_limit": 500,
-    }
-    assert [name for name, row in rows.items() if "error" in row] == ["MNISTBandit-bsuite"]
-    assert "allow-download" in rows["MNISTBandit-bsuite"]["error"]
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
