@@ -45,9 +45,7 @@ def test_against_float64(number):
 
     stats, discounted, metrics = jax.jit(measure)()
     returns, running = [], np.zeros(E)
-    for reward, terminated, truncated in zip(
-        transition.reward, transition.terminated, transition.truncated, strict=True
-    ):
+    for reward, ends in zip(transition.reward, transition.terminated | transition.truncated, strict=True):
         running = GAMMA * running + reward
         returns.append(running)
         running = np.where(ends, 0, running)
