@@ -92,8 +92,9 @@ class TrainConfig:
     num_minibatches: int = setting(4, at_least=1, unit="gradient steps per epoch", heading="rollout and batch")
     """Gradient steps per epoch; must divide num_envs * num_steps."""
     num_shards: int | None = setting(None, at_least=1, unit="blocks of environments", heading="rollout and batch")
-    """Equal blocks of environments in which the batch is shuffled, and which devices share; the number changes the run,
-    the devices do not. None: the largest of 8, 4, 2 and 1 that leaves each block 512 rows of a minibatch."""
+    """Equal blocks of environments in which the batch is shuffled, and which devices share; must divide num_envs and
+    the rows of a minibatch. Another number is another run; the number of devices changes its rounding alone. None: the
+    largest of 8, 4, 2 and 1 that leaves each block 512 rows of a minibatch."""
     hidden_sizes: tuple[int, ...] = setting((64, 64), at_least=1, at_most=65_536, unit="units", heading="policy")
     """Widths of the hidden layers (after the convolution, for image observations)."""
     activation: Activation = setting("tanh", heading="policy")

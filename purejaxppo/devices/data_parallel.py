@@ -59,10 +59,12 @@ def spread_trainer(
         devices = devices_for(config)
     if list(devices) == jax.devices()[:1]:
         return trainer_from_config(config, env)
-    if not devices or config.shard_count % len(devices):
+    if not devices or len(set(devices)) < len(devices):
+        raise ConfigError("devices has to hold at least one device, and none of them twice, as jax.devices()[:2] does.")
+    if config.shard_count % len(devices):
         raise ConfigError(
-            f"{len(devices)} devices cannot share {config.shard_count} shards equally; choose another num_shards, or "
-            f"a number of devices that divides it."
+            f"{len(devices)} devices cannot share num_shards = {config.shard_count} equally; set it to {len(devices)}, "
+            f"or to a multiple of that."
         )
     return _trainer_on(mesh_of(devices), config, env)
 

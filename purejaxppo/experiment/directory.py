@@ -22,10 +22,10 @@ from purejaxppo.experiment.lock import LOCK, check_free
 
 FORMAT_VERSION = 1
 _LONGEST_PATH = 4096 - 256  # bytes: Linux's limit, less the longest path that is created below a run directory
-# Fields of versions.json that `changed_versions` compares. A change of the first may change the last bit of a result; a
-# change of the code may change more, and is known only within a git checkout.
+# Fields of versions.json that `changed_versions` compares. A change of the platform or of the number of devices may
+# change the last bit of a result; a change of the code may change more, and is known only within a git checkout.
 _PLATFORM_FIELDS = ("jax", "jaxlib", "device", "platform")
-_CODE_FIELDS = ("commit", "dirty")
+_FIELDS_IF_KNOWN = ("devices", "commit", "dirty")
 
 
 class RunSettings(NamedTuple):
@@ -117,11 +117,14 @@ def _holds_anything(directory: Path) -> bool:
     return any(path.name not in early and not is_temporary(path) for path in directory.iterdir())
 
 
-def write_inputs(run_dir: Path, settings: RunSettings) -> None:
-    """Writes config.json, versions.json and command.txt. Raises CheckpointError if the directory is no longer empty."""
+def write_inputs(run_dir: Path, settings: RunSettings, devices: int) -> None:
+    """Writes config.json, versions.json and command.txt, for a run that is trained on so many devices.
+
+    Raises CheckpointError if the directory is no longer empty.
+    """
     if _holds_anything(run_dir):
         raise CheckpointError(f"{run_dir} has just been taken by another run; choose another --out.")
-    write_origin(run_dir)
+    write_origin(run_dir, devices)
     write_settings(run_dir, settings)
 
 
@@ -131,9 +134,12 @@ def write_settings(run_dir: Path, settings: RunSettings) -> None:
     write_json(run_dir / "config.json", content)
 
 
-def write_origin(directory: Path) -> None:
-    """Writes versions.json and command.txt: the software, hardware and command that the results come from."""
-    write_json(directory / "versions.json", _versions())
+def write_origin(directory: Path, devices: int | None = None) -> None:
+    """Writes versions.json and command.txt: the software, hardware and command that the results come from.
+
+    `devices` is the number of devices that a single run is trained on.
+    """
+    write_json(directory / "versions.json", _versions(devices))
     write_text(directory / "command.txt", _command())
 
 
@@ -144,16 +150,16 @@ def add_command(run_dir: Path) -> None:
     write_text(path, before + _command())
 
 
-def changed_versions(run_dir: Path) -> list[str]:
-    """Returns what has changed of JAX, the device and the package's code since the run began, as `name old -> new`."""
+def changed_versions(run_dir: Path, devices: int | None = None) -> list[str]:
+    """Returns what has changed of JAX, the devices and the package's code since the run began, as `name old -> new`."""
     try:
         then = read_json(run_dir / "versions.json")
     except CheckpointError:  # it is only for information, so a run can be resumed without it
         return [f"{run_dir / 'versions.json'} cannot be read; JAX or the device may have changed"]
-    now = _versions()
+    now = _versions(devices)
     names = [
         *_PLATFORM_FIELDS,
-        *(name for name in _CODE_FIELDS if then.get(name) is not None and now[name] is not None),
+        *(name for name in _FIELDS_IF_KNOWN if then.get(name) is not None and now[name] is not None),
     ]
     changed = differences({name: then.get(name) for name in names}, {name: now[name] for name in names})
     return list(changed.values())
@@ -171,7 +177,7 @@ def program_name() -> str:
     return f"{shlex.quote(Path(sys.executable).name)} -m {spec.name.removesuffix('.__main__')}"
 
 
-def _versions() -> dict[str, Any]:
+def _versions(devices: int | None) -> dict[str, Any]:
     import jax  # here, so that reading a run's settings does not wait for JAX
 
     device = jax.devices()[0]
@@ -179,6 +185,7 @@ def _versions() -> dict[str, Any]:
         **installed_versions(),
         **code_revision(),
         "device": device.device_kind,
+        "devices": devices,
         "platform": device.client.platform_version.split("\n")[0],
         "xla_flags": os.environ.get("XLA_FLAGS"),
     }

@@ -91,7 +91,7 @@ def run_experiment(
             trainer = spread_trainer(config, env)
             run_dir = create_run_dir(settings, out)
         with locked(run_dir):
-            write_inputs(run_dir, settings)
+            write_inputs(run_dir, settings, len(devices_for(config)))
             when_interrupted(f"`purejaxppo resume {run_dir}` goes on from its last checkpoint, if it has one.")
             run = Run(run_dir, settings, env, trainer, console, stop, phases, sinks)
             say(console, _headline(settings, run_dir))
@@ -148,7 +148,7 @@ def resume_experiment(
         with announced(run.note, f"checking and loading a checkpoint of {run_dir}"):
             saved = load_saved(run, strict)
         _check_budget(run, saved)
-        for change in changed_versions(run_dir):
+        for change in changed_versions(run_dir, len(devices_for(config))):
             run.note(f"{change} since the run began; its results may differ, as those of another seed do.")
         write_settings(run_dir, settings)
         (run_dir / "summary.json").unlink(missing_ok=True)  # it describes the run before this command

@@ -127,7 +127,7 @@ def test_default_names_of_the_same_second_are_two_directories(tmp_path, monkeypa
 def test_two_that_took_the_same_directory(run_dir):
     """Both found it empty; the second one gets the lock when the first is done."""
     with pytest.raises(CheckpointError, match="has just been taken by another run"):
-        write_inputs(run_dir, read_run_settings(run_dir))
+        write_inputs(run_dir, read_run_settings(run_dir), devices=1)
 
 
 def test_one_in_use(tmp_path):
@@ -199,7 +199,7 @@ def test_far_too_long_a_path(tmp_path):
 def run_dir(tmp_path, monkeypatch):
     """A run's directory with its settings, begun by `purejaxppo train --seed 1`."""
     monkeypatch.setattr(sys, "argv", ["/somewhere/purejaxppo", "train", "--seed", "1"])
-    write_inputs(tmp_path, SETTINGS)
+    write_inputs(tmp_path, SETTINGS, devices=1)
     return tmp_path
 
 
@@ -221,7 +221,7 @@ def test_numbers_of_numpy_are_written_as_numbers(tmp_path):
     """The validation accepts NumPy's numbers, so the file must too."""
     config = TrainConfig(num_envs=np.int64(4), hidden_sizes=(np.int32(8),), env_params={"gravity": np.float32(9.5)})
     hp = Hyperparams(learning_rate=np.float32(0.5))
-    write_inputs(tmp_path, RunSettings(config, hp, np.int64(3), RunOptions(keep_best=np.int64(1))))
+    write_inputs(tmp_path, RunSettings(config, hp, np.int64(3), RunOptions(keep_best=np.int64(1))), devices=1)
     back, hp, *_ = read_run_settings(tmp_path)
     assert (back.num_envs, back.hidden_sizes, dict(back.env_params)) == (4, (8,), {"gravity": 9.5})
     assert hp.learning_rate == 0.5
@@ -315,6 +315,15 @@ def test_versions_that_changed(run_dir):
         f"device abacus -> {now['device']}",
         f"jaxlib None -> {now['jaxlib']}",
     ]
+
+
+def test_another_number_of_devices(run_dir):
+    """It is reported if both are known; a directory of before has none."""
+    edit(run_dir, "versions.json", devices=2)
+    assert changed_versions(run_dir, devices=2) == changed_versions(run_dir) == []
+    assert changed_versions(run_dir, devices=1) == ["devices 2 -> 1"]
+    edit(run_dir, "versions.json", without=("devices",))
+    assert changed_versions(run_dir, devices=1) == []
 
 
 def test_code_that_changed(run_dir, monkeypatch):

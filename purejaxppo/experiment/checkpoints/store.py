@@ -124,8 +124,8 @@ def load_step(step: Step, expected: State) -> tuple[State, dict[str, Any]]:
     version, tree, spec = meta.get("format_version"), meta.get("tree", {}), tree_spec(expected)
     if version != FORMAT_VERSION:
         raise CheckpointError(
-            f"has format version {version}, where this version of purejaxppo reads {FORMAT_VERSION}; start a new "
-            f"run, or use the version that made it"
+            f"has format version {version}, where this version of purejaxppo reads {FORMAT_VERSION}; use the "
+            f"version that made it"
         )
     if tree != spec:
         raise _other_state(tree, spec)

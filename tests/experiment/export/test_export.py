@@ -149,7 +149,7 @@ def saved(tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("saved")
     hp = Hyperparams()
     settings = RunSettings(run.config, hp, 0, RunOptions())
-    write_inputs(run_dir, settings)
+    write_inputs(run_dir, settings, devices=1)
     save_step(run_dir, 12, snapshot(run.runner), {"settings": settings.record()})
     out = run_dir / "new" / "exported"
     return run, run_dir, out, export_saved(restore(run_dir), out)
