@@ -67,8 +67,10 @@ def surrogate_algorithm(
             return policy + hp.vf_coef * critic - hp.ent_coef * entropy, measured
 
         rows = minibatch_rows(key, shards, len(batch.advantage), config.num_epochs, config.num_minibatches)
+        # Before the loop, as every shuffle is known: their statistics are one exchange, not one for each step.
         advantage = minibatch_advantages(config.normalize_advantage, shards, batch.advantage, rows)
         learner, steps = gradient_steps(hp, learner, batch, rows, advantage, shards.gradient(loss))
+        # Over all steps, also those that an early stop discarded: `stop_early` computes them all the same.
         metrics = jax.tree.map(jnp.mean, steps.metrics)
         # 0 up to rounding, since the first step starts from the policy that acted.
         metrics["ratio/first_minibatch_deviation"] = steps.ratio_deviation[0]

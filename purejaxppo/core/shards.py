@@ -42,6 +42,7 @@ class Shards:
 
     def by_shard(self, x: jax.Array) -> jax.Array:
         """Reshapes this device's rows [N, ...] to [S / D, n, ...]."""
+        # Rows lie environment by environment, so those of a shard are one contiguous block.
         return x.reshape(self.local, -1, *x.shape[1:])
 
     def gradient(self, loss: Function) -> Function:
@@ -49,6 +50,7 @@ class Shards:
 
         `loss(params, rows) -> (loss, measured)` is a mean over its rows, and so are the leaves of `measured`.
         """
+        # One sum carries both, since the cost of a collective is mostly that devices wait for each other.
         of_own_rows = self.in_pieces(jax.grad(loss, has_aux=True))
         return lambda params, rows: self.mean(of_own_rows(params, rows))
 

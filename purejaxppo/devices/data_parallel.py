@@ -40,6 +40,7 @@ ROWS_PER_PIECE = 512
 def devices_for(config: TrainConfig) -> list[jax.Device]:
     """Returns the devices to train a single run on: several CPU devices if each has enough rows, else the first one."""
     devices = jax.devices()
+    # One accelerator, unless they are given: several have not been measured.
     return devices[: num_devices_for(config, len(devices)) if devices[0].platform == "cpu" else 1]
 
 
@@ -110,6 +111,7 @@ def partition_specs(runner: RunnerState) -> RunnerState:
     def along_envs(tree: Any) -> Any:
         return jax.tree.map(lambda _: PartitionSpec(_ENVS), tree)
 
+    # The statistics of a normaliser are those of all environments; only the running returns belong to some of them.
     replicated = jax.tree.map(lambda _: PartitionSpec(), runner)
     return replicated._replace(
         env_state=along_envs(runner.env_state),
