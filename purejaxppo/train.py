@@ -18,15 +18,16 @@ from purejaxppo.core.advantage import ESTIMATORS
 from purejaxppo.core.checks import check_algorithm, check_env, check_hyperparams, check_network
 from purejaxppo.core.episodes import ended_episodes, no_episodes
 from purejaxppo.core.nonfinite import NONFINITE_RULES, nonfinite, undo_nonfinite
-from purejaxppo.core.normalizer import init_normalizer, normalized_obs, scaled_reward, update_normalizer
+from purejaxppo.core.normalizer import Normalizer, init_normalizer, normalized_obs, scaled_reward, update_normalizer
 from purejaxppo.core.optimizer import anneal
 from purejaxppo.core.rollout import rollout
-from purejaxppo.core.rollout_metrics import measure_rollout, rollout_metrics
+from purejaxppo.core.rollout_metrics import RolloutStats, measure_rollout, rollout_metrics
 from purejaxppo.core.shards import Shards
 from purejaxppo.core.types import (
     Algorithm,
     Batch,
     Distribution,
+    LearnerState,
     Metrics,
     Network,
     Params,
@@ -41,12 +42,7 @@ from purejaxppo.errors import ConfigError
 from purejaxppo.policies.networks import make_network
 
 
-def make_trainer(
-    config: TrainConfig,
-    env: VecEnv,
-    network: Network,
-    algorithm: Algorithm,
-) -> Trainer:
+def make_trainer(config: TrainConfig, env: VecEnv, network: Network, algorithm: Algorithm) -> Trainer:
     """Returns a training run as a pair of pure functions. Both may be jitted, and vmapped over key and hyperparameters.
 
     Args:
@@ -97,16 +93,7 @@ def make_trainer(
         learner, metrics = algorithm.update(key_update, hp, runner.learner, batch)
         # The algorithm's metrics come last: one with an adaptive learning rate reports the rate that it used.
         metrics = {**rollout_metrics(hp, stats), **metrics}
-        watched = {
-            **metrics,
-            "observation": stats.obs_marks,
-            "reward": stats.reward_marks,
-            # Not `discounted`, of which each device has its own part: all have to come to the same bits.
-            "normalizer": (normalizer.obs, normalizer.returns),
-            "optimizer_state": learner.opt_state,
-            "parameter": learner.params,
-        }
-        metrics["nonfinite"] = nonfinite(watched)
+        metrics["nonfinite"] = _nonfinite(stats, normalizer, learner, metrics)
         updates = runner.updates + 1
         return RunnerState(learner, env_state, obs, episodes, normalizer, runner.env_ids, key, updates), metrics
 
@@ -161,6 +148,20 @@ def _check_parts(config: TrainConfig, env: VecEnv, network: Network, algorithm: 
             f"the algorithm was made for {algorithm.shards.number} shards, but the run has {config.shard_count}; make "
             f"it from the run's own config."
         )
+
+
+def _nonfinite(stats: RolloutStats, normalizer: Normalizer, learner: LearnerState, metrics: Metrics) -> jax.Array:
+    """Returns the bit mask of what is not finite after an update."""
+    watched = {
+        **metrics,
+        "observation": stats.obs_marks,
+        "reward": stats.reward_marks,
+        # Not `discounted`, of which each device has its own part: all have to come to the same bits.
+        "normalizer": (normalizer.obs, normalizer.returns),
+        "optimizer_state": learner.opt_state,
+        "parameter": learner.params,
+    }
+    return nonfinite(watched)
 
 
 def _estimate(

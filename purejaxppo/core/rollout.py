@@ -69,29 +69,40 @@ def rollout(
     draws = _draw(key, env, apply(params, obs)[0], env_ids, num_steps)
     (env_state, last_obs), steps = jax.lax.scan(step, (env_state, obs), draws)
 
-    # The successors' values are those of the next row, but for two kinds of observation that are no row of the
-    # rollout: the one after the last step, and those of truncated episodes. One further pass of the critic has both.
     _, value = apply(params, steps.obs)
-    # There are few of the second kind, as an environment truncates at most once in `truncation_gap` steps. Both flags
-    # count as terminated: the successor's value is then 0, and nothing is to be bootstrapped.
-    truncated, slots = steps.truncated & ~steps.terminated, 1 + (num_steps - 1) // env.truncation_gap
-    cut = jax.vmap(lambda ends: jnp.nonzero(ends, size=slots, fill_value=num_steps)[0], 1, 1)(truncated)
-    envs = jnp.arange(len(obs))  # against the steps [K, E] of the truncations, which are num_steps where there is none
-    _, extra_value = apply(params, jnp.concatenate([last_obs[None], steps.next_obs.at[cut, envs].get(mode="clip")]))
-    next_value = jnp.concatenate([value[1:], extra_value[:1]]).at[cut, envs].set(extra_value[1:], mode="drop")
     transition = Transition(
         obs=steps.obs,
         action=steps.action,
         pi=steps.pi,
         log_prob=steps.pi.log_prob(steps.action),
         value=value,
-        next_value=jnp.where(steps.terminated, 0.0, next_value),
+        next_value=_next_value(apply, params, steps, value, last_obs, env.truncation_gap),
         reward=steps.reward,
         terminated=steps.terminated,
         truncated=steps.truncated,
         next_obs=steps.next_obs,
     )
     return env_state, last_obs, transition, jax.tree.map(lambda x: x.sum(axis=0), steps.info)
+
+
+def _next_value(
+    apply: Apply, params: Params, steps: _StepRecord, value: jax.Array, last_obs: jax.Array, truncation_gap: int
+) -> jax.Array:
+    """Returns the value of each step's successor in its own episode [T, E]; 0 where the episode terminated.
+
+    They are the values of the next row, but for two kinds of observation that are no row of the rollout: the one after
+    the last step, and those of truncated episodes, of which there is one in every `truncation_gap` steps at most. One
+    further pass of the critic has both.
+    """
+    num_steps, num_envs = value.shape
+    # Both flags count as terminated: the successor's value is 0 then, and nothing is to be bootstrapped.
+    truncated, slots = steps.truncated & ~steps.terminated, 1 + (num_steps - 1) // truncation_gap
+    # The steps [K, E] of each environment's truncations; num_steps, which is out of bounds, where there are fewer.
+    cut = jax.vmap(lambda ends: jnp.nonzero(ends, size=slots, fill_value=num_steps)[0], 1, 1)(truncated)
+    envs = jnp.arange(num_envs)
+    _, extra_value = apply(params, jnp.concatenate([last_obs[None], steps.next_obs.at[cut, envs].get(mode="clip")]))
+    next_value = jnp.concatenate([value[1:], extra_value[:1]]).at[cut, envs].set(extra_value[1:], mode="drop")
+    return jnp.where(steps.terminated, 0.0, next_value)
 
 
 def _draw(key: jax.Array, env: VecEnv, pi: Distribution, env_ids: jax.Array, num_steps: int) -> tuple[jax.Array, Any]:

@@ -467,8 +467,9 @@ def test_a_picture_without_a_cache_directory_needs_no_words(tmp_path):
         [sys.executable, "-c", program, "plot", "."], env=env, cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0
-    # What it says when it looks for fonts for more than five seconds, on a machine that is busy, is another matter.
-    assert [line for line in done.stderr.splitlines() if "building the font cache" not in line] == []
+    # What is said after some seconds, on a machine that is busy, is another matter: of the search for fonts, and progress.
+    late = ("building the font cache", " so far")
+    assert [line for line in done.stderr.splitlines() if not any(words in line for words in late)] == []
 
 
 NEEDING_A_RUN = [["evaluate"], ["plot"], ["resume"], ["verify"], ["export", "--out", "policy"]]
