@@ -467,7 +467,7 @@ def test_a_picture_without_a_cache_directory_needs_no_words(tmp_path):
         [sys.executable, "-c", program, "plot", "."], env=env, cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0
-    # What is said after some seconds, on a machine that is busy, is another matter: of the search for fonts, and progress.
+    # What is said after some seconds, on a busy machine, is another matter: of the search for fonts, and progress.
     late = ("building the font cache", " so far")
     assert [line for line in done.stderr.splitlines() if not any(words in line for words in late)] == []
 
