@@ -36,7 +36,7 @@ from purejaxppo.core.types import (
     Transition,
     VecEnv,
 )
-from purejaxppo.envs.gymnax_adapter import from_gymnax
+from purejaxppo.envs.registry import make_env
 from purejaxppo.envs.wrappers import bound_action
 from purejaxppo.errors import ConfigError
 from purejaxppo.policies.networks import make_network
@@ -113,7 +113,7 @@ def trainer_from_config(config: TrainConfig, env: VecEnv | None = None) -> Train
     Raises ConfigError or EnvError for settings from which no trainer can be built.
     """
     validate_config(config)
-    env = env or from_gymnax(config.env, config.num_envs, **dict(config.env_params))
+    env = env or make_env(config)
     network = make_network(config, env)
     return make_trainer(config, env, network, make_algorithm(config, network.apply))
 

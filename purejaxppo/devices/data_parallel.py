@@ -24,7 +24,7 @@ from purejaxppo.core.checks import check_step
 from purejaxppo.core.shards import Shards
 from purejaxppo.core.types import Batch, Metrics, Params, RunnerState, Trainer, VecEnv
 from purejaxppo.devices.cpu import num_devices_for
-from purejaxppo.envs.gymnax_adapter import from_gymnax
+from purejaxppo.envs.registry import make_env
 from purejaxppo.errors import ConfigError, EnvError
 from purejaxppo.policies.networks import make_network
 from purejaxppo.train import make_trainer, trainer_from_config
@@ -79,7 +79,7 @@ def _trainer_on(mesh: Mesh, config: TrainConfig, env: VecEnv | None) -> Trainer:
     # An accelerator has no such cache, and takes all rows at once.
     in_pieces = _by_pieces if mesh.devices.flat[0].platform == "cpu" else lambda f: f
     shards = Shards(config.shard_count, mesh.size, lambda: jax.lax.axis_index(_ENVS), _all_sum, in_pieces)
-    env = env or from_gymnax(config.env, config.num_envs, **dict(config.env_params))
+    env = env or make_env(config)
     network = make_network(config, env)
     algorithm = make_algorithm(config, network.apply, shards)
     if algorithm.shards is None:  # a plugin's, which would learn something else on each of several devices

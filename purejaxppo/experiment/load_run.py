@@ -10,7 +10,7 @@ from purejaxppo.config import TrainConfig
 from purejaxppo.config.fields import AnyPath
 from purejaxppo.config.resolve import refuse_changes
 from purejaxppo.core.types import RunnerState, Trainer, VecEnv
-from purejaxppo.envs.gymnax_adapter import from_gymnax
+from purejaxppo.envs.registry import make_env
 from purejaxppo.errors import CheckpointError, ConfigError
 from purejaxppo.experiment.checkpoints.store import NEWEST, CheckpointChoice, load_newest
 from purejaxppo.experiment.directory import RunSettings, read_run_settings
@@ -41,7 +41,7 @@ def restore(run_dir: AnyPath, which: CheckpointChoice = NEWEST, *, allow_downloa
     run_dir = Path(run_dir)
     settings = read_run_settings(run_dir)
     config = settings.config
-    env = from_gymnax(config.env, config.num_envs, allow_download=allow_download, **dict(config.env_params))
+    env = make_env(config, allow_download=allow_download)
     runner, meta = load_runner(run_dir, settings, trainer_from_config(config, env), which)
     return SavedRun(config, env, runner, meta)
 

@@ -16,7 +16,7 @@ from purejaxppo.config.validate import validate_evaluation
 from purejaxppo.core.types import RunnerState, VecEnv
 from purejaxppo.devices.data_parallel import devices_for, spread_trainer
 from purejaxppo.devices.memory import out_of_memory_explained
-from purejaxppo.envs.gymnax_adapter import from_gymnax
+from purejaxppo.envs.registry import make_env
 from purejaxppo.errors import ConfigError, OutOfMemoryError
 from purejaxppo.evaluate import evaluation_key
 from purejaxppo.experiment.atomic_files import write_json
@@ -87,7 +87,7 @@ def run_experiment(
     settings.validate()
     with listening(stop) as stop:
         with stop.ending_at_once("no run had begun.", INTERRUPTED):
-            env = from_gymnax(config.env, config.num_envs, allow_download=allow_download, **dict(config.env_params))
+            env = make_env(config, allow_download=allow_download)
             trainer = spread_trainer(config, env)
             run_dir = create_run_dir(settings, out)
         with locked(run_dir):
@@ -143,7 +143,7 @@ def resume_experiment(
             _draw(run_dir, console)
             return summary
         clean(run_dir)
-        env = from_gymnax(config.env, config.num_envs, allow_download=allow_download, **dict(config.env_params))
+        env = make_env(config, allow_download=allow_download)
         run = Run(run_dir, settings, env, spread_trainer(config, env), console, stop, phases, sinks)
         with announced(run.note, f"checking and loading a checkpoint of {run_dir}"):
             saved = load_saved(run, strict)
@@ -290,7 +290,7 @@ def _evaluate(
     allow_download: bool = True,
 ) -> dict[str, Any]:
     network = make_network(config, env)
-    copies = from_gymnax(config.env, episodes, allow_download=allow_download, **dict(config.env_params))
+    copies = make_env(config, episodes, allow_download=allow_download)
     return summarize(play_in_pieces(evaluation_key(seed), config, copies, network.apply, runner, greedy, note))
 
 

@@ -10,7 +10,7 @@ from purejaxppo.config import Hyperparams
 from purejaxppo.core.types import RunnerState
 from purejaxppo.devices.memory import device_bytes, program_bytes, traced_bytes
 from purejaxppo.devices.vectorize import Layout, Runs, advance_runs, layout_for, make_runs, one_by_one
-from purejaxppo.envs.gymnax_adapter import from_gymnax
+from purejaxppo.envs.registry import make_env
 from purejaxppo.errors import is_out_of_memory
 from purejaxppo.evaluate import Episodes, evaluate_runner, evaluation_key
 from purejaxppo.experiment.chunked_loop import chunk_lengths, work_per_call
@@ -37,12 +37,9 @@ class CompiledGroup:
         """
         self.settings = tuple(settings)
         self.config = sweep.settings[settings[0]][0]
-        params = dict(self.config.env_params)
-        self.env = from_gymnax(self.config.env, self.config.num_envs, allow_download=allow_download, **params)
+        self.env = make_env(self.config, allow_download=allow_download)
         self.trainer = trainer_from_config(self.config, self.env)
-        self._eval_env = from_gymnax(
-            self.config.env, sweep.options.eval_episodes, allow_download=allow_download, **params
-        )
+        self._eval_env = make_env(self.config, sweep.options.eval_episodes, allow_download=allow_download)
         self._sweep = sweep
         self._programs: dict[tuple[int, int], jax.stages.Compiled] = {}
         self._evaluators: dict[int, jax.stages.Compiled] = {}
