@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from purejaxppo.envs.gymnax_adapter import from_gymnax
     from purejaxppo.envs.presets import preset
     from purejaxppo.experiment.run import run_experiment
-    from purejaxppo.policies.networks import make_network
+    from purejaxppo.policies import make_policy
     from purejaxppo.train import advance, make_trainer, trainer_from_config
 
 _MODULES = {
@@ -24,7 +24,7 @@ _MODULES = {
     "advance_runs": "devices.vectorize",
     "from_gymnax": "envs.gymnax_adapter",
     "grid": "devices.vectorize",
-    "make_network": "policies.networks",
+    "make_policy": "policies",
     "make_runs": "devices.vectorize",
     "make_trainer": "train",
     "policy_gradient": "algorithms",

@@ -9,7 +9,7 @@ from purejaxppo.algorithms.trpo import trpo
 from purejaxppo.config import TrainConfig
 from purejaxppo.config.validate import validate_algorithm
 from purejaxppo.core.shards import Shards
-from purejaxppo.core.types import Algorithm, Apply
+from purejaxppo.core.types import Algorithm, Policy
 
 ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "ppo_clip": ppo_clip,
@@ -19,10 +19,10 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
 }
 
 
-def make_algorithm(config: TrainConfig, apply: Apply, shards: Shards | None = None) -> Algorithm:
+def make_algorithm(config: TrainConfig, policy: Policy, shards: Shards | None = None) -> Algorithm:
     """Returns the update rule named by `config.algorithm`; `shards` are those of the run.
 
     Raises ConfigError, with a suggestion, for an unknown name.
     """
     validate_algorithm(config.algorithm, ALGORITHMS)
-    return ALGORITHMS[config.algorithm](config, apply, shards=shards or Shards(config.shard_count))
+    return ALGORITHMS[config.algorithm](config, policy, shards=shards or Shards(config.shard_count))

@@ -95,12 +95,17 @@ class TrainConfig:
     """Equal blocks of environments in which the batch is shuffled, and which devices share; must divide num_envs and
     the rows of a minibatch. Another number is another run; the number of devices changes its rounding alone. None: the
     largest of 8, 4, 2 and 1 that leaves each block 512 rows of a minibatch."""
+    sequence_length: int | None = setting(None, at_least=1, unit="steps", heading="rollout and batch")
+    """Steps of the sequences that a policy with memory learns from; must divide num_steps. None: all of them. Other
+    policies learn from single steps."""
     hidden_sizes: tuple[int, ...] = setting((64, 64), at_least=1, at_most=65_536, unit="units", heading="policy")
     """Widths of the hidden layers (after the convolution, for image observations)."""
     activation: Activation = setting("tanh", heading="policy")
     """Activation of the hidden layers."""
     shared_torso: bool = setting(False, heading="policy")
     """Let policy and value function share all but their heads."""
+    scale_pixels: bool = setting(True, heading="policy")
+    """Divide observations of the type uint8 by 255."""
     policy: Policy = setting("gaussian", heading="policy")
     """Continuous actions only: Gaussian clipped to the bounds, or squashed into them by tanh; its 0 is their middle."""
     normalize_observation: bool = setting(False, heading="normalisation")

@@ -170,6 +170,12 @@ def validate_config(config: TrainConfig) -> None:
         )
     _validate_minibatches(config)
     _validate_shards(config)
+    if config.sequence_length is not None and config.num_steps % config.sequence_length:
+        near = nearest_divisors(config.num_steps, config.sequence_length)
+        raise ConfigError(
+            f"sequence_length = {config.sequence_length} does not divide num_steps = {config.num_steps}; try "
+            f"{_one_of(near)}."
+        )
     if config.algorithm == "trpo":
         _validate_trpo(config)
     if config.num_updates < 1:

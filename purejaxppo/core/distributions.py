@@ -37,6 +37,10 @@ class Categorical(NamedTuple):
 
     logits: jax.Array  # [..., A]
 
+    def masked(self, mask: jax.Array) -> "Categorical":
+        """Returns the distribution over those actions alone that mask (bool [..., A]) allows, at least one."""
+        return Categorical(jnp.where(mask, self.logits, -jnp.inf))
+
     def noise(self, key: jax.Array) -> jax.Array:
         """Draws standard Gumbel noise [..., A]."""
         return jax.random.gumbel(key, self.logits.shape, self.logits.dtype)

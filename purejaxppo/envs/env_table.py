@@ -20,12 +20,19 @@ def env_table(allow_download: bool = False) -> list[dict[str, Any]]:
         rows.append(
             {
                 "env": name,
-                "observation": list(env.observation_space.shape),
+                "observation": _shapes(env.observation_space),
                 "actions": describe_actions(env.action_space),
                 "step_limit": env.step_limit,
             }
         )
     return rows
+
+
+def _shapes(space: Box | dict[str, Box]) -> Any:
+    """Returns the shape of the observations, or of each array of them by its key."""
+    if isinstance(space, dict):
+        return {key: list(box.shape) for key, box in space.items()}
+    return list(space.shape)
 
 
 def describe_actions(space: Discrete | Box) -> str:

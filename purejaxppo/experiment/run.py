@@ -43,7 +43,7 @@ from purejaxppo.experiment.progress import Terminal, remark, say
 from purejaxppo.experiment.signals import INTERRUPTED, StopRequest, listening, when_interrupted
 from purejaxppo.experiment.training import Run, Saved, load_saved, train
 from purejaxppo.experiment.watchdog import announced
-from purejaxppo.policies.networks import make_network
+from purejaxppo.policies import make_policy
 
 _OPTIONS = RunOptions()
 _PICTURE = Path("plots") / "learning_curve.png"
@@ -289,9 +289,9 @@ def _evaluate(
     note: Callable[[str], object],
     allow_download: bool = True,
 ) -> dict[str, Any]:
-    network = make_network(config, env)
+    policy = make_policy(config, env)
     copies = make_env(config, episodes, allow_download=allow_download)
-    return summarize(play_in_pieces(evaluation_key(seed), config, copies, network.apply, runner, greedy, note))
+    return summarize(play_in_pieces(evaluation_key(seed), config, copies, policy, runner, greedy, note))
 
 
 def _headline(settings: RunSettings, run_dir: Path) -> str:

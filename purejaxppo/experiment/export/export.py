@@ -14,17 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from purejaxppo.config.fields import AnyPath
-from purejaxppo.core.normalizer import NORMALIZER_CLIP, NORMALIZER_EPSILON, standardize_by
+from purejaxppo.core.normalizer import NORMALIZER_CLIP, NORMALIZER_EPSILON
 from purejaxppo.core.sums import RELATIVE_FLOOR
 from purejaxppo.core.types import Box, Discrete
 from purejaxppo.devices.machine import installed_versions, pip_install
 from purejaxppo.envs.wrappers import action_bound, action_units
 from purejaxppo.errors import ConfigError
+from purejaxppo.evaluate import frozen
 from purejaxppo.experiment.atomic_files import write_bytes, write_json, write_text
 from purejaxppo.experiment.directory import create_dir
 from purejaxppo.experiment.load_run import SavedRun
 from purejaxppo.experiment.signals import when_interrupted
-from purejaxppo.policies.networks import make_network
+from purejaxppo.policies import make_policy
 
 _PLATFORMS = ("cpu", "cuda", "tpu")
 _FORMAT_VERSION = 2  # of policy.json, as numpy_policy.py reads it; since version 2 actions have a centre and a unit
@@ -53,6 +54,7 @@ def export_saved(run: SavedRun, out: AnyPath) -> dict[str, Any]:
       ConfigError: the packages of the extra `export` are not installed.
     """
     out = Path(out)
+    _check_exportable(run)
     save_weights = _safetensors_save()
     weights = _weights(run)
     packed = save_weights(weights)
@@ -74,6 +76,11 @@ def export_saved(run: SavedRun, out: AnyPath) -> dict[str, Any]:
     }
 
 
+def _check_exportable(run: SavedRun) -> None:
+    if isinstance(run.env.observation_space, dict):
+        raise ConfigError(f"{run.config.env} has observations of several arrays, which cannot be exported yet.")
+
+
 def greedy_policy(run: SavedRun) -> Callable[[jax.Array], dict[str, jax.Array]]:
     """Returns a run's greedy policy, with its normaliser frozen, as a function of raw observations [b, *shape].
 
@@ -81,13 +88,12 @@ def greedy_policy(run: SavedRun) -> Callable[[jax.Array], dict[str, jax.Array]]:
     within the bounds), and the parameters of the distribution whose mode it is: `logits` [b, n], or `mean` and
     `log_std` [b, A] of the Gaussian before it is clipped or squashed.
     """
-    apply = make_network(run.config, run.env).apply
-    stats = run.runner.normalizer.obs
+    frozen_policy = frozen(make_policy(run.config, run.env), run.runner)
     bound = action_bound(run.config, run.env.action_space)
     params = run.runner.learner.params
 
     def policy(obs: jax.Array) -> dict[str, jax.Array]:
-        pi: Any = apply(params, obs if stats is None else standardize_by(stats, obs))[0]
+        pi: Any = frozen_policy.evaluate(params, (), obs, jnp.zeros(len(obs), jnp.bool_))[0]
         action = pi.mode() if bound is None else bound(pi.mode())
         return {"action": action, **pi._asdict()}
 
