@@ -80,15 +80,24 @@ def _check_declaration(env: VecEnv, name: str) -> None:
 
 def _traced_pair(name: str, function: Callable[..., Any], *args: Any) -> tuple[Any, Any]:
     """Returns the shapes of the pair that an environment's reset or step returns."""
+
+    def pair(*args: Any) -> tuple[Any, Any]:
+        first, second = function(*args)
+        return first, second
+
+    return traced(name, pair, *args)
+
+
+def traced(name: str, function: Callable[..., Any], *args: Any) -> Any:
+    """Returns the shapes of what an environment's function returns. Raises EnvError, with its line, if it raises."""
     try:
-        first, second = jax.eval_shape(function, *args)
+        return jax.eval_shape(function, *args)
     except EnvError:
         raise
     except Exception as error:
         wide = getattr(jax.config, "jax_enable_x64", False)
         advice = " JAX_ENABLE_X64 is on, which not every environment supports; unset it." if wide else ""
         raise EnvError(f"{name} raises when it is traced: {describe(error)}.{advice}") from error
-    return first, second
 
 
 def _check_observation(env: VecEnv, name: str, what: str, x: Any) -> None:

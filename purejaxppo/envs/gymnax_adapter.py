@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,10 +15,10 @@ from purejaxppo.config.fields import plain, whole
 from purejaxppo.config.validate import suggestion
 from purejaxppo.core.checks import check_env, describe
 from purejaxppo.core.types import Box, Discrete, EnvState, EnvStep, VecEnv
+from purejaxppo.envs.autoreset import Draw, ResettingStep, auto_resetting
 from purejaxppo.envs.lazy_imports import imported_lazily
 from purejaxppo.errors import EnvError
 
-_SMALL = 64  # numbers of an observation and a state that may be stored for every step
 _DOWNLOADS = {"MNISTBandit-bsuite"}
 
 
@@ -55,11 +55,15 @@ def from_gymnax(name: str, num_envs: int, *, allow_download: bool = False, **env
         return state, encode(obs)
 
     def step(draws: Any, state: EnvState, action: jax.Array) -> tuple[EnvState, EnvStep]:
-        obs, final_obs, state, reward, terminated, truncated = jax.vmap(step_one)(
-            draws, state, action.astype(action_dtype)
+        state, result = jax.vmap(step_one)(draws, state, action.astype(action_dtype))
+        return state, EnvStep(
+            obs=encode(result.obs),
+            final_obs=encode(result.final_obs),
+            reward=result.reward.astype(jnp.float32),
+            terminated=result.terminated != 0,
+            truncated=result.truncated != 0,
+            info={},
         )
-        reward = reward.astype(jnp.float32)
-        return state, EnvStep(encode(obs), encode(final_obs), reward, terminated != 0, truncated != 0, {})
 
     limit = _step_limit(params)
     # Between two truncations by a time limit lie at least `limit` steps; other rules promise nothing.
@@ -69,43 +73,24 @@ def from_gymnax(name: str, num_envs: int, *, allow_download: bool = False, **env
     return vec_env
 
 
-# One environment: draws, state, action -> obs, final_obs, state, reward, terminated, truncated
-_StepOne = Callable[[Any, EnvState, jax.Array], tuple[Any, Any, EnvState, jax.Array, jax.Array, jax.Array]]
+def _gymnax_step(env: Any, params: Any) -> tuple[Draw, ResettingStep]:
+    """Returns `draw` and a step of one environment, which together are gymnax's own step with its auto-reset."""
 
+    def reset(key: jax.Array) -> tuple[EnvState, Any]:
+        obs, state = env.reset_env(key, params)
+        return state, obs
 
-def _gymnax_step(env: Any, params: Any) -> tuple[Callable[[jax.Array], Any], _StepOne]:
-    """Returns `draw` and a step of one environment, which together are gymnax's own step with its auto-reset.
-
-    The state in which the next episode begins depends on the key alone. If it is small it is drawn, whether or not the
-    episode ends; a large one, such as a picture, would be stored for every step of a rollout.
-    """
-
-    def begin(key: jax.Array) -> Any:
-        return env.reset_env(key, params)
-
-    first = jax.tree.leaves(jax.eval_shape(begin, jax.eval_shape(lambda: jax.random.key(0))))
-    is_small = sum(x.size for x in first) <= _SMALL
-
-    def draw(key: jax.Array) -> Any:
-        key_step, key_reset = jax.random.split(key)
-        return key_step, begin(key_reset) if is_small else key_reset
-
-    def step(draws: Any, state: EnvState, action: jax.Array) -> Any:
-        key, drawn = draws
-        first_obs, first_state = drawn if is_small else begin(drawn)
+    def step(key: jax.Array, state: EnvState, action: jax.Array) -> tuple[Any, ...]:
         obs, state, reward, terminated, _ = env.step_env(key, state, action, params)
-        truncated = env.is_truncated(state, params)
-        done = jnp.logical_or(terminated, truncated)
-        next_obs, state = jax.tree.map(functools.partial(jnp.where, done), (first_obs, first_state), (obs, state))
-        return next_obs, obs, state, reward, terminated, truncated
+        return state, obs, reward, terminated, env.is_truncated(state, params), {}
 
-    return draw, step
+    return auto_resetting(reset, step)
 
 
-def _own_step(name: str, env: Any, params: Any) -> tuple[Callable[[jax.Array], Any], _StepOne]:
+def _own_step(name: str, env: Any, params: Any) -> tuple[Draw, ResettingStep]:
     """Returns the same for an environment with a `step` of its own, whose draw is its key."""
 
-    def step(key: jax.Array, state: EnvState, action: jax.Array) -> Any:
+    def step(key: jax.Array, state: EnvState, action: jax.Array) -> tuple[EnvState, EnvStep]:
         result = env.step(key, state, action, params)
         if len(result) != 6:
             raise EnvError(
@@ -113,7 +98,7 @@ def _own_step(name: str, env: Any, params: Any) -> tuple[Callable[[jax.Array], A
                 f"obs, state, reward, terminated, truncated, info."
             )
         obs, state, reward, terminated, truncated, info = result
-        return obs, info["final_observation"], state, reward, terminated, truncated
+        return state, EnvStep(obs, info["final_observation"], reward, terminated, truncated, {})
 
     return lambda key: key, step
 
