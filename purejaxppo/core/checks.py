@@ -6,6 +6,7 @@ report from deep inside a trace, becomes an error of one line.
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +16,8 @@ import numpy as np
 
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.config.validate import validate_kl_range, validate_seed, validate_value
-from purejaxppo.core.distributions import Categorical, DiagGaussian, TanhDiagGaussian
-from purejaxppo.core.types import Algorithm, Box, Discrete, EnvStep, Network, VecEnv
+from purejaxppo.core.distributions import Categorical, DiagGaussian, MultiCategorical, TanhDiagGaussian
+from purejaxppo.core.types import Algorithm, Box, Discrete, EnvStep, MultiDiscrete, Network, VecEnv
 from purejaxppo.errors import ConfigError, EnvError
 
 
@@ -68,6 +69,15 @@ def _check_declaration(env: VecEnv, name: str) -> None:
         if space.n < 1:
             raise EnvError(f"{name} has {space.n} discrete actions; it needs at least one.")
         return
+    if isinstance(space, MultiDiscrete):
+        if not space.sizes or min(space.sizes) < 1:
+            raise EnvError(
+                f"{name} has actions with factors of the sizes {space.sizes}; it needs at least one factor, and one "
+                f"choice in each."
+            )
+        return
+    if 0 in space.shape:
+        raise EnvError(f"{name} has actions of shape {space.shape}, without an element; it needs at least one.")
     try:
         low, high = space.bounds()
     except ValueError as error:
@@ -140,8 +150,14 @@ def check_network(config: TrainConfig, env: VecEnv, network: Network) -> None:
     pi, value, action, log_prob = jax.eval_shape(act, key, obs)
     if isinstance(space, Discrete) and isinstance(pi, Categorical) and pi.logits.shape[-1] != space.n:
         raise ConfigError(f"the network has {pi.logits.shape[-1]} logits for {space.n} actions; give it one for each.")
+    if isinstance(space, MultiDiscrete) and isinstance(pi, MultiCategorical) and pi.sizes != space.sizes:
+        raise ConfigError(
+            f"the network has factors of the sizes {pi.sizes} for actions of the sizes {space.sizes}; make them agree."
+        )
     wanted = _action(env)
-    kind = jnp.integer if isinstance(space, Discrete) else jnp.floating
+    if isinstance(space, Box):  # the policy's action is flat, whatever the shape of the environment's
+        wanted = jax.ShapeDtypeStruct((env.num_envs, math.prod(space.shape)), wanted.dtype)
+    kind = jnp.floating if isinstance(space, Box) else jnp.integer
     if action.shape != wanted.shape or not jnp.issubdtype(action.dtype, kind):
         raise ConfigError(
             f"the network's policy draws actions {_text(action)} for {env.num_envs} observations, but the environment "
@@ -225,9 +241,8 @@ def _keys(env: VecEnv) -> Any:
 
 def _action(env: VecEnv) -> jax.ShapeDtypeStruct:
     """Returns the shape and type of the actions that the environments take."""
-    if isinstance(env.action_space, Box):
-        return jax.ShapeDtypeStruct((env.num_envs, *env.action_space.shape), jnp.float32)
-    return jax.ShapeDtypeStruct((env.num_envs,), jnp.int32)
+    one = env.action_space.element()
+    return jax.ShapeDtypeStruct((env.num_envs, *one.shape), one.dtype)
 
 
 def _signature(x: Any) -> tuple[Any, Any]:

@@ -257,13 +257,12 @@ def _scalar(what: str, x: Any, kind: Any) -> jax.Array:
 
 def _refuse_difference(what: str, found: Any, first: Any) -> None:
     """Raises EnvError where what `step` returns has not the structure, shapes and types of what `reset` returned."""
-    leaves, structure = jax.tree_util.tree_flatten_with_path(found)
-    wanted, first_structure = jax.tree.flatten(first)
-    if structure != first_structure:
+    structure: Any = jax.tree.structure(found)
+    if structure != jax.tree.structure(first):
         raise EnvError(
             f"the environment's step returns {what} of another structure than its reset; make them the same."
         )
-    for (path, x), y in zip(leaves, wanted, strict=True):
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(first), strict=True):
         if (x.shape, x.dtype) != (y.shape, y.dtype):
             where = f" at {jax.tree_util.keystr(path)}" if path else ""
             raise EnvError(

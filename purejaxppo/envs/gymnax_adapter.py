@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ import numpy as np
 from purejaxppo.config.fields import plain, whole
 from purejaxppo.config.validate import suggestion
 from purejaxppo.core.checks import check_env, describe
-from purejaxppo.core.types import Box, Discrete, EnvState, EnvStep, VecEnv
+from purejaxppo.core.types import ActionSpace, Box, Discrete, EnvState, EnvStep, MultiDiscrete, VecEnv
 from purejaxppo.envs.autoreset import Draw, ResettingStep, auto_resetting
 from purejaxppo.envs.lazy_imports import imported_lazily
 from purejaxppo.errors import EnvError
@@ -45,8 +45,7 @@ def from_gymnax(name: str, num_envs: int, *, allow_download: bool = False, **env
     except Exception as error:
         raise EnvError(f"{name} cannot describe its spaces: {describe(error)}.") from error
     encode, obs_space = _observation(name, observation_space)
-    act_space = _action_space(name, action_space)
-    action_dtype = np.dtype(action_space.dtype)
+    decode, act_space = _action(name, action_space)
 
     draw, step_one = _own_step(name, env, params) if _has_own_step(env) else _gymnax_step(env, params)
 
@@ -55,7 +54,7 @@ def from_gymnax(name: str, num_envs: int, *, allow_download: bool = False, **env
         return state, encode(obs)
 
     def step(draws: Any, state: EnvState, action: jax.Array) -> tuple[EnvState, EnvStep]:
-        state, result = jax.vmap(step_one)(draws, state, action.astype(action_dtype))
+        state, result = jax.vmap(step_one)(draws, state, decode(action))
         return state, EnvStep(
             obs=encode(result.obs),
             final_obs=encode(result.final_obs),
@@ -215,10 +214,23 @@ def _observation(name: str, space: Any) -> tuple[Any, Box]:
     raise EnvError(f"{name} has observations {type(space).__name__}; supported are Discrete and Box.")
 
 
-def _action_space(name: str, space: Any) -> Discrete | Box:
+def _action(name: str, space: Any) -> tuple[Callable[[jax.Array], Any], ActionSpace]:
+    """Returns a function from actions [E, ...] to what the environment takes, and the space of the former."""
     if hasattr(space, "n"):
-        return Discrete(int(space.n))
-    if hasattr(space, "low") and len(space.shape) == 1:
-        low, high = (np.broadcast_to(np.asarray(x, np.float64), space.shape) for x in (space.low, space.high))
-        return Box(tuple(space.shape), tuple(low.tolist()), tuple(high.tolist()))
-    raise EnvError(f"{name} has actions {space!r}; supported are Discrete and one-dimensional Box.")
+        return lambda action: action.astype(np.dtype(space.dtype)), Discrete(int(space.n))
+    if hasattr(space, "low"):
+        shape = tuple(int(n) for n in space.shape)
+        low, high = (np.broadcast_to(np.asarray(x, np.float64), shape) for x in (space.low, space.high))
+        return lambda action: action.astype(np.dtype(space.dtype)), Box(shape, _nested(low), _nested(high))
+    factors = getattr(space, "spaces", None)
+    if isinstance(factors, tuple | list) and factors and all(hasattr(factor, "n") for factor in factors):
+        # One scalar per factor, each of its own type.
+        dtypes = [np.dtype(factor.dtype) for factor in factors]
+        sizes = tuple(int(factor.n) for factor in factors)
+        return lambda action: tuple(action[..., i].astype(d) for i, d in enumerate(dtypes)), MultiDiscrete(sizes)
+    raise EnvError(f"{name} has actions {space!r}; supported are Discrete, Box and a Tuple of Discrete.")
+
+
+def _nested(x: np.ndarray) -> Any:
+    """Returns an array as nested tuples of numbers, which are hashable."""
+    return tuple(_nested(row) for row in x) if x.ndim else x.item()

@@ -10,8 +10,15 @@ import jax.numpy as jnp
 
 from purejaxppo.config import TrainConfig
 from purejaxppo.config.fields import Activation
-from purejaxppo.core.distributions import Categorical, DiagGaussian, Distribution, TanhDiagGaussian
-from purejaxppo.core.types import Box, Discrete, Network, VecEnv
+from purejaxppo.core.distributions import (
+    Categorical,
+    DiagGaussian,
+    Distribution,
+    MultiCategorical,
+    TanhDiagGaussian,
+    split_last,
+)
+from purejaxppo.core.types import ActionSpace, Discrete, MultiDiscrete, Network, VecEnv
 from purejaxppo.errors import ConfigError, EnvError
 
 _ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
@@ -52,13 +59,16 @@ def make_network(config: TrainConfig, env: VecEnv) -> Network:
     return cast(Network, network)  # flax annotates `apply` for its mutable collections, which are not used here
 
 
-def _policy_head(config: TrainConfig, space: Discrete | Box) -> Callable[[bool], nn.Module]:
-    if isinstance(space, Discrete):
+def _policy_head(config: TrainConfig, space: ActionSpace) -> Callable[[bool], nn.Module]:
+    if isinstance(space, Discrete | MultiDiscrete):
         if config.policy != "gaussian":
+            number = space.n if isinstance(space, Discrete) else " x ".join(map(str, space.sizes))
             raise ConfigError(
-                f"policy {config.policy} is for continuous actions, but {config.env} has {space.n} discrete ones; "
+                f"policy {config.policy} is for continuous actions, but {config.env} has {number} discrete ones; "
                 f"leave it out."
             )
+        if isinstance(space, MultiDiscrete):
+            return lambda columns: MultiCategoricalHead(space.sizes, columns)
         return lambda columns: CategoricalHead(space.n, columns)
     if config.policy == "gaussian":
         return lambda columns: GaussianHead(space.shape, DiagGaussian, columns)
@@ -146,8 +156,24 @@ class CategoricalHead(nn.Module):
         return Categorical(logits.T if self.columns else logits)
 
 
+class MultiCategoricalHead(nn.Module):
+    """Independent categorical policies, one per factor, nearly uniform at initialisation (gain 0.01)."""
+
+    sizes: tuple[int, ...]
+    columns: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> MultiCategorical:
+        logits = Dense(sum(self.sizes), 0.01, self.columns)(x)  # one product for all factors
+        logits = logits.T if self.columns else logits
+        return MultiCategorical(tuple(Categorical(part) for part in split_last(logits, self.sizes)))
+
+
 class GaussianHead(nn.Module):
-    """A Gaussian policy: the mean depends on the features (gain 0.01), log_std is a free parameter that starts at 0."""
+    """A Gaussian policy: the mean depends on the features (gain 0.01), log_std is a free parameter that starts at 0.
+
+    Its action is flat, [..., A], whatever the shape of the environment's.
+    """
 
     action_shape: tuple[int, ...]
     distribution: type[DiagGaussian] | type[TanhDiagGaussian]
