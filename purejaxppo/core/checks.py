@@ -6,6 +6,7 @@ report from deep inside a trace, becomes an error of one line.
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,9 +16,9 @@ import numpy as np
 
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.config.validate import validate_kl_range, validate_seed, validate_value
-from purejaxppo.core.distributions import Categorical, DiagGaussian, TanhDiagGaussian
+from purejaxppo.core.distributions import Categorical, DiagGaussian, MultiCategorical, TanhDiagGaussian
 from purejaxppo.core.observations import ACTION_MASK
-from purejaxppo.core.types import Algorithm, Box, Discrete, EnvStep, Policy, VecEnv
+from purejaxppo.core.types import Algorithm, Box, Discrete, EnvStep, MultiDiscrete, Policy, VecEnv
 from purejaxppo.errors import ConfigError, EnvError
 
 
@@ -62,6 +63,9 @@ def check_step(env: VecEnv, state: Any, name: str = "the environment", obs: Any 
 
 def _check_declaration(env: VecEnv, name: str) -> None:
     """Checks the fields of a `VecEnv` that are not functions."""
+    spaces = env.observation_space if isinstance(env.observation_space, dict) else {}
+    if ACTION_MASK in spaces:
+        _check_mask(env, name, spaces[ACTION_MASK])
     gap, limit, space = env.truncation_gap, env.step_limit, env.action_space
     if gap < 1 or (limit is not None and gap > limit):
         raise EnvError(
@@ -72,6 +76,15 @@ def _check_declaration(env: VecEnv, name: str) -> None:
         if space.n < 1:
             raise EnvError(f"{name} has {space.n} discrete actions; it needs at least one.")
         return
+    if isinstance(space, MultiDiscrete):
+        if not space.sizes or min(space.sizes) < 1:
+            raise EnvError(
+                f"{name} has actions with factors of the sizes {space.sizes}; it needs at least one factor, and one "
+                f"choice in each."
+            )
+        return
+    if 0 in space.shape:
+        raise EnvError(f"{name} has actions of shape {space.shape}, without an element; it needs at least one.")
     try:
         low, high = space.bounds()
     except ValueError as error:
@@ -82,17 +95,37 @@ def _check_declaration(env: VecEnv, name: str) -> None:
         raise EnvError(f"{name} has actions with bounds {space.low} and {space.high}; no low may be above its high.")
 
 
+def _check_mask(env: VecEnv, name: str, mask: Box) -> None:
+    space = env.action_space
+    if isinstance(space, Box):
+        raise EnvError(f"{name} has a mask for actions that are continuous; only discrete ones can be masked.")
+    choices = sum(space.sizes) if isinstance(space, MultiDiscrete) else space.n
+    if mask.shape != (choices,):
+        raise EnvError(
+            f"{name} has {ACTION_MASK!r} of shape {mask.shape} for {choices} actions; it has to be ({choices},)."
+        )
+
+
 def _traced_pair(name: str, function: Callable[..., Any], *args: Any) -> tuple[Any, Any]:
     """Returns the shapes of the pair that an environment's reset or step returns."""
+
+    def pair(*args: Any) -> tuple[Any, Any]:
+        first, second = function(*args)
+        return first, second
+
+    return traced(name, pair, *args)
+
+
+def traced(name: str, function: Callable[..., Any], *args: Any) -> Any:
+    """Returns the shapes of what an environment's function returns. Raises EnvError, with its line, if it raises."""
     try:
-        first, second = jax.eval_shape(function, *args)
+        return jax.eval_shape(function, *args)
     except EnvError:
         raise
     except Exception as error:
         wide = getattr(jax.config, "jax_enable_x64", False)
         advice = " JAX_ENABLE_X64 is on, which not every environment supports; unset it." if wide else ""
         raise EnvError(f"{name} raises when it is traced: {describe(error)}.{advice}") from error
-    return first, second
 
 
 def _check_observation(env: VecEnv, name: str, what: str, obs: Any) -> None:
@@ -220,7 +253,13 @@ def _check_distribution(config: TrainConfig, env: VecEnv, pi: Any, action: Any) 
     space, wanted = env.action_space, _action(env)
     if isinstance(space, Discrete) and isinstance(pi, Categorical) and pi.logits.shape[-1] != space.n:
         raise ConfigError(f"the policy has {pi.logits.shape[-1]} logits for {space.n} actions; give it one for each.")
-    kind = jnp.integer if isinstance(space, Discrete) else jnp.floating
+    if isinstance(space, MultiDiscrete) and isinstance(pi, MultiCategorical) and pi.sizes != space.sizes:
+        raise ConfigError(
+            f"the policy has factors of the sizes {pi.sizes} for actions of the sizes {space.sizes}; make them agree."
+        )
+    if isinstance(space, Box):  # the policy's action is flat, whatever the shape of the environment's
+        wanted = jax.ShapeDtypeStruct((env.num_envs, math.prod(space.shape)), wanted.dtype)
+    kind = jnp.floating if isinstance(space, Box) else jnp.integer
     if action.shape != wanted.shape or not jnp.issubdtype(action.dtype, kind):
         raise ConfigError(
             f"the policy draws actions {_text(action)} for {env.num_envs} observations, but the environment takes "
@@ -294,9 +333,8 @@ def _keys(env: VecEnv) -> Any:
 
 def _action(env: VecEnv) -> jax.ShapeDtypeStruct:
     """Returns the shape and type of the actions that the environments take."""
-    if isinstance(env.action_space, Box):
-        return jax.ShapeDtypeStruct((env.num_envs, *env.action_space.shape), jnp.float32)
-    return jax.ShapeDtypeStruct((env.num_envs,), jnp.int32)
+    one = env.action_space.element()
+    return jax.ShapeDtypeStruct((env.num_envs, *one.shape), one.dtype)
 
 
 def _is_numeric(x: Any) -> bool:

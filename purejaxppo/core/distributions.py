@@ -7,7 +7,9 @@ A draw is made in two parts: `noise`, which does not depend on the parameters' v
 of the noise. A rollout can then make the noise of all its steps at once, before its loop.
 """
 
+import functools
 import math
+from collections.abc import Iterable
 from typing import NamedTuple, Protocol, Self
 
 import jax
@@ -77,6 +79,57 @@ class Categorical(NamedTuple):
     def mode(self) -> jax.Array:
         """Returns the most probable action [...]."""
         return jnp.argmax(self.logits, axis=-1)
+
+
+class MultiCategorical(NamedTuple):
+    """F independent categorical distributions, the factors of an action; an action is a vector of integers [..., F].
+
+    log p(a) = sum_f log p_f(a_f), and so entropy and KL divergence are sums over the factors as well. Each factor is
+    masked by itself, as in `Categorical`; a mask that depends on another factor's choice cannot be expressed.
+    """
+
+    factors: tuple[Categorical, ...]  # F of them, with logits [..., A_f]
+
+    def masked(self, mask: jax.Array) -> "MultiCategorical":
+        """Returns the distribution without the choices that mask (bool [..., sum_f A_f], side by side) forbids."""
+        parts = split_last(mask, self.sizes)
+        return MultiCategorical(tuple(pi.masked(part) for pi, part in zip(self.factors, parts, strict=True)))
+
+    def noise(self, key: jax.Array) -> jax.Array:
+        """Draws standard Gumbel noise [..., sum_f A_f], that of the factors side by side."""
+        logits = self.logits
+        return jax.random.gumbel(key, logits.shape, logits.dtype)
+
+    def sample(self, noise: jax.Array) -> jax.Array:
+        """Returns the actions [..., F] (int32) that `noise` chooses, in every factor by itself."""
+        parts = split_last(noise, self.sizes)
+        return jnp.stack([pi.sample(part) for pi, part in zip(self.factors, parts, strict=True)], axis=-1)
+
+    def log_prob(self, action: jax.Array) -> jax.Array:
+        """Returns log p(action) [...] of actions [..., F]."""
+        return _total(pi.log_prob(action[..., i]) for i, pi in enumerate(self.factors))
+
+    def entropy(self) -> jax.Array:
+        """Returns sum_f H(p_f)  [...]."""
+        return _total(pi.entropy() for pi in self.factors)
+
+    def kl(self, other: "MultiCategorical") -> jax.Array:
+        """Returns KL(self || other) = sum_f KL(p_f || q_f)  [...]."""
+        return _total(p.kl(q) for p, q in zip(self.factors, other.factors, strict=True))
+
+    def mode(self) -> jax.Array:
+        """Returns the most probable action [..., F], that of every factor."""
+        return jnp.stack([pi.mode() for pi in self.factors], axis=-1)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The factors' numbers of choices A_f."""
+        return tuple(pi.logits.shape[-1] for pi in self.factors)
+
+    @property
+    def logits(self) -> jax.Array:
+        """The factors' logits side by side [..., sum_f A_f]."""
+        return jnp.concatenate([pi.logits for pi in self.factors], axis=-1)
 
 
 class DiagGaussian(NamedTuple):
@@ -159,6 +212,15 @@ class TanhDiagGaussian(NamedTuple):
     def mode(self) -> jax.Array:
         """Returns the mean of u [..., A], the median action; the density of tanh(u) may peak at the bounds instead."""
         return self.mean
+
+
+def split_last(x: jax.Array, sizes: tuple[int, ...]) -> list[jax.Array]:
+    """Cuts the last axis into pieces of these sizes, which add up to its length."""
+    return jnp.split(x, np.cumsum(sizes)[:-1].tolist(), axis=-1)
+
+
+def _total(terms: Iterable[jax.Array]) -> jax.Array:
+    return functools.reduce(jnp.add, terms)
 
 
 def _finite(logits: jax.Array, where: jax.Array | bool = True) -> jax.Array:

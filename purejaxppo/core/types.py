@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from purejaxppo.config import Hyperparams
@@ -23,6 +24,7 @@ Params = Any
 EnvState = Any
 Observation = Any  # an array, or a dict of arrays (`core.observations`)
 Memory = Any  # what a policy remembers, a pytree of leaves [E, ...]; () if it remembers nothing
+Bounds = float | tuple[Any, ...]  # a number, or nested tuples of them
 _UNBOUNDED = 1e30  # a bound of this size or more counts as none: some environments declare float32's largest number
 
 
@@ -31,16 +33,36 @@ class Discrete(NamedTuple):
 
     n: int
 
+    def element(self) -> jax.ShapeDtypeStruct:
+        """Returns the shape and type of one environment's action, int32 []."""
+        return jax.ShapeDtypeStruct((), jnp.int32)
+
+
+class MultiDiscrete(NamedTuple):
+    """A space of F choices at once, the factors of an action; factor i is one of 0 .. sizes[i] - 1."""
+
+    sizes: tuple[int, ...]
+
+    def element(self) -> jax.ShapeDtypeStruct:
+        """Returns the shape and type of one environment's action, int32 [F]."""
+        return jax.ShapeDtypeStruct((len(self.sizes),), jnp.int32)
+
 
 class Box(NamedTuple):
     """A space of real arrays of one shape.
 
-    For actions `low` and `high` hold one bound per element; for observations they are None.
+    For actions `low` and `high` hold one bound per element, in nested tuples [*shape]; for observations they are None.
+    A policy's action is the flat array [A] of the A elements in row-major order, which `envs.wrappers.action_bound`
+    reshapes.
     """
 
     shape: tuple[int, ...]
-    low: tuple[float, ...] | None = None
-    high: tuple[float, ...] | None = None
+    low: Bounds | None = None
+    high: Bounds | None = None
+
+    def element(self) -> jax.ShapeDtypeStruct:
+        """Returns the shape and type of one environment's action, float32 [*shape]."""
+        return jax.ShapeDtypeStruct(self.shape, jnp.float32)
 
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns the lowest and the highest value of each element, infinite where no bound is given."""
@@ -52,6 +74,9 @@ class Box(NamedTuple):
         """Returns for each element whether both of its bounds are finite."""
         low, high = self.bounds()
         return (np.abs(low) < _UNBOUNDED) & (np.abs(high) < _UNBOUNDED)
+
+
+ActionSpace = Discrete | MultiDiscrete | Box
 
 
 class EnvStep(NamedTuple):
@@ -80,7 +105,7 @@ class VecEnv(NamedTuple):
     reset: Callable[[jax.Array], tuple[EnvState, Observation]]  # keys [E] -> (state, obs [E, ...])
     step: Callable[[Any, EnvState, jax.Array], tuple[EnvState, EnvStep]]  # draws, state, action [E, ...]
     observation_space: Box | dict[str, Box]
-    action_space: Discrete | Box
+    action_space: ActionSpace
     num_envs: int
     step_limit: int | None = None  # steps after which an episode is truncated, if there is such a limit
     # The least number of steps between two truncations of one environment. 1 is always right. If two truncations are

@@ -1,9 +1,8 @@
 """The table of all registered environments, for `purejaxppo envs`."""
 
-import math
 from typing import Any
 
-from purejaxppo.core.types import Box, Discrete
+from purejaxppo.core.types import ActionSpace, Box, Discrete
 from purejaxppo.envs.gymnax_adapter import from_gymnax, registered_envs
 from purejaxppo.errors import EnvError
 
@@ -35,6 +34,12 @@ def _shapes(space: Box | dict[str, Box]) -> Any:
     return list(space.shape)
 
 
-def describe_actions(space: Discrete | Box) -> str:
-    """Returns a description of an action space, for example `3 discrete` or `2 continuous`."""
-    return f"{space.n} discrete" if isinstance(space, Discrete) else f"{math.prod(space.shape)} continuous"
+def describe_actions(space: ActionSpace) -> str:
+    """Returns a description of an action space: `3 discrete`, `3 x 2 discrete`, `2 continuous` or `2 x 2 continuous`.
+
+    The numbers are the choices of one action, those of each factor, or the axes of an array.
+    """
+    if isinstance(space, Discrete):
+        return f"{space.n} discrete"
+    numbers, kind = (space.shape or (1,), "continuous") if isinstance(space, Box) else (space.sizes, "discrete")
+    return f"{' x '.join(map(str, numbers))} {kind}"

@@ -14,11 +14,11 @@ import numpy as np
 from purejaxppo.config.fields import plain, whole
 from purejaxppo.config.validate import suggestion
 from purejaxppo.core.checks import check_env, describe
-from purejaxppo.core.types import Box, Discrete, EnvState, EnvStep, VecEnv
+from purejaxppo.core.types import ActionSpace, Box, Discrete, EnvState, EnvStep, MultiDiscrete, VecEnv
+from purejaxppo.envs.autoreset import Draw, ResettingStep, auto_resetting
 from purejaxppo.envs.lazy_imports import imported_lazily
 from purejaxppo.errors import EnvError
 
-_SMALL = 64  # numbers of an observation and a state that may be stored for every step
 _DOWNLOADS = {"MNISTBandit-bsuite"}
 
 
@@ -45,8 +45,7 @@ def from_gymnax(name: str, num_envs: int, *, allow_download: bool = False, **env
     except Exception as error:
         raise EnvError(f"{name} cannot describe its spaces: {describe(error)}.") from error
     encode, obs_space = _observation(name, observation_space)
-    act_space = _action_space(name, action_space)
-    action_dtype = np.dtype(action_space.dtype)
+    decode, act_space = _action(name, action_space)
 
     draw, step_one = _own_step(name, env, params) if _has_own_step(env) else _gymnax_step(env, params)
 
@@ -55,11 +54,15 @@ def from_gymnax(name: str, num_envs: int, *, allow_download: bool = False, **env
         return state, encode(obs)
 
     def step(draws: Any, state: EnvState, action: jax.Array) -> tuple[EnvState, EnvStep]:
-        obs, final_obs, state, reward, terminated, truncated = jax.vmap(step_one)(
-            draws, state, action.astype(action_dtype)
+        state, result = jax.vmap(step_one)(draws, state, decode(action))
+        return state, EnvStep(
+            obs=encode(result.obs),
+            final_obs=encode(result.final_obs),
+            reward=result.reward.astype(jnp.float32),
+            terminated=result.terminated != 0,
+            truncated=result.truncated != 0,
+            info={},
         )
-        reward = reward.astype(jnp.float32)
-        return state, EnvStep(encode(obs), encode(final_obs), reward, terminated != 0, truncated != 0, {})
 
     limit = _step_limit(params)
     # Between two truncations by a time limit lie at least `limit` steps; other rules promise nothing.
@@ -69,43 +72,24 @@ def from_gymnax(name: str, num_envs: int, *, allow_download: bool = False, **env
     return vec_env
 
 
-# One environment: draws, state, action -> obs, final_obs, state, reward, terminated, truncated
-_StepOne = Callable[[Any, EnvState, jax.Array], tuple[Any, Any, EnvState, jax.Array, jax.Array, jax.Array]]
+def _gymnax_step(env: Any, params: Any) -> tuple[Draw, ResettingStep]:
+    """Returns `draw` and a step of one environment, which together are gymnax's own step with its auto-reset."""
 
+    def reset(key: jax.Array) -> tuple[EnvState, Any]:
+        obs, state = env.reset_env(key, params)
+        return state, obs
 
-def _gymnax_step(env: Any, params: Any) -> tuple[Callable[[jax.Array], Any], _StepOne]:
-    """Returns `draw` and a step of one environment, which together are gymnax's own step with its auto-reset.
-
-    The state in which the next episode begins depends on the key alone. If it is small it is drawn, whether or not the
-    episode ends; a large one, such as a picture, would be stored for every step of a rollout.
-    """
-
-    def begin(key: jax.Array) -> Any:
-        return env.reset_env(key, params)
-
-    first = jax.tree.leaves(jax.eval_shape(begin, jax.eval_shape(lambda: jax.random.key(0))))
-    is_small = sum(x.size for x in first) <= _SMALL
-
-    def draw(key: jax.Array) -> Any:
-        key_step, key_reset = jax.random.split(key)
-        return key_step, begin(key_reset) if is_small else key_reset
-
-    def step(draws: Any, state: EnvState, action: jax.Array) -> Any:
-        key, drawn = draws
-        first_obs, first_state = drawn if is_small else begin(drawn)
+    def step(key: jax.Array, state: EnvState, action: jax.Array) -> tuple[Any, ...]:
         obs, state, reward, terminated, _ = env.step_env(key, state, action, params)
-        truncated = env.is_truncated(state, params)
-        done = jnp.logical_or(terminated, truncated)
-        next_obs, state = jax.tree.map(functools.partial(jnp.where, done), (first_obs, first_state), (obs, state))
-        return next_obs, obs, state, reward, terminated, truncated
+        return state, obs, reward, terminated, env.is_truncated(state, params), {}
 
-    return draw, step
+    return auto_resetting(reset, step)
 
 
-def _own_step(name: str, env: Any, params: Any) -> tuple[Callable[[jax.Array], Any], _StepOne]:
+def _own_step(name: str, env: Any, params: Any) -> tuple[Draw, ResettingStep]:
     """Returns the same for an environment with a `step` of its own, whose draw is its key."""
 
-    def step(key: jax.Array, state: EnvState, action: jax.Array) -> Any:
+    def step(key: jax.Array, state: EnvState, action: jax.Array) -> tuple[EnvState, EnvStep]:
         result = env.step(key, state, action, params)
         if len(result) != 6:
             raise EnvError(
@@ -113,7 +97,7 @@ def _own_step(name: str, env: Any, params: Any) -> tuple[Callable[[jax.Array], A
                 f"obs, state, reward, terminated, truncated, info."
             )
         obs, state, reward, terminated, truncated, info = result
-        return obs, info["final_observation"], state, reward, terminated, truncated
+        return state, EnvStep(obs, info["final_observation"], reward, terminated, truncated, {})
 
     return lambda key: key, step
 
@@ -230,10 +214,23 @@ def _observation(name: str, space: Any) -> tuple[Any, Box]:
     raise EnvError(f"{name} has observations {type(space).__name__}; supported are Discrete and Box.")
 
 
-def _action_space(name: str, space: Any) -> Discrete | Box:
+def _action(name: str, space: Any) -> tuple[Callable[[jax.Array], Any], ActionSpace]:
+    """Returns a function from actions [E, ...] to what the environment takes, and the space of the former."""
     if hasattr(space, "n"):
-        return Discrete(int(space.n))
-    if hasattr(space, "low") and len(space.shape) == 1:
-        low, high = (np.broadcast_to(np.asarray(x, np.float64), space.shape) for x in (space.low, space.high))
-        return Box(tuple(space.shape), tuple(low.tolist()), tuple(high.tolist()))
-    raise EnvError(f"{name} has actions {space!r}; supported are Discrete and one-dimensional Box.")
+        return lambda action: action.astype(np.dtype(space.dtype)), Discrete(int(space.n))
+    if hasattr(space, "low"):
+        shape = tuple(int(n) for n in space.shape)
+        low, high = (np.broadcast_to(np.asarray(x, np.float64), shape) for x in (space.low, space.high))
+        return lambda action: action.astype(np.dtype(space.dtype)), Box(shape, _nested(low), _nested(high))
+    factors = getattr(space, "spaces", None)
+    if isinstance(factors, tuple | list) and factors and all(hasattr(factor, "n") for factor in factors):
+        # One scalar per factor, each of its own type.
+        dtypes = [np.dtype(factor.dtype) for factor in factors]
+        sizes = tuple(int(factor.n) for factor in factors)
+        return lambda action: tuple(action[..., i].astype(d) for i, d in enumerate(dtypes)), MultiDiscrete(sizes)
+    raise EnvError(f"{name} has actions {space!r}; supported are Discrete, Box and a Tuple of Discrete.")
+
+
+def _nested(x: np.ndarray) -> Any:
+    """Returns an array as nested tuples of numbers, which are hashable."""
+    return tuple(_nested(row) for row in x) if x.ndim else x.item()

@@ -10,9 +10,16 @@ import jax.numpy as jnp
 
 from purejaxppo.config import TrainConfig
 from purejaxppo.config.fields import Activation
-from purejaxppo.core.distributions import Categorical, DiagGaussian, Distribution, TanhDiagGaussian
+from purejaxppo.core.distributions import (
+    Categorical,
+    DiagGaussian,
+    Distribution,
+    MultiCategorical,
+    TanhDiagGaussian,
+    split_last,
+)
 from purejaxppo.core.observations import ACTION_MASK, CRITIC, OBS, actor_keys
-from purejaxppo.core.types import Box, Discrete, Observation, VecEnv
+from purejaxppo.core.types import ActionSpace, Box, Discrete, MultiDiscrete, Observation, VecEnv
 from purejaxppo.errors import ConfigError, EnvError
 
 _ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
@@ -108,13 +115,17 @@ def torso(config: TrainConfig, space: Space) -> Callable[[bool], "MLPTorso | Con
     return lambda columns: kind(config.hidden_sizes, _ACTIVATIONS[config.activation], columns)
 
 
-def policy_head(config: TrainConfig, space: Discrete | Box) -> Callable[[bool], nn.Module]:
-    if isinstance(space, Discrete):
+def policy_head(config: TrainConfig, space: ActionSpace) -> Callable[[bool], nn.Module]:
+    """Returns the function that makes the head for a kind of actions, for features that are feature-major or not."""
+    if isinstance(space, Discrete | MultiDiscrete):
         if config.policy != "gaussian":
+            number = space.n if isinstance(space, Discrete) else " x ".join(map(str, space.sizes))
             raise ConfigError(
-                f"policy {config.policy} is for continuous actions, but {config.env} has {space.n} discrete ones; "
+                f"policy {config.policy} is for continuous actions, but {config.env} has {number} discrete ones; "
                 f"leave it out."
             )
+        if isinstance(space, MultiDiscrete):
+            return lambda columns: MultiCategoricalHead(space.sizes, columns)
         return lambda columns: CategoricalHead(space.n, columns)
     if config.policy == "gaussian":
         return lambda columns: GaussianHead(space.shape, DiagGaussian, columns)
@@ -206,8 +217,24 @@ class CategoricalHead(nn.Module):
         return Categorical(logits.T if self.columns else logits)
 
 
+class MultiCategoricalHead(nn.Module):
+    """Independent categorical policies, one per factor, nearly uniform at initialisation (gain 0.01)."""
+
+    sizes: tuple[int, ...]
+    columns: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> MultiCategorical:
+        logits = Dense(sum(self.sizes), 0.01, self.columns)(x)  # one product for all factors
+        logits = logits.T if self.columns else logits
+        return MultiCategorical(tuple(Categorical(part) for part in split_last(logits, self.sizes)))
+
+
 class GaussianHead(nn.Module):
-    """A Gaussian policy: the mean depends on the features (gain 0.01), log_std is a free parameter that starts at 0."""
+    """A Gaussian policy: the mean depends on the features (gain 0.01), log_std is a free parameter that starts at 0.
+
+    Its action is flat, [..., A], whatever the shape of the environment's.
+    """
 
     action_shape: tuple[int, ...]
     distribution: type[DiagGaussian] | type[TanhDiagGaussian]

@@ -13,8 +13,8 @@ from probe_envs import walk
 from purejaxppo.algorithms import make_algorithm, ppo_clip
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.core.checks import check_env
-from purejaxppo.core.distributions import Categorical, DiagGaussian, TanhDiagGaussian
-from purejaxppo.core.types import Box, Discrete
+from purejaxppo.core.distributions import Categorical, DiagGaussian, MultiCategorical, TanhDiagGaussian
+from purejaxppo.core.types import Box, Discrete, MultiDiscrete
 from purejaxppo.devices.data_parallel import spread_trainer
 from purejaxppo.devices.vectorize import grid, make_runs
 from purejaxppo.errors import ConfigError, EnvError
@@ -98,6 +98,10 @@ WRONG = {
     "a tuple": (six_values(walk(E)), "the state and a tuple; it has to be an EnvStep"),
     "an error": (walk(E)._replace(step=failing), "ZeroDivisionError: in the physics"),
     "no actions": (walk(E)._replace(action_space=Discrete(0)), "0 discrete actions"),
+    "no factors": (walk(E)._replace(action_space=MultiDiscrete(())), "factors of the sizes ()"),
+    "a factor without a choice": (walk(E)._replace(action_space=MultiDiscrete((2, 0))), "sizes (2, 0)"),
+    "no element": (walk(E)._replace(action_space=Box((2, 0))), "actions of shape (2, 0), without an element"),
+    "bounds of a matrix": (walk(E)._replace(action_space=Box((2, 2), (0.0,) * 4, (1.0,) * 4)), "one per element"),
     "bounds": (walk(E)._replace(action_space=Box((2,), (0.0,) * 3, (1.0,) * 3)), "one per element"),
     "order of bounds": (walk(E)._replace(action_space=Box((2,), (0.0, 1.0), (1.0, 0.0))), "bounds (0.0, 1.0)"),
     "bounds that are NaN": (walk(E)._replace(action_space=Box((1,), (math.nan,), (1.0,))), "bounds (nan,)"),
@@ -183,6 +187,36 @@ def test_a_network_with_other_actions_than_the_environment_is_refused():
     assert "takes float32[4, 2]" in message
     assert "takes int32[4]" in refused_network(Fixed(2, 2, pi=DiagGaussian), discrete)
     assert "draws actions int32[4]" in refused_network(Fixed(2), continuous)
+
+
+class Factored(Fixed):
+    """Factors of these sizes instead of one output of each."""
+
+    def apply(self, params, obs):
+        pi, value = super().apply(params, obs)
+        return MultiCategorical(tuple(Categorical(x) for x in pi)), value
+
+
+def test_factors_of_other_sizes_than_the_environments_are_refused():
+    """Also where the number of factors agrees, and where one of the two has none."""
+    env = walk(E)._replace(action_space=MultiDiscrete((3, 2)), step=walk(E, continuous=True).step)
+    message = refused_network(Factored(2, 3, pi=lambda *x: x), env)
+    assert "factors of the sizes (2, 3) for actions of the sizes (3, 2)" in message
+    assert "draws actions int32[4]" in refused_network(Fixed(3), env)
+    assert "draws actions int32[4, 2]" in refused_network(Factored(2, 2, pi=lambda *x: x), walk(E))
+    network = Factored(3, 2, pi=lambda *x: x)
+    make_trainer(CONFIG, env, network, ppo_clip(CONFIG, network.apply))
+
+
+def test_a_policys_action_is_flat():
+    """Whatever the shape of the environment's."""
+    env = walk(E, continuous=True)
+    env = env._replace(
+        action_space=Box((2, 1), -1.0, 1.0), step=lambda k, s, a, step=env.step: step(k, s, a.reshape(-1, 2))
+    )
+    network = Fixed(2, 2, pi=DiagGaussian)
+    make_trainer(CONFIG, env, network, ppo_clip(CONFIG, network.apply))
+    assert "takes float32[4, 2]" in refused_network(Fixed(3, 3, pi=DiagGaussian), env)
 
 
 def test_a_value_with_an_axis_too_many_is_refused():

@@ -1,5 +1,7 @@
 """Action distributions against scipy, closed forms in float64 and brute-force integration."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from purejaxppo.core.distributions import Categorical, DiagGaussian, TanhDiagGaussian
+from purejaxppo.core.distributions import Categorical, DiagGaussian, MultiCategorical, TanhDiagGaussian
 
 GAUSSIANS = [DiagGaussian, TanhDiagGaussian]
 BATCH = (5, 3)  # two batch axes in front of the actions' one
@@ -301,6 +303,107 @@ def test_a_masked_action_is_never_drawn():
     assert not np.any(pi.sample(pi.noise(jax.random.key(9))) == 1)
     assert Categorical(logits).mode().tolist() == [0, 2, 2]
     assert Categorical(logits).entropy().tolist() == [pytest.approx(np.log(2)), 0, 0]
+
+
+# --- several choices at once ------------------------------------------------------------------------------------------
+
+SIZES = (3, 1, 4)
+JOINT = np.array(list(itertools.product(*map(range, SIZES))))  # every joint action [12, F]
+
+
+def make_factors(seed, scale=1.0, shut=()):
+    """A distribution over SIZES with random logits [*BATCH, n], and -inf for the pairs (factor, choice) in `shut`."""
+    rng = np.random.default_rng(seed)
+    logits = [scale * rng.normal(size=(*BATCH, n)) for n in SIZES]
+    for factor, choice in shut:
+        logits[factor][..., choice] = -np.inf
+    return MultiCategorical(tuple(Categorical(jnp.asarray(x, jnp.float32)) for x in logits))
+
+
+def joint64(pi):
+    """The probabilities of JOINT [..., 12], each a product, in float64."""
+    parts = [np.exp(log_softmax64(np.asarray(factor.logits, np.float64))) for factor in pi.factors]
+    return np.prod([part[..., JOINT[:, i]] for i, part in enumerate(parts)], axis=0)
+
+
+SHUT = {"free": (), "masked": ((0, 1), (2, 0), (2, 3))}
+
+
+@pytest.mark.parametrize("shut", SHUT.values(), ids=SHUT)
+def test_factors_against_all_joint_actions(shut):
+    """log_prob of each; entropy and KL as sums over all of them, where 0 log 0 = 0; the mode is the likeliest."""
+    p, q = make_factors(20, 2.0, shut), make_factors(21, 2.0, shut)
+    joint, other = joint64(p), joint64(q)
+    np.testing.assert_allclose(joint.sum(-1), 1.0, rtol=1e-12)
+    with np.errstate(divide="ignore"):
+        for i, action in enumerate(JOINT):
+            found = p.log_prob(jnp.broadcast_to(jnp.asarray(action, jnp.int32), (*BATCH, len(SIZES))))
+            assert found.shape == BATCH
+            np.testing.assert_allclose(found, np.log(joint[..., i]), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(p.entropy(), stats.entropy(joint, axis=-1), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(p.kl(q), stats.entropy(joint, other, axis=-1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(p.mode(), JOINT[joint.argmax(-1)])
+
+
+def test_factors_are_drawn_independently_with_their_probabilities():
+    """chi-square of 50 000 joint draws, int32; what is masked is never drawn."""
+    pi = jax.tree.map(lambda x: jnp.broadcast_to(x[0, 0], (50_000, x.shape[-1])), make_factors(22, 1.0, SHUT["masked"]))
+    action = np.asarray(pi.sample(pi.noise(jax.random.key(10))))
+    assert action.shape == (50_000, len(SIZES))
+    assert action.dtype == np.int32
+    number = np.bincount(np.ravel_multi_index(action.T, SIZES), minlength=len(JOINT))
+    expected = 50_000 * joint64(pi)[0]
+    assert not number[expected == 0].any()
+    assert stats.chisquare(number[expected > 0], expected[expected > 0]).pvalue > 1e-3
+
+
+def test_a_masked_choice_of_a_factor_costs_nothing():
+    """Entropy and KL are those of the choices that are left, and every gradient is finite, 0 at the mask."""
+    p, q = (make_factors(seed, 1.0, SHUT["masked"]) for seed in (23, 24))
+    left = [[0, 2], [0], [1, 2]]
+
+    def smaller(pi):
+        return MultiCategorical(
+            tuple(Categorical(f.logits[..., jnp.array(i)]) for f, i in zip(pi.factors, left, strict=True))
+        )
+
+    np.testing.assert_allclose(p.entropy(), smaller(p).entropy(), rtol=1e-6)
+    np.testing.assert_allclose(p.kl(q), smaller(p).kl(smaller(q)), rtol=1e-5, atol=1e-6)
+    value, gradient = everything_and_gradient(p, q, p.sample(p.noise(jax.random.key(11))))
+    assert finite((value, gradient))
+    for pi in gradient:
+        assert not any(np.any(pi.factors[factor].logits[..., choice]) for factor, choice in SHUT["masked"])
+    uniform = MultiCategorical(tuple(Categorical(jnp.zeros(n)) for n in SIZES))
+    assert uniform.entropy() == pytest.approx(np.log(len(JOINT)))
+
+
+def test_one_factor_is_a_categorical():
+    """Bit for bit, noise included."""
+    pi, other = make(Categorical, 25), make(Categorical, 26)
+    one, another = MultiCategorical((pi,)), MultiCategorical((other,))
+    noise = pi.noise(jax.random.key(12))
+    np.testing.assert_array_equal(one.noise(jax.random.key(12)), noise)
+    action = pi.sample(noise)
+    np.testing.assert_array_equal(one.sample(noise)[..., 0], action)
+    np.testing.assert_array_equal(one.log_prob(action[..., None]), pi.log_prob(action))
+    np.testing.assert_array_equal(one.entropy(), pi.entropy())
+    np.testing.assert_array_equal(one.kl(another), pi.kl(other))
+
+
+def test_factors_under_jit_vmap_and_strict_types():
+    pi, other = make_factors(27), make_factors(28)
+    action = pi.sample(pi.noise(jax.random.key(13)))
+    compiled = jax.jit(calls)(pi, other, action)
+    for a, b in zip(calls(pi, other, action), compiled, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    mapped = jax.jit(jax.vmap(jax.vmap(calls)))(pi, other, action)
+    for a, b in zip(mapped[:4], compiled[:4], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    with jax.numpy_dtype_promotion("strict"):
+        results = jax.eval_shape(calls, pi, pi, action)
+    assert [x.dtype for x in results[:3]] == [jnp.float32] * 3
+    assert pi.sizes == SIZES
+    assert pi.logits.shape == (*BATCH, sum(SIZES))
 
 
 # --- sample and mode --------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 import gymnax
 
-from purejaxppo.core.types import Box, Discrete
+from purejaxppo.core.types import Box, Discrete, MultiDiscrete
 from purejaxppo.envs.env_table import describe_actions, env_table
 from purejaxppo.envs.gymnax_adapter import registered_envs
 
@@ -26,3 +26,6 @@ def test_table_has_a_row_per_id_and_says_why_one_does_not_build(monkeypatch):
 def test_actions_in_words():
     assert describe_actions(Discrete(3)) == "3 discrete"
     assert describe_actions(Box((2,), (0.0, 0.0), (1.0, 1.0))) == "2 continuous"
+    assert describe_actions(MultiDiscrete((3, 2))) == "3 x 2 discrete"
+    assert describe_actions(Box((2, 3))) == "2 x 3 continuous"
+    assert describe_actions(Box(())) == "1 continuous"

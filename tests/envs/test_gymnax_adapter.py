@@ -14,7 +14,7 @@ from compiled_once import QUICKLY
 from gymnax.environments import spaces
 from gymnax.environments.classic_control.cartpole import CartPole
 
-from purejaxppo.core.types import Box, Discrete
+from purejaxppo.core.types import Box, Discrete, MultiDiscrete
 from purejaxppo.envs.gymnax_adapter import from_gymnax, registered_envs
 from purejaxppo.errors import EnvError
 
@@ -273,10 +273,31 @@ class Broken(CartPole):
 
 
 class Grid(CartPole):
-    """A two-dimensional Box of actions."""
+    """A two-dimensional Box of actions, of which the last element is the push."""
 
     def action_space(self, params=None):
-        return spaces.Box(-1.0, 1.0, (2, 2))
+        return spaces.Box(jnp.array([[-1.0], [0.0]]), 1.0, (2, 2))
+
+    def step_env(self, key, state, action, params):
+        assert action.shape == (2, 2)
+        return super().step_env(key, state, (action[1, 1] > 0.5).astype(jnp.int32), params)
+
+
+class Levers(CartPole):
+    """A tuple of three choices, of which the second is the push."""
+
+    def action_space(self, params=None):
+        return spaces.Tuple([spaces.Discrete(3), spaces.Discrete(2), spaces.Discrete(5)])
+
+    def step_env(self, key, state, action, params):
+        first, push, last = action
+        assert first.shape == push.shape == last.shape == ()
+        return super().step_env(key, state, push, params)
+
+
+class Mixed(CartPole):
+    def action_space(self, params=None):
+        return spaces.Tuple([spaces.Discrete(3), spaces.Box(-1.0, 1.0, (2,))])
 
 
 class Composite(CartPole):
@@ -328,6 +349,27 @@ def test_environment_of_ones_own_promises_no_gap(register):
     assert "Impatient-test" in registered_envs()
 
 
+@pytest.mark.parametrize("kind", [Grid, Levers])
+def test_actions_of_every_kind_reach_the_environment(register, kind):
+    """What the element in question pushes is what CartPole does with that push."""
+    register("Kind-test", kind)
+    env, plain = from_gymnax("Kind-test", E), from_gymnax("CartPole-v1", E)
+    push = jnp.array([1, 0, 1])
+    if kind is Grid:
+        assert env.action_space == Box((2, 2), ((-1.0, -1.0), (0.0, 0.0)), ((1.0, 1.0), (1.0, 1.0)))
+        hash(env.action_space)
+        action = jnp.zeros((E, 2, 2)).at[:, 1, 1].set(push)
+    else:
+        assert env.action_space == MultiDiscrete((3, 2, 5))
+        action = jnp.full((E, 3), 2).at[:, 1].set(push)
+    keys = jax.random.split(jax.random.key(0), E)
+
+    def step(env, action):
+        return env.step(env.draw(keys), env.reset(keys)[0], action)[1]
+
+    np.testing.assert_array_equal(step(env, action).obs, step(plain, push).obs)
+
+
 def test_five_value_step_is_refused_by_name(register):
     register("Old-test", FiveValues)
     message = refused("Old-test")
@@ -377,8 +419,8 @@ def test_constructor_that_raises_is_named(register):
 @pytest.mark.parametrize(
     ("kind", "says"),
     [
-        (Grid, "supported are Discrete and one-dimensional Box"),
-        (Composite, "supported are Discrete and one-dimensional Box"),
+        (Mixed, "supported are Discrete, Box and a Tuple of Discrete"),
+        (Composite, "supported are Discrete, Box and a Tuple of Discrete"),
         (Observed, "observations Dict; supported are Discrete and Box"),
         (Undescribed, "cannot describe its spaces: KeyError"),
         (Misdeclared, f"observations float32[{E}, 4] (reset's second value), but declares [{E}, 7]"),

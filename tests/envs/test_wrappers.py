@@ -11,8 +11,8 @@ from purejaxppo.config import TrainConfig
 from purejaxppo.core.distributions import DiagGaussian
 from purejaxppo.core.normalizer import RunningStats
 from purejaxppo.core.rollout import rollout
-from purejaxppo.core.types import Box, Discrete, EnvStep, VecEnv
-from purejaxppo.envs.wrappers import bound_action, evaluation_env, freeze_observation
+from purejaxppo.core.types import Box, Discrete, EnvStep, MultiDiscrete, VecEnv
+from purejaxppo.envs.wrappers import action_bound, action_units, bound_action, evaluation_env, freeze_observation
 
 T, E, O = 12, 3, 2  # noqa: E741 - the letters of types.py
 EPSILON = 1e-8
@@ -177,9 +177,37 @@ def test_actions_reach_the_bounds_and_never_leave_them(policy):
 @pytest.mark.parametrize("policy", ["gaussian", "tanh_gaussian"])
 def test_discrete_and_unbounded_actions_pass_unchanged(policy):
     """There is nothing to bound."""
-    for space in (Discrete(5), Box((2,))):
+    for space in (Discrete(5), MultiDiscrete((2, 3)), Box((2,))):
         env = scripted_env(make_script(), space)
         assert bound_action(TrainConfig(policy=policy), env) is env
+
+
+GRID = Box((2, 3), ((-2.0, 100.0, 0.0), (5.0, -1.0, 3.0)), ((2.0, 200.0, 0.01), (6.0, 1.0, np.inf)))
+
+
+@pytest.mark.parametrize("policy", ["gaussian", "tanh_gaussian"])
+def test_an_action_of_two_axes_is_its_flat_one_reshaped(policy):
+    """In row-major order, each element with its own bounds."""
+    flat = Box((6,), *(tuple(np.ravel(side).tolist()) for side in GRID.bounds()))
+    action = jnp.asarray(np.random.default_rng(1).normal(size=(4, 6)), jnp.float32)
+    config = TrainConfig(policy=policy)
+    found = action_bound(config, GRID)(action)
+    assert found.shape == (4, 2, 3)
+    np.testing.assert_array_equal(found.reshape(4, 6), action_bound(config, flat)(action))
+    for x, y in zip(action_units(GRID), action_units(flat), strict=True):
+        np.testing.assert_array_equal(x.ravel(), y)
+        assert x.shape == (2, 3)
+
+
+def test_an_action_of_no_axis_is_one_number():
+    action = jnp.asarray([[-9.0], [0.5]])
+    assert action_bound(TrainConfig(), Box((), -1.0, 3.0))(action).tolist() == [-1.0, 2.0]
+    assert action_bound(TrainConfig(), Box(()))(action).tolist() == [-9.0, 0.5]
+
+
+def test_an_action_without_bounds_is_reshaped_only():
+    action = jnp.arange(12.0).reshape(2, 6)
+    np.testing.assert_array_equal(action_bound(TrainConfig(), Box((2, 3)))(action), action.reshape(2, 2, 3))
 
 
 @pytest.mark.parametrize("policy", ["gaussian", "tanh_gaussian"])

@@ -11,8 +11,8 @@ import pytest
 from compiled_once import QUICKLY
 
 from purejaxppo.config import TrainConfig
-from purejaxppo.core.distributions import Categorical, DiagGaussian, TanhDiagGaussian
-from purejaxppo.core.types import Box, Discrete, VecEnv
+from purejaxppo.core.distributions import Categorical, DiagGaussian, MultiCategorical, TanhDiagGaussian
+from purejaxppo.core.types import Box, Discrete, MultiDiscrete, VecEnv
 from purejaxppo.errors import ConfigError, EnvError
 from purejaxppo.policies import networks
 from purejaxppo.policies.networks import make_network
@@ -21,6 +21,8 @@ T, E = 3, 2
 IMAGE = (6, 5, 4)
 OBSERVATIONS = {"vector": (4,), "image": IMAGE, "one-hot": (16,), "matrix": (1, 1), "scalar": ()}
 BOUNDED = Box((2,), (-1.0, -2.0), (1.0, 2.0))
+FACTORS = MultiDiscrete((3, 2))
+GRID = Box((2, 3), -1.0, 1.0)
 
 
 def spaces(obs_shape, action_space):
@@ -79,6 +81,38 @@ def test_continuous_shapes(policy, kind, lead):
     assert value.shape == lead
 
 
+@pytest.mark.parametrize("lead", [(E,), (T, E), ()], ids=["[E]", "[T, E]", "[]"])
+def test_shapes_of_several_choices(lead):
+    """Logits [..., A_f] of every factor, from one layer; actions [..., F]."""
+    pi, value, params = shapes(make((4,), FACTORS), (4,), lead)
+    assert isinstance(pi, MultiCategorical)
+    assert [factor.logits.shape for factor in pi.factors] == [(*lead, 3), (*lead, 2)]
+    assert value.shape == lead
+    assert jax.eval_shape(lambda pi: pi.mode(), pi).shape == (*lead, 2)
+    assert params["params"]["MultiCategoricalHead_0"]["Dense_0"]["kernel"].shape == (8, 5)
+
+
+@pytest.mark.parametrize("policy", ["gaussian", "tanh_gaussian"])
+def test_an_action_of_two_axes_is_flat_to_the_policy(policy):
+    pi, _, _ = shapes(make((4,), GRID, policy=policy), (4,), (E,))
+    assert pi.mean.shape == pi.log_std.shape == (E, 6)
+    pi, _, _ = shapes(make((4,), Box((), -1.0, 1.0), policy=policy), (4,), (E,))
+    assert pi.mean.shape == (E, 1)
+
+
+def test_factors_are_cut_from_one_layer_in_their_order():
+    """And the first policy is nearly uniform in each."""
+    network, params = build((4,), FACTORS)
+    pi, _ = jax.jit(network.apply)(params, random_obs(100, 4))
+    np.testing.assert_allclose(pi.entropy(), math.log(6), atol=2e-3)
+    head = params["params"]["MultiCategoricalHead_0"]["Dense_0"]
+    head["bias"] = jnp.arange(5.0)
+    pi, _ = jax.jit(network.apply)(params, random_obs(E, 4))
+    head["bias"] = jnp.zeros(5)
+    for factor, bias in zip(pi.factors, ([0, 1, 2], [3, 4]), strict=True):
+        np.testing.assert_allclose(factor.logits, [bias] * E, atol=0.1)
+
+
 @pytest.mark.parametrize("obs_shape", [(4,), IMAGE], ids=["vector", "image"])
 def test_batch_axes_are_only_a_reshape(obs_shape):
     """[T, E, ...] gives what each row alone gives."""
@@ -93,7 +127,7 @@ def test_batch_axes_are_only_a_reshape(obs_shape):
 
 
 @pytest.mark.parametrize("shared_torso", [False, True])
-@pytest.mark.parametrize("action_space", [Discrete(3), BOUNDED], ids=["discrete", "continuous"])
+@pytest.mark.parametrize("action_space", [Discrete(3), FACTORS, BOUNDED], ids=["discrete", "factors", "continuous"])
 @pytest.mark.parametrize("obs_shape", [(4,), IMAGE], ids=["vector", "image"])
 def test_columns_are_rows_turned_over(monkeypatch, obs_shape, action_space, shared_torso):
     """Outputs and gradients, which must not depend on how many rows there are."""
@@ -196,8 +230,8 @@ def assert_orthogonal(kernel, gain):
 @pytest.mark.parametrize("shared_torso", [False, True])
 @pytest.mark.parametrize(
     ("obs_shape", "action_space", "num_actions"),
-    [((4,), Discrete(3), 3), ((4,), BOUNDED, 2), (IMAGE, Discrete(3), 3)],
-    ids=["mlp-discrete", "mlp-continuous", "conv"],
+    [((4,), Discrete(3), 3), ((4,), FACTORS, 5), ((4,), BOUNDED, 2), (IMAGE, Discrete(3), 3)],
+    ids=["mlp-discrete", "mlp-factors", "mlp-continuous", "conv"],
 )
 def test_weights_are_orthogonal_with_the_right_gain(obs_shape, action_space, num_actions, shared_torso):
     """sqrt 2 in hidden layers, 0.01 in the policy's head, 1 in the value's; all biases 0."""
@@ -290,3 +324,5 @@ def test_tanh_policy_is_refused_for_discrete_actions():
     """The setting concerns continuous actions only."""
     with pytest.raises(ConfigError, match="3 discrete"):
         make(policy="tanh_gaussian")
+    with pytest.raises(ConfigError, match="3 x 2 discrete"):
+        make(action_space=FACTORS, policy="tanh_gaussian")

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from purejaxppo.config.fields import AnyPath
+from purejaxppo.core.distributions import MultiCategorical
 from purejaxppo.core.normalizer import NORMALIZER_CLIP, NORMALIZER_EPSILON
 from purejaxppo.core.sums import RELATIVE_FLOOR
-from purejaxppo.core.types import Box, Discrete
+from purejaxppo.core.types import ActionSpace, Box, Discrete, MultiDiscrete
 from purejaxppo.devices.machine import installed_versions, pip_install
 from purejaxppo.envs.wrappers import action_bound, action_units
 from purejaxppo.errors import ConfigError
@@ -28,6 +29,8 @@ from purejaxppo.experiment.signals import when_interrupted
 from purejaxppo.policies import make_policy
 
 _PLATFORMS = ("cpu", "cuda", "tpu")
+_HEADS = {Discrete: "CategoricalHead", MultiDiscrete: "MultiCategoricalHead", Box: "GaussianHead"}
+_DISCRETE_POLICIES = {Discrete: "categorical", MultiDiscrete: "multi_categorical"}
 _FORMAT_VERSION = 2  # of policy.json, as numpy_policy.py reads it; since version 2 actions have a centre and a unit
 
 
@@ -84,9 +87,10 @@ def _check_exportable(run: SavedRun) -> None:
 def greedy_policy(run: SavedRun) -> Callable[[jax.Array], dict[str, jax.Array]]:
     """Returns a run's greedy policy, with its normaliser frozen, as a function of raw observations [b, *shape].
 
-    The function returns a dictionary with `action`, as the environment takes it ([b] int32, or [b, *shape] float32
-    within the bounds), and the parameters of the distribution whose mode it is: `logits` [b, n], or `mean` and
-    `log_std` [b, A] of the Gaussian before it is clipped or squashed.
+    The function returns a dictionary with `action`, as the environment takes it ([b] or [b, F] int32, or [b, *shape]
+    float32 within the bounds), and the parameters of the distribution whose mode it is: `logits` [b, n], or those of
+    all factors side by side [b, sum(sizes)], or `mean` and `log_std` [b, A] of the Gaussian before it is clipped or
+    squashed.
     """
     frozen_policy = frozen(make_policy(run.config, run.env), run.runner)
     bound = action_bound(run.config, run.env.action_space)
@@ -95,7 +99,8 @@ def greedy_policy(run: SavedRun) -> Callable[[jax.Array], dict[str, jax.Array]]:
     def policy(obs: jax.Array) -> dict[str, jax.Array]:
         pi: Any = frozen_policy.evaluate(params, (), obs, jnp.zeros(len(obs), jnp.bool_))[0]
         action = pi.mode() if bound is None else bound(pi.mode())
-        return {"action": action, **pi._asdict()}
+        parameters = {"logits": pi.logits} if isinstance(pi, MultiCategorical) else pi._asdict()
+        return {"action": action, **parameters}
 
     return policy
 
@@ -169,7 +174,7 @@ def _spec(run: SavedRun, weights: dict[str, np.ndarray]) -> dict[str, Any]:
         "env_steps": int(run.runner.updates) * config.batch_size,
         "observation_space": {"shape": list(run.env.observation_space.shape)},
         "action_space": _action_space(space),
-        "policy": "categorical" if isinstance(space, Discrete) else config.policy,
+        "policy": _DISCRETE_POLICIES.get(type(space), config.policy),
         "network": {
             "hidden_sizes": list(config.hidden_sizes),
             "activation": config.activation,
@@ -187,8 +192,8 @@ def _layers(run: SavedRun, weights: dict[str, np.ndarray]) -> dict[str, Any]:
     The first layer of a convolutional torso is applied to the 3 x 3 patches [b, H - 2, W - 2, 9 * C].
     """
     is_conv = "params/ConvTorso_0/Dense_0/kernel" in weights
-    discrete = isinstance(run.env.action_space, Discrete)
-    head = "params/CategoricalHead_0" if discrete else "params/GaussianHead_0"
+    space = run.env.action_space
+    head = f"params/{_HEADS[type(space)]}_0"
 
     def torso(number: int) -> list[str]:
         hidden = [f"Dense_{i}" for i in range(len(run.config.hidden_sizes))]
@@ -200,20 +205,22 @@ def _layers(run: SavedRun, weights: dict[str, np.ndarray]) -> dict[str, Any]:
         "torso": "conv" if is_conv else "mlp",
         "actor": torso(0),
         "head": f"{head}/Dense_0",
-        "log_std": None if discrete else f"{head}/log_std",
+        "log_std": f"{head}/log_std" if isinstance(space, Box) else None,
         "critic": torso(0 if run.config.shared_torso else 1),
         "value_head": "params/Dense_0",
     }
 
 
-def _action_space(space: Discrete | Box) -> dict[str, Any]:
+def _action_space(space: ActionSpace) -> dict[str, Any]:
     """Returns the description of the action space.
 
     For a continuous one it has the bounds, null where there is none since JSON has no infinity, and the centre and unit
-    by which `wrappers.action_bound` maps the policy's actions into them.
+    by which `wrappers.action_bound` maps the policy's actions into them; each is a flat list in row-major order.
     """
     if isinstance(space, Discrete):
         return {"kind": "discrete", "n": space.n}
-    low, high = ([x if math.isfinite(x) else None for x in side.tolist()] for side in space.bounds())
-    centre, unit = (x.tolist() for x in action_units(space))
+    if isinstance(space, MultiDiscrete):
+        return {"kind": "multi_discrete", "sizes": list(space.sizes)}
+    low, high = ([x if math.isfinite(x) else None for x in side.ravel().tolist()] for side in space.bounds())
+    centre, unit = (x.ravel().tolist() for x in action_units(space))
     return {"kind": "continuous", "shape": list(space.shape), "low": low, "high": high, "centre": centre, "unit": unit}

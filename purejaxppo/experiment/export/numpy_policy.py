@@ -38,11 +38,14 @@ class Policy:
         space, head = self.spec["action_space"], self._dense(self.spec["network"]["head"], self._features(obs))
         if space["kind"] == "discrete":
             return head.argmax(axis=-1).astype(np.int32)
+        if space["kind"] == "multi_discrete":
+            factors = np.split(head, np.cumsum(space["sizes"])[:-1], axis=-1)
+            return np.stack([logits.argmax(axis=-1) for logits in factors], axis=-1).astype(np.int32)
         low = np.array([-math.inf if x is None else x for x in space["low"]], np.float32)
         high = np.array([math.inf if x is None else x for x in space["high"]], np.float32)
         centre, unit = (np.array(space[name], np.float32) for name in ("centre", "unit"))
         x = np.tanh(head) if self.spec["policy"] == "tanh_gaussian" else head
-        return np.clip(centre + unit * x, low, high)
+        return np.clip(centre + unit * x, low, high).reshape(len(obs), *space["shape"])
 
     def _features(self, x: np.ndarray) -> np.ndarray:
         network, normalizer = self.spec["network"], self.spec["normalizer"]

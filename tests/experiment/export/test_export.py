@@ -21,7 +21,7 @@ from safetensors.numpy import load_file
 
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.config.fields import Activation
-from purejaxppo.core.types import Box, EnvStep
+from purejaxppo.core.types import Box, EnvStep, MultiDiscrete
 from purejaxppo.envs.gymnax_adapter import from_gymnax
 from purejaxppo.envs.wrappers import evaluation_env
 from purejaxppo.errors import CheckpointError, ConfigError
@@ -46,6 +46,8 @@ CASES = {
     "gaussian": {"env": "Pendulum-v1", "activation": "elu", **NORMALIZED},
     "tanh_gaussian": {"env": "Pendulum-v1", "policy": "tanh_gaussian", "activation": "gelu", **NORMALIZED},
     "two actions": {"env": "Reacher-misc", "policy": "tanh_gaussian", "activation": "silu", "shared_torso": True},
+    "factors": {"env": "CartPole-v1", "activation": "relu", "actions": MultiDiscrete((3, 1, 4)), **NORMALIZED},
+    "matrix": {"env": "Pendulum-v1", "activation": "tanh", "actions": Box((2, 2), ((-2.0, 0.0), (3.0, 1.0)), 4.0)},
 }
 
 
@@ -61,10 +63,21 @@ def scrambled(key, tree):
     return structure.unflatten([scale * jax.random.normal(k, x.shape) for scale, k, x in zipped])
 
 
-def make_run(**settings):
+def with_actions(env, space):
+    """Returns the environment with another action space, of whose elements it takes the first."""
+
+    def step(draws, state, action):
+        first = action.reshape(len(action), -1)[:, 0].astype(env.action_space.element().dtype)
+        return env.step(draws, state, first.reshape(len(action), *env.action_space.element().shape))
+
+    return env._replace(action_space=space, step=step)
+
+
+def make_run(actions=None, **settings):
     """Returns a run that looks as if it had trained 3 updates, with random parameters and normaliser."""
     config = TrainConfig(**{**SMALL, **settings})
     env = from_gymnax(config.env, config.num_envs, **dict(config.env_params))
+    env = with_actions(env, actions) if actions else env
     trainer = trainer_from_config(config, env)
     shapes = jax.eval_shape(trainer.init, jax.random.key(0), Hyperparams())
     runner = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes._replace(key=()))
@@ -102,20 +115,28 @@ def own_actions(run, obs):
     return np.asarray(result.info["action"]), pi
 
 
+def parameters(pi):
+    """Returns what an exported policy says of its distribution, {name: array}."""
+    return {"logits": pi.logits} if hasattr(pi, "factors") else pi._asdict()
+
+
 def assert_same_actions(run, got, expected, pi):
     """Asserts equality of discrete actions; the two best logits of each row must differ by more than rounding."""
-    assert got.shape == expected.shape
+    assert got.shape == expected.shape == (len(got), *run.env.action_space.element().shape)
     if not isinstance(run.env.action_space, Box):
         assert got.dtype == expected.dtype == np.int32
-        best = np.sort(np.asarray(pi.logits), axis=-1)
-        clear = best[:, -1] - best[:, -2] > 1e-4
-        assert clear.mean() > 0.8
-        np.testing.assert_array_equal(got[clear], expected[clear])
+        factors = pi.factors if hasattr(pi, "factors") else [pi]
+        for factor, mine, own in zip(factors, np.atleast_2d(got.T), np.atleast_2d(expected.T), strict=True):
+            best = np.sort(np.asarray(factor.logits), axis=-1)
+            clear = np.subtract(*best[:, :-3:-1].T) > 1e-4 if best.shape[-1] > 1 else np.full(len(best), True)
+            assert clear.mean() > 0.8
+            np.testing.assert_array_equal(mine[clear], own[clear])
     else:
         assert got.dtype == expected.dtype == np.float32
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
-        assert (got >= run.env.action_space.low).all()
-        assert (got <= run.env.action_space.high).all()
+        low, high = run.env.action_space.bounds()
+        assert (got >= low).all()
+        assert (got <= high).all()
 
 
 @pytest.fixture
@@ -164,8 +185,8 @@ def copied(saved, tmp_path):
 # --- the same actions -------------------------------------------------------------------------------------------------
 
 
-# Five cases by default, with every activation, torso and kind of action.
-OFTEN = ("shared", "image", "one-hot", "gaussian", "two actions")
+# Seven cases by default, with every activation, torso and kind of action.
+OFTEN = ("shared", "image", "one-hot", "gaussian", "two actions", "factors", "matrix")
 
 
 @pytest.mark.parametrize(
@@ -183,11 +204,11 @@ def test_every_kind_of_policy_acts_as_in_evaluation(name, exported_case):
         obs = observations(run, batch)
         expected, pi = own_actions(run, obs)
         result = module.call(obs)
-        assert result.keys() == {"action", *pi._fields}
+        assert result.keys() == {"action", *parameters(pi)}
         arrays = {name: {"shape": ["b", *x.shape[1:]], "dtype": str(x.dtype)} for name, x in result.items()}
         assert arrays == said["returns"]
         assert_same_actions(run, np.asarray(result["action"]), expected, pi)
-        for field, value in pi._asdict().items():
+        for field, value in parameters(pi).items():
             np.testing.assert_allclose(result[field], value, rtol=1e-5, atol=1e-5)
         assert_same_actions(run, policy(obs), expected, pi)
         np.testing.assert_array_equal(policy(obs[0]), policy(obs[:1])[0])
@@ -233,6 +254,24 @@ def test_bounds_of_every_kind(exported, low, high, centre, unit):
     assert json.loads((out / "policy.json").read_text())["action_space"] == space
 
 
+def test_how_the_new_kinds_of_action_are_described(exported_case):
+    """Sizes, and bounds in row-major order; files of the kinds before are what they were."""
+    spec = exported_case("factors")[1] / "policy.json", exported_case("matrix")[1] / "policy.json"
+    factors, matrix = (json.loads(file.read_text()) for file in spec)
+    assert factors["action_space"] == {"kind": "multi_discrete", "sizes": [3, 1, 4]}
+    assert (factors["policy"], matrix["policy"]) == ("multi_categorical", "gaussian")
+    assert factors["network"]["log_std"] is None
+    assert matrix["action_space"] == {
+        "kind": "continuous",
+        "shape": [2, 2],
+        "low": [-2.0, 0.0, 3.0, 1.0],
+        "high": [4.0] * 4,
+        "centre": [1.0, 2.0, 3.5, 2.5],
+        "unit": [3.0, 2.0, 0.5, 1.5],
+    }
+    assert factors["format_version"] == matrix["format_version"] == 2
+
+
 # --- what is written --------------------------------------------------------------------------------------------------
 
 
@@ -275,7 +314,7 @@ def test_the_weights_are_the_networks_and_the_normalisers(saved):
     assert not weights
 
 
-@pytest.mark.parametrize("name", ["shared", "image", "gaussian"])
+@pytest.mark.parametrize("name", ["shared", "image", "gaussian", "factors"])
 def test_every_weight_has_its_place_in_the_description(name, exported_case):
     """policy.json names each weight, and no other."""
     _, out = exported_case(name)
