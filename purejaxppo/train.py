@@ -19,7 +19,7 @@ from purejaxppo.core.checks import check_algorithm, check_env, check_hyperparams
 from purejaxppo.core.episodes import ended_episodes, no_episodes
 from purejaxppo.core.nonfinite import NONFINITE_RULES, nonfinite, undo_nonfinite
 from purejaxppo.core.normalizer import Normalizer, init_normalizer, normalized_obs, scaled_reward, update_normalizer
-from purejaxppo.core.optimizer import anneal
+from purejaxppo.core.optimizer import anneal, check_names
 from purejaxppo.core.rollout import rollout
 from purejaxppo.core.rollout_metrics import RolloutStats, measure_rollout, rollout_metrics
 from purejaxppo.core.shards import Shards
@@ -39,7 +39,7 @@ from purejaxppo.core.types import (
 from purejaxppo.envs.registry import make_env
 from purejaxppo.envs.wrappers import bound_action
 from purejaxppo.errors import ConfigError
-from purejaxppo.policies.networks import make_network
+from purejaxppo.policies.registry import make_network
 
 
 def make_trainer(config: TrainConfig, env: VecEnv, network: Network, algorithm: Algorithm) -> Trainer:
@@ -136,6 +136,7 @@ def train(config: TrainConfig, hp: Hyperparams, key: jax.Array) -> tuple[RunnerS
 
 def _check_parts(config: TrainConfig, env: VecEnv, network: Network, algorithm: Algorithm) -> None:
     validate_config(config)
+    check_names(config)
     check_algorithm(algorithm)
     if env.num_envs != config.num_envs:
         raise ConfigError(

@@ -10,7 +10,7 @@ from compiled_once import QUICKLY
 from purejaxppo.config import TrainConfig
 from purejaxppo.core.advantage import ESTIMATORS
 from purejaxppo.core.types import Batch, Box, Discrete, VecEnv
-from purejaxppo.policies.networks import make_network
+from purejaxppo.policies.registry import make_network
 
 T, E, OBS = 4, 4, 3
 CONFIG = TrainConfig(

@@ -32,7 +32,7 @@ from purejaxppo.core.distributions import Categorical
 from purejaxppo.core.types import Algorithm, Discrete, LearnerState
 from purejaxppo.envs.wrappers import action_bound
 from purejaxppo.errors import ConfigError
-from purejaxppo.policies.networks import make_network
+from purejaxppo.policies.registry import make_network
 from purejaxppo.train import advance, make_trainer, train, trainer_from_config
 
 E, T = 4, 4

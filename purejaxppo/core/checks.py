@@ -150,10 +150,11 @@ def check_network(config: TrainConfig, env: VecEnv, network: Network) -> None:
                 f"{list(each)}, as by jnp.broadcast_to(log_std, mean.shape)."
             )
     squashes = {DiagGaussian: "gaussian", TanhDiagGaussian: "tanh_gaussian"}
-    policy = squashes.get(type(pi), config.policy)
-    if policy != config.policy:
+    needed = squashes.get(type(pi), config.action_distribution)
+    if needed != config.action_distribution:
         raise ConfigError(
-            f"the network's policy is a {type(pi).__name__}, whose actions need policy = {policy}, not {config.policy}."
+            f"the network's policy is a {type(pi).__name__}, whose actions need action_distribution = {needed}, not "
+            f"{config.action_distribution}."
         )
 
 

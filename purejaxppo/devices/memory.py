@@ -17,7 +17,7 @@ from purejaxppo.core.types import VecEnv
 from purejaxppo.devices.machine import memory_bytes, ram_bytes
 from purejaxppo.envs.wrappers import bound_action
 from purejaxppo.errors import ConfigError, OutOfMemoryError, is_out_of_memory
-from purejaxppo.policies.networks import make_network
+from purejaxppo.policies.registry import make_network
 
 _TRIES = 1000  # smaller values of a setting that are tried at most
 

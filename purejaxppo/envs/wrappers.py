@@ -39,7 +39,7 @@ def action_bound(config: TrainConfig, space: Discrete | Box) -> Callable[[jax.Ar
         return None
     low, high = (jnp.asarray(side, jnp.float32)[None] for side in space.bounds())
     centre, unit = (jnp.asarray(x)[None] for x in action_units(space))
-    squash = {"gaussian": lambda x: x, "tanh_gaussian": jnp.tanh}[config.policy]
+    squash = {"gaussian": lambda x: x, "tanh_gaussian": jnp.tanh}[config.action_distribution]
     # The clip comes last, so that rounding cannot leave the bounds.
     return lambda action: jnp.clip(centre + unit * squash(action), low, high)
 

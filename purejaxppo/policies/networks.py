@@ -30,18 +30,35 @@ _CONV_FEATURES = 16
 COLUMNS_FROM = 128
 
 
-def make_network(config: TrainConfig, env: VecEnv) -> Network:
-    """Returns the network for an environment's spaces: convolutional for images of at least 3 x 3, else an MLP.
+def is_image(env: VecEnv) -> bool:
+    """Returns whether observations have shape [H, W, C], of at least 3 x 3."""
+    obs_shape = env.observation_space.shape
+    return len(obs_shape) == 3 and min(obs_shape[:2]) >= 3
 
-    Observations of shape [H, W, C] are images.
+
+def mlp(config: TrainConfig, env: VecEnv) -> Network:
+    """Returns an MLP over the flattened observation. Raises as `_actor_critic` does."""
+    return _actor_critic(config, env, MLPTorso)
+
+
+def conv(config: TrainConfig, env: VecEnv) -> Network:
+    """Returns a convolutional network. Raises as `_actor_critic` does, and ConfigError if there is no image."""
+    if not is_image(env):
+        raise ConfigError(
+            f"policy conv needs observations [H, W, C] of at least 3 x 3, but those of {config.env} have shape "
+            f"{list(env.observation_space.shape)}; use mlp."
+        )
+    return _actor_critic(config, env, ConvTorso)
+
+
+def _actor_critic(config: TrainConfig, env: VecEnv, torso: type["MLPTorso | ConvTorso"]) -> Network:
+    """Returns the network for an environment's spaces.
 
     Raises:
-      ConfigError: a tanh policy with discrete actions.
-      EnvError: a tanh policy with actions that lack finite bounds.
+      ConfigError: a tanh-Gaussian with discrete actions.
+      EnvError: a tanh-Gaussian for actions that lack finite bounds.
     """
     obs_shape = env.observation_space.shape
-    is_image = len(obs_shape) == 3 and min(obs_shape[:2]) >= 3
-    torso = ConvTorso if is_image else MLPTorso
     activation = _ACTIVATIONS[config.activation]
     network = ActorCritic(
         obs_shape=obs_shape,
@@ -54,16 +71,18 @@ def make_network(config: TrainConfig, env: VecEnv) -> Network:
 
 def _policy_head(config: TrainConfig, space: Discrete | Box) -> Callable[[bool], nn.Module]:
     if isinstance(space, Discrete):
-        if config.policy != "gaussian":
+        if config.action_distribution != "gaussian":
             raise ConfigError(
-                f"policy {config.policy} is for continuous actions, but {config.env} has {space.n} discrete ones; "
-                f"leave it out."
+                f"action_distribution {config.action_distribution} is for continuous actions, but {config.env} has "
+                f"{space.n} discrete ones; leave it out."
             )
         return lambda columns: CategoricalHead(space.n, columns)
-    if config.policy == "gaussian":
+    if config.action_distribution == "gaussian":
         return lambda columns: GaussianHead(space.shape, DiagGaussian, columns)
     if not space.bounded().all():
-        raise EnvError(f"policy tanh_gaussian needs finite action bounds, but {config.env} has none; use gaussian.")
+        raise EnvError(
+            f"action_distribution tanh_gaussian needs finite action bounds, but {config.env} has none; use gaussian."
+        )
     return lambda columns: GaussianHead(space.shape, TanhDiagGaussian, columns)
 
 

@@ -18,7 +18,7 @@ from purejaxppo.core.types import Box, Discrete
 from purejaxppo.devices.data_parallel import spread_trainer
 from purejaxppo.devices.vectorize import grid, make_runs
 from purejaxppo.errors import ConfigError, EnvError
-from purejaxppo.policies.networks import make_network
+from purejaxppo.policies.registry import make_network
 from purejaxppo.train import advance, make_trainer, train, trainer_from_config
 
 E = 4

@@ -15,7 +15,7 @@ from purejaxppo.core.distributions import Categorical, DiagGaussian, TanhDiagGau
 from purejaxppo.core.types import Box, Discrete, VecEnv
 from purejaxppo.errors import ConfigError, EnvError
 from purejaxppo.policies import networks
-from purejaxppo.policies.networks import make_network
+from purejaxppo.policies.registry import make_network
 
 T, E = 3, 2
 IMAGE = (6, 5, 4)

@@ -24,7 +24,7 @@ from purejaxppo.experiment.atomic_files import write_bytes, write_json, write_te
 from purejaxppo.experiment.directory import create_dir
 from purejaxppo.experiment.load_run import SavedRun
 from purejaxppo.experiment.signals import when_interrupted
-from purejaxppo.policies.networks import make_network
+from purejaxppo.policies.registry import make_network
 
 _PLATFORMS = ("cpu", "cuda", "tpu")
 _FORMAT_VERSION = 2  # of policy.json, as numpy_policy.py reads it; since version 2 actions have a centre and a unit
@@ -163,7 +163,7 @@ def _spec(run: SavedRun, weights: dict[str, np.ndarray]) -> dict[str, Any]:
         "env_steps": int(run.runner.updates) * config.batch_size,
         "observation_space": {"shape": list(run.env.observation_space.shape)},
         "action_space": _action_space(space),
-        "policy": "categorical" if isinstance(space, Discrete) else config.policy,
+        "policy": "categorical" if isinstance(space, Discrete) else config.action_distribution,
         "network": {
             "hidden_sizes": list(config.hidden_sizes),
             "activation": config.activation,

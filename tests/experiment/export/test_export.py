@@ -31,7 +31,7 @@ from purejaxppo.experiment.directory import RunSettings, write_inputs
 from purejaxppo.experiment.export import export, numpy_policy
 from purejaxppo.experiment.export.export import export_saved
 from purejaxppo.experiment.load_run import SavedRun, restore
-from purejaxppo.policies.networks import make_network
+from purejaxppo.policies.registry import make_network
 from purejaxppo.train import trainer_from_config
 
 FILES = ["numpy_policy.py", "policy.json", "policy.stablehlo", "weights.safetensors"]
