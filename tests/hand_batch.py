@@ -26,7 +26,9 @@ POLICIES = tuple(_ACTIONS)
 
 def make_policy(policy="categorical", seed=0):
     """(apply, params) of a network with a policy that is not nearly uniform."""
-    config = CONFIG if policy == "categorical" else TrainConfig(policy=policy, hidden_sizes=CONFIG.hidden_sizes)
+    config = (
+        CONFIG if policy == "categorical" else TrainConfig(hidden_sizes=CONFIG.hidden_sizes, action_distribution=policy)
+    )
     env = VecEnv(None, None, Box((OBS,)), _ACTIONS[policy], E)
     network = make_network(config, env)
     shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, OBS)))

@@ -208,7 +208,9 @@ def continuous():
     """Policy -> (final state, metrics [3]) of three normalised updates with continuous actions."""
 
     def run(policy, key):
-        config = dataclasses.replace(CONFIG, policy=policy, normalize_observation=True, normalize_reward=True)
+        config = dataclasses.replace(
+            CONFIG, action_distribution=policy, normalize_observation=True, normalize_reward=True
+        )
         trainer = trainer_from_config(config, walk(E, continuous=True))
         return advance(trainer, HP, trainer.init(key, HP), 3)
 

@@ -136,7 +136,7 @@ def refuse_unknown(name: str, known: Sequence[str] | None = None) -> None:
         raise EnvError(
             f"unknown environment {name!r}.{suggestion(name, known)} `purejaxppo envs` lists all; one "
             f"of your own needs register_env({name!r}, ...) or gymnax.register, in a module that is given by --plugin "
-            f"or in your program."
+            f"or in your program, which may pass it as env= instead."
         )
 
 

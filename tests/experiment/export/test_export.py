@@ -44,8 +44,13 @@ CASES = {
     "small board": {"env": "Catch-bsuite", "activation": "elu"},
     "one-hot": {"env": "FrozenLake-misc", "activation": "gelu"},
     "gaussian": {"env": "Pendulum-v1", "activation": "elu", **NORMALIZED},
-    "tanh_gaussian": {"env": "Pendulum-v1", "policy": "tanh_gaussian", "activation": "gelu", **NORMALIZED},
-    "two actions": {"env": "Reacher-misc", "policy": "tanh_gaussian", "activation": "silu", "shared_torso": True},
+    "tanh_gaussian": {"env": "Pendulum-v1", "action_distribution": "tanh_gaussian", "activation": "gelu", **NORMALIZED},
+    "two actions": {
+        "env": "Reacher-misc",
+        "action_distribution": "tanh_gaussian",
+        "activation": "silu",
+        "shared_torso": True,
+    },
 }
 
 
