@@ -16,7 +16,7 @@ from purejaxppo.core.checks import check_hyperparams, check_parts
 from purejaxppo.core.episodes import ended_episodes, no_episodes
 from purejaxppo.core.nonfinite import NONFINITE_RULES, nonfinite, undo_nonfinite
 from purejaxppo.core.normalizer import Normalizer, init_normalizer, normalized_obs, scaled_reward, update_normalizer
-from purejaxppo.core.optimizer import anneal
+from purejaxppo.core.optimizer import anneal, check_names
 from purejaxppo.core.rollout import rollout
 from purejaxppo.core.rollout_metrics import RolloutStats, measure_rollout, rollout_metrics
 from purejaxppo.core.shards import Shards
@@ -33,8 +33,8 @@ from purejaxppo.core.types import (
 )
 from purejaxppo.envs.registry import make_env
 from purejaxppo.envs.wrappers import bound_action
-from purejaxppo.policies import make_policy
 from purejaxppo.policies.normalized import Normalized
+from purejaxppo.policies.registry import make_policy
 
 
 def make_trainer(config: TrainConfig, env: VecEnv, policy: Policy, algorithm: Algorithm) -> Trainer:
@@ -51,6 +51,7 @@ def make_trainer(config: TrainConfig, env: VecEnv, policy: Policy, algorithm: Al
       EnvError: an environment that breaks the contract of `VecEnv`.
     """
     validate_config(config)
+    check_names(config)
     check_parts(config, env, policy, algorithm)
     if config.learning_rate_schedule == "kl_adaptive":
         algorithm = kl_adaptive(algorithm)

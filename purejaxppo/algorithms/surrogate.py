@@ -60,7 +60,7 @@ def surrogate_algorithm(
     learn = surrogate_steps(config, policy, policy_loss, shards, extra_loss)
 
     def init(key: jax.Array, hp: Hyperparams, params: Params) -> LearnerState:
-        return LearnerState(params, make_optimizer(hp).init(params), ())
+        return LearnerState(params, make_optimizer(config, hp).init(params), ())
 
     def update(
         key: jax.Array, hp: Hyperparams, learner: LearnerState, trajectory: Trajectory
@@ -101,7 +101,7 @@ def surrogate_steps(
         rows = minibatch_rows(key, shards, len(batch.advantage), config.num_epochs, config.num_minibatches)
         # Before the loop, as every shuffle is known: their statistics are one exchange, not one for each step.
         advantage = minibatch_advantages(config.normalize_advantage, shards, batch.advantage, rows)
-        learner, steps = gradient_steps(hp, learner, batch, rows, advantage, shards.gradient(loss))
+        learner, steps = gradient_steps(config, hp, learner, batch, rows, advantage, shards.gradient(loss))
         # Over all steps, also those that an early stop discarded: `stop_early` computes them all the same.
         metrics = jax.tree.map(jnp.mean, steps.metrics)
         # 0 up to rounding, since the first step starts from the policy that acted.
@@ -142,13 +142,20 @@ def standardize_batch(shards: Shards, advantage: jax.Array) -> jax.Array:
 
 
 def gradient_steps(
-    hp: Hyperparams, learner: LearnerState, batch: Batch, rows: jax.Array, advantage: jax.Array, gradient: Gradient
+    config: TrainConfig,
+    hp: Hyperparams,
+    learner: LearnerState,
+    batch: Batch,
+    rows: jax.Array,
+    advantage: jax.Array,
+    gradient: Gradient,
 ) -> tuple[LearnerState, GradientStep]:
-    """Takes Adam's steps along `gradient`, one per minibatch.
+    """Takes the optimizer's steps along `gradient`, one per minibatch.
 
     If `hp.target_kl` is set, the steps stop early once the minibatch's `kl` exceeds it.
 
     Args:
+      config: with the optimizer.
       hp: with the learning rate, the gradient's maximum norm and target_kl.
       learner: parameters and optimizer state to start from.
       batch: N rows.
@@ -160,7 +167,7 @@ def gradient_steps(
       The learner, and what was measured, with `grad_norm` (before clipping) among the metrics, leaves [steps],
       including the steps that were discarded.
     """
-    optimizer = make_optimizer(hp)  # made here, as hp may be traced and state holds arrays alone
+    optimizer = make_optimizer(config, hp)  # made here, as hp may be traced and state holds arrays alone
 
     def step(learner: LearnerState, drawn: tuple[jax.Array, jax.Array]) -> tuple[LearnerState, GradientStep]:
         rows, advantage = drawn

@@ -44,7 +44,7 @@ def trpo(config: TrainConfig, policy: Policy, *, shards: Shards | None = None) -
     shards = shards or Shards(config.shard_count)
 
     def init(key: jax.Array, hp: Hyperparams, params: Params) -> LearnerState:
-        return LearnerState(params, make_optimizer(hp).init(params), ())
+        return LearnerState(params, make_optimizer(config, hp).init(params), ())
 
     def update(
         key: jax.Array, hp: Hyperparams, learner: LearnerState, trajectory: Trajectory
@@ -65,7 +65,9 @@ def trpo(config: TrainConfig, policy: Policy, *, shards: Shards | None = None) -
         rows = minibatch_rows(key, shards, len(batch.advantage), config.num_epochs, config.num_minibatches)
         # target_kl is the trust region of the policy; it must not stop the regression.
         hp = dataclasses.replace(hp, target_kl=None)
-        learner, steps = gradient_steps(hp, learner, batch, rows, batch.advantage[rows], shards.gradient(value_loss))
+        learner, steps = gradient_steps(
+            config, hp, learner, batch, rows, batch.advantage[rows], shards.gradient(value_loss)
+        )
         metrics = {"loss/value": jnp.mean(steps.metrics["loss/value"]), **policy_metrics}
         return learner, {**metrics, **diagnose(policy, learner.params, batch, shards)}
 

@@ -266,11 +266,11 @@ def _check_distribution(config: TrainConfig, env: VecEnv, pi: Any, action: Any) 
             f"{_text(wanted)}; give it another distribution or size."
         )
     squashes = {DiagGaussian: "gaussian", TanhDiagGaussian: "tanh_gaussian"}
-    policy = squashes.get(type(pi), config.policy)
-    if policy != config.policy:
+    needed = squashes.get(type(pi), config.action_distribution)
+    if needed != config.action_distribution:
         raise ConfigError(
-            f"the policy's distribution is a {type(pi).__name__}, whose actions need policy = {policy}, not "
-            f"{config.policy}."
+            f"the policy's distribution is a {type(pi).__name__}, whose actions need action_distribution = {needed}, "
+            f"not {config.action_distribution}."
         )
 
 

@@ -26,7 +26,7 @@ from purejaxppo.core.types import Batch, Metrics, Params, RunnerState, Trainer, 
 from purejaxppo.devices.cpu import num_devices_for
 from purejaxppo.envs.registry import make_env
 from purejaxppo.errors import ConfigError, EnvError
-from purejaxppo.policies import make_policy
+from purejaxppo.policies.registry import make_policy
 from purejaxppo.train import make_trainer, trainer_from_config
 
 _ENVS = "envs"

@@ -17,7 +17,7 @@ from purejaxppo.core.types import Actors, VecEnv
 from purejaxppo.devices.machine import memory_bytes, ram_bytes
 from purejaxppo.envs.wrappers import bound_action
 from purejaxppo.errors import ConfigError, OutOfMemoryError, is_out_of_memory
-from purejaxppo.policies import make_policy
+from purejaxppo.policies.registry import make_policy
 
 _TRIES = 1000  # smaller values of a setting that are tried at most
 

@@ -1,18 +1,19 @@
-"""The table of all registered environments, for `purejaxppo envs`."""
+"""The table of all environments, for `purejaxppo envs`."""
 
 from typing import Any
 
+from purejaxppo.config import TrainConfig
 from purejaxppo.core.types import ActionSpace, Box, Discrete
-from purejaxppo.envs.gymnax_adapter import from_gymnax, registered_envs
+from purejaxppo.envs.registry import known_envs, make_env
 from purejaxppo.errors import EnvError
 
 
 def env_table(allow_download: bool = False) -> list[dict[str, Any]]:
-    """Returns a row per registered id: env, observation (shape), actions, step_limit; `error` if it does not build."""
+    """Returns a row per environment: env, observation (shape), actions, step_limit; `error` if it does not build."""
     rows: list[dict[str, Any]] = []
-    for name in registered_envs():
+    for name in known_envs():
         try:
-            env = from_gymnax(name, 1, allow_download=allow_download)
+            env = make_env(TrainConfig(env=name), 1, allow_download=allow_download)
         except EnvError as error:
             rows.append({"env": name, "observation": None, "actions": None, "step_limit": None, "error": str(error)})
             continue

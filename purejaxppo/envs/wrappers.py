@@ -34,7 +34,7 @@ def action_bound(config: TrainConfig, space: ActionSpace) -> Callable[[jax.Array
         return None if len(space.shape) == 1 else shaped
     low, high = (jnp.asarray(side, jnp.float32)[None] for side in space.bounds())
     centre, unit = (jnp.asarray(x)[None] for x in action_units(space))
-    squash = {"gaussian": lambda x: x, "tanh_gaussian": jnp.tanh}[config.policy]
+    squash = {"gaussian": lambda x: x, "tanh_gaussian": jnp.tanh}[config.action_distribution]
     # The clip comes last, so that rounding cannot leave the bounds.
     return lambda action: jnp.clip(centre + unit * squash(shaped(action)), low, high)
 

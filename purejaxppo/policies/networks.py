@@ -21,6 +21,7 @@ from purejaxppo.core.distributions import (
 from purejaxppo.core.observations import ACTION_MASK, CRITIC, OBS, actor_keys
 from purejaxppo.core.types import ActionSpace, Box, Discrete, MultiDiscrete, Observation, VecEnv
 from purejaxppo.errors import ConfigError, EnvError
+from purejaxppo.policies.feed_forward import FeedForward
 
 _ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
     "tanh": nn.tanh,
@@ -38,21 +39,35 @@ _CONV_FEATURES = 16
 COLUMNS_FROM = 128
 
 
-def make_network(config: TrainConfig, env: VecEnv) -> "ActorCritic":
-    """Returns the network for an environment's spaces: convolutional for images of at least 3 x 3, else an MLP.
+def mlp(config: TrainConfig, env: VecEnv) -> FeedForward:
+    """Returns the policy of an MLP over the flattened observation. Raises as `_actor_critic` does."""
+    return _actor_critic(config, env, MLPTorso)
 
-    Observations of shape [H, W, C] are images.
+
+def conv(config: TrainConfig, env: VecEnv) -> FeedForward:
+    """Returns that of a convolutional network. Raises as `_actor_critic` does, and ConfigError if there is no image."""
+    if not is_image(env.observation_space):
+        raise ConfigError(
+            f"policy conv needs observations [H, W, C] of at least 3 x 3, but those of {config.env} are no such "
+            f"images; use mlp."
+        )
+    return _actor_critic(config, env, ConvTorso)
+
+
+def _actor_critic(config: TrainConfig, env: VecEnv, torso: type["MLPTorso | ConvTorso"]) -> FeedForward:
+    """Returns the policy of a network for an environment's spaces.
 
     Raises:
-      ConfigError: a tanh policy with discrete actions, or a shared torso of a value function that sees more.
-      EnvError: a tanh policy with actions that lack finite bounds.
+      ConfigError: a tanh-Gaussian with discrete actions, or a shared torso of a value function that sees more.
+      EnvError: a tanh-Gaussian for actions that lack finite bounds.
     """
-    return ActorCritic(
+    network = ActorCritic(
         read=reader(config, env.observation_space),
-        make_torso=torso(config, env.observation_space),
+        make_torso=torso_maker(config, torso),
         make_head=policy_head(config, env.action_space),
         shared_torso=config.shared_torso,
     )
+    return FeedForward(network)
 
 
 class Inputs(NamedTuple):
@@ -109,28 +124,29 @@ def is_image(space: Space) -> bool:
     return len(space.shape) == 3 and min(space.shape[:2]) >= 3
 
 
-def torso(config: TrainConfig, space: Space) -> Callable[[bool], "MLPTorso | ConvTorso"]:
+def torso_maker(config: TrainConfig, kind: type["MLPTorso | ConvTorso"]) -> Callable[[bool], "MLPTorso | ConvTorso"]:
     """Returns the function that makes the hidden layers, for activations that are feature-major or not."""
-    kind = ConvTorso if is_image(space) else MLPTorso
     return lambda columns: kind(config.hidden_sizes, _ACTIVATIONS[config.activation], columns)
 
 
 def policy_head(config: TrainConfig, space: ActionSpace) -> Callable[[bool], nn.Module]:
     """Returns the function that makes the head for a kind of actions, for features that are feature-major or not."""
     if isinstance(space, Discrete | MultiDiscrete):
-        if config.policy != "gaussian":
+        if config.action_distribution != "gaussian":
             number = space.n if isinstance(space, Discrete) else " x ".join(map(str, space.sizes))
             raise ConfigError(
-                f"policy {config.policy} is for continuous actions, but {config.env} has {number} discrete ones; "
-                f"leave it out."
+                f"action_distribution {config.action_distribution} is for continuous actions, but {config.env} has "
+                f"{number} discrete ones; leave it out."
             )
         if isinstance(space, MultiDiscrete):
             return lambda columns: MultiCategoricalHead(space.sizes, columns)
         return lambda columns: CategoricalHead(space.n, columns)
-    if config.policy == "gaussian":
+    if config.action_distribution == "gaussian":
         return lambda columns: GaussianHead(space.shape, DiagGaussian, columns)
     if not space.bounded().all():
-        raise EnvError(f"policy tanh_gaussian needs finite action bounds, but {config.env} has none; use gaussian.")
+        raise EnvError(
+            f"action_distribution tanh_gaussian needs finite action bounds, but {config.env} has none; use gaussian."
+        )
     return lambda columns: GaussianHead(space.shape, TanhDiagGaussian, columns)
 
 

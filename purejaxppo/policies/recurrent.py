@@ -10,19 +10,30 @@ import jax.numpy as jnp
 from purejaxppo.config import TrainConfig
 from purejaxppo.core.distributions import Distribution
 from purejaxppo.core.types import Observation, Params, VecEnv
-from purejaxppo.policies.networks import Dense, Inputs, feature_major, policy_head, reader, torso
+from purejaxppo.policies.networks import (
+    ConvTorso,
+    Dense,
+    Inputs,
+    MLPTorso,
+    feature_major,
+    is_image,
+    policy_head,
+    reader,
+    torso_maker,
+)
 
 Memory = dict[str, jax.Array]  # name of the unit -> its state [E, H]
 
 
-def gru_policy(config: TrainConfig, env: VecEnv) -> "Recurrent":
-    """Returns the network of `make_network` with a GRU, as wide as the last hidden layer, between torsos and heads.
+def gru(config: TrainConfig, env: VecEnv) -> "Recurrent":
+    """Returns the network of `conv` or `mlp` with a GRU, as wide as the last hidden layer, between torsos and heads.
 
-    Policy and value function have a unit each, or one together (`shared_torso`).
+    Policy and value function have a unit each, or one together (`shared_torso`). Raises as they do.
     """
+    torso = ConvTorso if is_image(env.observation_space) else MLPTorso
     network = RecurrentActorCritic(
         read=reader(config, env.observation_space),
-        make_torso=torso(config, env.observation_space),
+        make_torso=torso_maker(config, torso),
         make_head=policy_head(config, env.action_space),
         width=config.hidden_sizes[-1],
         shared_torso=config.shared_torso,

@@ -14,7 +14,7 @@ from purejaxppo.envs.registry import make_env
 from purejaxppo.errors import is_out_of_memory
 from purejaxppo.evaluate import Episodes, evaluate_runner, evaluation_key
 from purejaxppo.experiment.chunked_loop import chunk_lengths, work_per_call
-from purejaxppo.policies import make_policy
+from purejaxppo.policies.registry import make_policy
 from purejaxppo.sweeps.spec import SweepSettings
 from purejaxppo.train import trainer_from_config
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import flax
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -26,7 +25,7 @@ from purejaxppo.experiment.atomic_files import write_bytes, write_json, write_te
 from purejaxppo.experiment.directory import create_dir
 from purejaxppo.experiment.load_run import SavedRun
 from purejaxppo.experiment.signals import when_interrupted
-from purejaxppo.policies import make_policy
+from purejaxppo.policies.registry import POLICIES, make_policy
 
 _PLATFORMS = ("cpu", "cuda", "tpu")
 _HEADS = {Discrete: "CategoricalHead", MultiDiscrete: "MultiCategoricalHead", Box: "GaussianHead"}
@@ -41,8 +40,9 @@ def export_saved(run: SavedRun, out: AnyPath) -> dict[str, Any]:
       CPU, CUDA and TPU; to be loaded by `jax.export.deserialize`. It returns a dictionary, whose arrays policy.json
       lists.
     - `weights.safetensors`: the whole network, value function included, and the observation normaliser.
-    - `policy.json`: the description of both, by which a reader puts the weights together to a network.
-    - `numpy_policy.py`: a reader that needs NumPy alone.
+    - `policy.json`: the description of both, by which a reader puts the weights together to a network; it has no
+      description of a network of one's own.
+    - `numpy_policy.py`: a reader that needs NumPy alone; not for a network of one's own.
 
     Args:
       run: from `load_run.restore`, or from `sweeps.extract.restore_member`.
@@ -69,7 +69,8 @@ def export_saved(run: SavedRun, out: AnyPath) -> dict[str, Any]:
     when_interrupted(f"{out} is complete if it has a policy.json.")
     write_bytes(out / "policy.stablehlo", program.serialize())
     write_bytes(out / "weights.safetensors", packed)
-    write_text(out / "numpy_policy.py", Path(__file__).with_name("numpy_policy.py").read_text(encoding="utf-8"))
+    if spec["network"] is not None:
+        write_text(out / "numpy_policy.py", Path(__file__).with_name("numpy_policy.py").read_text(encoding="utf-8"))
     write_json(out / "policy.json", spec)  # last: without it the directory is recognised as incomplete
     return {
         "out": str(out),
@@ -149,7 +150,8 @@ def _without_source_paths() -> Iterator[None]:
 
 def _weights(run: SavedRun) -> dict[str, np.ndarray]:
     """Returns all parameters by their paths in the network, and the normaliser's mean and var."""
-    weights = flax.traverse_util.flatten_dict(run.runner.learner.params, sep="/")
+    leaves = jax.tree_util.tree_leaves_with_path(run.runner.learner.params)
+    weights = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
     stats = run.runner.normalizer.obs
     if stats is not None:
         weights |= {"normalizer/mean": stats.mean, "normalizer/var": stats.var}
@@ -174,15 +176,21 @@ def _spec(run: SavedRun, weights: dict[str, np.ndarray]) -> dict[str, Any]:
         "env_steps": int(run.runner.updates) * config.batch_size,
         "observation_space": {"shape": list(run.env.observation_space.shape)},
         "action_space": _action_space(space),
-        "policy": _DISCRETE_POLICIES.get(type(space), config.policy),
-        "network": {
-            "hidden_sizes": list(config.hidden_sizes),
-            "activation": config.activation,
-            "shared_torso": config.shared_torso,
-            **_layers(run, weights),
-        },
+        "policy": _DISCRETE_POLICIES.get(type(space), config.action_distribution),
+        "network": None if config.policy not in (None, *POLICIES.built_in()) else _network(run, weights),
         "normalizer": normalizer if normalizer["mean"] in weights else None,
         "versions": installed_versions(),
+    }
+
+
+def _network(run: SavedRun, weights: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Returns the description of a built-in network, as numpy_policy.py reads it."""
+    config = run.config
+    return {
+        "hidden_sizes": list(config.hidden_sizes),
+        "activation": config.activation,
+        "shared_torso": config.shared_torso,
+        **_layers(run, weights),
     }
 
 
