@@ -98,14 +98,14 @@ class RecurrentActorCritic(nn.Module):
         for unit, beside in zip(self.units, (None, privileged), strict=False):
             x = self.make_torso(columns)(seen, beside)
             # All that does not depend on the memory is computed for all steps at once, before the loop over them.
-            gates = Dense(3 * self.width, 1.0, columns)(x)
+            gates = Dense(3 * self.width, 1.0, columns, name=f"{unit}_gates")(x)
             gates = (gates.T if columns else gates).reshape(*lead, -1)
             after[unit], states = GRU(self.width, name=f"{unit}_gru")(memory[unit], gates, start)
             states = states.reshape(-1, self.width)
             features.append(states.T if columns else states)
         pi = self.make_head(columns)(features[0])
         pi = pi if mask is None else pi.masked(mask)
-        value = Dense(1, 1.0, columns)(features[-1]).reshape(-1)
+        value = Dense(1, 1.0, columns, name="value_head")(features[-1]).reshape(-1)
         pi, value = jax.tree.map(lambda leaf: leaf.reshape(*lead, *leaf.shape[1:]), (pi, value))
         return after, pi, value
 
