@@ -11,11 +11,13 @@ from compiled_once import QUICKLY
 
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.core.checks import check_step
-from purejaxppo.core.types import Box, Discrete
+from purejaxppo.core.types import Box, Discrete, MultiDiscrete
 from purejaxppo.devices.data_parallel import _check_rows
 from purejaxppo.envs import autoreset as module
 from purejaxppo.envs.autoreset import autoreset
 from purejaxppo.errors import EnvError
+from purejaxppo.evaluate import evaluate_runner
+from purejaxppo.policies.networks import make_network
 from purejaxppo.train import advance, trainer_from_config
 
 T, E = 60, 3
@@ -260,6 +262,74 @@ def test_a_trainer_takes_it(pool):
 
     _, metrics = run(jax.random.key(0))
     assert np.isfinite(metrics["episode/return"]).all()
+
+
+# --- every kind of action, learnt -------------------------------------------------------------------------------------
+
+
+def choices(obs, action):
+    """Each right factor earns a third: 2 in the first, the sign of the observation in the second, 0 in the last."""
+    right = jnp.array([2, (obs[0] > 0).astype(jnp.int32), 0])
+    return jnp.mean(action == right), jnp.all((action >= 0) & (action < jnp.array([3, 2, 4])))
+
+
+GOAL = np.float32([[0.2, 130.0], [-3.0, 0.5]])
+LOW, HIGH = np.float32([[-1, 100], [-4, 0]]), np.float32([[1, 200], [4, 2]])
+
+
+def near(obs, action):
+    """1 less the mean squared distance to a goal, in halves of the bounds' distance."""
+    return 1 - jnp.mean(((action - GOAL) / (HIGH - LOW) * 2) ** 2), jnp.all((action >= LOW) & (action <= HIGH))
+
+
+KINDS = {
+    "factors": (MultiDiscrete((3, 2, 4)), choices, "gaussian", 0.5, 0.9),
+    "matrix": (Box((2, 2), ((-1, 100), (-4, 0)), ((1, 200), (4, 2))), near, "gaussian", 0.35, 0.7),
+    "squashed matrix": (Box((2, 2), ((-1, 100), (-4, 0)), ((1, 200), (4, 2))), near, "tanh_gaussian", 0.6, 0.75),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "algorithm"),
+    [*((kind, "ppo_clip") for kind in KINDS), ("factors", "trpo"), ("matrix", "trpo")],
+)
+def test_every_kind_of_action_is_learnt(kind, algorithm):
+    """Episodes of one step. The return rises, no action leaves its bounds, and the greedy policy has learnt it too."""
+    space, judge, policy, before, after = KINDS[kind]
+
+    def reset(key):
+        obs = jnp.where(jax.random.bernoulli(key), 1.0, -1.0)[None]
+        return obs, obs
+
+    def step(key, obs, action):
+        reward, inside = judge(obs, action)
+        return obs, obs, reward, True, False, {"inside": inside}
+
+    sizes = {"num_envs": 32, "num_steps": 16, "num_minibatches": 2, "hidden_sizes": (16,)}
+    config = TrainConfig(
+        env="mine",
+        **sizes,
+        policy=policy,
+        algorithm=algorithm,
+        total_timesteps=40 * 512,
+        learning_rate_schedule="constant",
+    )
+    hp = Hyperparams(learning_rate=1e-2, target_kl=0.02 if algorithm == "trpo" else None)
+    env = autoreset(reset, step, Box((1,)), space, config.num_envs)
+    trainer = trainer_from_config(config, env)
+
+    @functools.partial(jax.jit, compiler_options=QUICKLY)
+    def run(key):
+        runner, metrics = advance(trainer, hp, trainer.init(key, hp), config.num_updates)
+        apply = make_network(config, env).apply
+        return metrics, evaluate_runner(key, config, env, apply, runner).episode_return
+
+    metrics, greedy = run(jax.random.key(0))
+    returns = np.asarray(metrics["episode/return"])
+    assert returns[0] < before
+    assert returns[-1] > after
+    assert greedy.mean() > after
+    np.testing.assert_array_equal(metrics["inside"], config.num_envs * config.num_steps)  # every single one
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
