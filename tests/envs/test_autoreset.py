@@ -12,7 +12,7 @@ from compiled_once import QUICKLY
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.core.checks import check_step
 from purejaxppo.core.types import Box, Discrete, MultiDiscrete
-from purejaxppo.devices.data_parallel import _check_rows
+from purejaxppo.devices.data_parallel import _check_rows, spread_trainer
 from purejaxppo.envs import autoreset as module
 from purejaxppo.envs.autoreset import autoreset
 from purejaxppo.errors import EnvError
@@ -179,6 +179,25 @@ def test_an_environment_does_not_depend_on_the_others(settings):
     _check_rows(env._replace(num_envs=E), 3)
     state, _ = jax.eval_shape(env.reset, keys[:1])
     check_step(env._replace(num_envs=1), state)
+
+
+def test_two_devices_have_the_starts_of_one():
+    """A rollout on two devices leaves the same states, counts and pools bit for bit, and the same mean return."""
+    config = TrainConfig(
+        env="mine", num_envs=4, num_steps=8, num_minibatches=1, num_shards=2, hidden_sizes=(4,), total_timesteps=32
+    )
+    wander = Wander()
+    env = autoreset(wander.reset, wander.step, Box((2,)), Discrete(2), 4, step_limit=3, pool=2)
+    hp = Hyperparams()
+    found = []
+    for devices in (1, 2):
+        trainer = spread_trainer(config, env, jax.devices()[:devices])
+        run = jax.jit(lambda key, trainer=trainer: advance(trainer, hp, trainer.init(key, hp), 1))
+        runner, metrics = run(jax.random.key(0))
+        state = jax.tree.map(lambda x: jax.random.key_data(x) if x.dtype == keys_of(0).dtype else x, runner.env_state)
+        found.append(((state, metrics["episode/count"]), metrics["episode/return"]))
+    jax.tree.map(np.testing.assert_array_equal, *(exact for exact, _ in found))
+    np.testing.assert_allclose(*(mean for _, mean in found), rtol=1e-6)  # but for the order of sums
 
 
 def test_the_pool_is_made_once():

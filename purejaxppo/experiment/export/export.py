@@ -53,10 +53,12 @@ def export_saved(run: SavedRun, out: AnyPath) -> dict[str, Any]:
 
     Raises:
       CheckpointError: the directory is not empty or cannot be written.
-      ConfigError: the packages of the extra `export` are not installed.
+      ConfigError: the packages of the extra `export` are not installed, or the run's observations or actions are of a
+        kind that the files have no words for.
     """
     out = Path(out)
     save_weights = _safetensors_save()
+    _refuse_other_spaces(run)
     weights = _weights(run)
     packed = save_weights(weights)
     program = _export(greedy_policy(run), run.env.observation_space.shape)
@@ -97,6 +99,17 @@ def greedy_policy(run: SavedRun) -> Callable[[jax.Array], dict[str, jax.Array]]:
         return {"action": action, **parameters}
 
     return policy
+
+
+def _refuse_other_spaces(run: SavedRun) -> None:
+    """Raises ConfigError unless observations are one array, and actions of a kind that policy.json can describe."""
+    observation, action = run.env.observation_space, run.env.action_space
+    if not isinstance(observation, Box) or type(action) not in _HEADS:
+        kinds = ", ".join(kind.__name__ for kind in _HEADS)
+        raise ConfigError(
+            f"a policy with observations {type(observation).__name__} and actions {type(action).__name__} cannot be "
+            f"exported; observations have to be a Box, and actions one of {kinds}. `purejaxppo evaluate` plays it."
+        )
 
 
 def _safetensors_save() -> Callable[[dict[str, np.ndarray]], bytes]:
