@@ -6,16 +6,18 @@ from typing import TYPE_CHECKING, Any
 from purejaxppo.devices import cpu as _cpu  # sets XLA's number of CPU threads, before JAX is used
 
 if TYPE_CHECKING:
-    from purejaxppo.algorithms import policy_gradient, ppo_clip, ppo_kl, trpo
+    from purejaxppo.algorithms import policy_gradient, ppo_clip, ppo_kl, register_algorithm, trpo
     from purejaxppo.config import Hyperparams, TrainConfig
+    from purejaxppo.core.optimizer import register_optimizer, register_schedule
     from purejaxppo.devices.cpu import use_all_cores
     from purejaxppo.devices.data_parallel import spread_trainer
     from purejaxppo.devices.vectorize import advance_runs, grid, make_runs
     from purejaxppo.envs.autoreset import autoreset
     from purejaxppo.envs.gymnax_adapter import from_gymnax
     from purejaxppo.envs.presets import preset
+    from purejaxppo.envs.registry import register_env
     from purejaxppo.experiment.run import run_experiment
-    from purejaxppo.policies.networks import make_network
+    from purejaxppo.policies.registry import make_policy, register_policy
     from purejaxppo.train import advance, make_trainer, trainer_from_config
 
 _MODULES = {
@@ -26,13 +28,18 @@ _MODULES = {
     "autoreset": "envs.autoreset",
     "from_gymnax": "envs.gymnax_adapter",
     "grid": "devices.vectorize",
-    "make_network": "policies.networks",
+    "make_policy": "policies.registry",
     "make_runs": "devices.vectorize",
     "make_trainer": "train",
     "policy_gradient": "algorithms",
     "ppo_clip": "algorithms",
     "ppo_kl": "algorithms",
     "preset": "envs.presets",
+    "register_algorithm": "algorithms",
+    "register_env": "envs.registry",
+    "register_optimizer": "core.optimizer",
+    "register_policy": "policies.registry",
+    "register_schedule": "core.optimizer",
     "run_experiment": "experiment.run",
     "spread_trainer": "devices.data_parallel",
     "trainer_from_config": "train",

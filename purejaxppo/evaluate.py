@@ -7,8 +7,9 @@ import jax.numpy as jnp
 
 from purejaxppo.config import TrainConfig
 from purejaxppo.core.sums import Sum, add, empty_sum
-from purejaxppo.core.types import Apply, EnvState, Params, RunnerState, VecEnv
-from purejaxppo.envs.wrappers import evaluation_env
+from purejaxppo.core.types import EnvState, Memory, Observation, Params, Policy, RunnerState, VecEnv
+from purejaxppo.envs.wrappers import bound_action
+from purejaxppo.policies.normalized import Normalized
 
 LONGEST_EPISODE = 100_000  # steps after which an episode is broken off, even if its environment's limit is larger
 _STEPS_WITHOUT_LIMIT = 10_000  # the same for an environment without a limit
@@ -28,13 +29,15 @@ class Play(NamedTuple):
     steps: jax.Array  # int32, played so far
     key: jax.Array
     env_state: EnvState
-    obs: jax.Array  # [E, ...]
+    obs: Observation  # [E, ...]
+    memory: Memory  # [E, ...] of the policy, before it has seen obs
+    start: jax.Array  # [E] bool, whether obs is the first of an episode
     rewards: Sum  # [E], the compensated sum whose value is `episodes.episode_return`
     episodes: Episodes  # so far
 
 
 def evaluate(
-    key: jax.Array, env: VecEnv, apply: Apply, params: Params, greedy: bool = True, max_steps: int | None = None
+    key: jax.Array, env: VecEnv, policy: Policy, params: Params, greedy: bool = True, max_steps: int | None = None
 ) -> Episodes:
     """Plays one whole episode in each of the E environments, and returns them.
 
@@ -43,12 +46,12 @@ def evaluate(
 
     Args:
       key: consumed.
-      env: from `evaluation_env`, which normalises observations as in training, by frozen statistics.
-      apply, params: the network, (params, obs) -> (pi, value).
+      env: takes the policy's actions, as that of `bound_action` does.
+      policy, params: which act. One that was trained on normalised observations is to be given as `Normalized`.
       greedy: act by the distribution's mode instead of a sample.
       max_steps: static; `most_steps(env)` by default.
     """
-    return play(begin_play(key, env), max_steps or most_steps(env), env, apply, params, greedy).episodes
+    return play(begin_play(key, env, policy), max_steps or most_steps(env), env, policy, params, greedy).episodes
 
 
 def most_steps(env: VecEnv) -> int:
@@ -60,43 +63,45 @@ def most_steps(env: VecEnv) -> int:
     return min(env.step_limit or _STEPS_WITHOUT_LIMIT, LONGEST_EPISODE)
 
 
-def begin_play(key: jax.Array, env: VecEnv) -> Play:
+def begin_play(key: jax.Array, env: VecEnv, policy: Policy) -> Play:
     """Returns the initial state of an evaluation: a new episode in each of the E environments."""
     key, key_reset = jax.random.split(key)
     state, obs = env.reset(jax.random.split(key_reset, env.num_envs))
     state = jax.tree.map(_strongly_typed, state)
     nothing = Episodes(jnp.zeros(env.num_envs), jnp.zeros(env.num_envs, jnp.int32), jnp.zeros(env.num_envs, jnp.bool_))
-    return Play(jnp.zeros((), jnp.int32), key, state, obs, empty_sum((env.num_envs,)), nothing)
+    memory, start = policy.initial_memory(env.num_envs), jnp.ones(env.num_envs, jnp.bool_)
+    return Play(jnp.zeros((), jnp.int32), key, state, obs, memory, start, empty_sum((env.num_envs,)), nothing)
 
 
-def play(start: Play, until: int | jax.Array, env: VecEnv, apply: Apply, params: Params, greedy: bool = True) -> Play:
+def play(begun: Play, until: int | jax.Array, env: VecEnv, policy: Policy, params: Params, greedy: bool = True) -> Play:
     """Continues an evaluation until `until` steps have been played, or every episode has finished.
 
     The result does not depend on the number of calls: pieces of any length give the episodes of a single call.
 
     Args:
-      start: from `begin_play` or `play`.
+      begun: from `begin_play` or `play`.
       until: steps, counted from the beginning of the evaluation; may be traced.
-      env, apply, params, greedy: as for `evaluate`.
+      env, policy, params, greedy: as for `evaluate`.
     """
 
     def unfinished(carry: Play) -> jax.Array:
         return (carry.steps < until) & ~jnp.all(carry.episodes.finished)
 
     def step(carry: Play) -> Play:
-        step, key, state, obs, rewards, episodes = carry
+        step, key, state, obs, memory, start, rewards, episodes = carry
         key, key_action, key_env = jax.random.split(key, 3)
-        pi, _ = apply(params, obs)
+        memory, pi = policy.act(params, memory, obs, start)
         action = pi.mode() if greedy else pi.sample(pi.noise(key_action))
         state, result = env.step(env.draw(jax.random.split(key_env, env.num_envs)), state, action)
         # Finished environments auto-reset and are stepped on, but masked: only their first episode counts.
         running = ~episodes.finished
         rewards = add(rewards, jnp.where(running, result.reward, 0.0))
         length = episodes.episode_length + running
-        finished = episodes.finished | result.terminated | result.truncated
-        return Play(step + 1, key, state, result.obs, rewards, Episodes(rewards.value, length, finished))
+        done = result.terminated | result.truncated
+        episodes = Episodes(rewards.value, length, episodes.finished | done)
+        return Play(step + 1, key, state, result.obs, memory, done, rewards, episodes)
 
-    return jax.lax.while_loop(unfinished, step, start)
+    return jax.lax.while_loop(unfinished, step, begun)
 
 
 def _strongly_typed(x: Any) -> jax.Array:
@@ -110,11 +115,15 @@ def _strongly_typed(x: Any) -> jax.Array:
 
 
 def evaluate_runner(
-    key: jax.Array, config: TrainConfig, env: VecEnv, apply: Apply, runner: RunnerState, greedy: bool = True
+    key: jax.Array, config: TrainConfig, env: VecEnv, policy: Policy, runner: RunnerState, greedy: bool = True
 ) -> Episodes:
     """Plays one episode in each of the E environments of `env`, with a run's policy and its normalisers frozen."""
-    env = evaluation_env(config, env, runner.normalizer.obs)
-    return evaluate(key, env, apply, runner.learner.params, greedy)
+    return evaluate(key, bound_action(config, env), frozen(policy, runner), runner.learner.params, greedy)
+
+
+def frozen(policy: Policy, runner: RunnerState) -> Policy:
+    """Returns the policy that sees observations as in training, normalised by the run's statistics."""
+    return Normalized(policy, runner.normalizer.obs)
 
 
 def evaluation_key(seed: int | jax.Array) -> jax.Array:

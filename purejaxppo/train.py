@@ -4,8 +4,6 @@ One update collects a rollout with the current policy, estimates advantages, and
 is a pure function of the hyperparameters and the run's state. docs/architecture.md has the reading path and a glossary.
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 
@@ -14,48 +12,47 @@ from purejaxppo.algorithms.adaptive_lr import kl_adaptive
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.config.fields import whole
 from purejaxppo.config.validate import validate_config
-from purejaxppo.core.advantage import ESTIMATORS
-from purejaxppo.core.checks import check_algorithm, check_env, check_hyperparams, check_network
+from purejaxppo.core.checks import check_hyperparams, check_parts
 from purejaxppo.core.episodes import ended_episodes, no_episodes
 from purejaxppo.core.nonfinite import NONFINITE_RULES, nonfinite, undo_nonfinite
 from purejaxppo.core.normalizer import Normalizer, init_normalizer, normalized_obs, scaled_reward, update_normalizer
-from purejaxppo.core.optimizer import anneal
+from purejaxppo.core.optimizer import anneal, check_names
 from purejaxppo.core.rollout import rollout
 from purejaxppo.core.rollout_metrics import RolloutStats, measure_rollout, rollout_metrics
 from purejaxppo.core.shards import Shards
 from purejaxppo.core.types import (
+    Actors,
     Algorithm,
-    Batch,
-    Distribution,
     LearnerState,
     Metrics,
-    Network,
-    Params,
+    Policy,
     RunnerState,
     Trainer,
-    Transition,
+    Trajectory,
     VecEnv,
 )
 from purejaxppo.envs.registry import make_env
 from purejaxppo.envs.wrappers import bound_action
-from purejaxppo.errors import ConfigError
-from purejaxppo.policies.networks import make_network
+from purejaxppo.policies.normalized import Normalized
+from purejaxppo.policies.registry import make_policy
 
 
-def make_trainer(config: TrainConfig, env: VecEnv, network: Network, algorithm: Algorithm) -> Trainer:
+def make_trainer(config: TrainConfig, env: VecEnv, policy: Policy, algorithm: Algorithm) -> Trainer:
     """Returns a training run as a pair of pure functions. Both may be jitted, and vmapped over key and hyperparameters.
 
     Args:
       config: static settings; `env.num_envs` must equal `config.num_envs`.
       env: environments, e.g. from `from_gymnax`.
-      network: `init(key, obs)` and `apply(params, obs) -> (pi, value)`.
-      algorithm: e.g. `ppo_clip(config, network.apply)`.
+      policy: e.g. from `make_policy`, or `FeedForward(network)`.
+      algorithm: e.g. `ppo_clip(config, policy)`.
 
     Raises:
-      ConfigError: invalid settings, or a network or an algorithm that does not fit.
+      ConfigError: invalid settings, or a policy or an algorithm that does not fit.
       EnvError: an environment that breaks the contract of `VecEnv`.
     """
-    _check_parts(config, env, network, algorithm)
+    validate_config(config)
+    check_names(config)
+    check_parts(config, env, policy, algorithm)
     if config.learning_rate_schedule == "kl_adaptive":
         algorithm = kl_adaptive(algorithm)
     bounded_env = bound_action(config, env)
@@ -65,37 +62,47 @@ def make_trainer(config: TrainConfig, env: VecEnv, network: Network, algorithm: 
         check_hyperparams(hp)
         key, key_env, key_params = jax.random.split(key, 3)
         env_state, obs = bounded_env.reset(jax.random.split(key_env, config.num_envs))
-        learner = algorithm.init(hp, network.init(key_params, obs))
-        episodes = no_episodes(config.num_envs)
-        normalizer = init_normalizer(obs, config.normalize_observation, config.normalize_reward)
-        env_ids = jnp.arange(config.num_envs, dtype=jnp.int32)
-        return RunnerState(learner, env_state, obs, episodes, normalizer, env_ids, key, jnp.zeros((), jnp.int32))
+        return RunnerState(
+            learner=algorithm.init(jax.random.fold_in(key_params, 1), hp, policy.init(key_params, obs)),
+            env_state=env_state,
+            obs=obs,
+            memory=policy.initial_memory(config.num_envs),
+            episodes=no_episodes(config.num_envs),
+            normalizer=init_normalizer(obs, config.normalize_observation, config.normalize_reward),
+            env_ids=jnp.arange(config.num_envs, dtype=jnp.int32),
+            key=key,
+            updates=jnp.zeros((), jnp.int32),
+        )
 
     def update(hp: Hyperparams, runner: RunnerState) -> tuple[RunnerState, Metrics]:
         key, key_rollout, key_update = jax.random.split(runner.key, 3)
         hp = anneal(config, hp, runner.updates)
-        normalize = partial(normalized_obs, runner.normalizer)  # by the same statistics for the whole update
+        params, normalizer = runner.learner.params, runner.normalizer
+        actors = Actors(runner.env_state, runner.obs, runner.memory, start=runner.episodes.length == 0)
+        acting = Normalized(policy, normalizer.obs)
+        actors, seen = rollout(key_rollout, bounded_env, acting, params, actors, runner.env_ids, config.num_steps)
 
-        def apply(params: Params, obs: jax.Array) -> tuple[Distribution, jax.Array]:
-            return network.apply(params, normalize(obs))
-
-        params, num_steps = runner.learner.params, config.num_steps
-        env_state, obs, transition, sums = rollout(
-            key_rollout, bounded_env, apply, params, runner.env_state, runner.obs, runner.env_ids, num_steps
-        )
-        done = transition.terminated | transition.truncated
-        episodes, ended = ended_episodes(runner.episodes, transition.reward, done)
-        advantage, target = _estimate(config, hp, scaled_reward(runner.normalizer, transition.reward), transition)
-        batch = _flatten(transition._replace(obs=normalize(transition.obs)), advantage, target)
-        stats, discounted = measure_rollout(hp, shards, runner.normalizer, transition, obs, batch, {**sums, **ended})
+        episodes, ended = ended_episodes(runner.episodes, seen.reward, seen.terminated | seen.truncated)
+        stats, discounted = measure_rollout(hp, shards, normalizer, seen, actors.obs, ended)
         stats = shards.gather(stats)  # what all devices have to know of the rollout, in one exchange
-        normalizer = update_normalizer(runner.normalizer, stats.obs, stats.returns, discounted, config.batch_size)
-        learner, metrics = algorithm.update(key_update, hp, runner.learner, batch)
+
+        # By the same statistics for the whole update; they change after it.
+        learner, metrics = algorithm.update(key_update, hp, runner.learner, _normalized(normalizer, seen))
+        normalizer = update_normalizer(normalizer, stats.obs, stats.returns, discounted, config.batch_size)
         # The algorithm's metrics come last: one with an adaptive learning rate reports the rate that it used.
         metrics = {**rollout_metrics(hp, stats), **metrics}
         metrics["nonfinite"] = _nonfinite(stats, normalizer, learner, metrics)
-        updates = runner.updates + 1
-        return RunnerState(learner, env_state, obs, episodes, normalizer, runner.env_ids, key, updates), metrics
+        return RunnerState(
+            learner,
+            actors.env_state,
+            actors.obs,
+            actors.memory,
+            episodes,
+            normalizer,
+            runner.env_ids,
+            key,
+            runner.updates + 1,
+        ), metrics
 
     trainer = Trainer(init, update)
     return undo_nonfinite(trainer) if NONFINITE_RULES[config.on_nonfinite].undo else trainer
@@ -108,14 +115,14 @@ def advance(trainer: Trainer, hp: Hyperparams, runner: RunnerState, num_updates:
 
 
 def trainer_from_config(config: TrainConfig, env: VecEnv | None = None) -> Trainer:
-    """Returns the trainer of the environment, network and algorithm that `config` names; `env` replaces the first.
+    """Returns the trainer of the environment, policy and algorithm that `config` names; `env` replaces the first.
 
     Raises ConfigError or EnvError for settings from which no trainer can be built.
     """
     validate_config(config)
     env = env or make_env(config)
-    network = make_network(config, env)
-    return make_trainer(config, env, network, make_algorithm(config, network.apply))
+    policy = make_policy(config, env)
+    return make_trainer(config, env, policy, make_algorithm(config, policy))
 
 
 def train(config: TrainConfig, hp: Hyperparams, key: jax.Array) -> tuple[RunnerState, Metrics]:
@@ -134,20 +141,13 @@ def train(config: TrainConfig, hp: Hyperparams, key: jax.Array) -> tuple[RunnerS
     return advance(trainer, hp, trainer.init(key, hp), config.num_updates)
 
 
-def _check_parts(config: TrainConfig, env: VecEnv, network: Network, algorithm: Algorithm) -> None:
-    validate_config(config)
-    check_algorithm(algorithm)
-    if env.num_envs != config.num_envs:
-        raise ConfigError(
-            f"the environment has {env.num_envs} copies, but num_envs = {config.num_envs}; make them equal."
-        )
-    check_env(env)
-    check_network(config, env, network)
-    if algorithm.shards and algorithm.shards.number != config.shard_count:
-        raise ConfigError(
-            f"the algorithm was made for {algorithm.shards.number} shards, but the run has {config.shard_count}; make "
-            f"it from the run's own config."
-        )
+def _normalized(normalizer: Normalizer, seen: Trajectory) -> Trajectory:
+    """Returns the trajectory with observations and rewards normalised, if they are to be."""
+    return seen._replace(
+        obs=normalized_obs(normalizer.obs, seen.obs),
+        next_obs=normalized_obs(normalizer.obs, seen.next_obs),
+        reward=scaled_reward(normalizer, seen.reward),
+    )
 
 
 def _nonfinite(stats: RolloutStats, normalizer: Normalizer, learner: LearnerState, metrics: Metrics) -> jax.Array:
@@ -162,22 +162,3 @@ def _nonfinite(stats: RolloutStats, normalizer: Normalizer, learner: LearnerStat
         "parameter": learner.params,
     }
     return nonfinite(watched)
-
-
-def _estimate(
-    config: TrainConfig, hp: Hyperparams, reward: jax.Array, transition: Transition
-) -> tuple[jax.Array, jax.Array]:
-    """Returns advantages and value targets [T, E]."""
-    estimator, t = ESTIMATORS[config.value_target], transition
-    return estimator(reward, t.value, t.next_value, t.terminated, t.truncated, hp.gamma, hp.gae_lambda)
-
-
-def _flatten(transition: Transition, advantage: jax.Array, target: jax.Array) -> Batch:
-    """Reshapes [T, E, ...] to rows [E * T, ...] in environment-major order.
-
-    The rows of a shard are then one contiguous block.
-    """
-    batch = Batch(
-        transition.obs, transition.action, transition.pi, transition.log_prob, transition.value, advantage, target
-    )
-    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), batch)

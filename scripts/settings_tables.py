@@ -88,8 +88,8 @@ def _values(field: dataclasses.Field[Any]) -> list[str]:
         return ["true", "false"]
     if get_origin(field.type) is Literal:
         return [*get_args(field.type)]
-    bounds = facts_of(field).range
-    extent = [_extent(bounds)] if bounds else []
+    bounds, parts = facts_of(field).range, facts_of(field).built_in
+    extent = [*parts] if parts else [_extent(bounds)] if bounds else []
     return [*extent, "None"] if type(None) in get_args(field.type) else extent
 
 

@@ -20,7 +20,9 @@ CONFIGURATIONS = {
         "--learning-rate-schedule linear --clip-eps-schedule linear --ent-coef-schedule linear "
         "--normalize-observation --normalize-reward --env-params max_steps_in_episode=30"
     ),
-    "trpo": "--env Pendulum-v1 --algorithm trpo --num-epochs 1 --policy tanh_gaussian --normalize-observation",
+    "trpo": (
+        "--env Pendulum-v1 --algorithm trpo --num-epochs 1 --action-distribution tanh_gaussian --normalize-observation"
+    ),
     "policy_gradient": (
         "--env CartPole-v1 --algorithm policy_gradient --num-epochs 1 --shared-torso --normalize-reward "
         "--env-params max_steps_in_episode=20"

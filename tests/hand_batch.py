@@ -10,7 +10,7 @@ from compiled_once import QUICKLY
 from purejaxppo.config import TrainConfig
 from purejaxppo.core.advantage import ESTIMATORS
 from purejaxppo.core.types import Batch, Box, Discrete, VecEnv
-from purejaxppo.policies.networks import make_network
+from purejaxppo.policies.registry import make_network
 
 T, E, OBS = 4, 4, 3
 CONFIG = TrainConfig(
@@ -26,7 +26,9 @@ POLICIES = tuple(_ACTIONS)
 
 def make_policy(policy="categorical", seed=0):
     """(apply, params) of a network with a policy that is not nearly uniform."""
-    config = CONFIG if policy == "categorical" else TrainConfig(policy=policy, hidden_sizes=CONFIG.hidden_sizes)
+    config = (
+        CONFIG if policy == "categorical" else TrainConfig(hidden_sizes=CONFIG.hidden_sizes, action_distribution=policy)
+    )
     env = VecEnv(None, None, Box((OBS,)), _ACTIONS[policy], E)
     network = make_network(config, env)
     shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, OBS)))

@@ -2,7 +2,7 @@
 
 from typing import Literal, get_args, get_origin
 
-from purejaxppo.config.setting import range_of
+from purejaxppo.config.setting import facts_of, range_of
 
 # So far from the default that two updates show it. A new hyperparameter needs such a value, which nothing can tell.
 FAR = {
@@ -32,6 +32,8 @@ def other_value(field, nth=0):
         return not field.default
     if get_origin(field.type) is Literal:
         return next(choice for choice in get_args(field.type) if choice != field.default)
+    if parts := facts_of(field).built_in:
+        return next(part for part in parts if part != field.default)
     bounds = range_of(field)
     step = 1 if field.type in (int, int | None) else min(1.0, bounds.high - bounds.low) / 50
     return next(number for i in (1, 2) if (number := bounds.low + (nth + i) * step) != field.default)

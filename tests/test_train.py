@@ -32,7 +32,7 @@ from purejaxppo.core.distributions import Categorical
 from purejaxppo.core.types import Algorithm, Discrete, LearnerState
 from purejaxppo.envs.wrappers import action_bound
 from purejaxppo.errors import ConfigError
-from purejaxppo.policies.networks import make_network
+from purejaxppo.policies.registry import make_network
 from purejaxppo.train import advance, make_trainer, train, trainer_from_config
 
 E, T = 4, 4
@@ -208,7 +208,9 @@ def continuous():
     """Policy -> (final state, metrics [3]) of three normalised updates with continuous actions."""
 
     def run(policy, key):
-        config = dataclasses.replace(CONFIG, policy=policy, normalize_observation=True, normalize_reward=True)
+        config = dataclasses.replace(
+            CONFIG, action_distribution=policy, normalize_observation=True, normalize_reward=True
+        )
         trainer = trainer_from_config(config, walk(E, continuous=True))
         return advance(trainer, HP, trainer.init(key, HP), 3)
 

@@ -28,8 +28,8 @@ def train_command(out: Path) -> list[str]:
     """Returns the command line's own entry point, in this interpreter."""
     from purejaxppo.envs.presets import preset
 
-    settings = preset(ENV)
-    budget = str(UPDATES * settings["num_envs"] * settings["num_steps"])
+    config, _ = preset(ENV)
+    budget = str(UPDATES * config.batch_size)
     return [sys.executable, "-c", TRAIN, "train", "--env", ENV, "--total-timesteps", budget, "--out", str(out)]
 
 

@@ -28,8 +28,7 @@ from benchmarks.lib.worker_process import (
     end_workers_when_terminated,
 )
 from benchmarks.trainers.environments import NAMES, ours_first, start
-from purejaxppo.config.presets import TARGETS
-from purejaxppo.envs.presets import preset
+from purejaxppo.config.presets import TARGETS, tuned_settings
 
 ENV, EPISODES, UPDATES_PER_BLOCK = "CartPole-v1", 64, 2
 QUICK_SECONDS, LEAST_SECONDS = 24.0, 4.0  # for all; and without as much left, a trainer is not begun
@@ -38,7 +37,7 @@ NOT_QUICK = {"brax": "left out of --quick", "sbx": "left out of --quick"}
 
 def settings_of(seed: int) -> dict[str, Any]:
     """Returns the preset in the words of the protocol."""
-    values = preset(ENV)
+    values = tuned_settings(ENV, "ppo_clip")
     batch = values["num_envs"] * values["num_steps"]
     values["total_updates"] = values.pop("total_timesteps") // batch
     return {**values, "seed": seed, "updates_per_block": UPDATES_PER_BLOCK}

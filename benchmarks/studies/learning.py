@@ -25,7 +25,7 @@ from purejaxppo.evaluate import evaluate_runner
 from purejaxppo.experiment.chunked_loop import chunk_lengths
 from purejaxppo.experiment.evaluation import summarize
 from purejaxppo.experiment.statistics import bootstrap_interval, interquartile_mean
-from purejaxppo.policies.networks import make_network
+from purejaxppo.policies.registry import make_network
 from purejaxppo.train import advance, trainer_from_config
 
 RESULTS = Path(__file__).parent.parent / "results"

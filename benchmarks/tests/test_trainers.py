@@ -325,7 +325,7 @@ def test_clock_draws_by_itself_unless_the_benchmark_does(tmp_path, monkeypatch, 
 def test_clock_has_the_settings_of_the_preset():
     settings = Settings(**time_to_target.settings_of(3))
     assert settings.total_updates == 146
-    assert (settings.seed, settings.learning_rate) == (3, preset("CartPole-v1")["learning_rate"])
+    assert (settings.seed, settings.learning_rate) == (3, preset("CartPole-v1")[1].learning_rate)
     assert settings.learning_rate_after(73) == pytest.approx(settings.learning_rate / 2)
 
 

@@ -26,7 +26,7 @@ from purejaxppo.core.rollout import rollout
 from purejaxppo.core.types import Algorithm, Batch
 from purejaxppo.envs.gymnax_adapter import from_gymnax
 from purejaxppo.envs.wrappers import bound_action
-from purejaxppo.policies.networks import make_network
+from purejaxppo.policies.registry import make_network
 
 Step = Callable[[Any], tuple[Any, Any]]  # state -> (state, what else is computed)
 # Env steps per call on a CPU, for calls of some tens of milliseconds.

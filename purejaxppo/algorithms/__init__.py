@@ -1,4 +1,4 @@
-"""The registry of update rules: each is one file in this folder and one line in `ALGORITHMS`."""
+"""The registry of update rules: each is one file in this folder and one line in `ALGORITHMS`, or registered."""
 
 from collections.abc import Callable
 
@@ -7,22 +7,30 @@ from purejaxppo.algorithms.ppo_clip import ppo_clip
 from purejaxppo.algorithms.ppo_kl import ppo_kl
 from purejaxppo.algorithms.trpo import trpo
 from purejaxppo.config import TrainConfig
-from purejaxppo.config.validate import validate_algorithm
+from purejaxppo.config.registry import Registry
 from purejaxppo.core.shards import Shards
-from purejaxppo.core.types import Algorithm, Apply
+from purejaxppo.core.types import Algorithm, Policy
 
-ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
-    "ppo_clip": ppo_clip,
-    "ppo_kl": ppo_kl,
-    "trpo": trpo,
-    "policy_gradient": policy_gradient,
-}
+ALGORITHMS: Registry[Callable[..., Algorithm]] = Registry(
+    "algorithm",
+    {"ppo_clip": ppo_clip, "ppo_kl": ppo_kl, "trpo": trpo, "policy_gradient": policy_gradient},
+)
 
 
-def make_algorithm(config: TrainConfig, apply: Apply, shards: Shards | None = None) -> Algorithm:
+def register_algorithm(name: str, factory: Callable[..., Algorithm]) -> None:
+    """Makes an update rule of one's own known by name, to settings, flags and saved runs.
+
+    Args:
+      name: no built-in one's; one's own may be registered again.
+      factory: `factory(config, policy, *, shards)` returns the rule, with `shards` if all that it learns from passes
+        through `shards.mean` or `shards.gather` (it is trained on one device otherwise).
+    """
+    ALGORITHMS.register(name, factory)
+
+
+def make_algorithm(config: TrainConfig, policy: Policy, shards: Shards | None = None) -> Algorithm:
     """Returns the update rule named by `config.algorithm`; `shards` are those of the run.
 
     Raises ConfigError, with a suggestion, for an unknown name.
     """
-    validate_algorithm(config.algorithm, ALGORITHMS)
-    return ALGORITHMS[config.algorithm](config, apply, shards=shards or Shards(config.shard_count))
+    return ALGORITHMS.lookup(config.algorithm)(config, policy, shards=shards or Shards(config.shard_count))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from purejaxppo.config import Hyperparams
 from purejaxppo.config.fields import DEFAULT_TARGET_KL
-from purejaxppo.core.types import Algorithm, Batch, LearnerState, Metrics, Params
+from purejaxppo.core.types import Algorithm, LearnerState, Metrics, Params, Trajectory
 
 _FACTOR = 1.5
 _BOUNDS = (1e-6, 1e-2)
@@ -28,16 +28,18 @@ def kl_adaptive(algorithm: Algorithm) -> Algorithm:
     each other.
     """
 
-    def init(hp: Hyperparams, params: Params) -> LearnerState:
-        learner = algorithm.init(hp, params)
+    def init(key: jax.Array, hp: Hyperparams, params: Params) -> LearnerState:
+        learner = algorithm.init(key, hp, params)
         return learner._replace(algo_state=KLAdaptive(jnp.array(hp.learning_rate, jnp.float32), learner.algo_state))
 
-    def update(key: jax.Array, hp: Hyperparams, learner: LearnerState, batch: Batch) -> tuple[LearnerState, Metrics]:
+    def update(
+        key: jax.Array, hp: Hyperparams, learner: LearnerState, trajectory: Trajectory
+    ) -> tuple[LearnerState, Metrics]:
         used, inner = learner.algo_state
         target_kl = DEFAULT_TARGET_KL if hp.target_kl is None else hp.target_kl
         # The wrapped rule sees the adapted rate as its hyperparameter, and no target that would stop it early.
         hp = dataclasses.replace(hp, learning_rate=used, target_kl=None)
-        learner, metrics = algorithm.update(key, hp, learner._replace(algo_state=inner), batch)
+        learner, metrics = algorithm.update(key, hp, learner._replace(algo_state=inner), trajectory)
         learning_rate = adapted_learning_rate(used, metrics["kl"], target_kl)
         state = KLAdaptive(learning_rate, learner.algo_state)
         return learner._replace(algo_state=state), {**metrics, "learning_rate": used}

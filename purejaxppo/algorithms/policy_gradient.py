@@ -8,14 +8,14 @@ from purejaxppo.algorithms.surrogate import surrogate_algorithm
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.core.losses import importance_surrogate
 from purejaxppo.core.shards import Shards
-from purejaxppo.core.types import Algorithm, Apply, Batch, Distribution, Metrics
+from purejaxppo.core.types import Algorithm, Batch, Distribution, Metrics, Policy
 
 
-def policy_gradient(config: TrainConfig, apply: Apply, *, shards: Shards | None = None) -> Algorithm:
+def policy_gradient(config: TrainConfig, policy: Policy, *, shards: Shards | None = None) -> Algorithm:
     """Takes gradient steps on mean r A, an estimate whose variance grows as the policies drift apart.
 
     One epoch of one minibatch is the on-policy actor-critic gradient, since r = 1 there; more epochs or minibatches
-    reuse data. `config`, `apply` and `shards` are those of `surrogate_algorithm`.
+    reuse data. `config`, `policy` and `shards` are those of `surrogate_algorithm`.
 
     Source: Schulman et al. 2017, arXiv:1707.06347, eq. 6 (without the constraint that the paper adds to it).
     """
@@ -25,4 +25,4 @@ def policy_gradient(config: TrainConfig, apply: Apply, *, shards: Shards | None 
     ) -> tuple[jax.Array, Metrics]:
         return -importance_surrogate(ratio, batch.advantage), {}
 
-    return surrogate_algorithm(config, apply, policy_loss, shards)
+    return surrogate_algorithm(config, policy, policy_loss, shards)

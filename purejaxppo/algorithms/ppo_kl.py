@@ -12,12 +12,13 @@ from purejaxppo.core.losses import kl_penalized_surrogate
 from purejaxppo.core.shards import Shards
 from purejaxppo.core.types import (
     Algorithm,
-    Apply,
     Batch,
     Distribution,
     LearnerState,
     Metrics,
     Params,
+    Policy,
+    Trajectory,
 )
 
 
@@ -27,11 +28,11 @@ class KLPenalty(NamedTuple):
     kl_coef: jax.Array  # beta, per nat
 
 
-def ppo_kl(config: TrainConfig, apply: Apply, *, shards: Shards | None = None) -> Algorithm:
+def ppo_kl(config: TrainConfig, policy: Policy, *, shards: Shards | None = None) -> Algorithm:
     """Takes gradient steps on  mean(r A - beta KL(old || new)),  and adapts beta once per update.
 
     The KL is the exact one between the stored distribution and the new one, in the states of the batch. `config`,
-    `apply` and `shards` are those of `surrogate_algorithm`.
+    `policy` and `shards` are those of `surrogate_algorithm`.
 
     Source: Schulman et al. 2017, arXiv:1707.06347, sec. 4 and eq. 8.
     """
@@ -41,14 +42,16 @@ def ppo_kl(config: TrainConfig, apply: Apply, *, shards: Shards | None = None) -
     ) -> tuple[jax.Array, Metrics]:
         return -kl_penalized_surrogate(ratio, batch.advantage, batch.pi.kl(pi), penalty.kl_coef), {}
 
-    steps = surrogate_algorithm(config, apply, policy_loss, shards)
+    steps = surrogate_algorithm(config, policy, policy_loss, shards)
 
-    def init(hp: Hyperparams, params: Params) -> LearnerState:
-        return steps.init(hp, params)._replace(algo_state=KLPenalty(jnp.array(hp.kl_coef, jnp.float32)))
+    def init(key: jax.Array, hp: Hyperparams, params: Params) -> LearnerState:
+        return steps.init(key, hp, params)._replace(algo_state=KLPenalty(jnp.array(hp.kl_coef, jnp.float32)))
 
-    def update(key: jax.Array, hp: Hyperparams, learner: LearnerState, batch: Batch) -> tuple[LearnerState, Metrics]:
+    def update(
+        key: jax.Array, hp: Hyperparams, learner: LearnerState, trajectory: Trajectory
+    ) -> tuple[LearnerState, Metrics]:
         used = learner.algo_state.kl_coef
-        learner, metrics = steps.update(key, hp, learner, batch)
+        learner, metrics = steps.update(key, hp, learner, trajectory)
         kl_coef = adapted_kl_coef(used, metrics["kl"], hp.kl_min, hp.kl_max, hp.kl_coef_factor)
         return learner._replace(algo_state=KLPenalty(kl_coef)), {**metrics, "kl_coef": used}
 

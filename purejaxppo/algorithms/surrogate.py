@@ -9,13 +9,14 @@ import optax
 
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.config.fields import AdvantageNormalization
-from purejaxppo.core.diagnostics import drift
+from purejaxppo.core.advantage import estimate
+from purejaxppo.core.diagnostics import diagnose
 from purejaxppo.core.losses import clipped_value_loss, standardize, value_loss
-from purejaxppo.core.minibatch import minibatch_rows, stop_early
+from purejaxppo.core.minibatch import cut, minibatch_rows, stop_early
 from purejaxppo.core.optimizer import make_optimizer
 from purejaxppo.core.shards import Shards
 from purejaxppo.core.sums import merged, moments
-from purejaxppo.core.types import Algorithm, Apply, Batch, Distribution, LearnerState, Metrics, Params
+from purejaxppo.core.types import Algorithm, Batch, Distribution, LearnerState, Metrics, Params, Policy, Trajectory
 
 
 class GradientStep(NamedTuple):
@@ -30,53 +31,84 @@ class GradientStep(NamedTuple):
 Gradient = Callable[[Params, Batch], tuple[Params, GradientStep]]
 # (hp, algo_state, pi, ratio [B], minibatch) -> (loss, metrics)
 PolicyLoss = Callable[[Hyperparams, Any, Distribution, jax.Array, Batch], tuple[jax.Array, Metrics]]
+# (params, minibatch) -> (loss, metrics)
+ExtraLoss = Callable[[Params, Batch], tuple[jax.Array, Metrics]]
+# (key, hp, learner, batch) -> (learner, metrics)
+Learn = Callable[[jax.Array, Hyperparams, LearnerState, Batch], tuple[LearnerState, Metrics]]
 
 
 def surrogate_algorithm(
-    config: TrainConfig, apply: Apply, policy_loss: PolicyLoss, shards: Shards | None = None
+    config: TrainConfig,
+    policy: Policy,
+    policy_loss: PolicyLoss,
+    shards: Shards | None = None,
+    extra_loss: ExtraLoss | None = None,
 ) -> Algorithm:
     """Returns an update rule of minibatch gradient steps on policy loss + vf_coef * value loss - ent_coef * entropy.
 
     Args:
-      config: counts of epochs and minibatches, and the kind of advantage normalisation.
-      apply: (params, obs) -> (pi, value).
+      config: counts of epochs and minibatches, and the kinds of advantage and of its normalisation.
+      policy: what is trained.
       policy_loss: the loss of the policy, in which the algorithms of the family differ.
       shards: of the run; by default those of the config, on one device.
+      extra_loss: added to the loss: a mean over the minibatch's rows, with metrics that are such means too.
 
     Source: Schulman et al. 2017, arXiv:1707.06347, eq. 9 and algorithm 1. Deviations, all common practice: Adam with
     eps 1e-5 and a global-norm clip, advantages standardised, optional value clipping, optional stop at a target KL.
     """
     shards = shards or Shards(config.shard_count)
+    learn = surrogate_steps(config, policy, policy_loss, shards, extra_loss)
 
-    def init(hp: Hyperparams, params: Params) -> LearnerState:
-        return LearnerState(params, make_optimizer(hp).init(params), ())
+    def init(key: jax.Array, hp: Hyperparams, params: Params) -> LearnerState:
+        return LearnerState(params, make_optimizer(config, hp).init(params), ())
 
-    def update(key: jax.Array, hp: Hyperparams, learner: LearnerState, batch: Batch) -> tuple[LearnerState, Metrics]:
+    def update(
+        key: jax.Array, hp: Hyperparams, learner: LearnerState, trajectory: Trajectory
+    ) -> tuple[LearnerState, Metrics]:
+        return learn(key, hp, learner, cut(config, trajectory, *estimate(config, hp, trajectory)))
+
+    return Algorithm(init, update, shards)
+
+
+def surrogate_steps(
+    config: TrainConfig,
+    policy: Policy,
+    policy_loss: PolicyLoss,
+    shards: Shards,
+    extra_loss: ExtraLoss | None = None,
+) -> Learn:
+    """Returns what `surrogate_algorithm` does with a batch, for algorithms that make the batch themselves."""
+
+    def learn(key: jax.Array, hp: Hyperparams, learner: LearnerState, batch: Batch) -> tuple[LearnerState, Metrics]:
         def loss(params: Params, minibatch: Batch) -> tuple[jax.Array, GradientStep]:
-            pi, value = apply(params, minibatch.obs)
+            pi, value = policy.evaluate(params, minibatch.memory, minibatch.obs, minibatch.start)
             # A difference of logarithms, since the quotient of two tiny densities would be 0 / 0.
             ratio = jnp.exp(pi.log_prob(minibatch.action) - minibatch.log_prob)
-            policy, metrics = policy_loss(hp, learner.algo_state, pi, ratio, minibatch)
-            critic = critic_loss(hp, value, minibatch)
+            of_policy, metrics = policy_loss(hp, learner.algo_state, pi, ratio, minibatch)
+            of_critic = critic_loss(hp, value, minibatch)
             entropy = jnp.mean(pi.entropy())
             measured = GradientStep(
-                {**metrics, "loss/policy": policy, "loss/value": critic, "entropy": entropy},
+                {**metrics, "loss/policy": of_policy, "loss/value": of_critic, "entropy": entropy},
                 kl=jnp.mean(minibatch.pi.kl(pi)),
                 ratio_deviation=jnp.mean(jnp.abs(ratio - 1.0)),
             )
-            return policy + hp.vf_coef * critic - hp.ent_coef * entropy, measured
+            total = of_policy + hp.vf_coef * of_critic - hp.ent_coef * entropy
+            if extra_loss is not None:
+                of_extra, further = extra_loss(params, minibatch)
+                total, measured = total + of_extra, measured._replace(metrics={**measured.metrics, **further})
+            return total, measured
 
         rows = minibatch_rows(key, shards, len(batch.advantage), config.num_epochs, config.num_minibatches)
         # Before the loop, as every shuffle is known: their statistics are one exchange, not one for each step.
         advantage = minibatch_advantages(config.normalize_advantage, shards, batch.advantage, rows)
-        learner, steps = gradient_steps(hp, learner, batch, rows, advantage, shards.gradient(loss))
+        learner, steps = gradient_steps(config, hp, learner, batch, rows, advantage, shards.gradient(loss))
         # Over all steps, also those that an early stop discarded: `stop_early` computes them all the same.
         metrics = jax.tree.map(jnp.mean, steps.metrics)
         # 0 up to rounding, since the first step starts from the policy that acted.
         metrics["ratio/first_minibatch_deviation"] = steps.ratio_deviation[0]
-        return learner, {**metrics, **drift(apply, learner.params, batch, shards)}
+        return learner, {**metrics, **diagnose(policy, learner.params, batch, shards)}
 
-    return Algorithm(init, update, shards)
+    return learn
 
 
 def minibatch_advantages(
@@ -106,17 +138,24 @@ def minibatch_advantages(
 
 def standardize_batch(shards: Shards, advantage: jax.Array) -> jax.Array:
     """Returns advantages [N] standardised by the statistics of the rows of all devices."""
-    return standardize(advantage, merged(shards.gather(moments(shards.by_shard(advantage)))))
+    return standardize(advantage, merged(shards.gather(moments(shards.flat(advantage)))))
 
 
 def gradient_steps(
-    hp: Hyperparams, learner: LearnerState, batch: Batch, rows: jax.Array, advantage: jax.Array, gradient: Gradient
+    config: TrainConfig,
+    hp: Hyperparams,
+    learner: LearnerState,
+    batch: Batch,
+    rows: jax.Array,
+    advantage: jax.Array,
+    gradient: Gradient,
 ) -> tuple[LearnerState, GradientStep]:
-    """Takes Adam's steps along `gradient`, one per minibatch.
+    """Takes the optimizer's steps along `gradient`, one per minibatch.
 
     If `hp.target_kl` is set, the steps stop early once the minibatch's `kl` exceeds it.
 
     Args:
+      config: with the optimizer.
       hp: with the learning rate, the gradient's maximum norm and target_kl.
       learner: parameters and optimizer state to start from.
       batch: N rows.
@@ -128,7 +167,7 @@ def gradient_steps(
       The learner, and what was measured, with `grad_norm` (before clipping) among the metrics, leaves [steps],
       including the steps that were discarded.
     """
-    optimizer = make_optimizer(hp)  # made here, as hp may be traced and state holds arrays alone
+    optimizer = make_optimizer(config, hp)  # made here, as hp may be traced and state holds arrays alone
 
     def step(learner: LearnerState, drawn: tuple[jax.Array, jax.Array]) -> tuple[LearnerState, GradientStep]:
         rows, advantage = drawn

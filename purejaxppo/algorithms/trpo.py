@@ -11,18 +11,19 @@ from jax.flatten_util import ravel_pytree
 from purejaxppo.algorithms.surrogate import GradientStep, critic_loss, gradient_steps, standardize_batch
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.config.fields import DEFAULT_TARGET_KL
-from purejaxppo.core.diagnostics import drift
+from purejaxppo.core.advantage import estimate
+from purejaxppo.core.diagnostics import diagnose
 from purejaxppo.core.losses import importance_surrogate
-from purejaxppo.core.minibatch import minibatch_rows
+from purejaxppo.core.minibatch import cut, minibatch_rows
 from purejaxppo.core.optimizer import make_optimizer
 from purejaxppo.core.shards import Shards
-from purejaxppo.core.types import Algorithm, Apply, Batch, LearnerState, Metrics, Params
+from purejaxppo.core.types import Algorithm, Batch, LearnerState, Metrics, Params, Policy, Trajectory
 
 Vector = jax.Array  # the parameters, or a direction in their space, as one flat array [P]
 _BACKTRACK = 0.5
 
 
-def trpo(config: TrainConfig, apply: Apply, *, shards: Shards | None = None) -> Algorithm:
+def trpo(config: TrainConfig, policy: Policy, *, shards: Shards | None = None) -> Algorithm:
     """Takes one natural-gradient step of the policy per update, within the trust region, and fits the value function.
 
         maximise  mean r A + ent_coef * entropy   subject to   mean KL(old || new) <= target_kl
@@ -32,7 +33,7 @@ def trpo(config: TrainConfig, apply: Apply, *, shards: Shards | None = None) -> 
 
     Args:
       config: trip counts of conjugate gradient and line search, and those of the regression.
-      apply: (params, obs) -> (pi, value).
+      policy: what is trained.
       shards: of the run; by default those of the config, on one device.
 
     Source: Schulman et al. 2015, arXiv:1502.05477, eq. 14 and appendix C. Deviations: the whole batch for the Fisher
@@ -42,16 +43,19 @@ def trpo(config: TrainConfig, apply: Apply, *, shards: Shards | None = None) -> 
 
     shards = shards or Shards(config.shard_count)
 
-    def init(hp: Hyperparams, params: Params) -> LearnerState:
-        return LearnerState(params, make_optimizer(hp).init(params), ())
+    def init(key: jax.Array, hp: Hyperparams, params: Params) -> LearnerState:
+        return LearnerState(params, make_optimizer(config, hp).init(params), ())
 
-    def update(key: jax.Array, hp: Hyperparams, learner: LearnerState, batch: Batch) -> tuple[LearnerState, Metrics]:
+    def update(
+        key: jax.Array, hp: Hyperparams, learner: LearnerState, trajectory: Trajectory
+    ) -> tuple[LearnerState, Metrics]:
+        batch = cut(config, trajectory, *estimate(config, hp, trajectory))
         if config.normalize_advantage != "off":
             batch = batch._replace(advantage=standardize_batch(shards, batch.advantage))
-        params, policy_metrics = policy_step(config, apply, hp, learner.params, batch, shards)
+        params, policy_metrics = policy_step(config, policy, hp, learner.params, batch, shards)
 
         def value_loss(params: Params, minibatch: Batch) -> tuple[jax.Array, GradientStep]:
-            _, value = apply(params, minibatch.obs)
+            _, value = policy.evaluate(params, minibatch.memory, minibatch.obs, minibatch.start)
             loss = critic_loss(hp, value, minibatch)
             unmoved = jnp.zeros(())  # the policy shares no parameters with the value function
             return loss, GradientStep({"loss/value": loss}, kl=unmoved, ratio_deviation=unmoved)
@@ -61,9 +65,11 @@ def trpo(config: TrainConfig, apply: Apply, *, shards: Shards | None = None) -> 
         rows = minibatch_rows(key, shards, len(batch.advantage), config.num_epochs, config.num_minibatches)
         # target_kl is the trust region of the policy; it must not stop the regression.
         hp = dataclasses.replace(hp, target_kl=None)
-        learner, steps = gradient_steps(hp, learner, batch, rows, batch.advantage[rows], shards.gradient(value_loss))
+        learner, steps = gradient_steps(
+            config, hp, learner, batch, rows, batch.advantage[rows], shards.gradient(value_loss)
+        )
         metrics = {"loss/value": jnp.mean(steps.metrics["loss/value"]), **policy_metrics}
-        return learner, {**metrics, **drift(apply, learner.params, batch, shards)}
+        return learner, {**metrics, **diagnose(policy, learner.params, batch, shards)}
 
     return Algorithm(init, update, shards)
 
@@ -79,7 +85,7 @@ class _Measure(NamedTuple):
 
 
 def policy_step(
-    config: TrainConfig, apply: Apply, hp: Hyperparams, params: Params, batch: Batch, shards: Shards
+    config: TrainConfig, policy: Policy, hp: Hyperparams, params: Params, batch: Batch, shards: Shards
 ) -> tuple[Params, Metrics]:
     """Returns the parameters after one step along the natural gradient, and the step's metrics.
 
@@ -91,7 +97,7 @@ def policy_step(
     old, unravel = ravel_pytree(params)
 
     def measure(flat: Vector) -> _Measure:
-        pi, _ = apply(unravel(flat), batch.obs)
+        pi, _ = policy.evaluate(unravel(flat), batch.memory, batch.obs, batch.start)
         ratio = jnp.exp(pi.log_prob(batch.action) - batch.log_prob)
         entropy = jnp.mean(pi.entropy())
         surrogate = importance_surrogate(ratio, batch.advantage)

@@ -22,8 +22,9 @@ class Common:
     device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
     """Where to run; auto takes an accelerator if JAX sees one."""
     plugin: tuple[str, ...] = ()
-    """Python modules to import first, by name or as a path/to/file.py, which register environments with
-    gymnax.register, or update rules in purejaxppo.algorithms.ALGORITHMS."""
+    """Python modules to import first, by name or as a path/to/file.py, which make parts of one's own known by
+    purejaxppo.register_env, register_policy, register_algorithm, register_optimizer, register_schedule or
+    gymnax.register."""
     allow_download: bool = False
     """Let an environment fetch its data set from the network."""
     json: bool = False

@@ -80,9 +80,9 @@ def _refuse_unknown_env(command: Command | ResumeSweep) -> None:
     if not isinstance(command, Train | Compare) or command.settings.env in PRESETS:
         return
     _prepare(command.common)
-    from purejaxppo.envs.gymnax_adapter import refuse_unknown
+    from purejaxppo.envs.registry import refuse_unknown_env
 
-    refuse_unknown(command.settings.env)
+    refuse_unknown_env(command.settings.env)
 
 
 def _one_thread_is_enough(command: Command | ResumeSweep) -> bool:

@@ -25,9 +25,7 @@ from purejaxppo.errors import ConfigError
 
 Activation = Literal["tanh", "relu", "elu", "gelu", "silu"]
 AdvantageNormalization = Literal["minibatch", "batch", "off"]
-Policy = Literal["gaussian", "tanh_gaussian"]
-Schedule = Literal["linear", "constant"]
-LearningRateSchedule = Literal["linear", "constant", "kl_adaptive"]
+ActionDistribution = Literal["gaussian", "tanh_gaussian"]
 ValueTarget = Literal["gae", "rewards_to_go"]
 OnNonfinite = Literal["stop", "skip", "rollback"]
 EnvParams = tuple[tuple[str, Any], ...]
@@ -40,6 +38,7 @@ ROWS_PER_SHARD = 512
 KL_COEF_BOUNDS = (1e-3, 1e3)  # limits of the adaptive penalty: about ten updates from 1 to either of them
 _MAX_WHOLE = 2.0**63  # above all counts; a float from here on is not converted, so that its error message shows it
 _INT32_MAX = 2**31 - 1
+_SCHEDULES = ("constant", "linear", "cosine", "warmup_cosine")
 
 
 def plain(value: Any) -> Any:
@@ -76,11 +75,11 @@ class TrainConfig:
     """Static settings of a run, which shape its compiled program. Hashable; another value takes another compilation."""
 
     env: str = setting("CartPole-v1", heading="environment")
-    """gymnax environment id; `purejaxppo envs` lists them."""
+    """A gymnax environment's id, or a registered environment's; `purejaxppo envs` lists them."""
     env_params: EnvParams = setting((), heading="environment")
     """Environment parameters as name=value, for example max_steps_in_episode=200."""
-    algorithm: str = "ppo_clip"
-    """Update rule: ppo_clip, ppo_kl, trpo or policy_gradient, the files of purejaxppo/algorithms."""
+    algorithm: str = setting("ppo_clip", built_in=("ppo_clip", "ppo_kl", "trpo", "policy_gradient"))
+    """Update rule: ppo_clip, ppo_kl, trpo, policy_gradient (files of purejaxppo/algorithms), or a registered one."""
     total_timesteps: int = setting(1_000_000, at_least=1, unit="environment steps", heading="run")
     """Budget in environment steps, over all environments; rounded down to whole updates."""
     num_envs: int = setting(64, at_least=1, unit="environments", heading="rollout and batch")
@@ -95,13 +94,20 @@ class TrainConfig:
     """Equal blocks of environments in which the batch is shuffled, and which devices share; must divide num_envs and
     the rows of a minibatch. Another number is another run; the number of devices changes its rounding alone. None: the
     largest of 8, 4, 2 and 1 that leaves each block 512 rows of a minibatch."""
+    sequence_length: int | None = setting(None, at_least=1, unit="steps", heading="rollout and batch")
+    """Steps of the sequences that a policy with memory learns from; must divide num_steps. None: all of them. Other
+    policies learn from single steps."""
     hidden_sizes: tuple[int, ...] = setting((64, 64), at_least=1, at_most=65_536, unit="units", heading="policy")
     """Widths of the hidden layers (after the convolution, for image observations)."""
     activation: Activation = setting("tanh", heading="policy")
     """Activation of the hidden layers."""
     shared_torso: bool = setting(False, heading="policy")
     """Let policy and value function share all but their heads."""
-    policy: Policy = setting("gaussian", heading="policy")
+    scale_pixels: bool = setting(True, heading="policy")
+    """Divide observations of the type uint8 by 255."""
+    policy: str | None = setting(None, heading="policy", built_in=("mlp", "conv", "gru"))
+    """Network: mlp, conv, gru (with memory), or a registered one. None: conv for image observations, else mlp."""
+    action_distribution: ActionDistribution = setting("gaussian", heading="policy")
     """Continuous actions only: Gaussian clipped to the bounds, or squashed into them by tanh; its 0 is their middle."""
     normalize_observation: bool = setting(False, heading="normalisation")
     """Standardise observations by the statistics of all earlier rollouts and clip them to +-10."""
@@ -111,13 +117,16 @@ class TrainConfig:
     """Standardise advantages per minibatch, per batch, or not at all."""
     value_target: ValueTarget = "gae"
     """What the value function is fitted to: advantage + value, or the rewards-to-go (lambda = 1)."""
-    learning_rate_schedule: LearningRateSchedule = setting("linear", heading="optimisation")
-    """Linear decay to 0 over the updates, constant, or kl_adaptive: after each update times or divided by 1.5, to hold
-    KL(old || new) near target_kl (which then stops no update early)."""
-    ent_coef_schedule: Schedule = setting("constant", heading="optimisation")
-    """Linear decay of ent_coef to 0 over the updates, or constant."""
-    clip_eps_schedule: Schedule = setting("constant", of=("ppo_clip",))
-    """ppo_clip: linear decay of clip_eps to 0 over the updates, or constant."""
+    optimizer: str = setting("adam", heading="optimisation", built_in=("adam", "adamw", "sgd", "rmsprop", "muon"))
+    """What takes the gradient steps: adam, adamw, sgd, rmsprop, muon, or a registered one."""
+    learning_rate_schedule: str = setting("linear", heading="optimisation", built_in=(*_SCHEDULES, "kl_adaptive"))
+    """Course over the updates: constant, linear to 0, cosine to 0, warmup_cosine (up from 0 in the first tenth, then
+    cosine), a registered one; or kl_adaptive: after each update times or divided by 1.5, to hold KL(old || new) near
+    target_kl (which then stops no update early)."""
+    ent_coef_schedule: str = setting("constant", heading="optimisation", built_in=_SCHEDULES)
+    """Course of ent_coef over the updates: constant, linear, cosine, warmup_cosine, or a registered one."""
+    clip_eps_schedule: str = setting("constant", of=("ppo_clip",), built_in=_SCHEDULES)
+    """ppo_clip: course of clip_eps over the updates: constant, linear, cosine, warmup_cosine, or a registered one."""
     cg_iterations: int = setting(10, at_least=1, unit="iterations per update", of=("trpo",))
     """trpo: conjugate-gradient iterations per update."""
     line_search_steps: int = setting(10, at_least=1, unit="step lengths", of=("trpo",))
@@ -177,7 +186,7 @@ class Hyperparams:
     """Hyperparameters, which may be swept. Each field is a scalar, or an array [R] under `vmap` over R runs."""
 
     learning_rate: float = setting(3e-4, above=0, source="PPO, 37", heading="optimisation")
-    """Adam's step size (its start, under a linear schedule)."""
+    """The optimizer's step size, which the schedule multiplies."""
     gamma: float = setting(0.99, at_least=0, at_most=1, unit="per step", source="GAE")
     """Discount per step, in [0, 1]."""
     gae_lambda: float = setting(0.95, at_least=0, at_most=1, unit="per step", source="GAE eq. 16")

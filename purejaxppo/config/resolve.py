@@ -10,7 +10,7 @@ from typing import Any
 
 from purejaxppo.config.fields import ALGORITHMS_WITH, AnyPath, Hyperparams, RunOptions, TrainConfig
 from purejaxppo.config.presets import HIDDEN, PRESETS, tuned_settings
-from purejaxppo.config.validate import suggestion
+from purejaxppo.config.validate import ACTION_DISTRIBUTIONS, suggestion
 from purejaxppo.errors import ConfigError
 
 _MAX_BYTES = 2**20
@@ -31,6 +31,16 @@ def resolve(env: str | None, settings: Mapping[str, Any]) -> tuple[TrainConfig, 
     algorithm = settings.get("algorithm", TrainConfig.algorithm)
     merged = {**tuned_settings(env, algorithm), **settings, "env": env}
     return TrainConfig(**_fields_of(TrainConfig, merged)), Hyperparams(**_fields_of(Hyperparams, merged))
+
+
+def upgraded(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns settings that were saved by this version or an earlier one, under the names of this one.
+
+    `policy` was the name of the action distribution; no policy can be registered under the name of one.
+    """
+    if settings.get("policy") not in ACTION_DISTRIBUTIONS:
+        return dict(settings)
+    return {"action_distribution" if name == "policy" else name: value for name, value in settings.items()}
 
 
 def describe_settings(pairs: Sequence[tuple[TrainConfig, Hyperparams]]) -> str:
@@ -120,12 +130,12 @@ def refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any], advice: str) 
     """Raises ConfigError, with all differences, if settings differ in more than a resumed run may change.
 
     Args:
-      old: `settings_record` with the seed; a setting that is missing, as in a run of an older version, has its default.
+      old: `settings_record` with the seed, also that of an earlier version: a setting that is missing has its default.
       new: as `old`.
       advice: the end of the error message.
     """
     defaults = settings_record(TrainConfig(), Hyperparams())
-    changed = differences({**defaults, **old}, {**defaults, **new})
+    changed = differences({**defaults, **upgraded(old)}, {**defaults, **upgraded(new)})
     changed = {name: change for name, change in changed.items() if name not in CHANGEABLE}
     if changed:
         raise ConfigError(
@@ -187,7 +197,7 @@ def read_settings(path: AnyPath) -> dict[str, Any]:
         raise ConfigError(f"{path} is nested too deeply to be a configuration.") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds no table of settings.")
-    settings = {key.replace("-", "_"): value for key, value in content.items()}
+    settings = upgraded({key.replace("-", "_"): value for key, value in content.items()})
     settings.pop("format_version", None)
     return {key: _typed(path, key, value) for key, value in settings.items()}
 
@@ -200,7 +210,7 @@ def _typed(path: Path, key: str, value: Any) -> Any:
     kind = known[key]
     if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)
-    if kind is str and not isinstance(value, str):
+    if kind in (str, str | None) and not isinstance(value, kind):
         raise ConfigError(f"{path}: {key} = {value!r} is not text.")
     if key == "hidden_sizes" and not isinstance(value, list):
         raise ConfigError(f"{path}: hidden_sizes = {value!r} is not a list of whole numbers.")

@@ -51,6 +51,7 @@ class Facts(NamedTuple):
     of: tuple[str, ...] = ()  # the algorithms that have the setting; empty if all have it
     source: str = ""
     heading: Heading = "algorithm"
+    built_in: tuple[str, ...] = ()  # the parts of the package that a name may be; one's own are registered
 
 
 def setting(
@@ -63,6 +64,7 @@ def setting(
     of: tuple[str, ...] = (),
     source: str = "",
     heading: Heading = "algorithm",
+    built_in: tuple[str, ...] = (),
 ) -> T:
     """Returns the dataclass field of a setting.
 
@@ -75,6 +77,7 @@ def setting(
       of: the algorithms that have the setting, by default all of them; with any other one its flag is refused.
       source: the paper that it is from, as abbreviated in docs/hyperparameters.md.
       heading: where the command line's help has it.
+      built_in: for the name of a part, those that the package has; a registry knows the others (`config/registry.py`).
 
     Raises:
       TypeError: both `above` and `at_least` are given.
@@ -83,7 +86,7 @@ def setting(
         raise TypeError(f"setting({default!r}) is above {above} or at least {at_least}, not both.")
     low = at_least if above is None else above
     bounds = None if low is None else Range(low, at_most, low_allowed=above is None)
-    return dataclasses.field(default=default, metadata={_KEY: Facts(bounds, unit, of, source, heading)})
+    return dataclasses.field(default=default, metadata={_KEY: Facts(bounds, unit, of, source, heading, built_in)})
 
 
 def facts_of(field: dataclasses.Field[Any]) -> Facts:

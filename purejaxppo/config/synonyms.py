@@ -22,7 +22,9 @@ _THEIRS = {  # our name -> their names
     "fcnet_hiddens policy_hidden_layer_sizes",
     "activation": "activation_fn fcnet_activation",
     "shared_torso": "vf_share_layers share_layers share_network share_features_extractor",
-    "policy": "distribution action_distribution",
+    "policy": "network policy_network model",
+    "action_distribution": "distribution",
+    "optimizer": "optim optimiser optimizer_class",
     "normalize_observation": "norm_obs obs_norm normalize_obs normalize_observations normalize_env observation_filter",
     "normalize_reward": "norm_reward norm_rewards reward_norm normalize_rewards",
     "normalize_advantage": "norm_adv normalize_adv normalize_advantages standardize_advantages",
@@ -57,7 +59,7 @@ _OURS = {  # their name -> our name
     theirs: ours for ours, names in _THEIRS.items() for theirs in names.split()
 }
 _COUNT = "it is how many minibatches num_envs * num_steps rows make, not the rows of one"
-_LINEAR = "it takes linear or constant"
+_LINEAR = "it takes constant, linear or another schedule"
 _NOTES = {
     **dict.fromkeys(("batch_size", "minibatch_size", "mini_batch_size", "sgd_minibatch_size"), _COUNT),
     **dict.fromkeys(("anneal_lr", "lr_decay", "lr_anneal", "decay_learning_rates", "use_linear_lr_decay"), _LINEAR),

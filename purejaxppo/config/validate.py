@@ -12,12 +12,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, get_args, get_origin
 
-from purejaxppo.config.fields import EnvParams, Hyperparams, RunOptions, TrainConfig
+from purejaxppo.config.fields import ActionDistribution, EnvParams, Hyperparams, RunOptions, TrainConfig
 from purejaxppo.config.setting import Range, facts_of, range_of
 from purejaxppo.config.synonyms import note_on, our_name
 from purejaxppo.errors import ConfigError
 
 NUM_SEEDS = 2**32  # `jax.random.key` wraps larger seeds, so that two of them would be the same
+ACTION_DISTRIBUTIONS: tuple[str, ...] = get_args(ActionDistribution)
 _FLOAT32_MAX = 3.4e38
 _INT64_MAX = 2**63 - 1
 _POWERS: dict[float, str] = {_INT64_MAX: "2**63 - 1", 2**31 - 1: "2**31 - 1"}
@@ -51,15 +52,6 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 def apart(words: str) -> str:
     """Returns words that were separated by commas, possibly in brackets, with spaces in between, as for a flag."""
     return " ".join(re.findall(r"[^\s,\[\](){}]+", words))
-
-
-def validate_algorithm(name: str, known: Iterable[str]) -> None:
-    """Raises ConfigError, with a suggestion, for an algorithm that is not among the known ones."""
-    if name not in (known := list(known)):
-        raise ConfigError(
-            f"algorithm {name!r} is unknown; choose from {', '.join(known)}.{suggestion(name, known)} One of your own "
-            f"needs its --plugin."
-        )
 
 
 def validate_seed(seed: int) -> None:
@@ -168,8 +160,15 @@ def validate_config(config: TrainConfig) -> None:
         raise ConfigError(
             f"num_envs * num_steps = {config.batch_size} rows per update are more than 2**31 - 1; lower one of them."
         )
+    _validate_names(config)
     _validate_minibatches(config)
     _validate_shards(config)
+    if config.sequence_length is not None and config.num_steps % config.sequence_length:
+        near = nearest_divisors(config.num_steps, config.sequence_length)
+        raise ConfigError(
+            f"sequence_length = {config.sequence_length} does not divide num_steps = {config.num_steps}; try "
+            f"{_one_of(near)}."
+        )
     if config.algorithm == "trpo":
         _validate_trpo(config)
     if config.num_updates < 1:
@@ -182,6 +181,18 @@ def validate_config(config: TrainConfig) -> None:
             f"total_timesteps = {config.total_timesteps} makes {config.num_updates} updates, more than 2**31 - 1; "
             f"raise num_envs or num_steps."
         )
+
+
+def _validate_names(config: TrainConfig) -> None:
+    """Raises ConfigError for names that are no part's, whatever is registered; the registries know the others."""
+    if config.policy in ACTION_DISTRIBUTIONS:
+        raise ConfigError(
+            f"policy = {config.policy} is no network, but a distribution of actions; set action_distribution "
+            f"(--action-distribution {config.policy}) instead."
+        )
+    for name in ("ent_coef_schedule", "clip_eps_schedule"):
+        if getattr(config, name) == "kl_adaptive":
+            raise ConfigError(f"{name} = kl_adaptive is for the learning rate alone; choose linear or cosine.")
 
 
 def _is_whole(value: Any) -> bool:
@@ -233,7 +244,7 @@ def _validate_trpo(config: TrainConfig) -> None:
     if config.learning_rate_schedule == "kl_adaptive":
         raise ConfigError(
             "learning_rate_schedule = kl_adaptive is for ppo_clip, ppo_kl and policy_gradient; trpo's line search "
-            "bounds the KL itself; use linear or constant, or leave trpo out."
+            "bounds the KL itself; use linear, cosine or constant, or leave trpo out."
         )
 
 

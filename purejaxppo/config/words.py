@@ -9,7 +9,13 @@ from purejaxppo.config.fields import EnvParams
 from purejaxppo.config.resolve import whole_number
 from purejaxppo.config.validate import apart, suggestion
 
-_SCALARS: dict[Any, str] = {int: "INT", float: "FLOAT", int | None: "INT|none", float | None: "FLOAT|none"}
+_SCALARS: dict[Any, str] = {
+    int: "INT",
+    float: "FLOAT",
+    int | None: "INT|none",
+    float | None: "FLOAT|none",
+    str | None: "NAME|none",
+}
 
 
 def parse_word(kind: Any, word: str) -> Any:
@@ -30,7 +36,9 @@ def parse_word(kind: Any, word: str) -> Any:
         except ValueError:
             raise ValueError(f"{word!r} is not a list of whole numbers, such as 64,64") from None
     if type(None) in get_args(kind):
-        return None if word.lower() == "none" else _number(get_args(kind)[0], word, "neither a {}number nor none")
+        if word.lower() == "none" or kind == str | None:
+            return None if word.lower() == "none" else word
+        return _number(get_args(kind)[0], word, "neither a {}number nor none")
     if kind is bool:
         if word.lower() not in ("true", "false"):
             raise ValueError(f"{word!r} is neither true nor false")

@@ -4,6 +4,15 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from purejaxppo.config import Hyperparams, TrainConfig
+from purejaxppo.core.types import Trajectory
+
+
+def estimate(config: TrainConfig, hp: Hyperparams, trajectory: Trajectory) -> tuple[jax.Array, jax.Array]:
+    """Returns the advantages and the value targets [T, E] of a rollout, as `config.value_target` has them."""
+    estimator, t = ESTIMATORS[config.value_target], trajectory
+    return estimator(t.reward, t.value, t.next_value, t.terminated, t.truncated, hp.gamma, hp.gae_lambda)
+
 
 def gae(
     reward: jax.Array,

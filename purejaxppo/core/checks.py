@@ -1,4 +1,4 @@
-"""Checks of what is passed to `make_trainer`: that environment, network, algorithm and hyperparameters fit together.
+"""Checks of what is passed to `make_trainer`: that environment, policy, algorithm and hyperparameters fit together.
 
 They trace once and compare shapes and types; nothing is computed. A mismatch that JAX would broadcast silently, or
 report from deep inside a trace, becomes an error of one line.
@@ -17,7 +17,8 @@ import numpy as np
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.config.validate import validate_kl_range, validate_seed, validate_value
 from purejaxppo.core.distributions import Categorical, DiagGaussian, MultiCategorical, TanhDiagGaussian
-from purejaxppo.core.types import Algorithm, Box, Discrete, EnvStep, MultiDiscrete, Network, VecEnv
+from purejaxppo.core.observations import ACTION_MASK
+from purejaxppo.core.types import Algorithm, Box, Discrete, EnvStep, MultiDiscrete, Policy, VecEnv
 from purejaxppo.errors import ConfigError, EnvError
 
 
@@ -48,10 +49,13 @@ def check_step(env: VecEnv, state: Any, name: str = "the environment", obs: Any 
     )
     if not isinstance(result, EnvStep):
         raise EnvError(f"{name}'s step returns the state and a {type(result).__name__}; it has to be an EnvStep.")
-    for what, x in (("step's obs", result.obs), ("step's final_obs", result.final_obs)):
-        _check_observation(env, name, what, x)
-        if obs is not None and x.dtype != obs.dtype:
-            raise EnvError(f"{name} returns observations {_text(x)} ({what}), but {_text(obs)} in reset; choose one.")
+    for what, seen in (("step's obs", result.obs), ("step's final_obs", result.final_obs)):
+        _check_observation(env, name, what, seen)
+        for x, first in zip(jax.tree.leaves(seen), jax.tree.leaves(obs), strict=False):
+            if x.dtype != first.dtype:
+                raise EnvError(
+                    f"{name} returns observations {_text(x)} ({what}), but {_text(first)} in reset; choose one."
+                )
     _check_outcome(env, name, result)
     if jax.tree.map(_signature, next_state) != jax.tree.map(_signature, state):
         raise EnvError(f"{name}'s step returns a state of other shapes or types than its reset; make them the same.")
@@ -59,6 +63,9 @@ def check_step(env: VecEnv, state: Any, name: str = "the environment", obs: Any 
 
 def _check_declaration(env: VecEnv, name: str) -> None:
     """Checks the fields of a `VecEnv` that are not functions."""
+    spaces = env.observation_space if isinstance(env.observation_space, dict) else {}
+    if ACTION_MASK in spaces:
+        _check_mask(env, name, spaces[ACTION_MASK])
     gap, limit, space = env.truncation_gap, env.step_limit, env.action_space
     if gap < 1 or (limit is not None and gap > limit):
         raise EnvError(
@@ -88,6 +95,17 @@ def _check_declaration(env: VecEnv, name: str) -> None:
         raise EnvError(f"{name} has actions with bounds {space.low} and {space.high}; no low may be above its high.")
 
 
+def _check_mask(env: VecEnv, name: str, mask: Box) -> None:
+    space = env.action_space
+    if isinstance(space, Box):
+        raise EnvError(f"{name} has a mask for actions that are continuous; only discrete ones can be masked.")
+    choices = sum(space.sizes) if isinstance(space, MultiDiscrete) else space.n
+    if mask.shape != (choices,):
+        raise EnvError(
+            f"{name} has {ACTION_MASK!r} of shape {mask.shape} for {choices} actions; it has to be ({choices},)."
+        )
+
+
 def _traced_pair(name: str, function: Callable[..., Any], *args: Any) -> tuple[Any, Any]:
     """Returns the shapes of the pair that an environment's reset or step returns."""
 
@@ -110,13 +128,30 @@ def traced(name: str, function: Callable[..., Any], *args: Any) -> Any:
         raise EnvError(f"{name} raises when it is traced: {describe(error)}.{advice}") from error
 
 
-def _check_observation(env: VecEnv, name: str, what: str, x: Any) -> None:
-    declared = (env.num_envs, *env.observation_space.shape)
-    if getattr(x, "shape", None) != declared:
+def _check_observation(env: VecEnv, name: str, what: str, obs: Any) -> None:
+    space = env.observation_space
+    spaces = space if isinstance(space, dict) else {"": space}
+    arrays: dict[str, Any] = obs if isinstance(obs, dict) else {"": obs}
+    if spaces.keys() != arrays.keys():
         raise EnvError(
-            f"{name} returns observations {_text(x)} ({what}), but declares {list(declared)} by num_envs and "
-            f"observation_space; make them agree."
+            f"{name} returns observations {_names(obs)} ({what}), but declares {_names(space)} by observation_space; "
+            f"make them agree."
         )
+    for key, box in spaces.items():
+        x, declared = arrays[key], (env.num_envs, *box.shape)
+        if getattr(x, "shape", None) != declared:
+            raise EnvError(
+                f"{name} returns observations {f'{key!r} ' * bool(key)}{_text(x)} ({what}), but declares "
+                f"{list(declared)} by num_envs and observation_space; make them agree."
+            )
+    mask = arrays.get(ACTION_MASK)
+    if mask is not None and mask.dtype != jnp.bool_:
+        raise EnvError(f"{name} returns {ACTION_MASK!r} {_text(mask)} ({what}); it has to be bool, one per action.")
+
+
+def _names(obs: Any) -> str:
+    """Returns the keys of an observation or of its space as text."""
+    return f"with the keys {', '.join(sorted(obs))}" if isinstance(obs, dict) else "that are one array"
 
 
 def _check_outcome(env: VecEnv, name: str, result: EnvStep) -> None:
@@ -133,60 +168,117 @@ def _check_outcome(env: VecEnv, name: str, result: EnvStep) -> None:
     if not isinstance(result.info, dict):
         raise EnvError(f"{name} returns an info {_text(result.info)}; it has to be a dict, which may be empty.")
     for what, x in result.info.items():
-        if getattr(x, "shape", None) != each:
-            raise EnvError(f"{name} returns info[{what!r}] {_text(x)}; it has to be {list(each)}, one per environment.")
+        if getattr(x, "shape", None) != each or not _is_numeric(x):
+            raise EnvError(
+                f"{name} returns info[{what!r}] {_text(x)}; it has to be {list(each)}, one number per environment."
+            )
+        if what in ("return", "length", "count"):
+            raise EnvError(f"{name} returns info[{what!r}], which is the name of a metric; give it another one.")
 
 
-def check_network(config: TrainConfig, env: VecEnv, network: Network) -> None:
-    """Raises ConfigError for a network whose policy or value does not fit an environment that passes `check_env`."""
-    key, each, space = _key(), (env.num_envs,), env.action_space
+def check_parts(config: TrainConfig, env: VecEnv, policy: Policy, algorithm: Algorithm) -> None:
+    """Raises ConfigError or EnvError for parts from which no trainer can be made, or that do not fit together."""
+    check_algorithm(algorithm)
+    if env.num_envs != config.num_envs:
+        raise ConfigError(
+            f"the environment has {env.num_envs} copies, but num_envs = {config.num_envs}; make them equal."
+        )
+    check_env(env)
+    check_policy(config, env, policy)
+    if algorithm.shards and algorithm.shards.number != config.shard_count:
+        raise ConfigError(
+            f"the algorithm was made for {algorithm.shards.number} shards, but the run has {config.shard_count}; make "
+            f"it from the run's own config."
+        )
+
+
+def check_policy(config: TrainConfig, env: VecEnv, policy: Policy) -> None:
+    """Raises ConfigError for a policy that does not fit an environment that passes `check_env`."""
+    missing = [name for name in ("init", "initial_memory", "act", "evaluate") if not hasattr(policy, name)]
+    if missing:
+        hint = "wrap a network in FeedForward" if hasattr(policy, "apply") else "see core.types.Policy"
+        raise ConfigError(f"the policy, a {type(policy).__name__}, has no method {missing[0]}; {hint}.")
+    each = (env.num_envs,)
     _, obs = jax.eval_shape(env.reset, _keys(env))
+    memory = jax.eval_shape(lambda: policy.initial_memory(env.num_envs))
+    length = (1,) if jax.tree.leaves(memory) else ()  # of a sequence; without memory there are rows
 
-    def act(key: jax.Array, obs: jax.Array) -> tuple[Any, ...]:
-        pi, value = network.apply(network.init(key, obs), obs)
+    def act(key: jax.Array, memory: Any, obs: Any) -> tuple[Any, ...]:
+        params, start = policy.init(key, obs), jnp.ones(each, jnp.bool_)
+        after, pi = policy.act(params, memory, obs, start)
         action = pi.sample(pi.noise(key))
-        return pi, value, action, pi.log_prob(action)
+        steps = jax.tree.map(lambda x: x.reshape(*each, *length, *x.shape[1:]), (obs, start))
+        _, value = policy.evaluate(params, memory, *steps)
+        return after, pi, value, action, pi.log_prob(action)
 
-    pi, value, action, log_prob = jax.eval_shape(act, key, obs)
+    after, pi, value, action, log_prob = jax.eval_shape(act, _key(), memory, obs)
+    if length:
+        _check_memory(config, memory, after)
+    _check_distribution(config, env, pi, action)
+    for what, x, shape in (("value", value, (*each, *length)), ("log_prob", log_prob, each)):
+        if x.shape != shape:
+            raise ConfigError(
+                f"the policy's {what} is {_text(x)} for {env.num_envs} observations; it has to be {list(shape)}."
+            )
+    for x in jax.tree.leaves(pi):
+        if x.shape[:1] != each:
+            raise ConfigError(
+                f"the policy's distribution has a leaf {_text(x)} for {env.num_envs} observations; it has to begin "
+                f"with {list(each)}, as by jnp.broadcast_to(log_std, mean.shape)."
+            )
+
+
+def _check_memory(config: TrainConfig, memory: Any, after: Any) -> None:
+    """Raises ConfigError for a memory that cannot be carried on, or sequences that do not fill the minibatches."""
+    for x in jax.tree.leaves(memory):
+        if x.shape[:1] != (config.num_envs,):
+            raise ConfigError(
+                f"the policy's initial_memory has a leaf {_text(x)} for {config.num_envs} environments; give each a "
+                f"row of its own."
+            )
+    if jax.tree.map(_signature, memory) != jax.tree.map(_signature, after):
+        raise ConfigError("the policy's act returns a memory of other shapes or types than its initial_memory.")
+    length = config.sequence_length or config.num_steps
+    sequences = config.batch_size // length // config.shard_count
+    if sequences % config.num_minibatches:
+        raise ConfigError(
+            f"num_envs = {config.num_envs} environments x num_steps = {config.num_steps} / sequence_length = {length} "
+            f"are {sequences} sequences in each of {config.shard_count} shards, which num_minibatches = "
+            f"{config.num_minibatches} does not divide; change one of them."
+        )
+
+
+def _check_distribution(config: TrainConfig, env: VecEnv, pi: Any, action: Any) -> None:
+    """Raises ConfigError for a distribution whose actions are not those that the environment takes."""
+    space, wanted = env.action_space, _action(env)
     if isinstance(space, Discrete) and isinstance(pi, Categorical) and pi.logits.shape[-1] != space.n:
-        raise ConfigError(f"the network has {pi.logits.shape[-1]} logits for {space.n} actions; give it one for each.")
+        raise ConfigError(f"the policy has {pi.logits.shape[-1]} logits for {space.n} actions; give it one for each.")
     if isinstance(space, MultiDiscrete) and isinstance(pi, MultiCategorical) and pi.sizes != space.sizes:
         raise ConfigError(
-            f"the network has factors of the sizes {pi.sizes} for actions of the sizes {space.sizes}; make them agree."
+            f"the policy has factors of the sizes {pi.sizes} for actions of the sizes {space.sizes}; make them agree."
         )
-    wanted = _action(env)
     if isinstance(space, Box):  # the policy's action is flat, whatever the shape of the environment's
         wanted = jax.ShapeDtypeStruct((env.num_envs, math.prod(space.shape)), wanted.dtype)
     kind = jnp.floating if isinstance(space, Box) else jnp.integer
     if action.shape != wanted.shape or not jnp.issubdtype(action.dtype, kind):
         raise ConfigError(
-            f"the network's policy draws actions {_text(action)} for {env.num_envs} observations, but the environment "
-            f"takes {_text(wanted)}; give it another distribution or size."
+            f"the policy draws actions {_text(action)} for {env.num_envs} observations, but the environment takes "
+            f"{_text(wanted)}; give it another distribution or size."
         )
-    for what, x in (("value", value), ("policy's log_prob", log_prob)):
-        if x.shape != each:
-            raise ConfigError(
-                f"the network's {what} is {_text(x)} for {env.num_envs} observations; it has to be {list(each)}."
-            )
-    for x in jax.tree.leaves(pi):
-        if x.shape[:1] != each:
-            raise ConfigError(
-                f"the network's policy has a leaf {_text(x)} for {env.num_envs} observations; it has to begin with "
-                f"{list(each)}, as by jnp.broadcast_to(log_std, mean.shape)."
-            )
     squashes = {DiagGaussian: "gaussian", TanhDiagGaussian: "tanh_gaussian"}
-    policy = squashes.get(type(pi), config.policy)
-    if policy != config.policy:
+    needed = squashes.get(type(pi), config.action_distribution)
+    if needed != config.action_distribution:
         raise ConfigError(
-            f"the network's policy is a {type(pi).__name__}, whose actions need policy = {policy}, not {config.policy}."
+            f"the policy's distribution is a {type(pi).__name__}, whose actions need action_distribution = {needed}, "
+            f"not {config.action_distribution}."
         )
 
 
 def check_algorithm(algorithm: Algorithm) -> None:
-    """Raises ConfigError for what is no `Algorithm`, such as `ppo_clip` itself instead of `ppo_clip(config, apply)`."""
+    """Raises ConfigError for what is no `Algorithm`, as `ppo_clip` itself instead of `ppo_clip(config, policy)`."""
     if not isinstance(algorithm, Algorithm):
         name = getattr(algorithm, "__name__", type(algorithm).__name__)
-        raise ConfigError(f"{name} is no Algorithm; pass what a rule returns, as ppo_clip(config, network.apply) does.")
+        raise ConfigError(f"{name} is no Algorithm; pass what a rule returns, as ppo_clip(config, policy) does.")
 
 
 def check_hyperparams(hp: Hyperparams) -> None:
@@ -243,6 +335,10 @@ def _action(env: VecEnv) -> jax.ShapeDtypeStruct:
     """Returns the shape and type of the actions that the environments take."""
     one = env.action_space.element()
     return jax.ShapeDtypeStruct((env.num_envs, *one.shape), one.dtype)
+
+
+def _is_numeric(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.number) or x.dtype == jnp.bool_
 
 
 def _signature(x: Any) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""Diagnostics of an update over its batch: how far the policy moved, and how well the value function fits."""
+"""Diagnostics of an update over its batch: how far the policy moved, and how well the value function fitted."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from purejaxppo.core.shards import Shards
 from purejaxppo.core.sums import Moments, least_std, merged, moments
-from purejaxppo.core.types import Apply, Batch, Metrics, Params
+from purejaxppo.core.types import Batch, Metrics, Params, Policy
 
 
 class ShardDrift(NamedTuple):
@@ -21,13 +21,12 @@ class ShardDrift(NamedTuple):
     squared_weight: jax.Array
 
 
-def drift(apply: Apply, params: Params, batch: Batch, shards: Shards) -> Metrics:
-    """Measures how far the policy of `params` has moved from the one that acted, over a whole batch.
+def diagnose(policy: Policy, params: Params, batch: Batch, shards: Shards) -> Metrics:
+    """Measures over a whole batch how far the policy has moved from the one that acted, and how well the critic fitted.
 
     Args:
-      apply: (params, obs) -> (pi, value).
-      params: after the update.
-      batch: the rows on this device, with the policy that acted.
+      policy, params: after the update.
+      batch: the rows on this device, with the policy that acted, and the values before the update.
       shards: of the run.
 
     Returns:
@@ -35,11 +34,15 @@ def drift(apply: Apply, params: Params, batch: Batch, shards: Shards) -> Metrics
       alone (Schulman 2020, "Approximating KL divergence"); and statistics of the importance weights r. `ratio/mean` is
       1 in expectation for fresh actions, and only nearly 1 for the batch's own, which took part in choosing the policy.
       `ratio/std` and `ratio/max` show the variance that importance sampling pays for reusing data. A weight that
-      overflows float32 makes all of them infinite or NaN but the effective sample size.
+      overflows float32 makes all of them infinite or NaN but the effective sample size. `explained_variance` is that
+      of the value targets by the values.
     """
-    pi, _ = apply(params, batch.obs)
+    pi, _ = policy.evaluate(params, batch.memory, batch.obs, batch.start)
     log_ratio = pi.log_prob(batch.action) - batch.log_prob
-    return drift_metrics(shards.gather(shard_drift(shards.by_shard(batch.pi.kl(pi)), shards.by_shard(log_ratio))))
+    drift = shard_drift(shards.flat(batch.pi.kl(pi)), shards.flat(log_ratio))
+    fit = moments(shards.flat(batch.target - batch.value)), moments(shards.flat(batch.target))
+    drift, (error, target) = shards.gather((drift, fit))  # in one exchange
+    return {**drift_metrics(drift), "explained_variance": explained_variance(merged(error), merged(target))}
 
 
 def shard_drift(kl: jax.Array, log_ratio: jax.Array) -> ShardDrift:

@@ -39,6 +39,10 @@ class Categorical(NamedTuple):
 
     logits: jax.Array  # [..., A]
 
+    def masked(self, mask: jax.Array) -> "Categorical":
+        """Returns the distribution over those actions alone that mask (bool [..., A]) allows, at least one."""
+        return Categorical(jnp.where(mask, self.logits, -jnp.inf))
+
     def noise(self, key: jax.Array) -> jax.Array:
         """Draws standard Gumbel noise [..., A]."""
         return jax.random.gumbel(key, self.logits.shape, self.logits.dtype)
@@ -85,6 +89,11 @@ class MultiCategorical(NamedTuple):
     """
 
     factors: tuple[Categorical, ...]  # F of them, with logits [..., A_f]
+
+    def masked(self, mask: jax.Array) -> "MultiCategorical":
+        """Returns the distribution without the choices that mask (bool [..., sum_f A_f], side by side) forbids."""
+        parts = split_last(mask, self.sizes)
+        return MultiCategorical(tuple(pi.masked(part) for pi, part in zip(self.factors, parts, strict=True)))
 
     def noise(self, key: jax.Array) -> jax.Array:
         """Draws standard Gumbel noise [..., sum_f A_f], that of the factors side by side."""

@@ -1,17 +1,40 @@
-"""Minibatches: the rows of each, and early stopping."""
+"""The batch of a rollout, its minibatches, and early stopping."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 
+from purejaxppo.config import TrainConfig
 from purejaxppo.core.shards import Shards
 from purejaxppo.core.shuffle import shuffled_indices
+from purejaxppo.core.types import Batch, Trajectory
 
 Carry = TypeVar("Carry")
 Data = TypeVar("Data")
 Info = TypeVar("Info")
+
+
+def cut(config: TrainConfig, trajectory: Trajectory, advantage: jax.Array, target: jax.Array, extra: Any = ()) -> Batch:
+    """Cuts a rollout [T, E, ...] into rows [E * T, ...], environment by environment, so that a shard's are contiguous.
+
+    A policy with memory learns from sequences: the result then is [E * T / L, L, ...], with L = sequence_length, and
+    the memory that the rollout had at the beginning of each [E * T / L, ...].
+
+    Args:
+      config: with the length of sequences.
+      trajectory: the rollout.
+      advantage, target: [T, E].
+      extra: leaves [T, E, ...] of an algorithm's own.
+    """
+    length = config.sequence_length or config.num_steps
+    lead = (-1, length) if jax.tree.leaves(trajectory.memory) else (-1,)
+    t = trajectory
+    steps = Batch(t.obs, t.action, t.pi, t.log_prob, t.value, advantage, target, t.start, (), extra)
+    batch = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(*lead, *x.shape[2:]), steps)
+    at_start = jax.tree.map(lambda x: x[::length].swapaxes(0, 1).reshape(-1, *x.shape[2:]), t.memory)
+    return batch._replace(memory=at_start)
 
 
 def minibatch_rows(key: jax.Array, shards: Shards, size: int, num_epochs: int, num_minibatches: int) -> jax.Array:

@@ -4,11 +4,12 @@ The statistics are frozen during a rollout and updated once from the whole of it
 of them, a minibatch's observations are those that the policy saw, and the ratio is 1 before the first gradient step.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from purejaxppo.core.observations import standardized_part, with_part
 from purejaxppo.core.sums import Moments, centre, least_std, merged
 
 NORMALIZER_CLIP = 10.0  # standard deviations
@@ -28,29 +29,35 @@ class RunningStats(NamedTuple):
 class Normalizer(NamedTuple):
     """The statistics of a run. What is not normalised is None."""
 
-    obs: RunningStats | None = None  # of all observations so far
+    obs: Any = None  # RunningStats of all observations so far, or a dict of them as `standardized_part` has it
     returns: RunningStats | None = None  # of all discounted returns so far
     discounted: jax.Array | None = None  # [E] discounted return of the running episode
 
 
-def init_normalizer(obs: jax.Array, normalize_observation: bool, normalize_reward: bool) -> Normalizer:
+def init_normalizer(obs: Any, normalize_observation: bool, normalize_reward: bool) -> Normalizer:
     """Returns the statistics before the first rollout.
 
     They centre observations on the mean of the first ones, obs [E, ...], and scale neither observations nor rewards;
     the clip to +-10 holds from the start.
     """
-    num_envs, *shape = obs.shape
-    nothing = empty_stats(tuple(shape))
+
+    def centred(x: jax.Array) -> RunningStats:
+        nothing = empty_stats(x.shape[1:])
+        return nothing._replace(mean=centre(x)[1].astype(nothing.mean.dtype))
+
+    num_envs = len(jax.tree.leaves(obs)[0])
     return Normalizer(
-        nothing._replace(mean=centre(obs)[1].astype(nothing.mean.dtype)) if normalize_observation else None,
+        jax.tree.map(centred, standardized_part(obs)) if normalize_observation else None,
         empty_stats(()) if normalize_reward else None,
         jnp.zeros(num_envs) if normalize_reward else None,
     )
 
 
-def normalized_obs(normalizer: Normalizer, obs: jax.Array) -> jax.Array:
-    """Returns observations [..., O] standardised by the statistics so far, or unchanged if they are not normalised."""
-    return obs if normalizer.obs is None else standardize_by(normalizer.obs, obs)
+def normalized_obs(stats: Any, obs: Any) -> Any:
+    """Returns observations [..., O] standardised by `Normalizer.obs`, or unchanged if that is None."""
+    if stats is None:
+        return obs
+    return with_part(obs, jax.tree.map(standardize_by, stats, standardized_part(obs), is_leaf=_is_stats))
 
 
 def scaled_reward(normalizer: Normalizer, reward: jax.Array) -> jax.Array:
@@ -66,20 +73,20 @@ def scaled_reward(normalizer: Normalizer, reward: jax.Array) -> jax.Array:
 
 
 def update_normalizer(
-    normalizer: Normalizer, obs: Moments | None, returns: Moments | None, discounted: jax.Array | None, rows: int
+    normalizer: Normalizer, obs: Any, returns: Moments | None, discounted: jax.Array | None, rows: int
 ) -> Normalizer:
     """Returns the statistics with those of a whole rollout added; what is not normalised is None.
 
     Args:
       normalizer: the statistics before it.
-      obs: moments [S, ...] of its observations, as the environments returned them.
+      obs: moments [S, ...] of its observations as the environments returned them, in the structure of `Normalizer.obs`.
       returns: moments [S] of its discounted returns.
       discounted: [E] of the running episodes, from `discounted_returns`.
       rows: how many there were of each, in all shards together.
     """
 
-    def updated(stats: RunningStats | None, shards: Moments | None) -> RunningStats | None:
-        return None if stats is None or shards is None else update_stats(stats, merged(shards), rows)
+    def updated(stats: Any, shards: Any) -> Any:
+        return jax.tree.map(lambda x, y: update_stats(x, merged(y), rows), stats, shards, is_leaf=_is_stats)
 
     return Normalizer(updated(normalizer.obs, obs), updated(normalizer.returns, returns), discounted)
 
@@ -130,6 +137,10 @@ def standardize_by(stats: RunningStats, x: jax.Array) -> jax.Array:
     """Returns (x - mean) / std of x [..., O], with statistics [O], clipped to +-10."""
     mean, std = (jnp.broadcast_to(y, x.shape) for y in (stats.mean, _std(stats)))
     return jnp.clip((x - mean) / std, -NORMALIZER_CLIP, NORMALIZER_CLIP)
+
+
+def _is_stats(x: Any) -> bool:
+    return isinstance(x, RunningStats)
 
 
 def _std(stats: RunningStats) -> jax.Array:

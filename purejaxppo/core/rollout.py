@@ -6,34 +6,32 @@ import jax
 import jax.numpy as jnp
 
 from purejaxppo.core.distributions import Distribution
-from purejaxppo.core.types import Apply, EnvState, Metrics, Params, Transition, VecEnv
-
-_Carry = tuple[EnvState, jax.Array]  # env_state, obs [E, ...]
+from purejaxppo.core.types import Actors, Memory, Metrics, Observation, Params, Policy, Trajectory, VecEnv
 
 
 class _StepRecord(NamedTuple):
     """What the scan stores of every step."""
 
-    obs: jax.Array
+    obs: Observation
+    memory: Memory
     action: jax.Array
     pi: Distribution
     reward: jax.Array
     terminated: jax.Array
     truncated: jax.Array
-    next_obs: jax.Array
+    next_obs: Observation
     info: Metrics
 
 
 def rollout(
     key: jax.Array,
     env: VecEnv,
-    apply: Apply,
+    policy: Policy,
     params: Params,
-    env_state: EnvState,
-    obs: jax.Array,
+    actors: Actors,
     env_ids: jax.Array,
     num_steps: int,
-) -> tuple[EnvState, jax.Array, Transition, Metrics]:
+) -> tuple[Actors, Trajectory]:
     """Steps the environments `num_steps` times with actions sampled from the policy.
 
     Only the policy and the environment run inside the scan; the value function is evaluated afterwards, on the whole
@@ -43,56 +41,63 @@ def rollout(
     Args:
       key: consumed.
       env: E environments.
-      apply: (params, obs) -> (pi, value).
-      params: of the network.
-      env_state, obs: where the last rollout stopped.
+      policy, params: which act.
+      actors: where the last rollout stopped.
       env_ids: int32 [E]; an environment's random numbers depend on `key` and its own number alone.
       num_steps: T, static.
 
     Returns:
-      The environments' state and observation [E, ...] to go on from, the transitions [T, E, ...], and the sums over
-      all steps of what the environments reported in `info`, leaves [E].
+      Where the next rollout begins, and the trajectory [T, E, ...].
     """
 
-    def step(carry: _Carry, draws: tuple[jax.Array, Any]) -> tuple[_Carry, _StepRecord]:
-        env_state, obs = carry
+    def step(actors: Actors, draws: tuple[Any, Any]) -> tuple[Actors, _StepRecord]:
         noise, env_draws = draws
-        pi, _ = apply(params, obs)  # the value is not used, so the compiler removes the critic from the scan
+        memory, pi = policy.act(params, actors.memory, actors.obs, actors.start)
         action = pi.sample(noise)
         # Its successor is `final_obs`: after an end, `obs` is the first observation of the next episode.
-        env_state, result = env.step(env_draws, env_state, action)
-        record = _StepRecord(
-            obs, action, pi, result.reward, result.terminated, result.truncated, result.final_obs, result.info
-        )
-        return (env_state, result.obs), record
+        env_state, (obs, final_obs, reward, terminated, truncated, info) = env.step(env_draws, actors.env_state, action)
+        record = _StepRecord(actors.obs, actors.memory, action, pi, reward, terminated, truncated, final_obs, info)
+        return Actors(env_state, obs, memory, terminated | truncated), record
 
-    draws = _draw(key, env, apply(params, obs)[0], env_ids, num_steps)
-    (env_state, last_obs), steps = jax.lax.scan(step, (env_state, obs), draws)
+    _, pi = policy.act(params, actors.memory, actors.obs, actors.start)
+    last, steps = jax.lax.scan(step, actors, _draw(key, env, pi, env_ids, num_steps))
 
-    _, value = apply(params, steps.obs)
-    transition = Transition(
+    start = jnp.concatenate([actors.start[None], (steps.terminated | steps.truncated)[:-1]])
+    value = _value(policy, params, actors.memory, steps.obs, start)
+    trajectory = Trajectory(
         obs=steps.obs,
         action=steps.action,
         pi=steps.pi,
         log_prob=steps.pi.log_prob(steps.action),
         value=value,
-        next_value=_next_value(apply, params, steps, value, last_obs, env.truncation_gap),
+        next_value=_next_value(policy, params, steps, value, last, env.truncation_gap),
         reward=steps.reward,
         terminated=steps.terminated,
         truncated=steps.truncated,
         next_obs=steps.next_obs,
+        start=start,
+        memory=steps.memory,
+        info=steps.info,
     )
-    return env_state, last_obs, transition, jax.tree.map(lambda x: x.sum(axis=0), steps.info)
+    return last, trajectory
+
+
+def _value(policy: Policy, params: Params, memory: Memory, obs: Observation, start: jax.Array) -> jax.Array:
+    """Returns the values [T, E] of observations [T, E, ...], the first of which were seen with `memory` [E, ...]."""
+    if not jax.tree.leaves(memory):  # then the order of rows is of no account
+        return policy.evaluate(params, memory, obs, start)[1]
+    sequences = jax.tree.map(lambda x: x.swapaxes(0, 1), (obs, start))
+    return policy.evaluate(params, memory, *sequences)[1].T
 
 
 def _next_value(
-    apply: Apply, params: Params, steps: _StepRecord, value: jax.Array, last_obs: jax.Array, truncation_gap: int
+    policy: Policy, params: Params, steps: _StepRecord, value: jax.Array, last: Actors, truncation_gap: int
 ) -> jax.Array:
     """Returns the value of each step's successor in its own episode [T, E]; 0 where the episode terminated.
 
     They are the values of the next row, but for two kinds of observation that are no row of the rollout: the one after
     the last step, and those of truncated episodes, of which there is one in every `truncation_gap` steps at most. One
-    further pass of the critic has both.
+    further pass of the critic has both, with the memory of that moment.
     """
     num_steps, num_envs = value.shape
     # Both flags count as terminated: the successor's value is 0 then, and nothing is to be bootstrapped.
@@ -100,19 +105,32 @@ def _next_value(
     # The steps [K, E] of each environment's truncations; num_steps, which is out of bounds, where there are fewer.
     cut = jax.vmap(lambda ends: jnp.nonzero(ends, size=slots, fill_value=num_steps)[0], 1, 1)(truncated)
     envs = jnp.arange(num_envs)
-    _, extra_value = apply(params, jnp.concatenate([last_obs[None], steps.next_obs.at[cut, envs].get(mode="clip")]))
+
+    def extra(end: jax.Array, successors: jax.Array) -> jax.Array:
+        return jnp.concatenate([end[None], successors.at[cut, envs].get(mode="clip")])
+
+    def after(memory: jax.Array, end: jax.Array) -> jax.Array:
+        return jnp.concatenate([memory[1:], end[None]])
+
+    obs = jax.tree.map(extra, last.obs, steps.next_obs)
+    memory = jax.tree.map(lambda end, before: extra(end, after(before, end)), last.memory, steps.memory)
+    # Sequences of one step, none of which begins an episode.
+    each = jax.tree.map(lambda x: x.reshape(-1, 1, *x.shape[2:]), obs)
+    remembered = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), memory)
+    _, extra_value = policy.evaluate(params, remembered, each, jnp.zeros(((1 + slots) * num_envs, 1), jnp.bool_))
+    extra_value = extra_value.reshape(1 + slots, num_envs)
     next_value = jnp.concatenate([value[1:], extra_value[:1]]).at[cut, envs].set(extra_value[1:], mode="drop")
     return jnp.where(steps.terminated, 0.0, next_value)
 
 
-def _draw(key: jax.Array, env: VecEnv, pi: Distribution, env_ids: jax.Array, num_steps: int) -> tuple[jax.Array, Any]:
+def _draw(key: jax.Array, env: VecEnv, pi: Distribution, env_ids: jax.Array, num_steps: int) -> tuple[Any, Any]:
     """Returns the noise of all actions and the draws of all environment steps, leaves [T, E, ...].
 
     JAX's generator is a loop of small operations on a CPU, and several kernels on a GPU: one call for all steps costs a
     fraction of one call in each of them. `pi` is any distribution of the rollout; its values are not used.
     """
 
-    def of_one_step(key: jax.Array) -> tuple[jax.Array, Any]:
+    def of_one_step(key: jax.Array) -> tuple[Any, Any]:
         # By the environment's own number: neither a device nor the count of environments changes its numbers.
         keys = jax.vmap(lambda env_id: jax.random.split(jax.random.fold_in(key, env_id)))(env_ids)
         return jax.vmap(lambda pi, key: pi.noise(key))(pi, keys[:, 0]), env.draw(keys[:, 1])

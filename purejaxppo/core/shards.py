@@ -45,6 +45,10 @@ class Shards:
         # Rows lie environment by environment, so those of a shard are one contiguous block.
         return x.reshape(self.local, -1, *x.shape[1:])
 
+    def flat(self, x: jax.Array) -> jax.Array:
+        """Reshapes one number per row of this device, or per step of its sequences, to [S / D, n]."""
+        return x.reshape(self.local, -1)
+
     def gradient(self, loss: Function) -> Function:
         """Returns (params, rows) -> (gradient of the loss, what it measured), means over the rows of all devices.
 

@@ -22,6 +22,8 @@ jax.tree_util.register_dataclass(Hyperparams)
 Metrics = dict[str, jax.Array]
 Params = Any
 EnvState = Any
+Observation = Any  # an array, or a dict of arrays (`core.observations`)
+Memory = Any  # what a policy remembers, a pytree of leaves [E, ...]; () if it remembers nothing
 Bounds = float | tuple[Any, ...]  # a number, or nested tuples of them
 _UNBOUNDED = 1e30  # a bound of this size or more counts as none: some environments declare float32's largest number
 
@@ -80,12 +82,12 @@ ActionSpace = Discrete | MultiDiscrete | Box
 class EnvStep(NamedTuple):
     """The result of one step of E environments."""
 
-    obs: jax.Array  # [E, ...], which the next action is chosen from; after an end the new episode's first observation
-    final_obs: jax.Array  # [E, ...], the successor in the same episode: its last observation at an end, else obs
+    obs: Observation  # [E, ...], which the next action is chosen from; after an end the new episode's first one
+    final_obs: Observation  # [E, ...], the successor in the same episode: its last observation at an end, else obs
     reward: jax.Array  # [E] float32
     terminated: jax.Array  # [E] bool, the task itself ended
     truncated: jax.Array  # [E] bool, a time limit ended the episode
-    info: Metrics  # leaves [E]; the rollout returns their sums
+    info: Metrics  # numbers or truth values, leaves [E]; their means become metrics
 
 
 def _keys_themselves(keys: jax.Array) -> Any:
@@ -100,9 +102,9 @@ class VecEnv(NamedTuple):
     state is [E, ...], and each of its rows belongs to one environment.
     """
 
-    reset: Callable[[jax.Array], tuple[EnvState, jax.Array]]  # keys [E] -> (state, obs [E, ...])
+    reset: Callable[[jax.Array], tuple[EnvState, Observation]]  # keys [E] -> (state, obs [E, ...])
     step: Callable[[Any, EnvState, jax.Array], tuple[EnvState, EnvStep]]  # draws, state, action [E, ...]
-    observation_space: Box
+    observation_space: Box | dict[str, Box]
     action_space: ActionSpace
     num_envs: int
     step_limit: int | None = None  # steps after which an episode is truncated, if there is such a limit
@@ -114,10 +116,19 @@ class VecEnv(NamedTuple):
     draw: Callable[[jax.Array], Any] = _keys_themselves
 
 
-class Transition(NamedTuple):
-    """A rollout: T steps of E environments."""
+class Actors(NamedTuple):
+    """E environments and what the policy remembers of them: where a rollout begins, and where it ends."""
 
-    obs: jax.Array  # [T, E, ...]
+    env_state: EnvState
+    obs: Observation  # [E, ...]
+    memory: Memory  # [E, ...] before obs was seen
+    start: jax.Array  # [E] bool, whether obs is the first of an episode, before which nothing is remembered
+
+
+class Trajectory(NamedTuple):
+    """A rollout: T steps of E environments. What nobody reads costs nothing: the compiler removes it."""
+
+    obs: Observation  # [T, E, ...]
     action: jax.Array  # [T, E, ...] as sampled, before it is brought to the environment's bounds
     pi: Distribution  # leaves [T, E, ...], the policy that acted
     log_prob: jax.Array  # [T, E] of action under pi
@@ -126,19 +137,29 @@ class Transition(NamedTuple):
     reward: jax.Array  # [T, E]
     terminated: jax.Array  # [T, E] bool
     truncated: jax.Array  # [T, E] bool
-    next_obs: jax.Array  # [T, E, ...] the successor in the same episode; not what follows in `obs` after an end
+    next_obs: Observation  # [T, E, ...] the successor in the same episode; not what follows in `obs` after an end
+    start: jax.Array  # [T, E] bool, whether obs is the first of an episode
+    memory: Memory  # [T, E, ...] before obs was seen
+    info: Metrics  # leaves [T, E]
 
 
 class Batch(NamedTuple):
-    """One update's training data: the N rows of a rollout in environment-major order, with their advantages."""
+    """One update's training data: the N rows of a rollout in environment-major order, with their advantages.
 
-    obs: jax.Array  # [N, ...]
+    For a policy with memory, N counts sequences of L steps: the leading axes are then [N, L] instead of [N], but for
+    `memory`.
+    """
+
+    obs: Observation  # [N, ...]
     action: jax.Array  # [N, ...]
     pi: Distribution  # leaves [N, ...], the policy that acted
     log_prob: jax.Array  # [N] of action under pi
     value: jax.Array  # [N] of obs, by the parameters before the update
     advantage: jax.Array  # [N]
     target: jax.Array  # [N], which the value function is fitted to
+    start: jax.Array  # [N] bool
+    memory: Memory  # [N, ...] at the beginning of each sequence
+    extra: Any = ()  # [N, ...] of an algorithm's own
 
 
 class LearnerState(NamedTuple):
@@ -154,7 +175,8 @@ class RunnerState(NamedTuple):
 
     learner: LearnerState
     env_state: EnvState
-    obs: jax.Array  # [E, ...] as the environments returned it, which the next rollout starts from
+    obs: Observation  # [E, ...] as the environments returned it, which the next rollout starts from
+    memory: Memory  # [E, ...] of the policy, before it has seen obs
     episodes: Episodes  # running
     normalizer: Normalizer
     env_ids: jax.Array  # int32 [E], the environments' numbers, from which their keys are made
@@ -162,25 +184,38 @@ class RunnerState(NamedTuple):
     updates: jax.Array  # int32, updates done
 
 
-class Network(Protocol):
-    """Any object with these two methods; a flax linen module is one."""
+class Policy(Protocol):
+    """What maps observations to actions and values. `policies.feed_forward` makes one of a network without memory.
 
-    def init(self, key: jax.Array, obs: jax.Array, /) -> Params: ...
-    def apply(self, params: Params, obs: jax.Array, /) -> tuple[Distribution, jax.Array]: ...
+    Where `start` is true an episode begins: whatever is remembered then belongs to another one and has no effect.
+    """
 
+    def init(self, key: jax.Array, obs: Observation, /) -> Params:
+        """Returns the parameters, for observations like obs [E, ...]."""
 
-Apply = Callable[[Params, jax.Array], tuple[Distribution, jax.Array]]  # params, obs [..., O] -> (pi, value [...])
+    def initial_memory(self, num_envs: int, /) -> Memory:
+        """Returns what is remembered before the first observation, leaves [E, ...]; () for a policy without memory."""
+
+    def act(self, params: Params, memory: Memory, obs: Observation, start: jax.Array, /) -> tuple[Memory, Distribution]:
+        """Takes one step of E environments: memory, obs [E, ...], start [E] -> (memory, distribution [E])."""
+
+    def evaluate(
+        self, params: Params, memory: Memory, obs: Observation, start: jax.Array, /
+    ) -> tuple[Distribution, jax.Array]:
+        """Returns distributions and values: those of rows [...] without memory, of sequences [B, L] with memory [B]."""
 
 
 class Algorithm(NamedTuple):
     """An update rule: a pair of pure functions.
 
-    The metrics of `update` are scalars. They have to include those of `core.diagnostics.drift`: the KL-adaptive
+    The metrics of `update` are scalars. They have to include those of `core.diagnostics.diagnose`: the KL-adaptive
     learning rate follows `kl`, and `purejaxppo compare` plots it.
     """
 
-    init: Callable[[Hyperparams, Params], LearnerState]  # hp, params -> learner
-    update: Callable[[jax.Array, Hyperparams, LearnerState, Batch], tuple[LearnerState, Metrics]]  # key, hp, ...
+    init: Callable[[jax.Array, Hyperparams, Params], LearnerState]  # key, hp, params of the policy -> learner
+    # key, hp, learner, trajectory -> (learner, metrics). The trajectory has observations and rewards as the policy and
+    # the value function are to see them: normalised, if the run normalises them.
+    update: Callable[[jax.Array, Hyperparams, LearnerState, Trajectory], tuple[LearnerState, Metrics]]
     # Of the run, if all that is learnt from a device's rows passes through their `mean` or `gather`; a rule without
     # shards is trained on one device.
     shards: Shards | None = None

@@ -26,7 +26,7 @@ from purejaxppo.core.types import Batch, Metrics, Params, RunnerState, Trainer, 
 from purejaxppo.devices.cpu import num_devices_for
 from purejaxppo.envs.registry import make_env
 from purejaxppo.errors import ConfigError, EnvError
-from purejaxppo.policies.networks import make_network
+from purejaxppo.policies.registry import make_policy
 from purejaxppo.train import make_trainer, trainer_from_config
 
 _ENVS = "envs"
@@ -80,12 +80,12 @@ def _trainer_on(mesh: Mesh, config: TrainConfig, env: VecEnv | None) -> Trainer:
     in_pieces = _by_pieces if mesh.devices.flat[0].platform == "cpu" else lambda f: f
     shards = Shards(config.shard_count, mesh.size, lambda: jax.lax.axis_index(_ENVS), _all_sum, in_pieces)
     env = env or make_env(config)
-    network = make_network(config, env)
-    algorithm = make_algorithm(config, network.apply, shards)
+    policy = make_policy(config, env)
+    algorithm = make_algorithm(config, policy, shards)
     if algorithm.shards is None:  # a plugin's, which would learn something else on each of several devices
         return trainer_from_config(config, env)
     _check_rows(env, mesh.size)
-    trainer = make_trainer(config, env, network, algorithm)
+    trainer = make_trainer(config, env, policy, algorithm)
 
     def shardings(runner: RunnerState) -> RunnerState:
         return jax.tree.map(lambda spec: NamedSharding(mesh, spec), partition_specs(runner))
@@ -115,7 +115,8 @@ def partition_specs(runner: RunnerState) -> RunnerState:
     replicated = jax.tree.map(lambda _: PartitionSpec(), runner)
     return replicated._replace(
         env_state=along_envs(runner.env_state),
-        obs=PartitionSpec(_ENVS),
+        obs=along_envs(runner.obs),
+        memory=along_envs(runner.memory),
         episodes=along_envs(runner.episodes),
         env_ids=PartitionSpec(_ENVS),
         normalizer=replicated.normalizer._replace(discounted=along_envs(runner.normalizer.discounted)),

@@ -13,11 +13,11 @@ from jax.extend.core import subjaxprs
 from purejaxppo.config import TrainConfig
 from purejaxppo.config.validate import validate_config
 from purejaxppo.core.rollout import rollout
-from purejaxppo.core.types import VecEnv
+from purejaxppo.core.types import Actors, VecEnv
 from purejaxppo.devices.machine import memory_bytes, ram_bytes
 from purejaxppo.envs.wrappers import bound_action
 from purejaxppo.errors import ConfigError, OutOfMemoryError, is_out_of_memory
-from purejaxppo.policies.networks import make_network
+from purejaxppo.policies.registry import make_policy
 
 _TRIES = 1000  # smaller values of a setting that are tried at most
 
@@ -70,15 +70,16 @@ def out_of_memory_explained(explanation: Callable[[], OutOfMemoryError]) -> Iter
 
 
 def rollout_bytes(config: TrainConfig, env: VecEnv) -> int:
-    """Returns the bytes of one rollout's transitions."""
-    network = make_network(config, env)
+    """Returns the bytes of one rollout."""
+    policy = make_policy(config, env)
 
     def collect(key: jax.Array) -> Any:
         wrapped = bound_action(config, env)
         state, obs = wrapped.reset(jax.random.split(key, env.num_envs))
-        params = network.init(key, obs)
-        env_ids = jnp.arange(env.num_envs)
-        return rollout(key, wrapped, network.apply, params, state, obs, env_ids, config.num_steps)[2]
+        actors = Actors(state, obs, policy.initial_memory(env.num_envs), start=jnp.ones(env.num_envs, jnp.bool_))
+        params, env_ids = policy.init(key, obs), jnp.arange(env.num_envs)
+        _, trajectory = rollout(key, wrapped, policy, params, actors, env_ids, config.num_steps)
+        return trajectory._asdict() | {"start": ()}  # which follows from the ends of the step before
 
     shapes = jax.tree.leaves(jax.eval_shape(collect, jax.random.key(0)))
     return sum(leaf.size * jnp.dtype(leaf.dtype).itemsize for leaf in shapes)

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -113,13 +113,14 @@ def registered_envs() -> list[str]:
     return list(gymnax.registration.registered_envs)
 
 
-def refuse_unknown(name: str) -> None:
-    """Raises EnvError, with a suggestion, for an id that is not registered with gymnax."""
-    known = registered_envs()
+def refuse_unknown(name: str, known: Sequence[str] | None = None) -> None:
+    """Raises EnvError, with a suggestion, for a name that is not among the known ones, by default gymnax's."""
+    known = registered_envs() if known is None else known
     if name not in known:
         raise EnvError(
-            f"unknown environment {name!r}.{suggestion(name, known)} `purejaxppo envs` lists all; "
-            f"one of your own needs its --plugin."
+            f"unknown environment {name!r}.{suggestion(name, known)} `purejaxppo envs` lists all; one "
+            f"of your own needs register_env({name!r}, ...) or gymnax.register, in a module that is given by --plugin "
+            f"or in your program, which may pass it as env= instead."
         )
 
 

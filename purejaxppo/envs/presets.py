@@ -1,24 +1,24 @@
 """Access to the tuned settings of an environment from Python, with checked names."""
 
-from typing import Any
-
 from purejaxppo.algorithms import ALGORITHMS
-from purejaxppo.config.presets import PRESETS, tuned_settings
-from purejaxppo.config.validate import validate_algorithm
-from purejaxppo.envs.gymnax_adapter import refuse_unknown
+from purejaxppo.config import TrainConfig
+from purejaxppo.config.presets import PRESETS
+from purejaxppo.config.resolve import resolve
+from purejaxppo.core.types import Hyperparams  # where it becomes a pytree
+from purejaxppo.envs.registry import refuse_unknown_env
 
 
-def preset(env: str, algorithm: str = "ppo_clip") -> dict[str, Any]:
-    """Returns the tuned settings of an environment, field -> value, for `TrainConfig` and `Hyperparams`.
+def preset(env: str, algorithm: str = "ppo_clip") -> tuple[TrainConfig, Hyperparams]:
+    """Returns the settings that the command line has for an environment and an algorithm, unless flags change them.
 
-    The result is empty for an environment without a preset, which has to be one that gymnax knows: a misspelt name is
-    an error.
+    They are tuned, or the defaults for an environment without a preset. That has to be one that is known: a misspelt
+    name is an error.
 
     Raises:
       ConfigError: an unknown algorithm.
-      EnvError: an environment that gymnax does not know, such as one of your own, which has no preset.
+      EnvError: an unknown environment.
     """
-    validate_algorithm(algorithm, ALGORITHMS)
+    ALGORITHMS.lookup(algorithm)
     if env not in PRESETS:
-        refuse_unknown(env)
-    return tuned_settings(env, algorithm)
+        refuse_unknown_env(env)
+    return resolve(env, {"algorithm": algorithm})

@@ -1,24 +1,13 @@
-"""Wrappers, functions from VecEnv to VecEnv: action bounds, standardised observations."""
+"""A wrapper, a function from VecEnv to VecEnv: actions are brought to the environment's bounds."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from purejaxppo.config import TrainConfig
-from purejaxppo.core.normalizer import RunningStats, standardize_by
-from purejaxppo.core.types import ActionSpace, Box, EnvState, EnvStep, VecEnv
-
-
-def evaluation_env(config: TrainConfig, env: VecEnv, stats: RunningStats | None) -> VecEnv:
-    """Returns the environment wrapped for evaluation: raw rewards, observations normalised by frozen statistics.
-
-    If `stats` is None, observations are not normalised.
-    """
-    env = bound_action(config, env)
-    return env if stats is None else freeze_observation(env, stats)
+from purejaxppo.core.types import ActionSpace, Box, VecEnv
 
 
 def bound_action(config: TrainConfig, env: VecEnv) -> VecEnv:
@@ -45,7 +34,7 @@ def action_bound(config: TrainConfig, space: ActionSpace) -> Callable[[jax.Array
         return None if len(space.shape) == 1 else shaped
     low, high = (jnp.asarray(side, jnp.float32)[None] for side in space.bounds())
     centre, unit = (jnp.asarray(x)[None] for x in action_units(space))
-    squash = {"gaussian": lambda x: x, "tanh_gaussian": jnp.tanh}[config.policy]
+    squash = {"gaussian": lambda x: x, "tanh_gaussian": jnp.tanh}[config.action_distribution]
     # The clip comes last, so that rounding cannot leave the bounds.
     return lambda action: jnp.clip(centre + unit * squash(shaped(action)), low, high)
 
@@ -59,18 +48,3 @@ def action_units(space: Box) -> tuple[np.ndarray, np.ndarray]:
     bounded = space.bounded()
     low, high = (np.where(bounded, side, end) for side, end in zip(space.bounds(), (-1.0, 1.0), strict=True))
     return ((low + high) / 2).astype(np.float32), ((high - low) / 2).astype(np.float32)
-
-
-def freeze_observation(env: VecEnv, stats: RunningStats) -> VecEnv:
-    """Returns the environment with observations standardised by frozen statistics."""
-
-    def reset(keys: jax.Array) -> tuple[EnvState, jax.Array]:
-        state, obs = env.reset(keys)
-        return state, standardize_by(stats, obs)
-
-    def step(draws: Any, state: EnvState, action: jax.Array) -> tuple[EnvState, EnvStep]:
-        state, result = env.step(draws, state, action)
-        obs, final_obs = standardize_by(stats, result.obs), standardize_by(stats, result.final_obs)
-        return state, result._replace(obs=obs, final_obs=final_obs)
-
-    return env._replace(reset=reset, step=step)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.config.fields import AnyPath, whole
-from purejaxppo.config.resolve import differences, settings_record
+from purejaxppo.config.resolve import differences, settings_record, upgraded
 from purejaxppo.config.validate import validate_config, validate_hyperparams, validate_options, validate_seed
 from purejaxppo.devices.machine import code_revision, installed_versions
 from purejaxppo.errors import CheckpointError
@@ -228,6 +228,7 @@ def read_run_settings(run_dir: AnyPath) -> RunSettings:
             raise CheckpointError(
                 f"{path} has format version {content['format_version']}; this version reads {FORMAT_VERSION}."
             )
+        content = upgraded(content)
         settings = RunSettings(
             TrainConfig(
                 **{**fields_of(TrainConfig, content), "env": content["env"], "algorithm": content["algorithm"]}

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 
 from purejaxppo.config import TrainConfig
-from purejaxppo.core.types import Apply, RunnerState, VecEnv
-from purejaxppo.envs.wrappers import evaluation_env
-from purejaxppo.evaluate import Episodes, Play, begin_play, most_steps, play
+from purejaxppo.core.types import Policy, RunnerState, VecEnv
+from purejaxppo.envs.wrappers import bound_action
+from purejaxppo.evaluate import Episodes, Play, begin_play, frozen, most_steps, play
 from purejaxppo.experiment.statistics import interquartile_mean
 from purejaxppo.experiment.watchdog import announced
 
@@ -23,7 +23,7 @@ def play_in_pieces(
     key: jax.Array,
     config: TrainConfig,
     env: VecEnv,
-    apply: Apply,
+    policy: Policy,
     runner: RunnerState,
     greedy: bool,
     say: Callable[[str], object],
@@ -34,24 +34,23 @@ def play_in_pieces(
     the result.
 
     Args:
-      key, config, env, apply, runner, greedy: as in `evaluate.evaluate_runner`.
+      key, config, env, policy, runner, greedy: as in `evaluate.evaluate_runner`.
       say: called with progress messages if the episodes take longer than a few seconds.
     """
 
-    def frozen(runner: RunnerState) -> VecEnv:
-        return evaluation_env(config, env, runner.normalizer.obs)
+    bounded_env = bound_action(config, env)
 
     @jax.jit
-    def begin(key: jax.Array, runner: RunnerState) -> Play:
-        return begin_play(key, frozen(runner))
+    def begin(key: jax.Array) -> Play:
+        return begin_play(key, bounded_env, policy)
 
     @jax.jit
     def go_on(state: Play, until: int, runner: RunnerState) -> Play:
-        return play(state, until, frozen(runner), apply, runner.learner.params, greedy)
+        return play(state, until, bounded_env, frozen(policy, runner), runner.learner.params, greedy)
 
     limit = most_steps(env)
     with announced(say, f"evaluating {env.num_envs:,} episodes"):  # most of it is compilation
-        state = jax.block_until_ready(go_on(begin(key, runner), min(_FIRST_PIECE, limit), runner))
+        state = jax.block_until_ready(go_on(begin(key), min(_FIRST_PIECE, limit), runner))
     length, said = _FIRST_PIECE, time.monotonic()
     while True:
         steps, finished = int(state.steps), int(np.asarray(state.episodes.finished).sum())

@@ -1,7 +1,7 @@
 """Loading a saved run from its directory."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from purejaxppo.envs.registry import make_env
 from purejaxppo.errors import CheckpointError, ConfigError
 from purejaxppo.experiment.checkpoints.store import NEWEST, CheckpointChoice, load_newest
 from purejaxppo.experiment.directory import RunSettings, read_run_settings
+from purejaxppo.experiment.parts import Parts, know_parts
 from purejaxppo.train import trainer_from_config
 
 
@@ -26,13 +27,16 @@ class SavedRun(NamedTuple):
     meta: dict[str, Any]  # the checkpoint's meta.json
 
 
-def restore(run_dir: AnyPath, which: CheckpointChoice = NEWEST, *, allow_download: bool = False) -> SavedRun:
+def restore(
+    run_dir: AnyPath, which: CheckpointChoice = NEWEST, *, allow_download: bool = False, **parts: Unpack[Parts]
+) -> SavedRun:
     """Loads a checkpoint of a run, and builds its environment.
 
     Args:
       run_dir: the run's directory; training may be going on in it.
       which: the checkpoint, by default the newest valid one.
       allow_download: let the environment download its data set.
+      **parts: those of one's own that the run's settings name (`Parts`).
 
     Raises:
       CheckpointError: there is no checkpoint that can be used.
@@ -41,6 +45,7 @@ def restore(run_dir: AnyPath, which: CheckpointChoice = NEWEST, *, allow_downloa
     run_dir = Path(run_dir)
     settings = read_run_settings(run_dir)
     config = settings.config
+    know_parts([config], **parts)
     env = make_env(config, allow_download=allow_download)
     runner, meta = load_runner(run_dir, settings, trainer_from_config(config, env), which)
     return SavedRun(config, env, runner, meta)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 from rich.console import Console
@@ -37,13 +37,14 @@ from purejaxppo.experiment.finished import already_finished, finished_run
 from purejaxppo.experiment.load_run import SavedRun
 from purejaxppo.experiment.lock import locked
 from purejaxppo.experiment.metrics_log import Sink, mean_return, read_metrics
+from purejaxppo.experiment.parts import Parts, know_parts, with_parts
 from purejaxppo.experiment.phases import Phases
 from purejaxppo.experiment.plots import plot_runs
 from purejaxppo.experiment.progress import Terminal, remark, say
 from purejaxppo.experiment.signals import INTERRUPTED, StopRequest, listening, when_interrupted
 from purejaxppo.experiment.training import Run, Saved, load_saved, train
 from purejaxppo.experiment.watchdog import announced
-from purejaxppo.policies.networks import make_network
+from purejaxppo.policies.registry import make_policy
 
 _OPTIONS = RunOptions()
 _PICTURE = Path("plots") / "learning_curve.png"
@@ -61,6 +62,7 @@ def run_experiment(
     sinks: Sequence[Sink] = (),
     stop: StopRequest | None = None,
     phases: Phases | None = None,
+    **parts: Unpack[Parts],
 ) -> dict[str, Any]:
     """Trains, saves, evaluates and plots a run in a new run directory.
 
@@ -75,6 +77,7 @@ def run_experiment(
       sinks: further receivers of metrics, each called as sink(env_steps, metrics) once per update.
       stop: asked whether the run shall stop; by default SIGINT, SIGTERM and SIGUSR1 request it.
       phases: measures the seconds by phase that the summary reports; by default from this call on.
+      **parts: env, policy, algorithm, optimizer or schedule in place of what the config names (`Parts`).
 
     Returns:
       The summary, which is also written to `summary.json`.
@@ -83,6 +86,7 @@ def run_experiment(
       PureJaxPPOError: the subclass says what went wrong. Files that have been written stay.
     """
     console, phases = console or Terminal(), phases or Phases()
+    (config,) = with_parts([config], **parts)
     settings = RunSettings(config, hp, seed, options).plain()
     settings.validate()
     with listening(stop) as stop:
@@ -111,6 +115,7 @@ def resume_experiment(
     sinks: Sequence[Sink] = (),
     stop: StopRequest | None = None,
     phases: Phases | None = None,
+    **parts: Unpack[Parts],
 ) -> dict[str, Any]:
     """Resumes a run from its newest valid checkpoint, to a result bitwise identical to that of an uninterrupted run.
 
@@ -121,6 +126,7 @@ def resume_experiment(
       settings: by default the run's own, from which `total_timesteps`, `on_nonfinite` and the options may differ.
       strict: take the newest checkpoint or none, instead of falling back to an older one.
       allow_download, console, sinks, stop, phases: as in `run_experiment`.
+      **parts: those of one's own that the run's settings name (`Parts`).
 
     Returns:
       The summary, which is also written to `summary.json`.
@@ -131,6 +137,7 @@ def resume_experiment(
     console, phases = console or Terminal(), phases or Phases()
     run_dir = Path(run_dir)
     own = read_run_settings(run_dir)
+    know_parts([own.config], **parts)
     settings = settings.plain() if settings else own
     settings.validate()
     refuse_changes(own.record(), settings.record(), f"leave them as they are in {run_dir / 'config.json'}.")
@@ -168,11 +175,12 @@ def _check_budget(run: Run, saved: Saved) -> None:
             f"{saved.updates * config.batch_size} env steps; give more, or leave it out."
         )
     before = read_run_settings(run.run_dir).config
-    scheduled = "linear" in (config.learning_rate_schedule, config.ent_coef_schedule, config.clip_eps_schedule)
+    schedules = {config.learning_rate_schedule, config.ent_coef_schedule, config.clip_eps_schedule}
+    scheduled = schedules - {"constant", "kl_adaptive"}
     if scheduled and saved.updates and before.num_updates != config.num_updates:
         run.note(
-            f"a linear schedule now ends at {config.env_steps:,} env steps instead of {before.env_steps:,}: from here "
-            f"on this is another run than one with this budget from its start."
+            f"a {' and '.join(sorted(scheduled))} schedule now ends at {config.env_steps:,} env steps instead of "
+            f"{before.env_steps:,}: from here on this is another run than one with this budget from its start."
         )
 
 
@@ -289,9 +297,9 @@ def _evaluate(
     note: Callable[[str], object],
     allow_download: bool = True,
 ) -> dict[str, Any]:
-    network = make_network(config, env)
+    policy = make_policy(config, env)
     copies = make_env(config, episodes, allow_download=allow_download)
-    return summarize(play_in_pieces(evaluation_key(seed), config, copies, network.apply, runner, greedy, note))
+    return summarize(play_in_pieces(evaluation_key(seed), config, copies, policy, runner, greedy, note))
 
 
 def _headline(settings: RunSettings, run_dir: Path) -> str:

@@ -1,1 +1,1 @@
-"""Policies: networks that map observations to a distribution over actions and a value."""
+"""Policies: what maps observations, and what is remembered of earlier ones, to a distribution and a value."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -18,8 +18,10 @@ from purejaxppo.core.distributions import (
     TanhDiagGaussian,
     split_last,
 )
-from purejaxppo.core.types import ActionSpace, Discrete, MultiDiscrete, Network, VecEnv
+from purejaxppo.core.observations import ACTION_MASK, CRITIC, OBS, actor_keys
+from purejaxppo.core.types import ActionSpace, Box, Discrete, MultiDiscrete, Observation, VecEnv
 from purejaxppo.errors import ConfigError, EnvError
+from purejaxppo.policies.feed_forward import FeedForward
 
 _ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
     "tanh": nn.tanh,
@@ -37,47 +39,118 @@ _CONV_FEATURES = 16
 COLUMNS_FROM = 128
 
 
-def make_network(config: TrainConfig, env: VecEnv) -> Network:
-    """Returns the network for an environment's spaces: convolutional for images of at least 3 x 3, else an MLP.
+def mlp(config: TrainConfig, env: VecEnv) -> FeedForward:
+    """Returns the policy of an MLP over the flattened observation. Raises as `_actor_critic` does."""
+    return _actor_critic(config, env, MLPTorso)
 
-    Observations of shape [H, W, C] are images.
+
+def conv(config: TrainConfig, env: VecEnv) -> FeedForward:
+    """Returns that of a convolutional network. Raises as `_actor_critic` does, and ConfigError if there is no image."""
+    if not is_image(env.observation_space):
+        raise ConfigError(
+            f"policy conv needs observations [H, W, C] of at least 3 x 3, but those of {config.env} are no such "
+            f"images; use mlp."
+        )
+    return _actor_critic(config, env, ConvTorso)
+
+
+def _actor_critic(config: TrainConfig, env: VecEnv, torso: type["MLPTorso | ConvTorso"]) -> FeedForward:
+    """Returns the policy of a network for an environment's spaces.
 
     Raises:
-      ConfigError: a tanh policy with discrete actions.
-      EnvError: a tanh policy with actions that lack finite bounds.
+      ConfigError: a tanh-Gaussian with discrete actions, or a shared torso of a value function that sees more.
+      EnvError: a tanh-Gaussian for actions that lack finite bounds.
     """
-    obs_shape = env.observation_space.shape
-    is_image = len(obs_shape) == 3 and min(obs_shape[:2]) >= 3
-    torso = ConvTorso if is_image else MLPTorso
-    activation = _ACTIVATIONS[config.activation]
     network = ActorCritic(
-        obs_shape=obs_shape,
-        make_torso=lambda columns: torso(config.hidden_sizes, activation, columns),
-        make_head=_policy_head(config, env.action_space),
+        read=reader(config, env.observation_space),
+        make_torso=torso_maker(config, torso),
+        make_head=policy_head(config, env.action_space),
         shared_torso=config.shared_torso,
     )
-    return cast(Network, network)  # flax annotates `apply` for its mutable collections, which are not used here
+    return FeedForward(network)
 
 
-def _policy_head(config: TrainConfig, space: ActionSpace) -> Callable[[bool], nn.Module]:
+class Inputs(NamedTuple):
+    """An observation as a network takes it: N rows."""
+
+    lead: tuple[int, ...]  # the axes that the rows had
+    seen: jax.Array  # [N, ...] by policy and value function
+    privileged: jax.Array | None  # [N, P] by the value function alone
+    mask: jax.Array | None  # bool [N, A], of the actions that are possible
+
+
+Space = Box | dict[str, Box]
+
+
+def reader(config: TrainConfig, space: Space) -> Callable[[Observation], Inputs]:
+    """Returns the function from observations [..., O] to a network's inputs. Raises ConfigError."""
+    if isinstance(space, dict) and CRITIC in space and config.shared_torso:
+        raise ConfigError(
+            f"shared_torso is on, but {config.env} shows the value function more than the policy ({CRITIC!r}); turn it "
+            f"off."
+        )
+
+    spaces = space if isinstance(space, dict) else {OBS: space}
+    keys = actor_keys(spaces)
+
+    def rows(arrays: dict[str, jax.Array], key: str) -> jax.Array:
+        x = arrays[key]
+        if x.dtype == jnp.uint8:
+            x = x.astype(jnp.float32) / (255 if config.scale_pixels else 1)
+        return x.reshape(-1, *spaces[key].shape)
+
+    def flat(arrays: dict[str, jax.Array], keys: Sequence[str]) -> jax.Array:
+        parts = [rows(arrays, key) for key in keys]
+        return jnp.concatenate([x.reshape(x.shape[0], -1) for x in parts], axis=-1)
+
+    def read(obs: Observation) -> Inputs:
+        arrays = obs if isinstance(space, dict) else {OBS: obs}
+        first = arrays[keys[0]]
+        return Inputs(
+            lead=first.shape[: first.ndim - len(spaces[keys[0]].shape)],
+            seen=rows(arrays, keys[0]) if len(keys) == 1 else flat(arrays, keys),
+            privileged=flat(arrays, [CRITIC]) if CRITIC in spaces else None,
+            mask=rows(arrays, ACTION_MASK) if ACTION_MASK in spaces else None,
+        )
+
+    return read
+
+
+def is_image(space: Space) -> bool:
+    """Returns whether the one array that the policy sees is a picture [H, W, C] of at least 3 x 3."""
+    if isinstance(space, dict):
+        keys = actor_keys(space)
+        return len(keys) == 1 and is_image(space[keys[0]])
+    return len(space.shape) == 3 and min(space.shape[:2]) >= 3
+
+
+def torso_maker(config: TrainConfig, kind: type["MLPTorso | ConvTorso"]) -> Callable[[bool], "MLPTorso | ConvTorso"]:
+    """Returns the function that makes the hidden layers, for activations that are feature-major or not."""
+    return lambda columns: kind(config.hidden_sizes, _ACTIVATIONS[config.activation], columns)
+
+
+def policy_head(config: TrainConfig, space: ActionSpace) -> Callable[[bool], nn.Module]:
+    """Returns the function that makes the head for a kind of actions, for features that are feature-major or not."""
     if isinstance(space, Discrete | MultiDiscrete):
-        if config.policy != "gaussian":
+        if config.action_distribution != "gaussian":
             number = space.n if isinstance(space, Discrete) else " x ".join(map(str, space.sizes))
             raise ConfigError(
-                f"policy {config.policy} is for continuous actions, but {config.env} has {number} discrete ones; "
-                f"leave it out."
+                f"action_distribution {config.action_distribution} is for continuous actions, but {config.env} has "
+                f"{number} discrete ones; leave it out."
             )
         if isinstance(space, MultiDiscrete):
             return lambda columns: MultiCategoricalHead(space.sizes, columns)
         return lambda columns: CategoricalHead(space.n, columns)
-    if config.policy == "gaussian":
+    if config.action_distribution == "gaussian":
         return lambda columns: GaussianHead(space.shape, DiagGaussian, columns)
     if not space.bounded().all():
-        raise EnvError(f"policy tanh_gaussian needs finite action bounds, but {config.env} has none; use gaussian.")
+        raise EnvError(
+            f"action_distribution tanh_gaussian needs finite action bounds, but {config.env} has none; use gaussian."
+        )
     return lambda columns: GaussianHead(space.shape, TanhDiagGaussian, columns)
 
 
-def _columns(x: jax.Array) -> bool:
+def feature_major(x: jax.Array) -> bool:
     """Returns whether the activations for the rows x are feature-major, [F, N], rather than row-major, [N, F]."""
     rows = x.shape[0]  # a symbolic dimension in an exported policy, which accepts any number of rows
     return isinstance(rows, int) and rows >= COLUMNS_FROM
@@ -109,15 +182,19 @@ class Dense(nn.Module):
 
 
 class MLPTorso(nn.Module):
-    """Hidden layers over the flattened observation [N, ...]; orthogonal weights of gain sqrt 2."""
+    """Hidden layers over the flattened observation [N, ...]; orthogonal weights of gain sqrt 2.
+
+    `beside` [N, P], if there is any, are further inputs of the first of them.
+    """
 
     hidden_sizes: Sequence[int]
     activation: Callable[[jax.Array], jax.Array]
     columns: bool
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, beside: jax.Array | None = None) -> jax.Array:
         x = x.reshape(x.shape[0], -1)
+        x = x if beside is None else jnp.concatenate([x, beside], axis=-1)
         x = x.T if self.columns else x
         for i, width in enumerate(self.hidden_sizes):
             x = self.activation(Dense(width, math.sqrt(2), self.columns)(x, first=i == 0))
@@ -135,13 +212,13 @@ class ConvTorso(nn.Module):
     columns: bool
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, beside: jax.Array | None = None) -> jax.Array:
         # The convolution is a matrix product over patches: XLA's own convolution, and even more its gradient, is many
         # times slower on a CPU (docs/architecture.md has the figures).
         height, width = x.shape[1] - 2, x.shape[2] - 2
         patches = [x[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
         features = Dense(_CONV_FEATURES, math.sqrt(2), columns=False)(jnp.concatenate(patches, axis=-1))
-        return MLPTorso(self.hidden_sizes, self.activation, self.columns)(self.activation(features))
+        return MLPTorso(self.hidden_sizes, self.activation, self.columns)(self.activation(features), beside)
 
 
 class CategoricalHead(nn.Module):
@@ -194,19 +271,19 @@ class ActorCritic(nn.Module):
     Calling it costs only the output that is used: under `jit`, the compiler removes the other as dead code.
     """
 
-    obs_shape: tuple[int, ...]
+    read: Callable[[Observation], Inputs]
     make_torso: Callable[[bool], nn.Module]
     make_head: Callable[[bool], nn.Module]
     shared_torso: bool = False
 
     @nn.compact
-    def __call__(self, obs: jax.Array) -> tuple[Distribution, jax.Array]:
-        """Maps obs [..., *obs_shape] to pi, with leaves [..., A], and value [...]."""
-        lead = obs.shape[: obs.ndim - len(self.obs_shape)]
-        x = obs.reshape(-1, *self.obs_shape)
-        columns = _columns(x)
-        actor = self.make_torso(columns)(x)
-        critic = actor if self.shared_torso else self.make_torso(columns)(x)
+    def __call__(self, obs: Observation) -> tuple[Distribution, jax.Array]:
+        """Maps observations [..., O] to pi, with leaves [..., A], and value [...]."""
+        lead, seen, privileged, mask = self.read(obs)
+        columns = feature_major(seen)
+        actor = self.make_torso(columns)(seen)
+        critic = actor if self.shared_torso else self.make_torso(columns)(seen, privileged)
         pi = self.make_head(columns)(actor)
+        pi = pi if mask is None else pi.masked(mask)
         value = Dense(1, 1.0, columns)(critic).reshape(-1)
         return jax.tree.map(lambda leaf: leaf.reshape(*lead, *leaf.shape[1:]), (pi, value))

@@ -4,7 +4,7 @@ import csv
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import numpy as np
@@ -14,12 +14,12 @@ from purejaxppo.algorithms import ALGORITHMS
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.config.fields import AnyPath
 from purejaxppo.config.resolve import describe_settings, settings_record
-from purejaxppo.config.validate import validate_algorithm
 from purejaxppo.core.nonfinite import Cause, every_run_diverged, first_nonfinite
 from purejaxppo.errors import ConfigError
 from purejaxppo.experiment.atomic_files import whole_file, write_json, write_text
 from purejaxppo.experiment.chunked_loop import Chunk, advance_in_chunks, steady_speed
 from purejaxppo.experiment.directory import create_dir, write_origin
+from purejaxppo.experiment.parts import Parts, with_parts
 from purejaxppo.experiment.phases import Phases
 from purejaxppo.experiment.plots import COLOURS, draw_runs, format_steps, save_figure
 from purejaxppo.experiment.progress import ProgressDisplay, Terminal, remark, say
@@ -59,6 +59,7 @@ def compare(
     allow_download: bool = False,
     console: Console | None = None,
     phases: Phases | None = None,
+    **parts: Unpack[Parts],
 ) -> dict[str, Any]:
     """Trains every algorithm with every seed, writes tables and a picture to `out`, and returns the summary.
 
@@ -75,12 +76,16 @@ def compare(
       allow_download: let an environment fetch its data set.
       console: for progress; by default standard error.
       phases: measures the seconds that the summary reports, by default from this call on.
+      **parts: env, policy, optimizer or schedule in place of what the settings name; or the algorithm of one's own that
+        one of them names (`Parts`).
 
     Raises:
       DivergedError: every run diverged.
       PureJaxPPOError: a subclass for each kind of failure; the results of finished algorithms remain in `out`.
     """
     console, phases = console or Terminal(), phases or Phases()
+    configs = with_parts([config for config, _ in runs], **parts)
+    runs = [(config, hp) for config, (_, hp) in zip(configs, runs, strict=True)]
     sweep = _as_sweep(runs, seeds, eval_episodes, target).plain()
     sweep.validate()
     runs, seeds, target = sweep.settings, sweep.seeds, sweep.target
@@ -119,7 +124,7 @@ def _as_sweep(
     if not names or len(set(names)) < len(names):
         raise ConfigError(f"algorithms = {' '.join(names) or 'none'}: a comparison takes different ones, at least one.")
     for name in names:
-        validate_algorithm(name, ALGORITHMS)
+        ALGORITHMS.lookup(name)
     points = tuple({"algorithm": name} for name in names)
     options = RunOptions(eval_episodes=eval_episodes)
     return SweepSettings(("algorithm",), points, tuple(runs), tuple(seeds), options, target=target)

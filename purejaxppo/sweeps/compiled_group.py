@@ -14,7 +14,7 @@ from purejaxppo.envs.registry import make_env
 from purejaxppo.errors import is_out_of_memory
 from purejaxppo.evaluate import Episodes, evaluate_runner, evaluation_key
 from purejaxppo.experiment.chunked_loop import chunk_lengths, work_per_call
-from purejaxppo.policies.networks import make_network
+from purejaxppo.policies.registry import make_policy
 from purejaxppo.sweeps.spec import SweepSettings
 from purejaxppo.train import trainer_from_config
 
@@ -163,10 +163,10 @@ class CompiledGroup:
 
     def _compile_evaluation(self, seeds: jax.Array, runs: Runs) -> jax.stages.Compiled:
         """Compiles the evaluation of all runs, in the layout of training; by `lax.map` if it does not fit vmapped."""
-        apply = make_network(self.config, self.env).apply
+        policy = make_policy(self.config, self.env)
 
         def play(seed: jax.Array, run: Runs) -> Episodes:
-            return evaluate_runner(evaluation_key(seed), self.config, self._eval_env, apply, run.runner)
+            return evaluate_runner(evaluation_key(seed), self.config, self._eval_env, policy, run.runner)
 
         layout = self.layout(len(seeds))
         program = jax.jit(layout.over_runs(play)).lower(seeds, runs).compile()

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.config.fields import AnyPath
-from purejaxppo.config.resolve import settings_record
+from purejaxppo.config.resolve import settings_record, upgraded
 from purejaxppo.errors import CheckpointError, ConfigError
 from purejaxppo.experiment.atomic_files import is_file, read_json, write_json
 from purejaxppo.experiment.checkpoints.directory import FORMAT_VERSION, survey
@@ -92,10 +92,13 @@ def read_sweep(directory: AnyPath) -> tuple[SweepSettings, Sizes]:
                 f"{path} has format version {content['format_version']!r}; this version reads {FORMAT_VERSION}. Sweep "
                 f"again, or use the version of purejaxppo that made it."
             )
+        points = [upgraded(point) for point in content["points"]]
+        swept = {name for point in points for name in point}
         sweep = SweepSettings(
-            axes=tuple(content["axes"]),
-            points=tuple({name: _hashable(value) for name, value in point.items()} for point in content["points"]),
-            settings=tuple(_pair({**content["shared"], **own}) for own in content["settings"]),
+            # An axis of an earlier version has the name that its points have now.
+            axes=tuple(name if name in swept else "action_distribution" for name in content["axes"]),
+            points=tuple({name: _hashable(value) for name, value in point.items()} for point in points),
+            settings=tuple(_pair(upgraded({**content["shared"], **own})) for own in content["settings"]),
             seeds=tuple(content["seeds"]),
             options=RunOptions(**fields_of(RunOptions, content)),
             halving=content["halving"],

@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import numpy as np
@@ -21,6 +21,7 @@ from purejaxppo.experiment.directory import RunSettings, create_dir, write_input
 from purejaxppo.experiment.load_run import SavedRun
 from purejaxppo.experiment.lock import locked
 from purejaxppo.experiment.metrics_log import JsonLines, recent_return
+from purejaxppo.experiment.parts import Parts, know_parts
 from purejaxppo.experiment.signals import when_interrupted
 from purejaxppo.experiment.training import RECENT
 from purejaxppo.sweeps.batches import RunBatch, batch_dir, begun_batches
@@ -44,7 +45,12 @@ class _Member(NamedTuple):
 
 
 def restore_member(
-    directory: AnyPath, member: str | int, which: CheckpointChoice = NEWEST, *, allow_download: bool = False
+    directory: AnyPath,
+    member: str | int,
+    which: CheckpointChoice = NEWEST,
+    *,
+    allow_download: bool = False,
+    **parts: Unpack[Parts],
 ) -> SavedRun:
     """Loads one run of a sweep, as `restore` loads a single run.
 
@@ -53,12 +59,13 @@ def restore_member(
       member: `best`, or the number of a run in results.csv and metrics.csv.
       which: its checkpoint, by default the newest valid one.
       allow_download: let the environment fetch its data set.
+      **parts: those of one's own that the sweep's settings name (`Parts`).
 
     Raises:
       ConfigError: the sweep has no such member.
       CheckpointError: there is no valid checkpoint, or no best member yet.
     """
-    return _load_member(Path(directory), str(member), which, allow_download).saved
+    return _load_member(Path(directory), str(member), which, allow_download, parts).saved
 
 
 def extract_member(
@@ -68,11 +75,12 @@ def extract_member(
     which: CheckpointChoice = NEWEST,
     *,
     allow_download: bool = False,
+    **parts: Unpack[Parts],
 ) -> dict[str, Any]:
     """Writes one run of a sweep as a run directory: settings, metrics and a checkpoint, from which it can be resumed.
 
     Args:
-      directory, member, which, allow_download: as in `restore_member`.
+      directory, member, which, allow_download, **parts: as in `restore_member`.
       out: new directory; by default runs/<env>__<algorithm>__s<seed>__<UTC time>.
 
     Returns:
@@ -82,7 +90,7 @@ def extract_member(
       PureJaxPPOError: a subclass for each kind of failure.
     """
     directory = Path(directory)
-    found = _load_member(directory, str(member), which, allow_download)
+    found = _load_member(directory, str(member), which, allow_download, parts)
     config, _, seed, _ = found.settings
     env_steps = found.saved.meta["env_steps"]
     out = create_dir(out, f"{config.env}__{config.algorithm}__s{seed}")
@@ -111,8 +119,9 @@ def extract_member(
     }
 
 
-def _load_member(directory: Path, member: str, which: CheckpointChoice, allow_download: bool) -> _Member:
+def _load_member(directory: Path, member: str, which: CheckpointChoice, allow_download: bool, parts: Parts) -> _Member:
     sweep, sizes = read_sweep(directory)
+    know_parts([config for config, _ in sweep.settings], **parts)
     number = _run_number(directory, sweep, member)
     plan = Plan(sweep, allow_download, sizes)
     batch = _last_batch(directory, plan, number, which)

@@ -98,11 +98,15 @@ class Plan:
         """Returns the hash of everything that determines the results; checkpoints carry it.
 
         A field that all settings have at its default is left out, so that a field which a later version adds does not
-        change the hashes of earlier sweeps.
+        change the hashes of earlier sweeps; one that was renamed is hashed under its first name.
         """
         record = sweep_record(self.sweep)
         usual = settings_record(TrainConfig(), Hyperparams())
         record["shared"] = {name: x for name, x in record["shared"].items() if name not in usual or x != usual[name]}
+        record["axes"] = [_FIRST_NAMES.get(name, name) for name in record["axes"]]
+        record["shared"] = _first_names(record["shared"])
+        for kind in ("points", "settings"):
+            record[kind] = [_first_names(settings) for settings in record[kind]]
         # NumPy's scalars as `write_json` writes them.
         text = json.dumps(record, sort_keys=True, default=lambda scalar: scalar.item())
         return hashlib.sha256(text.encode()).hexdigest()
@@ -121,6 +125,14 @@ class Plan:
             ]
             total += sum(sorted(steps, reverse=True)[: rung.settings]) * len(self.sweep.seeds)
         return total
+
+
+# What settings were called when the first sweeps were hashed. The other name that `policy` has here keeps them apart.
+_FIRST_NAMES = {"action_distribution": "policy", "policy": "network"}
+
+
+def _first_names(settings: dict[str, Any]) -> dict[str, Any]:
+    return {_FIRST_NAMES.get(name, name): value for name, value in settings.items()}
 
 
 class Rung(NamedTuple):

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from rich.console import Console
@@ -22,6 +22,7 @@ from purejaxppo.experiment.checkpoints.directory import clean
 from purejaxppo.experiment.directory import add_command, changed_versions, create_dir, write_origin
 from purejaxppo.experiment.lock import locked
 from purejaxppo.experiment.metrics_log import whole_rows
+from purejaxppo.experiment.parts import Parts, know_parts, with_parts
 from purejaxppo.experiment.phases import Phases
 from purejaxppo.experiment.progress import ProgressDisplay, Terminal, remark, say
 from purejaxppo.experiment.signals import INTERRUPTED, StopRequest, listening, when_interrupted
@@ -54,6 +55,7 @@ def run_sweep(
     console: Console | None = None,
     stop: StopRequest | None = None,
     phases: Phases | None = None,
+    **parts: Unpack[Parts],
 ) -> dict[str, Any]:
     """Trains and evaluates a sweep, writes its directory with tables and pictures, and returns its summary.
 
@@ -64,12 +66,13 @@ def run_sweep(
       console: for progress; by default standard error.
       stop: asks the sweep to stop; by default SIGINT, SIGTERM and SIGUSR1 do.
       phases: measures the seconds that the summary reports, by default from this call on.
+      **parts: env, policy, algorithm, optimizer or schedule in place of what the settings name (`Parts`).
 
     Raises:
       PureJaxPPOError: a subclass for each kind of failure; the files that were written remain.
     """
     console, phases = console or Terminal(), phases or Phases()
-    sweep = sweep.plain()
+    sweep = sweep.with_configs(with_parts([config for config, _ in sweep.settings], **parts)).plain()
     sweep.validate()
     with listening(stop) as stop:
         with stop.ending_at_once("no run had begun.", INTERRUPTED):
@@ -99,6 +102,7 @@ def resume_sweep(
     console: Console | None = None,
     stop: StopRequest | None = None,
     phases: Phases | None = None,
+    **parts: Unpack[Parts],
 ) -> dict[str, Any]:
     """Resumes a sweep that was stopped and returns its summary. Its tables are those of an uninterrupted sweep.
 
@@ -109,6 +113,7 @@ def resume_sweep(
       options: how often and how many checkpoints are kept; by default the sweep's own. `eval_episodes` cannot change.
       strict: refuse to fall back to an older checkpoint than the newest.
       allow_download, console, stop, phases: as in `run_sweep`.
+      **parts: those of one's own that the sweep's settings name (`Parts`).
 
     Raises:
       PureJaxPPOError: a subclass for each kind of failure.
@@ -116,6 +121,7 @@ def resume_sweep(
     console, phases = console or Terminal(), phases or Phases()
     directory = Path(directory)
     sweep, sizes = read_sweep(directory)
+    know_parts([config for config, _ in sweep.settings], **parts)
     sweep = sweep._replace(options=_other_options(sweep, options or sweep.options))
     with listening(stop) as stop, locked(directory):
         when_interrupted(f"`purejaxppo resume {directory}` goes on from its checkpoints, if it has any.")

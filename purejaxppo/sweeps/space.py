@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from purejaxppo.config import Hyperparams
 from purejaxppo.config.resolve import FIELDS, whole_number
+from purejaxppo.config.setting import facts_of
 from purejaxppo.config.validate import NUM_SEEDS, apart, seeds_from, validate_seeds, validate_value
 from purejaxppo.config.words import parse_word
 from purejaxppo.errors import ConfigError
@@ -80,8 +81,8 @@ def _value(name: str, word: str) -> Any:
     except ValueError as error:
         several = f"; write them apart: {apart(word)}" if "," in word and name != "hidden_sizes" else ""
         raise ConfigError(f"{name} = {error}{several}.") from None
-    if name == "algorithm" and "," in word:  # other unknown names are refused later, by the registry with plugins
-        raise ConfigError(f"algorithm = {word!r} is no name of one. Write them apart: {apart(word)}.")
+    if facts_of(FIELDS[name]).built_in and "," in word:  # other unknown names are refused later, by the registries
+        raise ConfigError(f"{name} = {word!r} is no name of one. Write them apart: {apart(word)}.")
     validate_value(FIELDS[name], value)
     return value
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
@@ -34,6 +35,10 @@ class SweepSettings(NamedTuple):
     def num_runs(self) -> int:
         """The number of runs: settings x seeds."""
         return len(self.settings) * len(self.seeds)
+
+    def with_configs(self, configs: Sequence[TrainConfig]) -> "SweepSettings":
+        """Returns the sweep with other static settings [S]."""
+        return self._replace(settings=tuple((c, hp) for c, (_, hp) in zip(configs, self.settings, strict=True)))
 
     def plain(self) -> "SweepSettings":
         """Returns the sweep with Python's own numbers, and with the points' values converted to their fields' types."""

@@ -22,7 +22,10 @@ from purejaxppo.cli import main as cli
 from purejaxppo.cli.arguments import Envs
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.config.fields import ALGORITHMS_WITH
+from purejaxppo.core.optimizer import OPTIMIZERS, SCHEDULES
 from purejaxppo.devices.machine import find_machine
+from purejaxppo.envs.registry import ENVS
+from purejaxppo.policies.registry import POLICIES
 
 TINY = ["--num-envs", "4", "--num-steps", "8", "--num-epochs", "1", "--num-minibatches", "2", "--hidden-sizes", "4"]
 BUDGET = ["--total-timesteps", "64"]
@@ -113,9 +116,8 @@ def test_usage_errors_read_as_a_sentence(fails, argv):
         ("target-kl", "off"),
         ("hidden-sizes", "64x64"),
         ("activation", "tahn"),
-        ("policy", "normal"),
+        ("action-distribution", "normal"),
         ("normalize-advantage", "yes"),
-        ("learning-rate-schedule", "cosine"),
         ("device", "abacus"),
         ("eval-episodes", "all"),
         ("env-params", "gravity"),
@@ -197,8 +199,8 @@ def test_settings_that_cannot_train(fails, argv, says):
 
 
 def test_an_option_for_continuous_actions_on_discrete_ones(fails):
-    message = fails(2, "train", "--env", "CartPole-v1", "--policy", "tanh_gaussian", *BUDGET, *TINY)
-    assert "policy" in message
+    message = fails(2, "train", "--env", "CartPole-v1", "--action-distribution", "tanh_gaussian", *BUDGET, *TINY)
+    assert "action_distribution" in message
     assert "CartPole-v1" in message
 
 
@@ -320,11 +322,80 @@ def test_an_unknown_algorithm_of_a_sweep(fails, argv):
 def own_rule(tmp_path):
     """Returns the flags for a plugin that adds an update rule to the registry, as the README shows it."""
     (tmp_path / "plugin_rule.py").write_text(
-        "from purejaxppo.algorithms import ALGORITHMS, policy_gradient\n"
-        "ALGORITHMS['mine'] = lambda config, apply, *, shards: policy_gradient(config, apply, shards=shards)\n"
+        "from purejaxppo import policy_gradient, register_algorithm\n"
+        "register_algorithm('mine', lambda config, apply, *, shards: policy_gradient(config, apply, shards=shards))\n"
     )
     yield ["--plugin", "plugin_rule"]
-    ALGORITHMS.pop("mine", None)
+    ALGORITHMS.remove("mine")
+
+
+@pytest.fixture
+def own_parts(tmp_path):
+    """Yields the flags for a plugin with a part of every kind, and those that name them."""
+    (tmp_path / "plugin_parts.py").write_text(
+        "import optax, purejaxppo\n"
+        "from purejaxppo.policies.networks import mlp\n"
+        "def board(num_envs, **params):\n"
+        "    return purejaxppo.from_gymnax('Catch-bsuite', num_envs, **params)\n"
+        "purejaxppo.register_env('mine', board)\n"
+        "purejaxppo.register_policy('mine', lambda config, env: mlp(config, env))\n"
+        "purejaxppo.register_algorithm('mine', lambda config, apply, *, shards: purejaxppo.ppo_clip(config, apply))\n"
+        "purejaxppo.register_optimizer('mine', lambda hp: optax.lion(hp.learning_rate))\n"
+        "purejaxppo.register_schedule('mine', lambda progress: (1 - progress) ** 2)\n"
+    )
+    kinds = ("env", "policy", "algorithm", "learning-rate-schedule", "ent-coef-schedule", "optimizer")
+    yield ["--plugin", "plugin_parts"], [word for kind in kinds for word in (f"--{kind}", "mine")]
+    for registry in (ENVS, POLICIES, ALGORITHMS, OPTIMIZERS, SCHEDULES):
+        registry.remove("mine")
+
+
+def test_parts_of_ones_own_by_name(own_parts, fails, capfd):
+    """They are trained, resumed and evaluated; without the plugin the first that is missing is named."""
+    plugin, names = own_parts
+    for argv in (
+        ["train", *plugin, *names, "--out", "run", "--eval-episodes", "2", *BUDGET, *TINY],
+        ["resume", "run", *plugin, "--total-timesteps", "128"],
+        ["evaluate", "run", *plugin, "--episodes", "2"],
+    ):
+        assert cli.run(argv) == 0, capfd.readouterr().err
+    capfd.readouterr()
+    settings = json.loads(Path("run/config.json").read_text())
+    assert [settings[name] for name in ("env", "policy", "algorithm", "optimizer")] == ["mine"] * 4
+    for registry in (OPTIMIZERS, POLICIES, ENVS):  # as in a process without the plugin
+        registry.remove("mine")
+        message = fails(5 if registry is ENVS else 2, "evaluate", "run")
+        assert f"register_{registry.kind}('mine', ...)" in message
+        assert "--plugin" in message
+
+
+@pytest.mark.slow
+def test_a_sweep_of_parts_of_ones_own(own_parts, capfd):
+    """Two runs, of which one has a built-in optimizer; one is evaluated, exported, extracted and trained further."""
+    plugin, names = own_parts
+    swept = ["muon", "--seeds", "1", "--eval-episodes", "2", *BUDGET, *TINY]
+    for argv in (
+        ["sweep", *plugin, *names, *swept, "--out", "swept"],
+        ["resume", "swept", *plugin],
+        ["evaluate", "swept", "--member", "1", *plugin, "--episodes", "2"],
+        ["export", "swept", "--member", "0", *plugin, "--out", "exported"],
+        ["extract", "swept", "--member", "1", *plugin, "--out", "member"],
+        ["resume", "member", *plugin, "--total-timesteps", "128"],
+        ["compare", *plugin, *names[:4], "--algorithms", "mine", "trpo", "--seeds", "1", "--out", "both", *swept[3:]],
+    ):
+        assert cli.run(argv) == 0, capfd.readouterr().err
+    assert json.loads(Path("exported/policy.json").read_text())["network"] is None
+    assert not Path("exported/numpy_policy.py").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "word", "meant"),
+    [("--optimizer", "adm", "adam"), ("--policy", "cnv", "conv"), ("--learning-rate-schedule", "cosin", "cosine")],
+)
+def test_a_misspelt_part(fails, flag, word, meant):
+    """It is refused before a directory is made."""
+    message = fails(2, "train", flag, word, "--out", "out", *BUDGET, *TINY)
+    assert f"{word!r} is unknown" in message
+    assert f"Did you mean {meant!r}?" in message
 
 
 @pytest.fixture
@@ -362,7 +433,7 @@ def test_a_rule_of_ones_own_goes_through_every_command(own_rule, capfd):
         assert cli.run(argv) == 0, capfd.readouterr().err
     capfd.readouterr()
     assert cli.run(["evaluate", "run", "--json"]) == 0  # once imported, it is there
-    del ALGORITHMS["mine"]
+    ALGORITHMS.remove("mine")
     assert cli.run(["evaluate", "run"]) == 2
     assert "'mine' is unknown" in (message := capfd.readouterr().err)
     assert "--plugin" in message

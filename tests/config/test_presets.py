@@ -57,9 +57,9 @@ def test_every_target_has_a_preset_within_its_budget(env):
     assert config.total_timesteps <= BUDGETS.get(env, 10_000_000)
 
 
-def test_preset_is_a_copy():
-    preset("CartPole-v1")["num_envs"] = 10**9
-    assert preset("CartPole-v1") == PRESETS["CartPole-v1"]
+def test_preset_is_what_the_command_line_has():
+    assert preset("CartPole-v1") == resolve("CartPole-v1", {})
+    assert preset("Pendulum-v1", "trpo") == resolve("Pendulum-v1", {"algorithm": "trpo"})
 
 
 def test_a_misspelt_name_is_refused_with_a_suggestion():
@@ -68,7 +68,7 @@ def test_a_misspelt_name_is_refused_with_a_suggestion():
         preset("Cartpole")
     with pytest.raises(ConfigError, match=r"'ppo-kl' is unknown.*Did you mean 'ppo_kl'"):
         preset("CartPole-v1", "ppo-kl")
-    assert preset("FrozenLake-misc") == {}
+    assert preset("FrozenLake-misc") == (TrainConfig(env="FrozenLake-misc"), Hyperparams())
 
 
 PAIRS = [(algorithm, env) for algorithm, presets in ALGORITHM_PRESETS.items() for env in presets]
@@ -90,7 +90,8 @@ def test_preset_of_an_algorithm_is_its_own(algorithm, env):
 
 def test_preset_of_an_algorithm_is_not_that_of_another():
     for algorithm, env in PAIRS:
-        assert preset(env, algorithm) != preset(env) == PRESETS.get(env, {})
+        config, hp = preset(env, algorithm)
+        assert (dataclasses.replace(config, algorithm="ppo_clip"), hp) != preset(env)
 
 
 def test_what_is_said_to_be_hidden_is_of_registered_environments():

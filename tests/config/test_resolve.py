@@ -10,7 +10,14 @@ from purejaxppo.cli import parse
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.config.fields import ALGORITHMS_WITH
 from purejaxppo.config.presets import PRESETS
-from purejaxppo.config.resolve import describe_settings, read_settings, resolve
+from purejaxppo.config.resolve import (
+    describe_settings,
+    read_settings,
+    refuse_changes,
+    resolve,
+    settings_record,
+    upgraded,
+)
 from purejaxppo.config.validate import validate_config, validate_hyperparams
 from purejaxppo.errors import ConfigError
 
@@ -270,3 +277,20 @@ def test_a_value_of_the_wrong_type_is_refused_before_anything_is_built(write, ke
 
     with pytest.raises(ConfigError, match=key):
         load()
+
+
+# --- files of earlier versions ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["gaussian", "tanh_gaussian"])
+def test_policy_was_the_action_distribution(write, name):
+    settings = read_settings(write("config.json", {"policy": name, "num_envs": 4}))
+    assert settings == {"action_distribution": name, "num_envs": 4}
+    assert upgraded({"policy": "conv"}) == {"policy": "conv"}
+    assert upgraded(settings) == settings
+    old = {**settings_record(TrainConfig(action_distribution=name), Hyperparams()), "policy": name}
+    for later in ("action_distribution", "optimizer"):
+        del old[later]
+    refuse_changes(old, settings_record(TrainConfig(action_distribution=name), Hyperparams()), "")
+    with pytest.raises(ConfigError, match="optimizer adam -> sgd"):
+        refuse_changes(old, settings_record(TrainConfig(action_distribution=name, optimizer="sgd"), Hyperparams()), "")

@@ -9,7 +9,7 @@ from purejaxppo.cli.parse import parse
 from purejaxppo.config import synonyms
 from purejaxppo.config.resolve import FIELDS, OPTION_FIELDS, read_settings
 from purejaxppo.config.synonyms import note_on, our_name
-from purejaxppo.config.validate import suggestion, validate_algorithm
+from purejaxppo.config.validate import suggestion
 from purejaxppo.errors import ConfigError
 
 OF_COMMANDS = {"algorithms", "seed", "out", "device", "episodes"}
@@ -80,7 +80,7 @@ def test_what_they_call_it(theirs, ours):
 
 def test_an_algorithm_is_suggested():
     with pytest.raises(ConfigError, match="Did you mean 'ppo_clip'"):
-        validate_algorithm("ppo", ALGORITHMS)
+        ALGORITHMS.lookup("ppo")
 
 
 def test_a_key_of_a_file_is_suggested_with_what_to_know_about_it(tmp_path):

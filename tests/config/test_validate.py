@@ -15,7 +15,6 @@ from purejaxppo.config.validate import (
     nearest_divisors,
     seeds_from,
     suggestion,
-    validate_algorithm,
     validate_config,
     validate_hyperparams,
     validate_options,
@@ -341,9 +340,15 @@ def test_unknown_on_nonfinite(value):
     assert message == f"on_nonfinite = {value!r} is unknown; choose from stop, skip, rollback.{likely}"
 
 
-def test_algorithms():
-    """The names may come from a generator; the message for an unknown one has them all, and suggests a close one."""
-    validate_algorithm("trpo", (name for name in ("ppo_clip", "trpo")))
-    message = refusal(lambda name: validate_algorithm(name, iter(["ppo_clip", "trpo"])), "ppo_clp")
-    assert "choose from ppo_clip, trpo" in message
-    assert "Did you mean 'ppo_clip'?" in message
+@pytest.mark.parametrize("name", ["gaussian", "tanh_gaussian"])
+def test_a_distribution_is_no_policy(name):
+    """The setting that is called policy was that of the distribution."""
+    message = refusal(validate_config, TrainConfig(policy=name))
+    assert f"--action-distribution {name}" in message
+
+
+@pytest.mark.parametrize("name", ["ent_coef_schedule", "clip_eps_schedule"])
+def test_kl_adaptive_is_for_the_learning_rate(name):
+    assert f"{name} = kl_adaptive is for the learning rate alone" in refusal(
+        validate_config, TrainConfig(**{name: "kl_adaptive"})
+    )

@@ -18,7 +18,7 @@ from purejaxppo.core.types import Box, Discrete, MultiDiscrete
 from purejaxppo.devices.data_parallel import spread_trainer
 from purejaxppo.devices.vectorize import grid, make_runs
 from purejaxppo.errors import ConfigError, EnvError
-from purejaxppo.policies.networks import make_network
+from purejaxppo.policies.registry import make_network
 from purejaxppo.train import advance, make_trainer, train, trainer_from_config
 
 E = 4
@@ -227,14 +227,16 @@ def test_a_value_with_an_axis_too_many_is_refused():
 def test_a_distribution_that_does_not_suit_the_policy_is_refused():
     """The one would get the other's actions."""
     env = walk(E, continuous=True)
-    assert "need policy = tanh_gaussian" in refused_network(Fixed(2, 2, pi=TanhDiagGaussian), env)
-    assert "need policy = gaussian" in refused_network(Fixed(2, 2, pi=DiagGaussian), env, policy="tanh_gaussian")
+    assert "need action_distribution = tanh_gaussian" in refused_network(Fixed(2, 2, pi=TanhDiagGaussian), env)
+    assert "need action_distribution = gaussian" in refused_network(
+        Fixed(2, 2, pi=DiagGaussian), env, action_distribution="tanh_gaussian"
+    )
 
 
 @pytest.mark.parametrize("policy", ["gaussian", "tanh_gaussian"])
 def test_what_fits_is_not_refused(policy):
     make_trainer(CONFIG, walk(E), Fixed(2), ppo_clip(CONFIG, Fixed(2).apply))
-    trainer_from_config(dataclasses.replace(CONFIG, policy=policy), walk(E, continuous=True))
+    trainer_from_config(dataclasses.replace(CONFIG, action_distribution=policy), walk(E, continuous=True))
 
 
 def test_a_rule_without_its_settings_is_refused():

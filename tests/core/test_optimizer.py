@@ -1,13 +1,25 @@
 """Adam behind a global-norm clip, against a float64 transcription; the schedule at its ends and middle."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from purejaxppo.config import TrainConfig
-from purejaxppo.core.optimizer import anneal, make_optimizer
+from purejaxppo.core.optimizer import (
+    OPTIMIZERS,
+    SCHEDULES,
+    anneal,
+    check_names,
+    make_optimizer,
+    register_optimizer,
+    register_schedule,
+)
 from purejaxppo.core.types import Hyperparams  # from there, it is a pytree
+from purejaxppo.errors import ConfigError
 
 CONFIG = TrainConfig(total_timesteps=1000, num_envs=2, num_steps=5, num_minibatches=1)  # 100 updates
 SHAPES = {"w": (3, 2), "b": (2,), "scalar": ()}
@@ -52,7 +64,7 @@ def test_steps_against_a_transcription(scale, max_norm):
 
     @jax.jit
     def run(hp, gradients):
-        optimizer = make_optimizer(hp)
+        optimizer = make_optimizer(CONFIG, hp)
         params = jax.tree.map(lambda g: jnp.zeros(g.shape[1:]), gradients)
         return jax.lax.scan(lambda s, g: optimizer.update(g, s)[::-1], optimizer.init(params), gradients)[1]
 
@@ -65,7 +77,7 @@ def test_steps_against_a_transcription(scale, max_norm):
 
 def test_a_zero_gradient_moves_nothing():
     """Its norm is 0, by which nothing may be divided."""
-    optimizer = make_optimizer(Hyperparams())
+    optimizer = make_optimizer(CONFIG, Hyperparams())
     params = {"w": jnp.ones(3)}
     updates, _ = optimizer.update({"w": jnp.zeros(3)}, optimizer.init(params))
     np.testing.assert_array_equal(updates["w"], 0.0)
@@ -76,7 +88,7 @@ def test_hyperparameters_may_be_swept():
     gradient = {"w": jnp.asarray([3.0, -4.0])}
 
     def first_step(learning_rate, max_grad_norm):
-        optimizer = make_optimizer(Hyperparams(learning_rate=learning_rate, max_grad_norm=max_grad_norm))
+        optimizer = make_optimizer(CONFIG, Hyperparams(learning_rate=learning_rate, max_grad_norm=max_grad_norm))
         return optimizer.update(gradient, optimizer.init(gradient))[0]["w"]
 
     rates, norms = np.array([0.1, 0.01]), np.array([1e-5, 10.0])
@@ -114,3 +126,65 @@ def test_anneal_changes_only_the_learning_rate():
     after = anneal(CONFIG, before, jnp.asarray(50))
     for name in vars(before):
         assert name == "learning_rate" or getattr(before, name) == getattr(after, name)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS.built_in())
+def test_every_optimizer_minimises(name):
+    """From a network's tree of parameters, jitted, and vmapped over the learning rate, which is traced."""
+    config, rates = dataclasses.replace(CONFIG, optimizer=name), np.array([0.01, 0.03])
+    start = {"params": {"Dense_0": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}, "log_std": jnp.ones(1)}}
+
+    def run(learning_rate):
+        optimizer = make_optimizer(config, Hyperparams(learning_rate=learning_rate))
+
+        def step(carry, _):
+            params, state = carry
+            gradient = jax.grad(lambda tree: sum(jnp.sum(x**2) for x in jax.tree.leaves(tree)))(params)
+            updates, state = optimizer.update(gradient, state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        return jax.lax.scan(step, (start, optimizer.init(start)), length=20)[0]
+
+    params, state = jax.jit(jax.vmap(run))(rates)
+    norms = jnp.sqrt(sum(jnp.sum(x.reshape(2, -1) ** 2, axis=1) for x in jax.tree.leaves(params)))
+    assert norms[1] < norms[0] < 3.0  # the nine ones at the start
+    assert all(isinstance(x, jax.Array) and np.isfinite(x).all() for x in jax.tree.leaves(state))
+
+
+@pytest.mark.parametrize(
+    ("name", "factors"),
+    [
+        ("constant", [1, 1, 1, 1, 1]),
+        ("linear", [1, 0.95, 0.9, 0.45, 0]),
+        (
+            "cosine",
+            [1, *((1 + np.cos(np.pi * np.array([0.05, 0.1, 0.55]))) / 2), 0],
+        ),
+        ("warmup_cosine", [0, 0.5, 1, 0.5, 0]),
+        ("kl_adaptive", [1, 1, 1, 1, 1]),
+    ],
+)
+def test_courses(name, factors):
+    """At the start, within the warm-up, at its end, halfway from there, and at the end."""
+    config = dataclasses.replace(CONFIG, learning_rate_schedule=name)
+    found = [anneal(config, Hyperparams(learning_rate=1.0), jnp.asarray(n)).learning_rate for n in (0, 5, 10, 55, 100)]
+    np.testing.assert_allclose(found, factors, atol=1e-6)
+
+
+def test_ones_own_optimizer_and_schedule():
+    """The gradient is clipped before the optimizer sees it."""
+    register_optimizer("halving", lambda hp: optax.scale(-0.5 * hp.learning_rate))
+    register_schedule("square", lambda progress: (1 - progress) ** 2)
+    try:
+        config = dataclasses.replace(CONFIG, optimizer="halving", ent_coef_schedule="square")
+        check_names(config)
+        optimizer = make_optimizer(config, Hyperparams(learning_rate=1.0, max_grad_norm=1.0))
+        updates, _ = optimizer.update(jnp.array([3.0, 4.0]), optimizer.init(jnp.zeros(2)))
+        np.testing.assert_allclose(updates, [-0.3, -0.4], rtol=1e-6)
+        assert float(anneal(config, Hyperparams(ent_coef=1.0), jnp.asarray(50)).ent_coef) == pytest.approx(0.25)
+    finally:
+        OPTIMIZERS.remove("halving")
+        SCHEDULES.remove("square")
+    for name in ("optimizer", "ent_coef_schedule"):
+        with pytest.raises(ConfigError, match="is unknown"):
+            check_names(dataclasses.replace(config, **{"optimizer": "adam", "ent_coef_schedule": "linear", name: "x"}))

@@ -167,11 +167,14 @@ def test_an_environment_that_cannot_be_shared_out_is_refused():
     trainer_from_config(config, constant_reward(8))
 
 
-def test_an_update_rule_without_shards_is_trained_on_one_device(monkeypatch):
+def test_an_update_rule_without_shards_is_trained_on_one_device():
     """It would learn something else on each of several."""
-    rule = ALGORITHMS["ppo_clip"]
-    monkeypatch.setitem(ALGORITHMS, "ppo_clip", lambda config, apply, shards: rule(config, apply)._replace(shards=None))
-    runner, _ = trained(spread_trainer(CONFIG))
+    rule = ALGORITHMS.lookup("ppo_clip")
+    ALGORITHMS.register("mine", lambda config, apply, shards: rule(config, apply)._replace(shards=None))
+    try:
+        runner, _ = trained(spread_trainer(dataclasses.replace(CONFIG, algorithm="mine")))
+    finally:
+        ALGORITHMS.remove("mine")
     assert len(runner.obs.sharding.device_set) == 1
 
 
@@ -231,9 +234,8 @@ def test_small_minibatches_stay_on_one_device(monkeypatch):
 )
 def test_threads_of_presets(monkeypatch, env, settings, enough):
     monkeypatch.setattr(fields, "ROWS_PER_SHARD", 512)
-    names = {field.name for field in dataclasses.fields(TrainConfig)}
-    chosen = {name: value for name, value in preset(env).items() if name in names}
-    assert one_thread_is_enough(TrainConfig(env=env, **{**chosen, **settings}), 2) == enough
+    config, _ = preset(env)
+    assert one_thread_is_enough(dataclasses.replace(config, **settings), 2) == enough
 
 
 def test_pieces_of_rows_change_nothing(monkeypatch):

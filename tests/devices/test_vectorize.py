@@ -22,7 +22,7 @@ from purejaxppo.core.rollout import rollout
 from purejaxppo.devices.vectorize import advance_runs, grid, layout_for, make_runs
 from purejaxppo.envs.wrappers import bound_action
 from purejaxppo.errors import ConfigError
-from purejaxppo.policies.networks import make_network
+from purejaxppo.policies.registry import make_network
 from purejaxppo.train import advance, trainer_from_config
 
 E, T = 4, 4

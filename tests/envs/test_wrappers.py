@@ -123,7 +123,7 @@ def received(policy, low, high, action):
         return state, EnvStep(action, action, zero, zero > 0, zero > 0, {})
 
     env = VecEnv(lambda key: ((), jnp.zeros((1, len(low)))), step, Box((len(low),)), space, 1)
-    bounded = bound_action(TrainConfig(policy=policy, num_envs=1), env)
+    bounded = bound_action(TrainConfig(action_distribution=policy, num_envs=1), env)
     _, result = jax.jit(bounded.step)(jax.random.key(0), (), jnp.asarray(action, jnp.float32)[None])
     return np.asarray(result.obs[0])
 
@@ -179,7 +179,7 @@ def test_discrete_and_unbounded_actions_pass_unchanged(policy):
     """There is nothing to bound."""
     for space in (Discrete(5), MultiDiscrete((2, 3)), Box((2,))):
         env = scripted_env(make_script(), space)
-        assert bound_action(TrainConfig(policy=policy), env) is env
+        assert bound_action(TrainConfig(action_distribution=policy), env) is env
 
 
 GRID = Box((2, 3), ((-2.0, 100.0, 0.0), (5.0, -1.0, 3.0)), ((2.0, 200.0, 0.01), (6.0, 1.0, np.inf)))
@@ -220,7 +220,7 @@ def test_the_rollout_stores_the_unbounded_action(policy):
         return state, EnvStep(action, action, zero, zero > 0, zero > 0, {})
 
     env = VecEnv(lambda key: ((), jnp.zeros((E, O))), step, Box((O,)), space, E)
-    env = bound_action(TrainConfig(policy=policy, num_envs=E), env)
+    env = bound_action(TrainConfig(action_distribution=policy, num_envs=E), env)
 
     def apply(params, obs):
         return DiagGaussian(jnp.zeros_like(obs), jnp.ones_like(obs)), obs[..., 0]

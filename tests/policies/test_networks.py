@@ -15,7 +15,7 @@ from purejaxppo.core.distributions import Categorical, DiagGaussian, MultiCatego
 from purejaxppo.core.types import Box, Discrete, MultiDiscrete, VecEnv
 from purejaxppo.errors import ConfigError, EnvError
 from purejaxppo.policies import networks
-from purejaxppo.policies.networks import make_network
+from purejaxppo.policies.registry import make_network
 
 T, E = 3, 2
 IMAGE = (6, 5, 4)
@@ -75,7 +75,7 @@ def test_discrete_shapes(obs_shape, lead):
 @pytest.mark.parametrize("lead", [(E,), (T, E)], ids=["[E]", "[T, E]"])
 def test_continuous_shapes(policy, kind, lead):
     """Mean and log_std [..., A], both with the batch axes."""
-    pi, value, _ = shapes(make((4,), BOUNDED, policy=policy), (4,), lead)
+    pi, value, _ = shapes(make((4,), BOUNDED, action_distribution=policy), (4,), lead)
     assert isinstance(pi, kind)
     assert pi.mean.shape == pi.log_std.shape == (*lead, 2)
     assert value.shape == lead
@@ -265,7 +265,7 @@ def test_the_first_policy_is_nearly_uniform():
 @pytest.mark.parametrize("policy", ["gaussian", "tanh_gaussian"])
 def test_log_std_is_one_parameter_that_starts_at_zero(policy):
     """The same for every state: [A] in the parameters, and what is put there comes out everywhere."""
-    network, (_, params) = make((4,), BOUNDED, policy=policy), build((4,), BOUNDED)
+    network, (_, params) = make((4,), BOUNDED, action_distribution=policy), build((4,), BOUNDED)
     (path,) = (path for path in leaves(params) if "log_std" in path)
     np.testing.assert_array_equal(leaves(params)[path], np.zeros(2))
     shifted = jax.tree_util.tree_map_with_path(
@@ -314,15 +314,15 @@ def test_what_policy_and_value_share(obs_shape, shared_torso):
 )
 def test_tanh_policy_needs_finite_bounds(space):
     """Squashing into infinite bounds is meaningless: refused when built, naming environment and remedy."""
-    config = TrainConfig(env="Somewhere-v0", policy="tanh_gaussian")
+    config = TrainConfig(env="Somewhere-v0", action_distribution="tanh_gaussian")
     with pytest.raises(EnvError, match=r"tanh_gaussian.*Somewhere-v0.*use gaussian"):
         make_network(config, spaces((4,), space))
-    make_network(TrainConfig(policy="gaussian"), spaces((4,), space))
+    make_network(TrainConfig(action_distribution="gaussian"), spaces((4,), space))
 
 
 def test_tanh_policy_is_refused_for_discrete_actions():
     """The setting concerns continuous actions only."""
     with pytest.raises(ConfigError, match="3 discrete"):
-        make(policy="tanh_gaussian")
+        make(action_distribution="tanh_gaussian")
     with pytest.raises(ConfigError, match="3 x 2 discrete"):
-        make(action_space=FACTORS, policy="tanh_gaussian")
+        make(action_space=FACTORS, action_distribution="tanh_gaussian")

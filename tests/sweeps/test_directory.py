@@ -405,3 +405,32 @@ def test_whatever_is_damaged(written, data):
     end = data.draw(st.integers(0, len(text)) | st.just(len(text)))
     (directory / "sweep.json").write_bytes(text[:end])
     refused_or_valid(directory)
+
+
+# --- sweeps of earlier versions ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("swept", [False, True])
+def test_policy_was_the_action_distribution(tmp_path, swept):
+    """Such a sweep is read, and its checkpoints are still its own."""
+    points = [{"action_distribution": name} for name in ("gaussian", "tanh_gaussian")] if swept else POINTS
+    given = sweep(points) if swept else for_all(sweep(), action_distribution="tanh_gaussian")
+    write_sweep(tmp_path, given, sizes_of(given))
+    path = tmp_path / "sweep.json"
+    content = json.loads(path.read_text())
+    content["axes"] = ["policy" if name == "action_distribution" else name for name in content["axes"]]
+    for name in ("policy", "optimizer"):
+        del content["shared"][name]
+    for settings in (content["shared"], *content["points"], *content["settings"]):
+        if "action_distribution" in settings:
+            settings["policy"] = settings.pop("action_distribution")
+    path.write_text(json.dumps(content))
+    again, _ = read_sweep(tmp_path)
+    assert again == given
+    assert fingerprint(again) == fingerprint(given)
+
+
+def test_a_hash_of_an_earlier_version():
+    """As it was computed when policy was the action distribution."""
+    given = for_all(sweep(), action_distribution="tanh_gaussian")
+    assert fingerprint(given) == "913f3b3e1a5b57dcd0591bac63450c2d9dd5eba09a9feddd0d6ff2ff07d2d376"

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import flax
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -15,17 +14,18 @@ import numpy as np
 
 from purejaxppo.config.fields import AnyPath
 from purejaxppo.core.distributions import MultiCategorical
-from purejaxppo.core.normalizer import NORMALIZER_CLIP, NORMALIZER_EPSILON, standardize_by
+from purejaxppo.core.normalizer import NORMALIZER_CLIP, NORMALIZER_EPSILON
 from purejaxppo.core.sums import RELATIVE_FLOOR
 from purejaxppo.core.types import ActionSpace, Box, Discrete, MultiDiscrete
 from purejaxppo.devices.machine import installed_versions, pip_install
 from purejaxppo.envs.wrappers import action_bound, action_units
 from purejaxppo.errors import ConfigError
+from purejaxppo.evaluate import frozen
 from purejaxppo.experiment.atomic_files import write_bytes, write_json, write_text
 from purejaxppo.experiment.directory import create_dir
 from purejaxppo.experiment.load_run import SavedRun
 from purejaxppo.experiment.signals import when_interrupted
-from purejaxppo.policies.networks import make_network
+from purejaxppo.policies.registry import POLICIES, make_policy
 
 _PLATFORMS = ("cpu", "cuda", "tpu")
 _HEADS = {Discrete: "CategoricalHead", MultiDiscrete: "MultiCategoricalHead", Box: "GaussianHead"}
@@ -40,8 +40,9 @@ def export_saved(run: SavedRun, out: AnyPath) -> dict[str, Any]:
       CPU, CUDA and TPU; to be loaded by `jax.export.deserialize`. It returns a dictionary, whose arrays policy.json
       lists.
     - `weights.safetensors`: the whole network, value function included, and the observation normaliser.
-    - `policy.json`: the description of both, by which a reader puts the weights together to a network.
-    - `numpy_policy.py`: a reader that needs NumPy alone.
+    - `policy.json`: the description of both, by which a reader puts the weights together to a network; it has no
+      description of a network of one's own.
+    - `numpy_policy.py`: a reader that needs NumPy alone; not for a network of one's own.
 
     Args:
       run: from `load_run.restore`, or from `sweeps.extract.restore_member`.
@@ -57,6 +58,7 @@ def export_saved(run: SavedRun, out: AnyPath) -> dict[str, Any]:
         kind that the files have no words for.
     """
     out = Path(out)
+    _check_exportable(run)
     save_weights = _safetensors_save()
     _refuse_other_spaces(run)
     weights = _weights(run)
@@ -69,7 +71,8 @@ def export_saved(run: SavedRun, out: AnyPath) -> dict[str, Any]:
     when_interrupted(f"{out} is complete if it has a policy.json.")
     write_bytes(out / "policy.stablehlo", program.serialize())
     write_bytes(out / "weights.safetensors", packed)
-    write_text(out / "numpy_policy.py", Path(__file__).with_name("numpy_policy.py").read_text(encoding="utf-8"))
+    if spec["network"] is not None:
+        write_text(out / "numpy_policy.py", Path(__file__).with_name("numpy_policy.py").read_text(encoding="utf-8"))
     write_json(out / "policy.json", spec)  # last: without it the directory is recognised as incomplete
     return {
         "out": str(out),
@@ -77,6 +80,11 @@ def export_saved(run: SavedRun, out: AnyPath) -> dict[str, Any]:
         **{name: spec[name] for name in ("env", "algorithm", "env_steps", "observation_space", "action_space")},
         "parameters": sum(math.prod(x.shape) for x in jax.tree.leaves(run.runner.learner.params)),
     }
+
+
+def _check_exportable(run: SavedRun) -> None:
+    if isinstance(run.env.observation_space, dict):
+        raise ConfigError(f"{run.config.env} has observations of several arrays, which cannot be exported yet.")
 
 
 def greedy_policy(run: SavedRun) -> Callable[[jax.Array], dict[str, jax.Array]]:
@@ -87,13 +95,12 @@ def greedy_policy(run: SavedRun) -> Callable[[jax.Array], dict[str, jax.Array]]:
     all factors side by side [b, sum(sizes)], or `mean` and `log_std` [b, A] of the Gaussian before it is clipped or
     squashed.
     """
-    apply = make_network(run.config, run.env).apply
-    stats = run.runner.normalizer.obs
+    frozen_policy = frozen(make_policy(run.config, run.env), run.runner)
     bound = action_bound(run.config, run.env.action_space)
     params = run.runner.learner.params
 
     def policy(obs: jax.Array) -> dict[str, jax.Array]:
-        pi: Any = apply(params, obs if stats is None else standardize_by(stats, obs))[0]
+        pi: Any = frozen_policy.evaluate(params, (), obs, jnp.zeros(len(obs), jnp.bool_))[0]
         action = pi.mode() if bound is None else bound(pi.mode())
         parameters = {"logits": pi.logits} if isinstance(pi, MultiCategorical) else pi._asdict()
         return {"action": action, **parameters}
@@ -156,7 +163,8 @@ def _without_source_paths() -> Iterator[None]:
 
 def _weights(run: SavedRun) -> dict[str, np.ndarray]:
     """Returns all parameters by their paths in the network, and the normaliser's mean and var."""
-    weights = flax.traverse_util.flatten_dict(run.runner.learner.params, sep="/")
+    leaves = jax.tree_util.tree_leaves_with_path(run.runner.learner.params)
+    weights = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
     stats = run.runner.normalizer.obs
     if stats is not None:
         weights |= {"normalizer/mean": stats.mean, "normalizer/var": stats.var}
@@ -181,15 +189,21 @@ def _spec(run: SavedRun, weights: dict[str, np.ndarray]) -> dict[str, Any]:
         "env_steps": int(run.runner.updates) * config.batch_size,
         "observation_space": {"shape": list(run.env.observation_space.shape)},
         "action_space": _action_space(space),
-        "policy": _DISCRETE_POLICIES.get(type(space), config.policy),
-        "network": {
-            "hidden_sizes": list(config.hidden_sizes),
-            "activation": config.activation,
-            "shared_torso": config.shared_torso,
-            **_layers(run, weights),
-        },
+        "policy": _DISCRETE_POLICIES.get(type(space), config.action_distribution),
+        "network": None if config.policy not in (None, *POLICIES.built_in()) else _network(run, weights),
         "normalizer": normalizer if normalizer["mean"] in weights else None,
         "versions": installed_versions(),
+    }
+
+
+def _network(run: SavedRun, weights: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Returns the description of a built-in network, as numpy_policy.py reads it."""
+    config = run.config
+    return {
+        "hidden_sizes": list(config.hidden_sizes),
+        "activation": config.activation,
+        "shared_torso": config.shared_torso,
+        **_layers(run, weights),
     }
 
 

@@ -31,7 +31,7 @@ from purejaxppo.experiment.directory import RunSettings, write_inputs
 from purejaxppo.experiment.export import export, numpy_policy
 from purejaxppo.experiment.export.export import export_saved
 from purejaxppo.experiment.load_run import SavedRun, restore
-from purejaxppo.policies.networks import make_network
+from purejaxppo.policies.registry import make_network
 from purejaxppo.train import trainer_from_config
 
 FILES = ["numpy_policy.py", "policy.json", "policy.stablehlo", "weights.safetensors"]
@@ -44,8 +44,13 @@ CASES = {
     "small board": {"env": "Catch-bsuite", "activation": "elu"},
     "one-hot": {"env": "FrozenLake-misc", "activation": "gelu"},
     "gaussian": {"env": "Pendulum-v1", "activation": "elu", **NORMALIZED},
-    "tanh_gaussian": {"env": "Pendulum-v1", "policy": "tanh_gaussian", "activation": "gelu", **NORMALIZED},
-    "two actions": {"env": "Reacher-misc", "policy": "tanh_gaussian", "activation": "silu", "shared_torso": True},
+    "tanh_gaussian": {"env": "Pendulum-v1", "action_distribution": "tanh_gaussian", "activation": "gelu", **NORMALIZED},
+    "two actions": {
+        "env": "Reacher-misc",
+        "action_distribution": "tanh_gaussian",
+        "activation": "silu",
+        "shared_torso": True,
+    },
     "factors": {"env": "CartPole-v1", "activation": "relu", "actions": MultiDiscrete((3, 1, 4)), **NORMALIZED},
     "matrix": {"env": "Pendulum-v1", "activation": "tanh", "actions": Box((2, 2), ((-2.0, 0.0), (3.0, 1.0)), 4.0)},
 }

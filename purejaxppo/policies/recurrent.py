@@ -1,0 +1,148 @@
+"""Policies that remember by a gated recurrent unit (GRU)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from purejaxppo.config import TrainConfig
+from purejaxppo.core.distributions import Distribution
+from purejaxppo.core.types import Observation, Params, VecEnv
+from purejaxppo.policies.networks import (
+    ConvTorso,
+    Dense,
+    Inputs,
+    MLPTorso,
+    feature_major,
+    is_image,
+    policy_head,
+    reader,
+    torso_maker,
+)
+
+Memory = dict[str, jax.Array]  # name of the unit -> its state [E, H]
+
+
+def gru(config: TrainConfig, env: VecEnv) -> "Recurrent":
+    """Returns the network of `conv` or `mlp` with a GRU, as wide as the last hidden layer, between torsos and heads.
+
+    Policy and value function have a unit each, or one together (`shared_torso`). Raises as they do.
+    """
+    torso = ConvTorso if is_image(env.observation_space) else MLPTorso
+    network = RecurrentActorCritic(
+        read=reader(config, env.observation_space),
+        make_torso=torso_maker(config, torso),
+        make_head=policy_head(config, env.action_space),
+        width=config.hidden_sizes[-1],
+        shared_torso=config.shared_torso,
+    )
+    return Recurrent(network)
+
+
+class Recurrent:
+    """The `Policy` of a recurrent network."""
+
+    def __init__(self, network: "RecurrentActorCritic") -> None:
+        self.network = network
+
+    def init(self, key: jax.Array, obs: Observation) -> Params:
+        num_envs = len(jax.tree.leaves(obs)[0])
+        memory, start = self.initial_memory(num_envs), jnp.ones((num_envs, 1), jnp.bool_)
+        return self.network.init(key, memory, _one_step(obs), start)
+
+    def initial_memory(self, num_envs: int) -> Memory:
+        return {name: jnp.zeros((num_envs, self.network.width)) for name in self.network.units}
+
+    def act(self, params: Params, memory: Memory, obs: Observation, start: jax.Array) -> tuple[Memory, Distribution]:
+        memory, pi, _ = self._apply(params, memory, _one_step(obs), start[:, None])
+        return memory, jax.tree.map(lambda x: x[:, 0], pi)
+
+    def evaluate(
+        self, params: Params, memory: Memory, obs: Observation, start: jax.Array
+    ) -> tuple[Distribution, jax.Array]:
+        _, pi, value = self._apply(params, memory, obs, start)
+        return pi, value
+
+    def _apply(self, params: Params, memory: Memory, obs: Observation, start: jax.Array) -> Any:
+        # `Any`, as flax annotates `apply` for its mutable collections.
+        return self.network.apply(params, memory, obs, start)
+
+
+def _one_step(obs: Observation) -> Observation:
+    """Returns observations [E, ...] as sequences [E, 1, ...]."""
+    return jax.tree.map(lambda x: x[:, None], obs)
+
+
+class RecurrentActorCritic(nn.Module):
+    """Policy and value function of sequences: torsos, GRUs and heads."""
+
+    read: Callable[[Observation], Inputs]
+    make_torso: Callable[[bool], nn.Module]
+    make_head: Callable[[bool], nn.Module]
+    width: int
+    shared_torso: bool = False
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """The names of the recurrent units: the policy's comes first, the value function's last."""
+        return ("both",) if self.shared_torso else ("actor", "critic")
+
+    @nn.compact
+    def __call__(self, memory: Memory, obs: Observation, start: jax.Array) -> tuple[Memory, Distribution, jax.Array]:
+        """Maps memory [B, H], obs [B, L, ...] and start [B, L] to the memory after them, pi [B, L] and value [B, L]."""
+        lead, seen, privileged, mask = self.read(obs)
+        columns = feature_major(seen)
+        after, features = {}, []
+        for unit, beside in zip(self.units, (None, privileged), strict=False):
+            x = self.make_torso(columns)(seen, beside)
+            # All that does not depend on the memory is computed for all steps at once, before the loop over them.
+            gates = Dense(3 * self.width, 1.0, columns)(x)
+            gates = (gates.T if columns else gates).reshape(*lead, -1)
+            after[unit], states = GRU(self.width, name=f"{unit}_gru")(memory[unit], gates, start)
+            states = states.reshape(-1, self.width)
+            features.append(states.T if columns else states)
+        pi = self.make_head(columns)(features[0])
+        pi = pi if mask is None else pi.masked(mask)
+        value = Dense(1, 1.0, columns)(features[-1]).reshape(-1)
+        pi, value = jax.tree.map(lambda leaf: leaf.reshape(*lead, *leaf.shape[1:]), (pi, value))
+        return after, pi, value
+
+
+class GRU(nn.Module):
+    """A gated recurrent unit with orthogonal weights, over sequences in which episodes may begin.
+
+        r = sigmoid(x_r + U_r h)    z = sigmoid(x_z + U_z h)    n = tanh(x_n + r (U_n h + b))    h' = (1 - z) n + z h
+
+    Where an episode begins, h is 0.
+
+    Source: Cho et al. 2014, "Learning phrase representations using RNN encoder-decoder", arXiv:1406.1078, with the
+    reset gate behind the product, as in cuDNN and PyTorch.
+    """
+
+    width: int
+
+    @nn.compact
+    def __call__(self, h: jax.Array, gates: jax.Array, start: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Maps h [B, H], gates x [B, L, 3 H] and start [B, L] to the last state [B, H] and all states [B, L, H]."""
+        square = nn.initializers.orthogonal()
+
+        def three(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
+            return jnp.concatenate([square(k, (shape[0], shape[0])) for k in jax.random.split(key, 3)], axis=1)
+
+        kernel = self.param("kernel", three, (self.width, 3 * self.width))
+        bias = self.param("bias", nn.initializers.zeros, (self.width,))
+
+        def step(h: jax.Array, now: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            x, start = now
+            h = jnp.where(start[:, None], 0.0, h)
+            x_r, x_z, x_n = jnp.split(x, 3, axis=-1)
+            h_r, h_z, h_n = jnp.split(h @ kernel, 3, axis=-1)
+            z = nn.sigmoid(x_z + h_z)
+            n = nn.tanh(x_n + nn.sigmoid(x_r + h_r) * (h_n + bias[None]))
+            h = (1 - z) * n + z * h
+            return h, h
+
+        last, states = jax.lax.scan(step, h, (gates.swapaxes(0, 1), start.T))
+        return last, states.swapaxes(0, 1)

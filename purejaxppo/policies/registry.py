@@ -1,0 +1,36 @@
+"""The policy that a configuration names."""
+
+from collections.abc import Callable
+
+from purejaxppo.config import TrainConfig
+from purejaxppo.config.registry import Registry
+from purejaxppo.config.validate import ACTION_DISTRIBUTIONS
+from purejaxppo.core.types import Policy, VecEnv
+from purejaxppo.policies.networks import conv, is_image, mlp
+from purejaxppo.policies.recurrent import gru
+
+# The setting `policy` was that of the action distribution, and is read as such in the files of earlier versions.
+POLICIES: Registry[Callable[[TrainConfig, VecEnv], Policy]] = Registry(
+    "policy", {"mlp": mlp, "conv": conv, "gru": gru}, reserved=lambda: ACTION_DISTRIBUTIONS
+)
+
+
+def register_policy(name: str, factory: Callable[[TrainConfig, VecEnv], Policy]) -> None:
+    """Makes a policy of one's own known by name, to settings, flags and saved runs.
+
+    Args:
+      name: no built-in one's; one's own may be registered again.
+      factory: `factory(config, env)` returns the policy, such as `FeedForward(network)`.
+    """
+    POLICIES.register(name, factory)
+
+
+def make_policy(config: TrainConfig, env: VecEnv) -> Policy:
+    """Returns the policy that `config` names, or else a convolutional one for images and an MLP for the rest.
+
+    Raises:
+      ConfigError: an unknown name, or a policy that does not fit the settings or the observations.
+      EnvError: an action distribution that does not fit the actions.
+    """
+    name = config.policy or ("conv" if is_image(env.observation_space) else "mlp")
+    return POLICIES.lookup(name)(config, env)
