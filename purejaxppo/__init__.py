@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from purejaxppo.devices.cpu import use_all_cores
     from purejaxppo.devices.data_parallel import spread_trainer
     from purejaxppo.devices.vectorize import advance_runs, grid, make_runs
+    from purejaxppo.envs.autoreset import autoreset
     from purejaxppo.envs.gymnax_adapter import from_gymnax
     from purejaxppo.envs.presets import preset
     from purejaxppo.envs.registry import register_env
@@ -24,6 +25,7 @@ _MODULES = {
     "TrainConfig": "config",
     "advance": "train",
     "advance_runs": "devices.vectorize",
+    "autoreset": "envs.autoreset",
     "from_gymnax": "envs.gymnax_adapter",
     "grid": "devices.vectorize",
     "make_policy": "policies.registry",

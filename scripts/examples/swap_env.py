@@ -6,9 +6,8 @@ A point on a line is pushed left or right and rewarded for staying near 0; an ep
 import jax
 import jax.numpy as jnp
 
-from purejaxppo import Hyperparams, TrainConfig, advance, trainer_from_config
+from purejaxppo import Hyperparams, TrainConfig, advance, autoreset, trainer_from_config
 from purejaxppo.core.types import Box, Discrete
-from purejaxppo.envs.autoreset import autoreset
 
 LIMIT = 50
 

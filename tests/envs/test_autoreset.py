@@ -11,11 +11,13 @@ from compiled_once import QUICKLY
 
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.core.checks import check_step
-from purejaxppo.core.types import Box, Discrete
-from purejaxppo.devices.data_parallel import _check_rows
+from purejaxppo.core.types import Box, Discrete, MultiDiscrete
+from purejaxppo.devices.data_parallel import _check_rows, spread_trainer
 from purejaxppo.envs import autoreset as module
 from purejaxppo.envs.autoreset import autoreset
 from purejaxppo.errors import EnvError
+from purejaxppo.evaluate import evaluate_runner
+from purejaxppo.policies.networks import make_network
 from purejaxppo.train import advance, trainer_from_config
 
 T, E = 60, 3
@@ -179,6 +181,25 @@ def test_an_environment_does_not_depend_on_the_others(settings):
     check_step(env._replace(num_envs=1), state)
 
 
+def test_two_devices_have_the_starts_of_one():
+    """A rollout on two devices leaves the same states, counts and pools bit for bit, and the same mean return."""
+    config = TrainConfig(
+        env="mine", num_envs=4, num_steps=8, num_minibatches=1, num_shards=2, hidden_sizes=(4,), total_timesteps=32
+    )
+    wander = Wander()
+    env = autoreset(wander.reset, wander.step, Box((2,)), Discrete(2), 4, step_limit=3, pool=2)
+    hp = Hyperparams()
+    found = []
+    for devices in (1, 2):
+        trainer = spread_trainer(config, env, jax.devices()[:devices])
+        run = jax.jit(lambda key, trainer=trainer: advance(trainer, hp, trainer.init(key, hp), 1))
+        runner, metrics = run(jax.random.key(0))
+        state = jax.tree.map(lambda x: jax.random.key_data(x) if x.dtype == keys_of(0).dtype else x, runner.env_state)
+        found.append(((state, metrics["episode/count"]), metrics["episode/return"]))
+    jax.tree.map(np.testing.assert_array_equal, *(exact for exact, _ in found))
+    np.testing.assert_allclose(*(mean for _, mean in found), rtol=1e-6)  # but for the order of sums
+
+
 def test_the_pool_is_made_once():
     """No step computes a reset, which sorts here; without a pool every step does."""
 
@@ -260,6 +281,74 @@ def test_a_trainer_takes_it(pool):
 
     _, metrics = run(jax.random.key(0))
     assert np.isfinite(metrics["episode/return"]).all()
+
+
+# --- every kind of action, learnt -------------------------------------------------------------------------------------
+
+
+def choices(obs, action):
+    """Each right factor earns a third: 2 in the first, the sign of the observation in the second, 0 in the last."""
+    right = jnp.array([2, (obs[0] > 0).astype(jnp.int32), 0])
+    return jnp.mean(action == right), jnp.all((action >= 0) & (action < jnp.array([3, 2, 4])))
+
+
+GOAL = np.float32([[0.2, 130.0], [-3.0, 0.5]])
+LOW, HIGH = np.float32([[-1, 100], [-4, 0]]), np.float32([[1, 200], [4, 2]])
+
+
+def near(obs, action):
+    """1 less the mean squared distance to a goal, in halves of the bounds' distance."""
+    return 1 - jnp.mean(((action - GOAL) / (HIGH - LOW) * 2) ** 2), jnp.all((action >= LOW) & (action <= HIGH))
+
+
+KINDS = {
+    "factors": (MultiDiscrete((3, 2, 4)), choices, "gaussian", 0.5, 0.9),
+    "matrix": (Box((2, 2), ((-1, 100), (-4, 0)), ((1, 200), (4, 2))), near, "gaussian", 0.35, 0.7),
+    "squashed matrix": (Box((2, 2), ((-1, 100), (-4, 0)), ((1, 200), (4, 2))), near, "tanh_gaussian", 0.6, 0.75),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "algorithm"),
+    [*((kind, "ppo_clip") for kind in KINDS), ("factors", "trpo"), ("matrix", "trpo")],
+)
+def test_every_kind_of_action_is_learnt(kind, algorithm):
+    """Episodes of one step. The return rises, no action leaves its bounds, and the greedy policy has learnt it too."""
+    space, judge, policy, before, after = KINDS[kind]
+
+    def reset(key):
+        obs = jnp.where(jax.random.bernoulli(key), 1.0, -1.0)[None]
+        return obs, obs
+
+    def step(key, obs, action):
+        reward, inside = judge(obs, action)
+        return obs, obs, reward, True, False, {"inside": inside}
+
+    sizes = {"num_envs": 32, "num_steps": 16, "num_minibatches": 2, "hidden_sizes": (16,)}
+    config = TrainConfig(
+        env="mine",
+        **sizes,
+        policy=policy,
+        algorithm=algorithm,
+        total_timesteps=40 * 512,
+        learning_rate_schedule="constant",
+    )
+    hp = Hyperparams(learning_rate=1e-2, target_kl=0.02 if algorithm == "trpo" else None)
+    env = autoreset(reset, step, Box((1,)), space, config.num_envs)
+    trainer = trainer_from_config(config, env)
+
+    @functools.partial(jax.jit, compiler_options=QUICKLY)
+    def run(key):
+        runner, metrics = advance(trainer, hp, trainer.init(key, hp), config.num_updates)
+        apply = make_network(config, env).apply
+        return metrics, evaluate_runner(key, config, env, apply, runner).episode_return
+
+    metrics, greedy = run(jax.random.key(0))
+    returns = np.asarray(metrics["episode/return"])
+    assert returns[0] < before
+    assert returns[-1] > after
+    assert greedy.mean() > after
+    np.testing.assert_array_equal(metrics["inside"], config.num_envs * config.num_steps)  # every single one
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------

@@ -369,6 +369,16 @@ def test_what_cannot_be_read_or_written_is_one_clear_line(saved, tmp_path, monke
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize("changes", [{"observation_space": {"obs": Box((4,))}}, {"action_space": (Box((2,)),)}])
+def test_spaces_without_words_are_refused(changes, saved, tmp_path):
+    """Before anything is written."""
+    run = saved[0]
+    with pytest.raises(ConfigError, match=r"cannot be exported; .* Discrete, MultiDiscrete, Box\.") as caught:
+        export_saved(run._replace(env=run.env._replace(**changes)), tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("missing", ["flatbuffers", "safetensors.numpy"])
 def test_a_missing_package_is_named_with_its_remedy(missing, tmp_path, monkeypatch):
     """It is checked first, before the run is used. The remedy is for this Python, not for that of the shell."""
