@@ -7,8 +7,9 @@ import jax
 import pytest
 
 from purejaxppo.devices.data_parallel import spread_trainer
+from purejaxppo.envs import registry
 from purejaxppo.envs.gymnax_adapter import from_gymnax
-from purejaxppo.experiment import chunked_loop, load_run
+from purejaxppo.experiment import chunked_loop
 from purejaxppo.experiment import run as experiment_run
 from purejaxppo.sweeps import compiled_group
 from purejaxppo.train import trainer_from_config
@@ -56,8 +57,7 @@ def compiled_once():
         group._programs, group._evaluators = groups.setdefault(key, ({}, {}))
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (experiment_run, load_run, compiled_group):
-            patch.setattr(module, "from_gymnax", make_env)
+        patch.setattr(registry, "from_gymnax", make_env)
         patch.setattr(experiment_run, "spread_trainer", functools.cache(spread_trainer))
         patch.setattr(compiled_group, "trainer_from_config", functools.cache(trainer_from_config))
         patch.setattr(chunked_loop, "_compile_advance", compile_once)

@@ -147,7 +147,7 @@ def test_each_algorithm_has_its_own_preset_and_its_own_settings():
     assert first_hp.ent_coef == trpo_hp.ent_coef == 0.25
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", ALGORITHMS.built_in())
 def test_a_setting_is_the_one_that_train_would_have(tmp_path, algorithm):
     """It comes from the preset of its environment and algorithm, a file, and a flag, the later ones overriding."""
     path = tmp_path / "c.json"
