@@ -53,8 +53,8 @@ class Evaluator:
 
     def compile(self, runner: RunnerState) -> None:
         """Compiles the programs for states like this one, which the first evaluation does otherwise."""
-        frozen = _freeze(runner)
-        jax.block_until_ready(self._go_on(self._begin(jax.random.key(0), frozen), 0, frozen))
+        key, frozen = _on_one_device(jax.random.key(0), runner)
+        jax.block_until_ready(self._go_on(self._begin(key, frozen), 0, frozen))
 
     def play(
         self,
@@ -76,7 +76,8 @@ class Evaluator:
         """
         if stop():
             return None
-        frozen, limit = _freeze(runner), self._limit
+        limit = self._limit
+        key, frozen = _on_one_device(key, runner)
         with announced(say, f"evaluating {self.num_episodes:,} episodes"):  # most of it may be compilation
             state = jax.block_until_ready(self._go_on(self._begin(key, frozen), min(_FIRST_PIECE, limit), frozen))
         length, said = _FIRST_PIECE, time.monotonic()
@@ -89,17 +90,20 @@ class Evaluator:
             began = time.monotonic()
             if began - said >= _SILENCE:
                 said = began
-                say(
-                    f"evaluation: {finished:,} of {self.num_episodes:,} episodes finished in {steps:,} of {limit:,} steps"
-                )
+                ended = f"{finished:,} of {self.num_episodes:,} episodes finished"
+                say(f"evaluation: {ended} in {steps:,} of {limit:,} steps")
             state = jax.block_until_ready(self._go_on(state, min(steps + length, limit), frozen))
             if time.monotonic() - began < _LONG_PIECE:
                 length *= 2
 
 
-def _freeze(runner: RunnerState) -> _Frozen:
-    """Returns what an evaluation needs of a state, on the first device, as a run may be spread over several."""
-    return jax.device_put(_Frozen(runner.learner.params, runner.normalizer.obs), jax.devices()[0])
+def _on_one_device(key: jax.Array, runner: RunnerState) -> tuple[jax.Array, _Frozen]:
+    """Returns an evaluation's key and what it takes from a state, on the first device; a run may be on several.
+
+    The key is put there explicitly too. Otherwise JAX would compile `go_on` twice: for the state that follows from a
+    key that may be anywhere, and for the one that follows from parameters that are on that device.
+    """
+    return jax.device_put((key, _Frozen(runner.learner.params, runner.normalizer.obs)), jax.devices()[0])
 
 
 def summarize(episodes: Episodes) -> dict[str, Any]:
