@@ -10,7 +10,7 @@ from typing import Any
 
 from purejaxppo.config.fields import ALGORITHMS_WITH, AnyPath, Hyperparams, RunOptions, TrainConfig
 from purejaxppo.config.presets import HIDDEN, PRESETS, tuned_settings
-from purejaxppo.config.validate import suggestion
+from purejaxppo.config.validate import suggestion, validate_config
 from purejaxppo.errors import ConfigError
 
 _MAX_BYTES = 2**20
@@ -31,6 +31,18 @@ def resolve(env: str | None, settings: Mapping[str, Any]) -> tuple[TrainConfig, 
     algorithm = settings.get("algorithm", TrainConfig.algorithm)
     merged = {**tuned_settings(env, algorithm), **settings, "env": env}
     return TrainConfig(**_fields_of(TrainConfig, merged)), Hyperparams(**_fields_of(Hyperparams, merged))
+
+
+def tenth_of_budget(config: TrainConfig) -> int:
+    """Returns the environment steps of about a tenth of the budget, in whole updates; 0 for invalid settings.
+
+    The command line evaluates a run each time that so many are done.
+    """
+    try:
+        validate_config(config)
+    except ConfigError:  # it is reported where settings are checked
+        return 0
+    return max(1, (config.num_updates + 5) // 10) * config.batch_size
 
 
 def describe_settings(pairs: Sequence[tuple[TrainConfig, Hyperparams]]) -> str:

@@ -19,8 +19,6 @@ from purejaxppo.evaluate import evaluation_key
 from purejaxppo.experiment.evaluation import Evaluator, summarize
 from purejaxppo.experiment.progress import Row
 
-RETURN = "evaluation/return"  # the field that a row has if its update was evaluated
-
 
 def eval_period(config: TrainConfig, options: RunOptions) -> int:
     """Returns the number of updates between two evaluations, at least one; 0 if the run does not evaluate."""
@@ -86,7 +84,7 @@ class PeriodicEvaluation:
         if episodes is None:
             return None
         row = _fields(summarize(episodes))
-        self.newest = row[RETURN]
+        self.newest = row["evaluation/return"]
         return row
 
     def _too_large(self) -> OutOfMemoryError:
@@ -109,7 +107,7 @@ def periodic_key(seed: int, update: int) -> jax.Array:
 def _fields(summary: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the fields of a row from the statistics of `summarize`."""
     fields = {
-        RETURN: summary["return_mean"],
+        "evaluation/return": summary["return_mean"],
         "evaluation/return_std": summary["return_std"],
         "evaluation/length": summary["length_mean"],
         "evaluation/episodes": summary["episodes"],

@@ -51,7 +51,7 @@ from purejaxppo.experiment.metrics_log import (
     row_at,
     whole_rows,
 )
-from purejaxppo.experiment.periodic_evaluation import RETURN, PeriodicEvaluation
+from purejaxppo.experiment.periodic_evaluation import PeriodicEvaluation
 from purejaxppo.experiment.phases import Phases
 from purejaxppo.experiment.progress import ProgressDisplay, Row, remark
 from purejaxppo.experiment.signals import StopRequest
@@ -114,7 +114,7 @@ def load_saved(run: Run, strict: bool = False) -> Saved:
     newest, pending = meta.get("evaluation_return"), meta.get("pending_row")
     if pending and (again := row_at(run.metrics_file, kept)) and again[0].items() > pending.items():
         # An earlier command has evaluated it already, and saved nothing after that.
-        newest, kept, pending = again[0].get(RETURN), again[1], None
+        newest, kept, pending = again[0].get("evaluation/return"), again[1], None
     rows = last_rows(run.metrics_file, kept, RECENT) if kept else []
     rows += [pending] if pending else []
     bad = len(list(takewhile(lambda row: "nonfinite" in row, reversed(rows))))
