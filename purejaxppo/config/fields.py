@@ -239,11 +239,6 @@ class RunOptions:
 
     eval_episodes: int = setting(128, at_least=1, at_most=_INT32_MAX, unit="episodes", heading="evaluation")
     """Greedy episodes after training."""
-    eval_every: int = setting(0, at_least=0, unit="environment steps", heading="evaluation")
-    """Evaluate while training too, each time that so many steps are done, rounded down to whole updates but at least
-    one (0: never). `train` does it ten times unless told otherwise; it changes no bit of the training."""
-    eval_every_episodes: int = setting(32, at_least=1, at_most=_INT32_MAX, unit="episodes", heading="evaluation")
-    """Greedy episodes of each evaluation while training."""
     checkpoint_seconds: float = setting(60.0, at_least=0, unit="seconds", heading="checkpoint")
     """Save the state whenever this many seconds have passed (0: about every second), and at the end."""
     keep_newest: int = setting(2, at_least=2, at_most=_INT32_MAX, unit="checkpoints", heading="checkpoint")
@@ -251,6 +246,11 @@ class RunOptions:
     keep_best: int = setting(1, at_least=0, at_most=_INT32_MAX, unit="checkpoints", heading="checkpoint")
     """... and those with the best returns: of the newest evaluation if the run evaluates while training, otherwise of
     the training itself."""
+    eval_every: int = setting(0, at_least=0, unit="environment steps", heading="evaluation")
+    """Evaluate while training too, each time that so many steps are done, rounded down to whole updates but at least
+    one (0: never). `train` does it ten times unless told otherwise; it changes no bit of the training."""
+    eval_every_episodes: int = setting(32, at_least=1, at_most=_INT32_MAX, unit="episodes", heading="evaluation")
+    """Greedy episodes of each evaluation while training."""
 
     def __post_init__(self) -> None:
         _convert_numbers(self)

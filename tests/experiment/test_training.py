@@ -86,7 +86,7 @@ class Rehearsal:
 
         return Display()
 
-    def description(self, run, updates, log, seconds):
+    def description(self, run, updates, log, seconds, *_):
         self.happen("save", updates)
 
         def meta():
