@@ -10,7 +10,7 @@ from purejaxppo.cli import parse
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.config.fields import ALGORITHMS_WITH
 from purejaxppo.config.presets import PRESETS
-from purejaxppo.config.resolve import describe_settings, read_settings, resolve
+from purejaxppo.config.resolve import describe_settings, read_settings, resolve, tenth_of_budget
 from purejaxppo.config.validate import validate_config, validate_hyperparams
 from purejaxppo.errors import ConfigError
 
@@ -270,3 +270,14 @@ def test_a_value_of_the_wrong_type_is_refused_before_anything_is_built(write, ke
 
     with pytest.raises(ConfigError, match=key):
         load()
+
+
+@pytest.mark.parametrize(("timesteps", "steps"), [(3200, 320), (3199, 320), (1, 0), (32, 32), (480, 64)])
+def test_a_tenth_of_the_budget_is_in_whole_updates(timesteps, steps):
+    """It is 0 where the budget is below one update, which is refused elsewhere; 15 updates have a tenth of two."""
+    assert tenth_of_budget(TrainConfig(num_envs=4, num_steps=8, total_timesteps=timesteps)) == steps
+
+
+@pytest.mark.parametrize("change", [{"num_envs": 0}, {"num_steps": "8"}, {"total_timesteps": None}])
+def test_invalid_settings_have_no_tenth(change):
+    assert tenth_of_budget(TrainConfig(**change)) == 0

@@ -449,7 +449,7 @@ def test_newest_and_best_are_kept(tmp_path, returns, newest, best, kept):
 def test_the_best_by_their_evaluations_are_kept(tmp_path, evaluations, kept):
     """One without an evaluation ranks worst, whatever its training return."""
     for i, value in enumerate(evaluations, start=1):
-        save(tmp_path, i, train_return=10.0 * min(i, 4), evaluation_return=value)
+        save(tmp_path, i, train_return=[1.0, 2.0, 3.0, 5.0, 4.0][i - 1], evaluation_return=value)
     prune(tmp_path, 1, 1, "evaluation_return")
     assert sorted(step.env_steps for step in list_steps(tmp_path)) == kept
 
