@@ -20,7 +20,7 @@ from purejaxppo.core.episodes import no_episodes
 from purejaxppo.core.nonfinite import NONFINITE_RULES
 from purejaxppo.core.normalizer import Normalizer
 from purejaxppo.core.types import LearnerState, RunnerState
-from purejaxppo.envs.gymnax_adapter import from_gymnax
+from purejaxppo.envs.registry import make_env
 from purejaxppo.errors import CheckpointError, ConfigError, DivergedError, EnvError
 from purejaxppo.experiment import chunked_loop, load_run, training
 from purejaxppo.experiment import run as experiment_run
@@ -63,6 +63,11 @@ def make_once(make, num_envs):
     return make(num_envs)
 
 
+def made_by(make):
+    """Returns a replacement of `make_env` that makes this environment, whatever the settings name."""
+    return lambda config, num_envs=None, **_: make_once(make, num_envs or config.num_envs)
+
+
 def build_once(config, env):
     """Builds one trainer per environment and settings; stopping and rollback belong to the host."""
     guard = "skip" if config.on_nonfinite == "skip" else "stop"
@@ -86,7 +91,7 @@ COMPILE = chunked_loop._compile_advance
 def _module_patch():
     """Replaces gymnax's environments by the walk, and makes a chunk, hence a checkpoint, of every update."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment_run, "from_gymnax", lambda name, num_envs, **_: make_once(walk, num_envs))
+        patch.setattr(experiment_run, "make_env", made_by(walk))
         patch.setattr(experiment_run, "spread_trainer", build_once)
         patch.setattr(chunked_loop, "_compile_advance", lambda trainer, hp, runner, n: compile_once(trainer, n))
         patch.setattr(chunked_loop, "_CHUNK_UPDATES", 1)
@@ -330,7 +335,7 @@ def test_a_picture_that_is_missing_is_drawn(whole, tmp_path):
 
 
 def test_an_environment_that_is_gone(half, monkeypatch):
-    monkeypatch.setattr(experiment_run, "from_gymnax", from_gymnax)
+    monkeypatch.setattr(experiment_run, "make_env", make_env)
     with pytest.raises(EnvError, match="walk"):
         resume(half)
 
@@ -370,9 +375,7 @@ def now_and_then(num_envs, probability=0.02):
 @pytest.fixture
 def use(monkeypatch):
     """Yields a function: use(make) puts another environment in the walk's place."""
-    return lambda make: monkeypatch.setattr(
-        experiment_run, "from_gymnax", lambda name, num_envs, **_: make_once(make, num_envs)
-    )
+    return lambda make: monkeypatch.setattr(experiment_run, "make_env", made_by(make))
 
 
 def test_a_run_that_diverged_goes_on_when_told_to_skip(tmp_path, use):
@@ -490,7 +493,7 @@ def test_settings_are_checked_before_anything_is_touched(half):
 
 def test_evaluating_another_than_the_newest(half, monkeypatch):
     """It is chosen by its number; the directory of a run in training is not locked for readers."""
-    monkeypatch.setattr(load_run, "from_gymnax", lambda name, num_envs, **_: walk(num_envs))
+    monkeypatch.setattr(load_run, "make_env", made_by(walk))
     saved = [load_run.restore(half, CheckpointChoice(steps)) for steps in (96, 32)]
     assert [int(run.runner.updates) * run.config.batch_size for run in saved] == [96, 32]
     newest, oldest = (evaluate_saved(run, episodes=4) for run in saved)
