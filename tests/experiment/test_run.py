@@ -109,7 +109,9 @@ def walking(monkeypatch):
     """Yields a function: walking(make) puts an environment make(num_envs) in the place of gymnax's."""
 
     def use(make):
-        monkeypatch.setattr(experiment_run, "make_env", lambda config, num_envs=None, **_: make(num_envs or config.num_envs))
+        monkeypatch.setattr(
+            experiment_run, "make_env", lambda config, num_envs=None, **_: make(num_envs or config.num_envs)
+        )
 
     return use
 

@@ -37,7 +37,8 @@ def make(obs_shape=(4,), action_space=Discrete(3), **settings):  # noqa: B008 - 
 def build(*args, **settings):
     """A network and its initial parameters; not jitted, so that JAX reuses what it compiled for each layer's shape."""
     network = make(*args, **settings)
-    return network, network.init(jax.random.key(0), jnp.zeros((E, *network.obs_shape)))
+    obs_shape = args[0] if args else (4,)
+    return network, network.init(jax.random.key(0), jnp.zeros((E, *obs_shape)))
 
 
 def shapes(network, obs_shape, lead):
