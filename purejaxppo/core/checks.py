@@ -201,6 +201,12 @@ def check_policy(config: TrainConfig, env: VecEnv, policy: Policy) -> None:
     each = (env.num_envs,)
     _, obs = jax.eval_shape(env.reset, _keys(env))
     memory = jax.eval_shape(lambda: policy.initial_memory(env.num_envs))
+    for x in jax.tree.leaves(memory):
+        if x.shape[:1] != each:
+            raise ConfigError(
+                f"the policy's initial_memory has a leaf {_text(x)} for {env.num_envs} environments; give each a row "
+                f"of its own."
+            )
     length = (1,) if jax.tree.leaves(memory) else ()  # of a sequence; without memory there are rows
 
     def act(key: jax.Array, memory: Any, obs: Any) -> tuple[Any, ...]:
@@ -230,12 +236,6 @@ def check_policy(config: TrainConfig, env: VecEnv, policy: Policy) -> None:
 
 def _check_memory(config: TrainConfig, memory: Any, after: Any) -> None:
     """Raises ConfigError for a memory that cannot be carried on, or sequences that do not fill the minibatches."""
-    for x in jax.tree.leaves(memory):
-        if x.shape[:1] != (config.num_envs,):
-            raise ConfigError(
-                f"the policy's initial_memory has a leaf {_text(x)} for {config.num_envs} environments; give each a "
-                f"row of its own."
-            )
     if jax.tree.map(_signature, memory) != jax.tree.map(_signature, after):
         raise ConfigError("the policy's act returns a memory of other shapes or types than its initial_memory.")
     length = config.sequence_length or config.num_steps

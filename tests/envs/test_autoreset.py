@@ -17,7 +17,6 @@ from purejaxppo.envs import autoreset as module
 from purejaxppo.envs.autoreset import autoreset
 from purejaxppo.errors import EnvError
 from purejaxppo.evaluate import evaluate_runner
-from purejaxppo.policies.networks import make_network
 from purejaxppo.train import advance, trainer_from_config
 
 T, E = 60, 3

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hand_policy import policy_of
 from probe_envs import endless
 
 from purejaxppo import evaluate
@@ -20,14 +21,15 @@ E = 6
 CONFIG = TrainConfig()
 WEIGHTS = jnp.array([[-0.3, 0.4]])
 RUNNER = RunnerState(
-    LearnerState(WEIGHTS, (), ()),
-    (),
-    jnp.zeros((1, 1)),
-    no_episodes(1),
-    Normalizer(),
-    jnp.arange(1),
-    jax.random.key(0),
-    jnp.int32(0),
+    learner=LearnerState(WEIGHTS, (), ()),
+    env_state=(),
+    obs=jnp.zeros((1, 1)),
+    memory=(),
+    episodes=no_episodes(1),
+    normalizer=Normalizer(),
+    env_ids=jnp.arange(1),
+    key=jax.random.key(0),
+    updates=jnp.int32(0),
 )
 
 
@@ -73,14 +75,14 @@ def pieces(env, monkeypatch, greedy=False, first=1, long=0.5, silence=0.0):
         if line.startswith("evaluation: "):
             said.append(line)
 
-    episodes = Evaluator(CONFIG, env, counted, greedy).play(jax.random.key(3), RUNNER, say)
+    episodes = Evaluator(CONFIG, env, policy_of(counted), greedy).play(jax.random.key(3), RUNNER, say)
     assert set(traced) == {0}
     return episodes, said
 
 
 def test_pieces_are_the_episodes_of_one_call_and_tell_how_far_they_are(monkeypatch):
     env = staggered()
-    whole = jax.jit(lambda key, runner: evaluate_runner(key, CONFIG, env, apply, runner, greedy=False))
+    whole = jax.jit(lambda key, runner: evaluate_runner(key, CONFIG, env, policy_of(apply), runner, greedy=False))
     episodes, said = pieces(env, monkeypatch)
     for one, many in zip(whole(jax.random.key(3), RUNNER), episodes, strict=True):
         np.testing.assert_array_equal(one, many)

@@ -605,7 +605,7 @@ def test_other_keys_depend_on_what_failed_alone():
 
 def jnp_runner(key):
     learner = LearnerState({}, (), ())
-    return RunnerState(learner, (), jnp.zeros(1), no_episodes(1), Normalizer(), jnp.arange(1), key, jnp.int32(0))
+    return RunnerState(learner, (), jnp.zeros(1), (), no_episodes(1), Normalizer(), jnp.arange(1), key, jnp.int32(0))
 
 
 # --- evaluation of a chosen checkpoint --------------------------------------------------------------------------------

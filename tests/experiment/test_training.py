@@ -138,14 +138,15 @@ class Rehearsal:
 def state_of(updates):
     learner = LearnerState({"w": np.full(2, updates, np.float32)}, (), ())
     return RunnerState(
-        learner,
-        (),
-        np.zeros(1),
-        no_episodes(1),
-        Normalizer(),
-        np.zeros(1, np.int32),
-        np.zeros(2, np.uint32),
-        np.int32(updates),
+        learner=learner,
+        env_state=(),
+        obs=np.zeros(1),
+        memory=(),
+        episodes=no_episodes(1),
+        normalizer=Normalizer(),
+        env_ids=np.zeros(1, np.int32),
+        key=np.zeros(2, np.uint32),
+        updates=np.int32(updates),
     )
 
 

@@ -23,15 +23,16 @@ from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.config.fields import Activation
 from purejaxppo.core.types import Box, EnvStep, MultiDiscrete
 from purejaxppo.envs.gymnax_adapter import from_gymnax
-from purejaxppo.envs.wrappers import evaluation_env
+from purejaxppo.envs.wrappers import bound_action
 from purejaxppo.errors import CheckpointError, ConfigError
+from purejaxppo.evaluate import frozen
 from purejaxppo.experiment.checkpoints.state import snapshot
 from purejaxppo.experiment.checkpoints.store import save_step
 from purejaxppo.experiment.directory import RunSettings, write_inputs
 from purejaxppo.experiment.export import export, numpy_policy
 from purejaxppo.experiment.export.export import export_saved
 from purejaxppo.experiment.load_run import SavedRun, restore
-from purejaxppo.policies.registry import make_network
+from purejaxppo.policies.registry import make_policy
 from purejaxppo.train import trainer_from_config
 
 FILES = ["numpy_policy.py", "policy.json", "policy.stablehlo", "weights.safetensors"]
@@ -113,9 +114,9 @@ def own_actions(run, obs):
         return state, EnvStep(jnp.asarray(obs), jnp.asarray(obs), zero, zero > 0, zero > 0, {"action": action})
 
     showing = run.env._replace(reset=lambda key: ((), jnp.asarray(obs)), step=step, num_envs=len(obs))
-    env = evaluation_env(run.config, showing, run.runner.normalizer.obs)
+    env, policy = bound_action(run.config, showing), frozen(make_policy(run.config, run.env), run.runner)
     state, seen = env.reset(jax.random.key(0))
-    pi, _ = make_network(run.config, run.env).apply(run.runner.learner.params, seen)
+    _, pi = policy.act(run.runner.learner.params, (), seen, jnp.ones(len(obs), bool))
     _, result = env.step(jax.random.key(0), state, pi.mode())
     return np.asarray(result.info["action"]), pi
 
