@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from purejaxppo.config import TrainConfig
 from purejaxppo.core.distributions import Distribution
 from purejaxppo.core.types import Observation, Params, VecEnv
+from purejaxppo.errors import ConfigError
 from purejaxppo.policies.networks import Dense, Inputs, feature_major, policy_head, reader, torso
 
 Memory = dict[str, jax.Array]  # name of the unit -> its state [E, H]
@@ -19,7 +20,13 @@ def gru_policy(config: TrainConfig, env: VecEnv) -> "Recurrent":
     """Returns the network of `make_network` with a GRU, as wide as the last hidden layer, between torsos and heads.
 
     Policy and value function have a unit each, or one together (`shared_torso`).
+
+    Raises:
+      ConfigError: there is no hidden layer; and what `make_network` raises.
+      EnvError: what `make_network` raises.
     """
+    if not config.hidden_sizes:
+        raise ConfigError("a GRU is as wide as the last hidden layer, but hidden_sizes is empty; give it one width.")
     network = RecurrentActorCritic(
         read=reader(config, env.observation_space),
         make_torso=torso(config, env.observation_space),
