@@ -62,15 +62,22 @@ def check_step(env: VecEnv, state: Any, name: str = "the environment", obs: Any 
 
 def _check_declaration(env: VecEnv, name: str) -> None:
     """Checks the fields of a `VecEnv` that are not functions."""
-    gap, limit, space = env.truncation_gap, env.step_limit, env.action_space
+    gap, limit, space, seen = env.truncation_gap, env.step_limit, env.action_space, env.observation_space
     if gap < 1 or (limit is not None and gap > limit):
         raise EnvError(
             f"{name} has truncation_gap = {gap}, which has to be from 1 to its step_limit ({limit}); leave it out: "
             f"1 is always right."
         )
+    if isinstance(space, Discrete) and space.n < 1:
+        raise EnvError(f"{name} has {space.n} discrete actions; it needs at least one.")
+    if isinstance(seen, dict) and ACTION_MASK in seen:
+        wanted, mask = (space.n,) if isinstance(space, Discrete) else None, seen[ACTION_MASK].shape
+        if mask != wanted:  # one of a single element would be broadcast over all actions
+            raise EnvError(
+                f"{name} declares {ACTION_MASK!r} of shape {list(mask)}, but has {_actions(space)}; a mask has one "
+                f"element for each discrete action. Give it that shape, or the key another name."
+            )
     if isinstance(space, Discrete):
-        if space.n < 1:
-            raise EnvError(f"{name} has {space.n} discrete actions; it needs at least one.")
         return
     try:
         low, high = space.bounds()
@@ -119,6 +126,10 @@ def _check_observation(env: VecEnv, name: str, what: str, obs: Any) -> None:
 def _names(obs: Any) -> str:
     """Returns the keys of an observation or of its space as text."""
     return f"with the keys {', '.join(sorted(obs))}" if isinstance(obs, dict) else "that are one array"
+
+
+def _actions(space: Discrete | Box) -> str:
+    return f"{space.n} discrete actions" if isinstance(space, Discrete) else "continuous actions"
 
 
 def _check_outcome(env: VecEnv, name: str, result: EnvStep) -> None:
