@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from purejaxppo.config import TrainConfig
 from purejaxppo.core.distributions import Distribution
 from purejaxppo.core.types import Observation, Params, VecEnv
+from purejaxppo.errors import ConfigError
 from purejaxppo.policies.networks import (
     ConvTorso,
     Dense,
@@ -28,8 +29,14 @@ Memory = dict[str, jax.Array]  # name of the unit -> its state [E, H]
 def gru(config: TrainConfig, env: VecEnv) -> "Recurrent":
     """Returns the network of `conv` or `mlp` with a GRU, as wide as the last hidden layer, between torsos and heads.
 
-    Policy and value function have a unit each, or one together (`shared_torso`). Raises as they do.
+    Policy and value function have a unit each, or one together (`shared_torso`).
+
+    Raises:
+      ConfigError: there is no hidden layer; and what `mlp` raises.
+      EnvError: what `mlp` raises.
     """
+    if not config.hidden_sizes:
+        raise ConfigError("a GRU is as wide as the last hidden layer, but hidden_sizes is empty; give it one width.")
     torso = ConvTorso if is_image(env.observation_space) else MLPTorso
     network = RecurrentActorCritic(
         read=reader(config, env.observation_space),

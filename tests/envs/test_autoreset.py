@@ -17,6 +17,7 @@ from purejaxppo.envs import autoreset as module
 from purejaxppo.envs.autoreset import autoreset
 from purejaxppo.errors import EnvError
 from purejaxppo.evaluate import evaluate_runner
+from purejaxppo.policies.registry import make_policy
 from purejaxppo.train import advance, trainer_from_config
 
 T, E = 60, 3
@@ -327,7 +328,7 @@ def test_every_kind_of_action_is_learnt(kind, algorithm):
     config = TrainConfig(
         env="mine",
         **sizes,
-        policy=policy,
+        action_distribution=policy,
         algorithm=algorithm,
         total_timesteps=40 * 512,
         learning_rate_schedule="constant",
@@ -339,15 +340,14 @@ def test_every_kind_of_action_is_learnt(kind, algorithm):
     @functools.partial(jax.jit, compiler_options=QUICKLY)
     def run(key):
         runner, metrics = advance(trainer, hp, trainer.init(key, hp), config.num_updates)
-        apply = make_network(config, env).apply
-        return metrics, evaluate_runner(key, config, env, apply, runner).episode_return
+        return metrics, evaluate_runner(key, config, env, make_policy(config, env), runner).episode_return
 
     metrics, greedy = run(jax.random.key(0))
     returns = np.asarray(metrics["episode/return"])
     assert returns[0] < before
     assert returns[-1] > after
     assert greedy.mean() > after
-    np.testing.assert_array_equal(metrics["inside"], config.num_envs * config.num_steps)  # every single one
+    np.testing.assert_array_equal(metrics["step/inside"], 1.0)  # every single one
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
