@@ -45,6 +45,7 @@ _THEIRS = {  # our name -> their names
     "line_search_steps": "backtrack_iters line_search_max_iter",
     "seed": "random_seed rng_seed",
     "eval_episodes": "n_eval_episodes num_eval_episodes num_eval_envs evaluation_duration",
+    "eval_every": "eval_freq evaluation_interval",
     "checkpoint_seconds": "save_freq save_interval checkpoint_freq checkpoint_frequency checkpoint_interval",
     "episodes": "n_episodes num_episodes",
     "out": "output output_dir out_dir log_dir logdir save_dir save_path",

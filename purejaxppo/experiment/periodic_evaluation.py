@@ -57,9 +57,13 @@ class PeriodicEvaluation:
         return self.period > 0 and update > 0 and update % self.period == 0
 
     def compile(self, runner: RunnerState, done: int) -> None:
-        """Compiles the evaluation, unless none is left to be done from the state after `done` updates on."""
+        """Compiles the evaluation, unless none is left to be done from the state after `done` updates on.
+
+        Raises OutOfMemoryError if the device has too little memory for the episodes.
+        """
         if self._evaluator and self.period and (self.due(done) or self._updates // self.period > done // self.period):
-            self._evaluator.compile(runner)
+            with out_of_memory_explained(self._too_large):
+                self._evaluator.compile(runner)
 
     def clock(self) -> Callable[[], float]:
         """Returns a function that returns the seconds of all evaluations from now on."""

@@ -934,7 +934,9 @@ def test_resume_help_is_that_of_the_run(trained, capfd):
 
 def test_verify(trained, capfd, tmp_path):
     assert cli.run(["verify", str(trained)]) == 0
-    assert re.search(r"step_000000000096 +96 +5 +0\.\d\d +sound", capfd.readouterr().out)
+    out = capfd.readouterr().out
+    assert "evaluation return (best by this)" in out
+    assert re.search(r"step_000000000096 +96 +5 +5 +0\.\d\d +sound", out)
     shutil.copytree(trained, tmp_path / "copy")
     commit = tmp_path / "copy" / "checkpoints" / "step_000000000096" / "COMMIT"
     commit.unlink()

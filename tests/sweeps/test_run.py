@@ -435,6 +435,8 @@ def test_a_changed_sweep_is_refused(halved, tmp_path):
     (out / "sweep.json").write_text(json.dumps(content))
     with pytest.raises(ConfigError, match="keeps its evaluation"):
         resume_sweep(out, console=Quiet(), options=dataclasses.replace(OPTIONS, eval_episodes=5))
+    with pytest.raises(ConfigError, match=r"eval_every = 64: a sweep .* not while they train"):
+        resume_sweep(out, console=Quiet(), options=dataclasses.replace(OPTIONS, eval_every=64))
 
 
 def test_on_another_number_of_devices(server, tmp_path):
