@@ -58,9 +58,8 @@ def export_saved(run: SavedRun, out: AnyPath) -> dict[str, Any]:
         kind that the files have no words for.
     """
     out = Path(out)
-    _check_exportable(run)
     save_weights = _safetensors_save()
-    _refuse_other_spaces(run)
+    _check_exportable(run)
     weights = _weights(run)
     packed = save_weights(weights)
     program = _export(greedy_policy(run), run.env.observation_space.shape)
@@ -83,8 +82,17 @@ def export_saved(run: SavedRun, out: AnyPath) -> dict[str, Any]:
 
 
 def _check_exportable(run: SavedRun) -> None:
-    if isinstance(run.env.observation_space, dict):
-        raise ConfigError(f"{run.config.env} has observations of several arrays, which cannot be exported yet.")
+    """Raises ConfigError unless observations are one array, and actions of a kind that policy.json can describe."""
+    name, observation, action = run.config.env, run.env.observation_space, run.env.action_space
+    if isinstance(observation, dict):
+        raise ConfigError(
+            f"{name} has observations of several arrays, which cannot be exported yet; `purejaxppo evaluate` plays it."
+        )
+    if type(action) not in _HEADS:
+        kinds = ", ".join(kind.__name__ for kind in _HEADS)
+        raise ConfigError(
+            f"{name} has actions {type(action).__name__}, which cannot be exported; they have to be one of {kinds}."
+        )
 
 
 def greedy_policy(run: SavedRun) -> Callable[[jax.Array], dict[str, jax.Array]]:
@@ -106,17 +114,6 @@ def greedy_policy(run: SavedRun) -> Callable[[jax.Array], dict[str, jax.Array]]:
         return {"action": action, **parameters}
 
     return policy
-
-
-def _refuse_other_spaces(run: SavedRun) -> None:
-    """Raises ConfigError unless observations are one array, and actions of a kind that policy.json can describe."""
-    observation, action = run.env.observation_space, run.env.action_space
-    if not isinstance(observation, Box) or type(action) not in _HEADS:
-        kinds = ", ".join(kind.__name__ for kind in _HEADS)
-        raise ConfigError(
-            f"a policy with observations {type(observation).__name__} and actions {type(action).__name__} cannot be "
-            f"exported; observations have to be a Box, and actions one of {kinds}. `purejaxppo evaluate` plays it."
-        )
 
 
 def _safetensors_save() -> Callable[[dict[str, np.ndarray]], bytes]:
