@@ -6,9 +6,10 @@ from contextlib import contextmanager
 import jax
 import pytest
 
+from purejaxppo.config import TrainConfig
 from purejaxppo.devices.data_parallel import spread_trainer
-from purejaxppo.envs.gymnax_adapter import from_gymnax
-from purejaxppo.experiment import chunked_loop, load_run
+from purejaxppo.envs import registry
+from purejaxppo.experiment import chunked_loop
 from purejaxppo.experiment import run as experiment_run
 from purejaxppo.sweeps import compiled_group
 from purejaxppo.train import trainer_from_config
@@ -37,11 +38,12 @@ def compiled_once():
 
     The programs of a sweep with successive halving are not those of one without.
     """
-    env_once, programs, groups = functools.cache(from_gymnax), {}, {}
+    env_once, programs, groups = functools.cache(registry.make_env), {}, {}
     compile_advance, init = chunked_loop._compile_advance, compiled_group.CompiledGroup.__init__
 
-    def make_env(name, num_envs, *, allow_download=False, **params):
-        return env_once(name, num_envs, **params)
+    def make_env(config, num_envs=None, *, allow_download=False):
+        kind = TrainConfig(env=config.env, env_params=config.env_params)
+        return env_once(kind, config.num_envs if num_envs is None else num_envs)
 
     def compile_once(trainer, hp, runner, num_updates):
         key = trainer, jax.tree.structure(hp), num_updates
@@ -56,8 +58,7 @@ def compiled_once():
         group._programs, group._evaluators = groups.setdefault(key, ({}, {}))
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (experiment_run, load_run, compiled_group):
-            patch.setattr(module, "from_gymnax", make_env)
+        patch.setattr(registry, "from_gymnax", make_env)
         patch.setattr(experiment_run, "spread_trainer", functools.cache(spread_trainer))
         patch.setattr(compiled_group, "trainer_from_config", functools.cache(trainer_from_config))
         patch.setattr(chunked_loop, "_compile_advance", compile_once)

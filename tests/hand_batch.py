@@ -1,4 +1,4 @@
-"""A batch and a network small enough to call an update rule by itself, without a trainer around it."""
+"""A rollout and a policy small enough to call an update rule by itself, without a trainer around it."""
 
 import functools
 
@@ -7,15 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 from compiled_once import QUICKLY
 
-from purejaxppo.config import TrainConfig
-from purejaxppo.core.advantage import ESTIMATORS
-from purejaxppo.core.types import Batch, Box, Discrete, VecEnv
-from purejaxppo.policies.registry import make_network
+from purejaxppo.config import Hyperparams, TrainConfig
+from purejaxppo.core.advantage import estimate
+from purejaxppo.core.minibatch import cut
+from purejaxppo.core.types import Box, Discrete, Trajectory, VecEnv
+from purejaxppo.policies import registry
 
 T, E, OBS = 4, 4, 3
 CONFIG = TrainConfig(
     num_envs=E, num_steps=T, num_epochs=2, num_minibatches=2, hidden_sizes=(4,), total_timesteps=5 * E * T
 )
+HP = Hyperparams(gamma=0.9, gae_lambda=0.8)
 _ACTIONS = {
     "categorical": Discrete(3),
     "gaussian": Box((2,), (-1.0, -1.0), (1.0, 1.0)),
@@ -25,38 +27,62 @@ POLICIES = tuple(_ACTIONS)
 
 
 def make_policy(policy="categorical", seed=0):
-    """(apply, params) of a network with a policy that is not nearly uniform."""
+    """(policy, params) of a network with a policy that is not nearly uniform."""
     config = (
         CONFIG if policy == "categorical" else TrainConfig(hidden_sizes=CONFIG.hidden_sizes, action_distribution=policy)
     )
     env = VecEnv(None, None, Box((OBS,)), _ACTIONS[policy], E)
-    network = make_network(config, env)
-    shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, OBS)))
+    made = registry.make_policy(config, env)
+    shapes = jax.eval_shape(made.init, jax.random.key(0), jnp.zeros((1, OBS)))
     rng = np.random.default_rng(seed)
-    return network.apply, jax.tree.map(lambda x: jnp.asarray(0.5 * rng.normal(size=x.shape), x.dtype), shapes)
+    params = jax.tree.map(lambda x: jnp.asarray(0.5 * rng.normal(size=x.shape), x.dtype), shapes)
+    return made, params
 
 
-def make_batch(apply, params, seed=0, *, gamma=0.9, gae_lambda=0.8, value_target="gae", rows=E):
+def make_trajectory(policy, params, seed=0, *, rows=E):
     """T steps of `rows` environments by the policy of `params`: actions its own, all else random, both kinds of end."""
-    return _batch(apply, value_target, rows)(params, jax.random.key(seed + 100), gamma, gae_lambda)
+    return _programs(policy, rows)[0](params, jax.random.key(seed + 100))
+
+
+def make_batch(policy, params, seed=0, *, rows=E):
+    """The batch of `make_trajectory`, with the discount and the lambda of `HP`."""
+    return _programs(policy, rows)[1](params, jax.random.key(seed + 100))
 
 
 @functools.cache
-def _batch(apply, value_target, rows):
-    def make(params, key, gamma, gae_lambda):
-        return _rollout(apply, params, key, gamma, gae_lambda, ESTIMATORS[value_target], rows)
+def _programs(policy, rows):
+    """The compiled functions of `make_trajectory` and `make_batch`."""
 
-    return jax.jit(make, compiler_options=QUICKLY)
+    def trajectory(params, key):
+        return _trajectory(policy, params, key, rows)
+
+    def batch(params, key):
+        seen = trajectory(params, key)
+        return cut(CONFIG, seen, *estimate(CONFIG, HP, seen))
+
+    return jax.jit(trajectory, compiler_options=QUICKLY), jax.jit(batch, compiler_options=QUICKLY)
 
 
-def _rollout(apply, params, key, gamma, gae_lambda, estimate, rows):
+def _trajectory(policy, params, key, rows):
     keys = iter(jax.random.split(key, 6))
     shape = (T, rows)
-    obs = jax.random.normal(next(keys), (*shape, OBS))
-    pi, value = apply(params, obs)
+    obs, start = jax.random.normal(next(keys), (*shape, OBS)), jnp.zeros(shape, bool)
+    pi, value = policy.evaluate(params, (), obs, start)
     action = pi.sample(pi.noise(next(keys)))
     reward, next_value = jax.random.normal(next(keys), shape), jax.random.normal(next(keys), shape)
     terminated, truncated = (jax.random.bernoulli(next(keys), 0.25, shape) for _ in range(2))
-    advantage, target = estimate(reward, value, next_value, terminated, truncated, gamma, gae_lambda)
-    batch = Batch(obs, action, pi, pi.log_prob(action), value, advantage, target)
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
+    return Trajectory(
+        obs=obs,
+        action=action,
+        pi=pi,
+        log_prob=pi.log_prob(action),
+        value=value,
+        next_value=next_value,
+        reward=reward,
+        terminated=terminated,
+        truncated=truncated,
+        next_obs=obs,
+        start=start,
+        memory=(),
+        info={},
+    )

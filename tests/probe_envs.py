@@ -222,3 +222,56 @@ def _nothing(num_envs: int) -> Callable[[jax.Array], jax.Array]:
 
 def _coin(num_envs: int) -> Callable[[jax.Array], jax.Array]:
     return lambda keys: jnp.where(jax.vmap(jax.random.bernoulli)(keys), 1.0, -1.0)
+
+
+def shown(num_envs: int, observation: str = "array", *, continuous: bool = False, limit: int = 3) -> VecEnv:
+    """`walk` with three discrete actions, or its continuous ones, and its observation x in another form.
+
+    "array" is x itself. "dict" shows the position to policy and value function, the time to the value function alone,
+    masks some of the discrete actions, and has x once more under a key without a meaning. "parts" is a dict in which no
+    key has a meaning: the position, and the time as a whole number. "picture" is a board of uint8. The environment
+    reports as `forbidden` whether the action was one that "dict" masks.
+    """
+    inner = walk(num_envs, continuous=continuous, limit=limit)
+
+    def possible(x: jax.Array) -> jax.Array:
+        """The first action always, the second at even times, the third to the right of the middle."""
+        return jnp.stack([jnp.ones(len(x), bool), x[:, 1] % 2 == 0, x[:, 0] > 0], axis=1)
+
+    def show(x: jax.Array) -> object:
+        position, time = x[:, :1], x[:, 1:]
+        if observation == "dict":
+            masks = {} if continuous else {"action_mask": possible(x)}
+            return {"obs": position, "critic": time, "raw": x, **masks}
+        if observation == "parts":
+            return {"place": position, "clock": time.astype(jnp.int32)}
+        if observation == "picture":
+            row = time[..., None, None] - 5.0 == jnp.arange(4.0)[None, :, None, None]
+            brightness = jnp.clip(128.0 + 20.0 * position[..., None, None], 0.0, 255.0)
+            return jnp.broadcast_to(jnp.where(row, brightness, 0.0), (len(x), 4, 4, 1)).astype(jnp.uint8)
+        return x
+
+    def reset(keys: jax.Array) -> tuple[object, object]:
+        state, x = inner.reset(keys)
+        return (state, x), show(x)
+
+    def step(keys: jax.Array, state: tuple[object, jax.Array], action: jax.Array) -> tuple[object, EnvStep]:
+        state, x = state
+        forbidden = jnp.zeros(len(x), bool)
+        if not continuous:
+            forbidden = ~jnp.take_along_axis(possible(x), action[:, None], axis=1)[:, 0]
+        state, result = inner.step(keys, state, action if continuous else jnp.minimum(action, 1))
+        following, info = result.obs, {"forbidden": forbidden}
+        return (state, following), result._replace(obs=show(following), final_obs=show(result.final_obs), info=info)
+
+    spaces = {
+        "array": Box((2,)),
+        "dict": {"obs": Box((1,)), "critic": Box((1,)), "raw": Box((2,))},
+        "parts": {"place": Box((1,)), "clock": Box((1,))},
+        "picture": Box((4, 4, 1)),
+    }
+    space = spaces[observation]
+    if observation == "dict" and not continuous:
+        space = {**spaces["dict"], "action_mask": Box((3,))}
+    actions = inner.action_space if continuous else Discrete(3)
+    return inner._replace(reset=reset, step=step, observation_space=space, action_space=actions)

@@ -5,19 +5,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hand_policy import policy_of
 from probe_envs import match
 
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.core.distributions import Categorical
 from purejaxppo.core.normalizer import RunningStats
 from purejaxppo.core.types import Box, Discrete, EnvStep, VecEnv
-from purejaxppo.envs.wrappers import evaluation_env
-from purejaxppo.evaluate import LONGEST_EPISODE, Episodes, evaluate, most_steps
+from purejaxppo.evaluate import LONGEST_EPISODE, Episodes, begin_play, evaluate, evaluate_runner, most_steps
+from purejaxppo.evaluate import play as play_on
 from purejaxppo.experiment.evaluation import summarize
+from purejaxppo.policies.normalized import Normalized
 from purejaxppo.train import trainer_from_config
 
 E = 4
-CONFIG = TrainConfig()
 
 
 def countdown(num_envs=E, endless=False, step_limit=None):
@@ -45,8 +46,11 @@ def indifferent(params, obs):
     return Categorical(jnp.zeros((*obs.shape[:-1], 2))), obs[..., 0]
 
 
-def play(env, apply=indifferent, params=None, seed=0, **options):
-    run = jax.jit(lambda key: evaluate(key, env, apply, params, **options))
+INDIFFERENT = policy_of(indifferent)
+
+
+def play(env, policy=INDIFFERENT, seed=0, **options):
+    run = jax.jit(lambda key: evaluate(key, env, policy, None, **options))
     return jax.device_get(run(jax.random.key(seed)))
 
 
@@ -129,17 +133,14 @@ def test_greedy_takes_the_mode_and_sampled_does_not():
     def apply(params, obs):
         return Categorical(obs * jnp.log(2.0) * jnp.array([[-0.5, 0.5]])), obs[..., 0]
 
-    assert play(match(number), apply).episode_return.mean() == 1.0
-    sampled = play(match(number), apply, greedy=False).episode_return.mean()
+    assert play(match(number), policy_of(apply)).episode_return.mean() == 1.0
+    sampled = play(match(number), policy_of(apply), greedy=False).episode_return.mean()
     assert sampled == pytest.approx(2 / 3, abs=4 * (2 / 9 / number) ** 0.5)
 
 
 def test_same_key_same_episodes():
-    def apply(params, obs):
-        return Categorical(jnp.zeros((*obs.shape[:-1], 2))), obs[..., 0]
-
     env = match(50)
-    run = jax.jit(lambda key: evaluate(key, env, apply, None, greedy=False).episode_return)
+    run = jax.jit(lambda key: evaluate(key, env, INDIFFERENT, None, greedy=False).episode_return)
     one, again, other = (np.asarray(run(jax.random.key(seed))) for seed in (1, 1, 2))
     np.testing.assert_array_equal(one, again)
     assert not np.array_equal(one, other)
@@ -151,6 +152,9 @@ def test_same_key_same_episodes():
 def threshold(params, obs):
     """Right in `match` only for standardised observations: an offset has to be taken off first."""
     return Categorical(jnp.concatenate([-obs, obs], axis=-1)), obs[..., 0]
+
+
+THRESHOLD = policy_of(threshold)
 
 
 def shifted(env):
@@ -171,27 +175,59 @@ def shifted(env):
 
 
 def test_statistics_are_used_and_left_alone():
-    """Perfect with the training's statistics, chance without, and no update on the way."""
+    """Perfect with the training's statistics, chance without; the state has no statistics that could move."""
     env = shifted(match(64))
     stats = RunningStats(jnp.array([50.0]), jnp.array([4.0]), jnp.float32(1000))
-    frozen = evaluation_env(CONFIG, env, stats)
-    assert play(frozen, threshold).episode_return.mean() == 1.0
-    assert 0.3 < play(evaluation_env(CONFIG, env, None), threshold).episode_return.mean() < 0.7
-
-    # The state carries no statistics that could move, and the same observation always looks the same.
-    state, obs = frozen.reset(jax.random.split(jax.random.key(0), 64))
-    assert jax.tree.structure(state) == jax.tree.structure(env.reset(jax.random.split(jax.random.key(0), 64))[0])
-    _, step = frozen.step(jax.random.split(jax.random.key(1), 64), state, jnp.zeros(64, jnp.int32))
-    assert set(np.unique(obs)) | set(np.unique(step.obs)) == {-1.0, 1.0}
+    assert play(env, Normalized(THRESHOLD, stats)).episode_return.mean() == 1.0
+    assert 0.3 < play(env, Normalized(THRESHOLD, None)).episode_return.mean() < 0.7
+    begun = begin_play(jax.random.key(0), env, Normalized(THRESHOLD, stats))
+    assert jax.tree.structure(begun) == jax.tree.structure(begin_play(jax.random.key(0), env, THRESHOLD))
 
 
 def test_statistics_come_from_the_training_state_and_rewards_are_raw():
     config = TrainConfig(normalize_observation=True, normalize_reward=True)
     env = shifted(match(64))
-    stats = trainer_from_config(config, env).init(jax.random.key(0), Hyperparams()).normalizer.obs
-    assert float(stats.mean[0]) == pytest.approx(50, abs=1)
-    episodes = play(evaluation_env(config, env, stats), threshold)
+    runner = trainer_from_config(config, env).init(jax.random.key(0), Hyperparams())
+    assert float(runner.normalizer.obs.mean[0]) == pytest.approx(50, abs=1)
+    episodes = evaluate_runner(jax.random.key(0), config, env, THRESHOLD, runner)
     assert set(np.unique(episodes.episode_return)) == {1.0}
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+class Counting:
+    """Remembers the number of steps of the running episode [E], and prefers action 1 from the third one on."""
+
+    def initial_memory(self, num_envs):
+        return jnp.full(num_envs, 100)  # of no effect, since an episode begins
+
+    def act(self, params, memory, obs, start):
+        memory = jnp.where(start, 0, memory) + 1
+        return memory, Categorical(jnp.where(memory[:, None] > 2, jnp.array([[0.0, 1.0]]), jnp.array([[1.0, 0.0]])))
+
+
+def test_a_policy_remembers_its_episode_and_no_other():
+    """Environment e plays e + 1 steps; in each beyond the second, action 1 earns 1. Whole episodes, in any pieces."""
+    inner = countdown()
+
+    def step(draws, time, action):
+        time, result = inner.step(draws, time, action)
+        return time, result._replace(reward=action.astype(jnp.float32))
+
+    env = inner._replace(step=step)
+    whole = play(env, Counting())
+    np.testing.assert_array_equal(whole.episode_return, [0, 0, 1, 2])
+
+    def in_pieces(key):
+        begun = begin_play(key, env, Counting())
+        for until in (1, 3, 9):
+            begun = play_on(begun, until, env, Counting(), None)
+        return begun
+
+    found = jax.jit(in_pieces)(jax.random.key(0))
+    np.testing.assert_array_equal(found.episodes.episode_return, whole.episode_return)
+    np.testing.assert_array_equal(found.memory, [1, 2, 1, 4])  # after four steps: 1, 2, 3 and 4 to an episode
 
 
 # --- the summary ------------------------------------------------------------------------------------------------------

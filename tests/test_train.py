@@ -32,7 +32,8 @@ from purejaxppo.core.distributions import Categorical
 from purejaxppo.core.types import Algorithm, Discrete, LearnerState
 from purejaxppo.envs.wrappers import action_bound
 from purejaxppo.errors import ConfigError
-from purejaxppo.policies.registry import make_network
+from purejaxppo.policies.feed_forward import FeedForward
+from purejaxppo.policies.registry import make_policy
 from purejaxppo.train import advance, make_trainer, train, trainer_from_config
 
 E, T = 4, 4
@@ -132,10 +133,11 @@ def probed():
 
     def run(index, key):
         env = choose(PROBES, index, config.num_envs)
-        network = make_network(config, env)
-        trainer = make_trainer(config, env, network, make_algorithm(config, network.apply))
+        policy = make_policy(config, env)
+        trainer = make_trainer(config, env, policy, make_algorithm(config, policy))
         runner, _ = advance(trainer, hp, trainer.init(key, hp), config.num_updates)
-        pi, value = network.apply(runner.learner.params, jnp.array([[-1.0], [0.0], [1.0]]))
+        obs = jnp.array([[-1.0], [0.0], [1.0]])
+        pi, value = policy.evaluate(runner.learner.params, (), obs, jnp.ones(3, bool))
         return jax.nn.softmax(pi.logits)[:, 1], value
 
     keys = jax.random.split(jax.random.key(1), len(PROBES))
@@ -186,14 +188,14 @@ def test_actions_are_learned_wherever_their_bounds_are():
     config = TrainConfig(num_envs=16, num_steps=16, num_minibatches=2, hidden_sizes=(), total_timesteps=40 * 16 * 16)
     hp = Hyperparams(learning_rate=0.02, ent_coef=0.0)
     env = far_bounds(config.num_envs)
-    network = make_network(config, env)
-    trainer = make_trainer(config, env, network, make_algorithm(config, network.apply))
+    policy = make_policy(config, env)
+    trainer = make_trainer(config, env, policy, make_algorithm(config, policy))
 
     def run(key):
         return advance(trainer, hp, trainer.init(key, hp), 40)
 
     runner, metrics = jax.jit(run, compiler_options=QUICKLY)(jax.random.key(0))
-    pi, _ = network.apply(runner.learner.params, jnp.zeros((1, 1)))
+    _, pi = policy.act(runner.learner.params, (), jnp.zeros((1, 1)), jnp.ones(1, bool))
     low, high = action_bound(config, env.action_space)(pi.mode())[0]
     assert abs(low - 170) < 5
     assert abs(high - 0.003) < 0.0005
@@ -277,8 +279,8 @@ def with_a_forbidden_action(env):
 def test_a_network_that_masks_actions_trains(algorithm):
     """No metric is anything but finite, the policy moves, and no masked action is ever taken, as its reward tells."""
     config = dataclasses.replace(CONFIG, algorithm=algorithm, cg_iterations=2, line_search_steps=2)
-    network = MaskingNetwork()
-    trainer = make_trainer(config, with_a_forbidden_action(match(E)), network, make_algorithm(config, network.apply))
+    policy = FeedForward(MaskingNetwork())
+    trainer = make_trainer(config, with_a_forbidden_action(match(E)), policy, make_algorithm(config, policy))
     hp = dataclasses.replace(HP, ent_coef=jnp.float32(0.1), target_kl=jnp.float32(0.05))
 
     def run(key, hp):
@@ -436,15 +438,15 @@ def one_update(env=None, **changes):
 
 # An update rule that learns nothing, and keeps what there is to learn from. Others are in algorithms/test_registry.py.
 KEEPING = Algorithm(
-    lambda hp, params: LearnerState(params, (), ()),
-    lambda key, hp, learner, batch: (learner._replace(algo_state=(hp, batch)), {}),
+    lambda key, hp, params: LearnerState(params, (), ()),
+    lambda key, hp, learner, trajectory: (learner._replace(algo_state=(hp, trajectory)), {}),
 )
 
 
 def collecting(env):
     """(key, hp) -> (state, metrics) of one update with all normalisers by the rule `KEEPING`; not compiled."""
     config = dataclasses.replace(CONFIG, normalize_observation=True, normalize_reward=True)
-    trainer = make_trainer(config, env, make_network(config, env), KEEPING)
+    trainer = make_trainer(config, env, make_policy(config, env), KEEPING)
     return lambda key, hp: trainer.update(hp, trainer.init(key, hp)._replace(updates=jnp.int32(2)))
 
 
@@ -460,7 +462,7 @@ def unchanged():
 
 
 def test_jit_is_no_jit():
-    """From the first key to the batch, the new statistics and the annealed hyperparameters."""
+    """From the first key to the trajectory, the new statistics and the annealed hyperparameters."""
     compiled = jax.jit(collecting(walk(E)), compiler_options=QUICKLY)(jax.random.key(0), HP)
     assert_close(compiled, op_by_op(walk(E)), atol=1e-5)
 
@@ -576,9 +578,9 @@ def test_runner_state_holds_arrays_only(start):
 
 def test_environment_with_another_number_of_copies_is_refused():
     env = walk(E + 1)
-    network = make_network(CONFIG, env)
+    policy = make_policy(CONFIG, env)
     with pytest.raises(ConfigError, match="5 copies, but num_envs = 4"):
-        make_trainer(CONFIG, env, network, make_algorithm(CONFIG, network.apply))
+        make_trainer(CONFIG, env, policy, make_algorithm(CONFIG, policy))
 
 
 def test_train_by_name_under_jit_and_vmap_over_seeds():

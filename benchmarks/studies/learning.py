@@ -25,7 +25,7 @@ from purejaxppo.evaluate import evaluate_runner
 from purejaxppo.experiment.chunked_loop import chunk_lengths
 from purejaxppo.experiment.evaluation import summarize
 from purejaxppo.experiment.statistics import bootstrap_interval, interquartile_mean
-from purejaxppo.policies.registry import make_network
+from purejaxppo.policies.registry import make_policy
 from purejaxppo.train import advance, trainer_from_config
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -36,13 +36,13 @@ def learn(env_id: str, seeds: list[int], settings: dict[str, Any], episodes: int
     config, hp = resolve(env_id, settings)
     env = from_gymnax(config.env, config.num_envs, **dict(config.env_params))
     trainer = trainer_from_config(config, env)
-    network = make_network(config, env)
+    policy = make_policy(config, env)
     copies = from_gymnax(config.env, episodes, **dict(config.env_params))
     traced = jax.tree.map(jnp.float32, hp)
     init = jax.jit(trainer.init)
     program = jax.jit(lambda runner, n: advance(trainer, traced, runner, n), static_argnums=1, donate_argnums=0)
 
-    play = jax.jit(lambda key, runner: evaluate_runner(key, config, copies, network.apply, runner))
+    play = jax.jit(lambda key, runner: evaluate_runner(key, config, copies, policy, runner))
 
     returns, train_returns, seconds = [], [], []
     for seed in seeds:

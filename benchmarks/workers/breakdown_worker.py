@@ -20,13 +20,16 @@ from benchmarks.lib.worker_process import answer_channel
 from benchmarks.trainers.ours import train_config, warm_block
 from benchmarks.trainers.protocol import Settings
 from purejaxppo import Hyperparams, TrainConfig, use_all_cores
-from purejaxppo.algorithms import make_algorithm
+from purejaxppo.algorithms.ppo_clip import clipped_loss, ppo_clip
+from purejaxppo.algorithms.surrogate import surrogate_steps
 from purejaxppo.core.advantage import gae
+from purejaxppo.core.minibatch import cut
 from purejaxppo.core.rollout import rollout
-from purejaxppo.core.types import Algorithm, Batch
+from purejaxppo.core.shards import Shards
+from purejaxppo.core.types import Actors, Batch, Policy
 from purejaxppo.envs.gymnax_adapter import from_gymnax
 from purejaxppo.envs.wrappers import bound_action
-from purejaxppo.policies.registry import make_network
+from purejaxppo.policies.registry import make_policy
 
 Step = Callable[[Any], tuple[Any, Any]]  # state -> (state, what else is computed)
 # Env steps per call on a CPU, for calls of some tens of milliseconds.
@@ -68,22 +71,21 @@ def make_parts(config: TrainConfig) -> dict[str, Part]:
     """Returns the parts of one update of ppo_clip, on data of a first rollout."""
     hp = jax.tree.map(jnp.float32, Hyperparams())
     wrapped = bound_action(config, from_gymnax(config.env, config.num_envs))
-    network = make_network(config, wrapped)
+    policy = make_policy(config, wrapped)
     key = jax.random.key(0)
     env_state, obs = jax.jit(wrapped.reset)(jax.random.split(key, config.num_envs))
     env_ids = jnp.arange(config.num_envs)
-    params = jax.jit(network.init)(key, obs)
+    params = jax.jit(policy.init)(key, obs)
+    memory = policy.initial_memory(config.num_envs)
 
     def collect(state: Any) -> tuple[Any, Any]:
-        key, params, env_state, obs = state
+        key, params, actors = state
         key, now = jax.random.split(key)
-        env_state, obs, transition, sums = rollout(
-            now, wrapped, network.apply, params, env_state, obs, env_ids, config.num_steps
-        )
-        return (key, params, env_state, obs), (transition, sums)
+        actors, trajectory = rollout(now, wrapped, policy, params, actors, env_ids, config.num_steps)
+        return (key, params, actors), trajectory
 
-    start = key, params, env_state, obs
-    _, (seen, _) = jax.jit(collect)(start)
+    start = key, params, Actors(env_state, obs, memory, start=jnp.ones(config.num_envs, jnp.bool_))
+    _, seen = jax.jit(collect)(start)
 
     def env_alone(state: Any) -> tuple[Any, Any]:
         def step(carry: Any, inputs: Any) -> tuple[Any, None]:
@@ -105,27 +107,28 @@ def make_parts(config: TrainConfig) -> dict[str, Part]:
     draws = jax.eval_shape(wrapped.draw, jax.random.split(key, config.num_envs))
     first = zeros_like(jax.eval_shape(wrapped.step, draws, env_state, seen.action[0])[1])
     zeros = jnp.zeros_like(seen.reward)
-    columns = Batch(seen.obs, seen.action, seen.pi, seen.log_prob, seen.value, seen.reward, seen.reward)
-    batch = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), columns)
+    batch = cut(config, seen, advantage=seen.reward, target=seen.reward)
     return {
         "environment": Part((key, seen.action, (env_state, first)), env_alone),
         "rollout": Part(start, collect),
         "advantage": Part((seen, zeros, zeros), estimate),
-        "one epoch": learning(make_algorithm(replace(config, num_epochs=1), network.apply), hp, params, batch),
-        "epochs": learning(make_algorithm(config, network.apply), hp, params, batch),
+        "one epoch": learning(replace(config, num_epochs=1), policy, hp, params, batch),
+        "epochs": learning(config, policy, hp, params, batch),
     }
 
 
-def learning(algorithm: Algorithm, hp: Hyperparams, params: Any, batch: Batch) -> Part:
+def learning(config: TrainConfig, policy: Policy, hp: Hyperparams, params: Any, batch: Batch) -> Part:
     """Returns the part of all gradient steps, with shuffles and measures of drift, on the same batch in each round."""
+    learn = surrogate_steps(config, policy, clipped_loss(), Shards(config.shard_count))
 
     def step(state: Any) -> tuple[Any, Any]:
         key, hp, learner, batch = state
         key, now = jax.random.split(key)
-        learner, metrics = algorithm.update(now, hp, learner, batch)
+        learner, metrics = learn(now, hp, learner, batch)
         return (key, hp, learner, batch), metrics
 
-    return Part((jax.random.key(1), hp, algorithm.init(hp, params), batch), step)
+    key = jax.random.key(1)
+    return Part((key, hp, ppo_clip(config, policy).init(key, hp, params), batch), step)
 
 
 def measure(num_envs: int, num_steps: int, repetitions: int) -> dict[str, Any]:

@@ -124,12 +124,18 @@ def describe_evaluation(result: dict[str, Any]) -> str:
 
 
 def describe_checkpoints(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """Returns a table of checkpoints, its head first, from the rows of `survey`."""
-    table = [["checkpoint", "env steps", "training return", "MB", "state"]]
+    """Returns a table of checkpoints, its head first, from the rows of `survey`.
+
+    It has a column of evaluations while training if a checkpoint is ranked by them.
+    """
+    returns = {"train_return": "training return"}
+    if any(row["ranked_by"] == "evaluation_return" for row in rows):
+        returns["evaluation_return"] = "evaluation return (best by this)"
+    table = [["checkpoint", "env steps", *returns.values(), "MB", "state"]]
     for row in rows:
-        known = "-" if row["train_return"] is None else f"{row['train_return']:.4g}"
+        known = ["-" if row[name] is None else f"{row[name]:.4g}" for name in returns]
         size = f"{row['bytes'] / 1e6:.2f}"
-        table.append([row["checkpoint"], f"{row['env_steps']:,}", known, size, row["fault"] or "sound"])
+        table.append([row["checkpoint"], f"{row['env_steps']:,}", *known, size, row["fault"] or "sound"])
     return table
 
 

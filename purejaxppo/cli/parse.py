@@ -30,6 +30,7 @@ from purejaxppo.config.resolve import (
     refuse_foreign_in_file,
     resolve,
     settings_record,
+    tenth_of_budget,
     without_foreign,
 )
 from purejaxppo.config.validate import suggestion
@@ -39,8 +40,14 @@ from purejaxppo.experiment.atomic_files import is_file
 from purejaxppo.experiment.directory import program_name, read_run_settings
 from purejaxppo.sweeps.directory import is_sweep, read_sweep
 from purejaxppo.sweeps.space import Axis, Span, all_points, flag_of, parse_axis, parse_seeds, sample
-from purejaxppo.sweeps.spec import MAX_RUNS, SweepSettings
+from purejaxppo.sweeps.spec import MAX_RUNS, NO_EVALUATION_WHILE_TRAINING, SweepSettings
 
+# Options of a single run; a sweep or a comparison refuses their flags, with the reason.
+_SINGLE_RUN_OPTIONS = {
+    "keep_best": "a checkpoint of a sweep holds many runs, good and bad. Leave it out; a sweep has --keep-newest.",
+    "eval_every": NO_EVALUATION_WHILE_TRAINING,
+    "eval_every_episodes": NO_EVALUATION_WHILE_TRAINING,
+}
 # Settings that a sweep cannot vary: it compares returns of one environment, and freezes runs that diverge.
 _ONE_VALUE = ("env", "env_params", "on_nonfinite")
 
@@ -57,7 +64,7 @@ def parse(argv: list[str]) -> Command | ResumeSweep:
     if COMMANDS[name] is Sweep:
         return _parse_sweep(args)
     if COMMANDS[name] is Resume and (directory := next(filter(is_sweep, map(Path, args)), None)):
-        _refuse_keep_best(args)
+        _refuse_single_run_options(args)
         if given := _given_settings(args):
             raise ConfigError(
                 f"--{given[0].replace('_', '-')}: a sweep's settings are fixed; `purejaxppo extract` makes a run of "
@@ -65,11 +72,14 @@ def parse(argv: list[str]) -> Command | ResumeSweep:
             )
         saved = ResumeSweep(directory, read_sweep(directory)[0].options)
         return _parse_with_tyro(ResumeSweep, args, prog=f"{_program()} resume", default=saved)
+    if COMMANDS[name] is Compare:
+        _refuse_single_run_options(args)
     default = {Train: _train_default, Resume: _resume_default, Compare: _compare_default}.get(COMMANDS[name])
     options = {"default": default(args)} if default else {}
     command = _parse_with_tyro(COMMANDS[name], args, prog=f"{_program()} {name}", **options)
     if isinstance(command, Train):
         refuse_foreign(_given_settings(args), [command.settings.algorithm])
+        command = _with_eval_every(command, args)
     if isinstance(command, Resume):
         _refuse_changes(command)
     return _resolve_comparison(command, args) if isinstance(command, Compare) else command
@@ -108,7 +118,18 @@ def _train_default(args: list[str]) -> Train:
     algorithm = algorithm or settings.get("algorithm", TrainConfig.algorithm)
     refuse_foreign_in_file(settings, [algorithm])
     config, hp = resolve(env, for_algorithm(env, settings, algorithm))
-    return Train(config, hp, RunOptions(**others), seed=seed)
+    return Train(config, hp, RunOptions(**{"eval_every": tenth_of_budget(config), **others}), seed=seed)
+
+
+def _with_eval_every(command: Train, args: list[str]) -> Train:
+    """Returns the command with the default of --eval-every, unless a flag or the file says otherwise.
+
+    The budget and the size of an update, which it is made from, are known only now that the flags are parsed.
+    """
+    if _gives(args, "eval_every") or "eval_every" in _basis_of_defaults(args)[3]:
+        return command
+    options = dataclasses.replace(command.options, eval_every=tenth_of_budget(command.settings))
+    return dataclasses.replace(command, options=options)
 
 
 def _resume_default(args: list[str]) -> Resume:
@@ -156,10 +177,10 @@ def _resolve_comparison(command: Compare, args: list[str]) -> Compare:
 
 def _parse_sweep(args: list[str]) -> Sweep:
     """Parses `sweep`: the settings, which may have several values, apart; all other flags, and --help, with tyro."""
-    _refuse_keep_best(args)
+    _refuse_single_run_options(args)
     words, rest = split_settings(args)
     env, _, settings, others = _basis_of_defaults(rest)
-    for name in ("seed", "keep_best"):  # they are settings of a single run
+    for name in ("seed", *_SINGLE_RUN_OPTIONS):
         others.pop(name, None)
     algorithm = settings.get("algorithm", TrainConfig.algorithm)
     if len(words.get("algorithm", ())) == 1:
@@ -170,12 +191,16 @@ def _parse_sweep(args: list[str]) -> Sweep:
     return dataclasses.replace(command, resolved=sweep_settings(command, words, settings))
 
 
-def _refuse_keep_best(args: list[str]) -> None:
-    if any(arg.split("=")[0] in ("--keep-best", "--keep_best") for arg in args):
-        raise ConfigError(
-            "--keep-best is for single runs; a checkpoint of a sweep holds many runs, good and bad. Leave it out; a "
-            "sweep has --keep-newest."
-        )
+def _refuse_single_run_options(args: list[str]) -> None:
+    """Raises ConfigError if the flag of an option is given that only a single run has."""
+    for name, reason in _SINGLE_RUN_OPTIONS.items():
+        if _gives(args, name):
+            raise ConfigError(f"{flag_of(name)} is for single runs; {reason}")
+
+
+def _gives(args: list[str], name: str) -> bool:
+    """Returns whether the flag of a field is among the arguments."""
+    return any(arg.startswith("--") and arg[2:].split("=")[0].replace("-", "_") == name for arg in args)
 
 
 def _basis_of_defaults(args: list[str]) -> tuple[str | None, str | None, dict[str, Any], dict[str, Any]]:

@@ -253,7 +253,13 @@ class RunOptions:
     keep_newest: int = setting(2, at_least=2, at_most=_INT32_MAX, unit="checkpoints", heading="checkpoint")
     """Checkpoints to keep: the newest ones, at least two, so that one may be damaged ..."""
     keep_best: int = setting(1, at_least=0, at_most=_INT32_MAX, unit="checkpoints", heading="checkpoint")
-    """... and those with the best training returns."""
+    """... and those with the best returns: of the newest evaluation if the run evaluates while training, otherwise of
+    the training itself."""
+    eval_every: int = setting(0, at_least=0, unit="environment steps", heading="evaluation")
+    """Evaluate while training too, each time that so many steps are done, rounded down to whole updates but at least
+    one (0: never). `train` does it ten times unless told otherwise; it changes no bit of the training."""
+    eval_every_episodes: int = setting(32, at_least=1, at_most=_INT32_MAX, unit="episodes", heading="evaluation")
+    """Greedy episodes of each evaluation while training."""
 
     def __post_init__(self) -> None:
         _convert_numbers(self)

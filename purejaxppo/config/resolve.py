@@ -10,7 +10,7 @@ from typing import Any
 
 from purejaxppo.config.fields import ALGORITHMS_WITH, AnyPath, Hyperparams, RunOptions, TrainConfig
 from purejaxppo.config.presets import HIDDEN, PRESETS, tuned_settings
-from purejaxppo.config.validate import ACTION_DISTRIBUTIONS, suggestion
+from purejaxppo.config.validate import ACTION_DISTRIBUTIONS, suggestion, validate_config
 from purejaxppo.errors import ConfigError
 
 _MAX_BYTES = 2**20
@@ -41,6 +41,18 @@ def upgraded(settings: Mapping[str, Any]) -> dict[str, Any]:
     if settings.get("policy") not in ACTION_DISTRIBUTIONS:
         return dict(settings)
     return {"action_distribution" if name == "policy" else name: value for name, value in settings.items()}
+
+
+def tenth_of_budget(config: TrainConfig) -> int:
+    """Returns the environment steps of about a tenth of the budget, in whole updates; 0 for invalid settings.
+
+    The command line evaluates a run each time that so many are done.
+    """
+    try:
+        validate_config(config)
+    except ConfigError:  # it is reported where settings are checked
+        return 0
+    return max(1, (config.num_updates + 5) // 10) * config.batch_size
 
 
 def describe_settings(pairs: Sequence[tuple[TrainConfig, Hyperparams]]) -> str:

@@ -59,7 +59,7 @@ _OURS = {  # their name -> our name
     theirs: ours for ours, names in _THEIRS.items() for theirs in names.split()
 }
 _COUNT = "it is how many minibatches num_envs * num_steps rows make, not the rows of one"
-_LINEAR = "it takes constant, linear or another schedule"
+_LINEAR = "it takes linear or constant"
 _NOTES = {
     **dict.fromkeys(("batch_size", "minibatch_size", "mini_batch_size", "sgd_minibatch_size"), _COUNT),
     **dict.fromkeys(("anneal_lr", "lr_decay", "lr_anneal", "decay_learning_rates", "use_linear_lr_decay"), _LINEAR),

@@ -18,7 +18,7 @@ from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.config.validate import validate_kl_range, validate_seed, validate_value
 from purejaxppo.core.distributions import Categorical, DiagGaussian, MultiCategorical, TanhDiagGaussian
 from purejaxppo.core.observations import ACTION_MASK
-from purejaxppo.core.types import Algorithm, Box, Discrete, EnvStep, MultiDiscrete, Policy, VecEnv
+from purejaxppo.core.types import ActionSpace, Algorithm, Box, Discrete, EnvStep, MultiDiscrete, Policy, VecEnv
 from purejaxppo.errors import ConfigError, EnvError
 
 
@@ -63,18 +63,22 @@ def check_step(env: VecEnv, state: Any, name: str = "the environment", obs: Any 
 
 def _check_declaration(env: VecEnv, name: str) -> None:
     """Checks the fields of a `VecEnv` that are not functions."""
-    spaces = env.observation_space if isinstance(env.observation_space, dict) else {}
-    if ACTION_MASK in spaces:
-        _check_mask(env, name, spaces[ACTION_MASK])
-    gap, limit, space = env.truncation_gap, env.step_limit, env.action_space
+    gap, limit, space, seen = env.truncation_gap, env.step_limit, env.action_space, env.observation_space
     if gap < 1 or (limit is not None and gap > limit):
         raise EnvError(
             f"{name} has truncation_gap = {gap}, which has to be from 1 to its step_limit ({limit}); leave it out: "
             f"1 is always right."
         )
+    if isinstance(space, Discrete) and space.n < 1:
+        raise EnvError(f"{name} has {space.n} discrete actions; it needs at least one.")
+    if isinstance(seen, dict) and ACTION_MASK in seen:
+        wanted, mask = _choices(space), seen[ACTION_MASK].shape
+        if mask != wanted:  # one of a single element would be broadcast over all actions
+            raise EnvError(
+                f"{name} declares {ACTION_MASK!r} of shape {list(mask)}, but has {_actions(space)}; a mask has one "
+                f"element for each discrete action. Give it that shape, or the key another name."
+            )
     if isinstance(space, Discrete):
-        if space.n < 1:
-            raise EnvError(f"{name} has {space.n} discrete actions; it needs at least one.")
         return
     if isinstance(space, MultiDiscrete):
         if not space.sizes or min(space.sizes) < 1:
@@ -95,15 +99,11 @@ def _check_declaration(env: VecEnv, name: str) -> None:
         raise EnvError(f"{name} has actions with bounds {space.low} and {space.high}; no low may be above its high.")
 
 
-def _check_mask(env: VecEnv, name: str, mask: Box) -> None:
-    space = env.action_space
+def _choices(space: ActionSpace) -> tuple[int] | None:
+    """Returns the shape of a mask: all choices of all factors side by side; None for continuous actions."""
     if isinstance(space, Box):
-        raise EnvError(f"{name} has a mask for actions that are continuous; only discrete ones can be masked.")
-    choices = sum(space.sizes) if isinstance(space, MultiDiscrete) else space.n
-    if mask.shape != (choices,):
-        raise EnvError(
-            f"{name} has {ACTION_MASK!r} of shape {mask.shape} for {choices} actions; it has to be ({choices},)."
-        )
+        return None
+    return (space.n if isinstance(space, Discrete) else sum(space.sizes),)
 
 
 def _traced_pair(name: str, function: Callable[..., Any], *args: Any) -> tuple[Any, Any]:
@@ -154,6 +154,11 @@ def _names(obs: Any) -> str:
     return f"with the keys {', '.join(sorted(obs))}" if isinstance(obs, dict) else "that are one array"
 
 
+def _actions(space: ActionSpace) -> str:
+    choices = _choices(space)
+    return f"{choices[0]} discrete choices" if choices else "continuous actions"
+
+
 def _check_outcome(env: VecEnv, name: str, result: EnvStep) -> None:
     """Checks reward, flags and info of a step."""
     each = (env.num_envs,)
@@ -201,6 +206,12 @@ def check_policy(config: TrainConfig, env: VecEnv, policy: Policy) -> None:
     each = (env.num_envs,)
     _, obs = jax.eval_shape(env.reset, _keys(env))
     memory = jax.eval_shape(lambda: policy.initial_memory(env.num_envs))
+    for x in jax.tree.leaves(memory):
+        if x.shape[:1] != each:
+            raise ConfigError(
+                f"the policy's initial_memory has a leaf {_text(x)} for {env.num_envs} environments; give each a row "
+                f"of its own."
+            )
     length = (1,) if jax.tree.leaves(memory) else ()  # of a sequence; without memory there are rows
 
     def act(key: jax.Array, memory: Any, obs: Any) -> tuple[Any, ...]:
@@ -230,12 +241,6 @@ def check_policy(config: TrainConfig, env: VecEnv, policy: Policy) -> None:
 
 def _check_memory(config: TrainConfig, memory: Any, after: Any) -> None:
     """Raises ConfigError for a memory that cannot be carried on, or sequences that do not fill the minibatches."""
-    for x in jax.tree.leaves(memory):
-        if x.shape[:1] != (config.num_envs,):
-            raise ConfigError(
-                f"the policy's initial_memory has a leaf {_text(x)} for {config.num_envs} environments; give each a "
-                f"row of its own."
-            )
     if jax.tree.map(_signature, memory) != jax.tree.map(_signature, after):
         raise ConfigError("the policy's act returns a memory of other shapes or types than its initial_memory.")
     length = config.sequence_length or config.num_steps

@@ -1,5 +1,6 @@
 """The host loop: a compiled program computes a chunk of updates while the host reads the metrics of the one before."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from purejaxppo.train import advance
 _CHUNK_WORK = {"cpu": 1e10}
 _CHUNK_WORK_ACCELERATOR = 1e11
 _CHUNK_UPDATES = 64  # at most about this many, however small an update is: metrics arrive once per call
+_FEW_CHUNKS = 500  # to launch so many, at about 10 ms each, takes no longer than to compile a program
 
 
 class Timing(NamedTuple):
@@ -48,7 +50,8 @@ def advance_in_chunks(
     state: Any,
     updates: int,
     stop: Callable[[], object] = lambda: False,
-    wants_state: Callable[[], bool] = lambda: False,
+    wants_state: Callable[[int], bool] = lambda _: False,
+    pauses: Callable[[], float] = lambda: 0.0,
 ) -> Iterator[Chunk]:
     """Advances a state in chunks, and yields each chunk when its metrics have arrived on the host.
 
@@ -61,30 +64,33 @@ def advance_in_chunks(
       state: the state to begin from; it is donated.
       updates: how many updates it has had.
       stop: called before each chunk is started; if true, no further chunk is started.
-      wants_state: called before each chunk is started; if true, the one that is running is finished and yielded with
-        its state first.
+      wants_state: called before each chunk is started, with the number of updates at the end of the one that is
+        running; if true, that one is finished and yielded with its state first.
+      pauses: returns how many seconds since the beginning are not to be counted, as the caller spent them on other work
+        than training while no chunk was running.
     """
     running: Mapping[str, jax.Array] | None = None  # metrics of the chunk that was started and is not yet yielded
-    began, end = time.perf_counter(), 0.0
+    began, end, started = time.perf_counter(), 0.0, updates
 
     def finish(metrics: Mapping[str, jax.Array], state: Any, last: bool) -> Chunk:
         nonlocal updates, end
         # Waits for this chunk alone, not for one that was started after it.
         arrays = {name: np.asarray(x) for name, x in metrics.items()}
-        begin, end = end, time.perf_counter() - began
+        begin, end = end, time.perf_counter() - began - pauses()
         chunk = Chunk(updates + 1, begin, end, arrays, state, last)
         updates = chunk.last_update
         return chunk
 
     for length in lengths:
         # Starting the next chunk donates the state, so whoever needs it has to get it before.
-        if running is not None and (stop() or wants_state()):
+        if running is not None and (stop() or wants_state(started)):
             yield finish(running, state, last=bool(stop()))
             running = None
         if stop():  # maybe only since that chunk was reported
             break
         # JAX dispatches asynchronously: the call returns at once, and the chunk before is reported while this one runs.
         state, metrics = programs[length](state)
+        started += length
         if running is not None:
             yield finish(running, None, last=False)
         running = metrics
@@ -129,24 +135,44 @@ def _compile_advance(trainer: Trainer, hp: Hyperparams, runner: RunnerState, num
     return program.lower(hp, runner).compile()
 
 
-def chunk_lengths(config: TrainConfig, params: Params, backend: str) -> list[int]:
+def chunk_lengths(config: TrainConfig, params: Params, backend: str, period: int = 0) -> list[int]:
     """Returns the number of updates of each chunk, at most about a second of work; they sum to config.num_updates.
 
     All chunks have one length if num_updates has a divisor of about the right size. Otherwise the last chunk is
-    shorter, which costs a second compilation.
+    shorter, which costs a second compilation. With a period chunks end at its multiples too, and at most three lengths
+    occur.
 
     Args:
       config: gives the work of an update and the number of updates.
       params: the parameters of one run, or of all runs that are computed on one device.
       backend: JAX's name of the platform.
+      period: updates, at each multiple of which a chunk has to end; 0 if there are no such places.
     """
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     work = config.batch_size * config.num_epochs * size
     target = int(work_per_call(backend) / work)
     target = max(1, min(target, _CHUNK_UPDATES, config.num_updates))
-    divisors = [n for n in range(max(1, target // 16), 2 * target + 1) if config.num_updates % n == 0]
-    length = min(divisors, key=lambda n: max(n / target, target / n), default=target)
-    whole, rest = divmod(config.num_updates, length)
+    if not 0 < period < config.num_updates:
+        return _cut(config.num_updates, _best_divisor(config.num_updates, max(1, target // 16), target) or target)
+    # One length for all is best, then one for whole periods, which leaves a shorter rest after the last of them.
+    # Short chunks cost time only where there are many of them.
+    shortest = max(1, min(target // 16, config.num_updates // _FEW_CHUNKS))
+    target = min(target, period)
+    common = _best_divisor(math.gcd(period, config.num_updates), shortest, target)
+    length = common or _best_divisor(period, shortest, target) or target
+    whole, rest = divmod(config.num_updates, period)
+    return _cut(period, length) * whole + _cut(rest, length)
+
+
+def _best_divisor(number: int, shortest: int, target: int) -> int | None:
+    """Returns the divisor from `shortest` to twice the target that is closest to it by ratio; None if none is there."""
+    divisors = [n for n in range(shortest, 2 * target + 1) if number % n == 0]
+    return min(divisors, key=lambda n: max(n / target, target / n), default=None)
+
+
+def _cut(updates: int, length: int) -> list[int]:
+    """Returns the lengths of chunks that sum to `updates`; only the last one may be shorter."""
+    whole, rest = divmod(updates, length)
     return [length] * whole + [rest] * (rest > 0)
 
 

@@ -56,12 +56,14 @@ class AppendedFile:
             if keep and truncate:
                 self._file.truncate(keep)
             self._file.seek(keep)
+            self._last_row = keep
         except OSError as error:
             raise CheckpointError(f"cannot write {path}: {error}") from error
 
     def write(self, text: str) -> None:
         """Appends whole rows. Raises CheckpointError if they cannot be written."""
         content = text.encode()
+        self._last_row = self.position()
         try:
             written = self._file.write(content)
         except OSError as error:
@@ -72,6 +74,10 @@ class AppendedFile:
     def position(self) -> int:
         """Returns the position in the file, in bytes, after the last row that was written."""
         return self._file.tell()
+
+    def last_row(self) -> int:
+        """Returns the position in the file, in bytes, at which the row that was written last begins."""
+        return self._last_row
 
     def sync(self) -> None:
         """Waits until all rows are on the disk. Raises OSError."""
@@ -115,8 +121,12 @@ class JsonLines(AppendedFile):
     """A sink that writes one JSON object per line; numbers that are not finite become null."""
 
     def __call__(self, env_steps: int, row: Row) -> None:
-        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        self.write(f"{json.dumps(clean)}\n")
+        self.write(f"{json.dumps(json_values(row))}\n")
+
+
+def json_values(row: Row) -> dict[str, Any]:
+    """Returns a row with null for numbers that are not finite, which JSON does not have."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
 
 
 def whole_rows(path: Path, limit: int) -> int:
@@ -179,6 +189,18 @@ def last_rows(path: Path, limit: int, updates: int) -> list[dict[str, Any]]:
         with contextlib.suppress(ValueError):  # the first line may be incomplete
             rows.append(json.loads(line))
     return [row for row in rows if isinstance(row, dict) and {"episode/return", "episode/count"} <= row.keys()]
+
+
+def row_at(path: Path, position: int) -> tuple[dict[str, Any], int] | None:
+    """Returns the row that begins at a position of a metrics file, and where it ends; None if no whole row does."""
+    try:
+        with path.open("rb") as file:
+            file.seek(position)
+            line = file.readline()
+        row = json.loads(line) if line.endswith(b"\n") else None
+    except (OSError, ValueError):
+        return None
+    return (row, position + len(line)) if isinstance(row, dict) else None
 
 
 def mean_return(rows: Sequence[Mapping[str, Any]]) -> float | None:

@@ -26,7 +26,7 @@ class NoEpisodeError(CheckpointError):
 
 
 def plot_runs(run_dirs: AnyPath | Sequence[AnyPath], out: AnyPath) -> Path:
-    """Plots the return over env steps: of a single run with its evaluation, of several runs their mean and range.
+    """Plots the return over env steps: of a single run with its evaluations, of several runs their mean and range.
 
     Runs with the same environment and algorithm form a group, which is one curve. A run without a finished episode is
     left out, with a message on standard error.
@@ -187,6 +187,7 @@ def _draw_run(axes: Any, curve: Curve, run_dir: Path, colour: str, label: str) -
     steps, returns = curve
     axes.plot(steps, returns, color=colour, alpha=0.3, linewidth=0.8)
     draw_curve(axes, steps, smooth(returns), color=colour, label=label)
+    _draw_evaluations(axes, run_dir, colour)
     summary = run_dir / "summary.json"
     result = read_json(summary) if summary.is_file() else {}
     evaluation = result.get("evaluation")
@@ -199,6 +200,23 @@ def _draw_run(axes: Any, curve: Curve, run_dir: Path, colour: str, label: str) -
             color=colour,
             capsize=3,
             label=f"final evaluation, {evaluation['episodes']} episodes: {evaluation['return_mean']:.4g}",
+        )
+
+
+def _draw_evaluations(axes: Any, run_dir: Path, colour: str) -> None:
+    """Draws the evaluations of a run while it trained, if it has any: a dashed line through open circles."""
+    rows = [row for row in read_metrics(run_dir / "metrics.jsonl") if row.get("evaluation/return") is not None]
+    if rows:
+        axes.plot(
+            [row["env_steps"] for row in rows],
+            [row["evaluation/return"] for row in rows],
+            color=colour,
+            linestyle="--",
+            linewidth=1,
+            marker="o",
+            markerfacecolor="white",
+            markersize=5,
+            label=f"evaluations while training, {rows[-1]['evaluation/episodes']} episodes each",
         )
 
 

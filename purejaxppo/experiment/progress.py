@@ -48,7 +48,7 @@ class ProgressDisplay:
         self._before = done_env_steps
         self._total = total_env_steps
         self._start = self._shown = time.monotonic()
-        self._return = math.nan
+        self._return = self._evaluation = math.nan
         self._steps = self._last_shown = done_env_steps
         self._bar: Progress | None = None
         if console.is_terminal:
@@ -62,9 +62,8 @@ class ProgressDisplay:
             self._task = self._bar.add_task("compiling", total=total_env_steps)
 
     def __call__(self, env_steps: int, row: Row) -> None:
-        episode_return = row["episode/return"]
-        if episode_return is not None and math.isfinite(episode_return):
-            self._return = episode_return
+        self._return = _newer(row["episode/return"], self._return)
+        self._evaluation = _newer(row.get("evaluation/return"), self._evaluation)
         self._steps = env_steps
         now = time.monotonic()
         if now - self._shown >= (0.25 if self._bar else 5.0):
@@ -87,6 +86,7 @@ class ProgressDisplay:
         self._last_shown = self._steps
         speed = (self._steps - self._before) / max(now - self._start, 1e-9)
         known = "no finished episode" if math.isnan(self._return) else f"return {self._return:.4g}"
+        known += "" if math.isnan(self._evaluation) else f"  evaluation {self._evaluation:.4g}"
         text = f"{self._steps:,} / {self._total:,} env steps  {speed:,.0f} steps/s  {known}"
         if self._bar:
             self._bar.update(self._task, completed=self._steps, description=text)
@@ -109,3 +109,8 @@ class ProgressDisplay:
         self._show(time.monotonic())
         if self._bar:
             self._bar.stop()
+
+
+def _newer(value: float | None, known: float) -> float:
+    """Returns a return if there is one and it is finite, otherwise the one that is known."""
+    return known if value is None or not math.isfinite(value) else value

@@ -32,7 +32,7 @@ from purejaxppo.experiment.directory import (
     write_inputs,
     write_settings,
 )
-from purejaxppo.experiment.evaluation import play_in_pieces, summarize
+from purejaxppo.experiment.evaluation import Evaluator, summarize
 from purejaxppo.experiment.finished import already_finished, finished_run
 from purejaxppo.experiment.load_run import SavedRun
 from purejaxppo.experiment.lock import locked
@@ -97,7 +97,7 @@ def run_experiment(
         with locked(run_dir):
             write_inputs(run_dir, settings, len(devices_for(config)))
             when_interrupted(f"`purejaxppo resume {run_dir}` goes on from its last checkpoint, if it has one.")
-            run = Run(run_dir, settings, env, trainer, console, stop, phases, sinks)
+            run = Run(run_dir, settings, env, trainer, console, stop, phases, sinks, _while_training(settings, env))
             say(console, _headline(settings, run_dir))
             say(console, describe_settings([(settings.config, settings.hp)]))
             phases.end("setup")
@@ -151,7 +151,8 @@ def resume_experiment(
             return summary
         clean(run_dir)
         env = make_env(config, allow_download=allow_download)
-        run = Run(run_dir, settings, env, spread_trainer(config, env), console, stop, phases, sinks)
+        trainer, evaluator = spread_trainer(config, env), _while_training(settings, env)
+        run = Run(run_dir, settings, env, trainer, console, stop, phases, sinks, evaluator)
         with announced(run.note, f"checking and loading a checkpoint of {run_dir}"):
             saved = load_saved(run, strict)
         _check_budget(run, saved)
@@ -297,9 +298,23 @@ def _evaluate(
     note: Callable[[str], object],
     allow_download: bool = True,
 ) -> dict[str, Any]:
-    policy = make_policy(config, env)
+    evaluator = _evaluator(config, env, episodes, greedy, allow_download)
+    played = evaluator.play(evaluation_key(seed), runner, note)
+    assert played is not None  # nothing asks it to stop
+    return summarize(played)
+
+
+def _evaluator(
+    config: TrainConfig, env: VecEnv, episodes: int, greedy: bool = True, allow_download: bool = True
+) -> Evaluator:
     copies = make_env(config, episodes, allow_download=allow_download)
-    return summarize(play_in_pieces(evaluation_key(seed), config, copies, policy, runner, greedy, note))
+    return Evaluator(config, copies, make_policy(config, env), greedy)
+
+
+def _while_training(settings: RunSettings, env: VecEnv) -> Evaluator | None:
+    """Returns what plays the evaluations of a run while it trains, if it has any."""
+    options = settings.options
+    return _evaluator(settings.config, env, options.eval_every_episodes) if options.eval_every else None
 
 
 def _headline(settings: RunSettings, run_dir: Path) -> str:

@@ -3,6 +3,10 @@
 `train` is a loop over attempts. An attempt (`_train`) begins from a state, advances it in chunks, writes the metrics of
 each chunk and saves checkpoints. If it ends by numbers that are not finite and the run allows rollbacks, the next
 attempt begins from the newest valid checkpoint, with other random numbers.
+
+A run that evaluates while it trains has chunks that end at the updates in question. The evaluation comes before the row
+of its update is written, whose fields it adds to. If a signal stops it, the row is written without them and also saved
+with the checkpoint as its `pending_row`: the resumed run takes it back, evaluates, and writes the whole row.
 """
 
 import time
@@ -23,7 +27,7 @@ from purejaxppo.devices.data_parallel import devices_for
 from purejaxppo.devices.memory import device_bytes, explain, out_of_memory_explained, program_bytes
 from purejaxppo.errors import DivergedError
 from purejaxppo.experiment.checkpoints.directory import invalid_reason, list_steps
-from purejaxppo.experiment.checkpoints.saver import Saver
+from purejaxppo.experiment.checkpoints.saver import Saver, ranking
 from purejaxppo.experiment.checkpoints.store import CheckpointChoice
 from purejaxppo.experiment.chunked_loop import (
     Chunk,
@@ -35,10 +39,21 @@ from purejaxppo.experiment.chunked_loop import (
     steady_speed,
 )
 from purejaxppo.experiment.directory import RunSettings
+from purejaxppo.experiment.evaluation import Evaluator
 from purejaxppo.experiment.load_run import load_runner
-from purejaxppo.experiment.metrics_log import JsonLines, Sink, emit, last_rows, recent_return, whole_rows
+from purejaxppo.experiment.metrics_log import (
+    JsonLines,
+    Sink,
+    emit,
+    json_values,
+    last_rows,
+    recent_return,
+    row_at,
+    whole_rows,
+)
+from purejaxppo.experiment.periodic_evaluation import PeriodicEvaluation
 from purejaxppo.experiment.phases import Phases
-from purejaxppo.experiment.progress import ProgressDisplay, remark
+from purejaxppo.experiment.progress import ProgressDisplay, Row, remark
 from purejaxppo.experiment.signals import StopRequest
 from purejaxppo.experiment.watchdog import Watchdog
 
@@ -56,6 +71,7 @@ class Run(NamedTuple):
     stop: StopRequest
     phases: Phases
     sinks: Sequence[Sink] = ()
+    evaluator: Evaluator | None = None  # of the evaluations while training, if there are any
 
     @property
     def metrics_file(self) -> Path:
@@ -74,6 +90,8 @@ class Saved(NamedTuple):
     metrics_bytes: int = 0  # size of metrics.jsonl with their rows
     seconds: float = 0.0  # of training, without compilation
     bad_in_a_row: int = 0  # how many of the last updates were undone, since something in them was not finite
+    evaluation_return: float | None = None  # of the newest evaluation while training
+    pending_row: Row | None = None  # of the last update, to be written with the evaluation that a signal stopped
 
 
 def load_saved(run: Run, strict: bool = False) -> Saved:
@@ -93,9 +111,14 @@ def load_saved(run: Run, strict: bool = False) -> Saved:
     kept = whole_rows(run.metrics_file, meta["metrics_bytes"])
     if kept < meta["metrics_bytes"]:
         run.note(f"{run.metrics_file} has lost rows since the checkpoint was saved; it goes on without them.")
+    newest, pending = meta.get("evaluation_return"), meta.get("pending_row")
+    if pending and (again := row_at(run.metrics_file, kept)) and again[0].items() > pending.items():
+        # An earlier command has evaluated it already, and saved nothing after that.
+        newest, kept, pending = again[0].get("evaluation/return"), again[1], None
     rows = last_rows(run.metrics_file, kept, RECENT) if kept else []
+    rows += [pending] if pending else []
     bad = len(list(takewhile(lambda row: "nonfinite" in row, reversed(rows))))
-    return Saved(runner, meta["updates"], kept, meta["seconds"], bad)
+    return Saved(runner, meta["updates"], kept, meta["seconds"], bad, newest, pending)
 
 
 def train(run: Run, saved: Saved) -> tuple[RunnerState, Timing]:
@@ -147,7 +170,7 @@ def _attempt(run: Run, saved: Saved, failed_at: Sequence[int]) -> tuple[RunnerSt
       saved: where to begin.
       failed_at: the updates at which attempts from there have failed.
     """
-    config, hp, _, options = run.settings
+    config, hp, seed, options = run.settings
     hp = jax.tree.map(jnp.float32, hp)
     done, seconds, program_size = saved.updates, saved.seconds, 0
     reached = f"the state after {done * config.batch_size} env steps is saved" if done else "no update had finished"
@@ -158,6 +181,17 @@ def _attempt(run: Run, saved: Saved, failed_at: Sequence[int]) -> tuple[RunnerSt
         Watchdog(run.note) as watchdog,
         Saver(run.run_dir, options) as saver,
     ):
+
+        def stop_evaluation() -> str | None:
+            watchdog.alive()  # each piece of an evaluation is a sign of life
+            return run.stop()
+
+        def wants_state(update: int) -> bool:
+            return evaluation.due(update) or saver.due()
+
+        evaluation = PeriodicEvaluation(
+            config, options, seed, run.evaluator, saved.evaluation_return, run.note, stop_evaluation
+        )
         limit = NonfiniteLimit(config.on_nonfinite, saved.bad_in_a_row)
         rows = RunRows(config, [log, progress, *run.sinks], limit, saved.seconds)
 
@@ -165,20 +199,24 @@ def _attempt(run: Run, saved: Saved, failed_at: Sequence[int]) -> tuple[RunnerSt
         began = time.perf_counter()
         with run.stop.ending_at_once(f"{reached}; `purejaxppo resume {run.run_dir}` goes on from there."):
             state = _first_state(run, saved, failed_at)
-            lengths = chunk_lengths(config, state.learner.params, jax.default_backend())
+            lengths = chunk_lengths(config, state.learner.params, jax.default_backend(), evaluation.period)
             lengths = remaining(lengths, done)
             programs = compile_chunks(run.trainer, hp, state, lengths)
             program_size = max(map(program_bytes, programs.values()), default=0)
             _check_memory(run, program_size)
+            evaluation.compile(state, done)
         compile_seconds = time.perf_counter() - began
         run.phases.end("compilation")
         watchdog.alive()
         progress.start_clock()
 
+        if saved.pending_row:
+            rows.write_row(saved.pending_row, _evaluation_due(run, evaluation, state, done))
         first = chunk = None
         calls = {length: partial(call, hp) for length, call in programs.items()}
-        for chunk in advance_in_chunks(calls, lengths, state, done, run.stop, saver.due):
-            rows.write(chunk)
+        chunks = advance_in_chunks(calls, lengths, state, done, run.stop, wants_state, evaluation.clock())
+        for chunk in chunks:
+            rows.write(chunk, _evaluation_due(run, evaluation, chunk.state, chunk.last_update))
             watchdog.alive()
             first = first or chunk._replace(state=None)
             done, seconds = chunk.last_update, saved.seconds + chunk.end
@@ -186,12 +224,29 @@ def _attempt(run: Run, saved: Saved, failed_at: Sequence[int]) -> tuple[RunnerSt
                 continue
             state = chunk.state
             if saver.due() and not chunk.last:
-                saver.save(done * config.batch_size, state, _description(run, done, log, seconds))
+                saver.save(done * config.batch_size, state, _description(run, done, log, seconds, rows, evaluation))
         jax.block_until_ready(state)
         run.phases.end("training")
-        saver.save_last(done * config.batch_size, state, _description(run, done, log, seconds), run.note)
+        last = _description(run, done, log, seconds, rows, evaluation)
+        saver.save_last(done * config.batch_size, state, last, run.note)
     run.phases.end("saving")
     return state, Timing(compile_seconds, seconds, steady_speed(first, chunk, config.batch_size))
+
+
+def _evaluation_due(
+    run: Run, evaluation: PeriodicEvaluation, state: RunnerState, update: int
+) -> Callable[[], Row | None] | None:
+    """Returns the evaluation for which the row of an update waits, as a function for `RunRows`; None if none is due."""
+    if not evaluation.due(update):
+        return None
+
+    def evaluate() -> Row | None:
+        run.phases.end("training")
+        fields = evaluation.measure(state, update)
+        run.phases.end("evaluation")
+        return fields
+
+    return evaluate
 
 
 def _first_state(run: Run, saved: Saved, failed_at: Sequence[int]) -> RunnerState:
@@ -210,20 +265,27 @@ def _first_state(run: Run, saved: Saved, failed_at: Sequence[int]) -> RunnerStat
     return state._replace(key=reduce(jax.random.fold_in, failed_at, state.key))
 
 
-def _description(run: Run, updates: int, log: JsonLines, seconds: float) -> Callable[[], dict[str, Any]]:
+def _description(
+    run: Run, updates: int, log: JsonLines, seconds: float, rows: "RunRows", evaluation: PeriodicEvaluation
+) -> Callable[[], dict[str, Any]]:
     """Returns a function that makes the content of meta.json; it is called by the thread that saves.
 
     The file's position is read here, before training goes on and adds rows. The slow part is left to the thread.
     """
-    position = log.position()
+    position, newest, pending = log.position(), evaluation.newest, rows.pending
+    kept = log.last_row() if pending else position
+    ranked_by = ranking(run.settings.options)
 
     def describe() -> dict[str, Any]:
         log.sync()  # the rows of metrics.jsonl have to be on the disk before the checkpoint that refers to them
         return {
             "updates": updates,
-            "metrics_bytes": position,
+            "metrics_bytes": kept,
             "seconds": seconds,
             "train_return": recent_return(run.metrics_file, position, RECENT),
+            "evaluation_return": newest,
+            "ranked_by": ranked_by,
+            **({"pending_row": json_values(pending)} if pending else {}),
             "settings": run.settings.record(),
         }
 
@@ -259,9 +321,15 @@ class RunRows:
         self._sinks = list(sinks)
         self._limit = limit
         self._seconds = seconds
+        self.pending: Row | None = None  # the last row, if the evaluation that belongs to it was stopped
 
-    def write(self, chunk: Chunk) -> None:
-        """Passes the rows of a chunk to each sink. Raises DivergedError if `limit` does."""
+    def write(self, chunk: Chunk, evaluate: Callable[[], Row | None] | None = None) -> None:
+        """Passes the rows of a chunk to each sink. Raises DivergedError if `limit` does.
+
+        Args:
+          chunk: from `advance_in_chunks`.
+          evaluate: as in `write_row`, for the last row.
+        """
         columns = {name: x.tolist() for name, x in chunk.metrics.items()}
         length = len(columns["learning_rate"])
         for i in range(length):
@@ -273,4 +341,16 @@ class RunRows:
             seconds = self._seconds + chunk.begin + (chunk.end - chunk.begin) * (i + 1) / length
             row["episode/count"] = int(row["episode/count"])
             row = {"update": update, "env_steps": env_steps, "seconds": round(seconds, 4), **row}
-            self._sinks = emit(self._sinks, env_steps, {**row, "nonfinite": quantity} if quantity else row)
+            self.write_row({**row, "nonfinite": quantity} if quantity else row, evaluate if i == length - 1 else None)
+
+    def write_row(self, row: Row, evaluate: Callable[[], Row | None] | None = None) -> None:
+        """Passes a row to each sink.
+
+        Args:
+          row: of an update.
+          evaluate: returns the fields that an evaluation adds to the row, or None if a signal stopped it; the row is
+            then `pending`. It is None if no evaluation follows the update.
+        """
+        fields = evaluate() if evaluate else {}
+        self.pending = row if fields is None else None
+        self._sinks = emit(self._sinks, row["env_steps"], {**row, **(fields or {})})

@@ -59,7 +59,7 @@ def _actor_critic(config: TrainConfig, env: VecEnv, torso: type["MLPTorso | Conv
 
     Raises:
       ConfigError: a tanh-Gaussian with discrete actions, or a shared torso of a value function that sees more.
-      EnvError: a tanh-Gaussian for actions that lack finite bounds.
+      EnvError: a tanh-Gaussian for actions that lack finite bounds, or observations of which the policy sees nothing.
     """
     network = ActorCritic(
         read=reader(config, env.observation_space),
@@ -83,7 +83,12 @@ Space = Box | dict[str, Box]
 
 
 def reader(config: TrainConfig, space: Space) -> Callable[[Observation], Inputs]:
-    """Returns the function from observations [..., O] to a network's inputs. Raises ConfigError."""
+    """Returns the function from observations [..., O] to a network's inputs.
+
+    Raises:
+      ConfigError: a shared torso of a value function that sees more.
+      EnvError: the policy would see nothing.
+    """
     if isinstance(space, dict) and CRITIC in space and config.shared_torso:
         raise ConfigError(
             f"shared_torso is on, but {config.env} shows the value function more than the policy ({CRITIC!r}); turn it "
@@ -92,6 +97,8 @@ def reader(config: TrainConfig, space: Space) -> Callable[[Observation], Inputs]
 
     spaces = space if isinstance(space, dict) else {OBS: space}
     keys = actor_keys(spaces)
+    if not keys:
+        raise EnvError(f"{config.env} shows the policy nothing: its observations have the keys {', '.join(spaces)}.")
 
     def rows(arrays: dict[str, jax.Array], key: str) -> jax.Array:
         x = arrays[key]

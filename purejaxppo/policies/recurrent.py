@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from purejaxppo.config import TrainConfig
 from purejaxppo.core.distributions import Distribution
 from purejaxppo.core.types import Observation, Params, VecEnv
+from purejaxppo.errors import ConfigError
 from purejaxppo.policies.networks import (
     ConvTorso,
     Dense,
@@ -28,8 +29,14 @@ Memory = dict[str, jax.Array]  # name of the unit -> its state [E, H]
 def gru(config: TrainConfig, env: VecEnv) -> "Recurrent":
     """Returns the network of `conv` or `mlp` with a GRU, as wide as the last hidden layer, between torsos and heads.
 
-    Policy and value function have a unit each, or one together (`shared_torso`). Raises as they do.
+    Policy and value function have a unit each, or one together (`shared_torso`).
+
+    Raises:
+      ConfigError: there is no hidden layer; and what `mlp` raises.
+      EnvError: what `mlp` raises.
     """
+    if not config.hidden_sizes:
+        raise ConfigError("a GRU is as wide as the last hidden layer, but hidden_sizes is empty; give it one width.")
     torso = ConvTorso if is_image(env.observation_space) else MLPTorso
     network = RecurrentActorCritic(
         read=reader(config, env.observation_space),
@@ -98,14 +105,14 @@ class RecurrentActorCritic(nn.Module):
         for unit, beside in zip(self.units, (None, privileged), strict=False):
             x = self.make_torso(columns)(seen, beside)
             # All that does not depend on the memory is computed for all steps at once, before the loop over them.
-            gates = Dense(3 * self.width, 1.0, columns)(x)
+            gates = Dense(3 * self.width, 1.0, columns, name=f"{unit}_gates")(x)
             gates = (gates.T if columns else gates).reshape(*lead, -1)
             after[unit], states = GRU(self.width, name=f"{unit}_gru")(memory[unit], gates, start)
             states = states.reshape(-1, self.width)
             features.append(states.T if columns else states)
         pi = self.make_head(columns)(features[0])
         pi = pi if mask is None else pi.masked(mask)
-        value = Dense(1, 1.0, columns)(features[-1]).reshape(-1)
+        value = Dense(1, 1.0, columns, name="value_head")(features[-1]).reshape(-1)
         pi, value = jax.tree.map(lambda leaf: leaf.reshape(*lead, *leaf.shape[1:]), (pi, value))
         return after, pi, value
 

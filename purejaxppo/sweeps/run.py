@@ -34,7 +34,7 @@ from purejaxppo.sweeps.metrics_csv import metrics_head
 from purejaxppo.sweeps.plan import Plan, describe_plan, plan_record
 from purejaxppo.sweeps.plots import plot_sweep
 from purejaxppo.sweeps.scoring import markdown_table
-from purejaxppo.sweeps.spec import SweepSettings
+from purejaxppo.sweeps.spec import NO_EVALUATION_WHILE_TRAINING, SweepSettings
 from purejaxppo.sweeps.tables import (
     Outcome,
     read_causes,
@@ -168,6 +168,8 @@ def _other_options(sweep: SweepSettings, options: RunOptions) -> RunOptions:
             f"{options.eval_episodes}; leave it out."
         )
     validate_options(options)
+    if options.eval_every:
+        raise ConfigError(f"eval_every = {options.eval_every}: {NO_EVALUATION_WHILE_TRAINING}")
     return options
 
 

@@ -12,6 +12,9 @@ from purejaxppo.config.validate import validate_config, validate_hyperparams, va
 from purejaxppo.errors import ConfigError
 
 MAX_RUNS = 1_000_000
+NO_EVALUATION_WHILE_TRAINING = (
+    "a sweep and a comparison evaluate their runs when they are trained, not while they train. Leave it out."
+)
 
 
 class SweepSettings(NamedTuple):
@@ -79,6 +82,8 @@ class SweepSettings(NamedTuple):
             )
         self._validate_points()
         validate_options(self.options)
+        if self.options.eval_every:
+            raise ConfigError(f"eval_every = {self.options.eval_every}: {NO_EVALUATION_WHILE_TRAINING}")
         if self.target is not None and not _is_finite_number(self.target):
             raise ConfigError(f"target = {self.target!r}; it takes a finite return.")
         if self.halving is not None and not (_is_a(self.halving, Integral) and 2 <= self.halving <= len(self.settings)):

@@ -122,7 +122,7 @@ def _train(
         # The runs are donated to the next call before a chunk is logged. A chunk comes with them only if it is the last
         # one, or a checkpoint is due.
         calls = {n: partial(call, hps) for n, call in programs.items()}
-        for chunk in advance_in_chunks(calls, lengths, runs, done, active_sweep.stop, saver.due):
+        for chunk in advance_in_chunks(calls, lengths, runs, done, active_sweep.stop, lambda _: saver.due()):
             log.write(rows(chunk))
             watchdog.alive()
             last = min(chunk.last_update, batch.until)  # after that the runs are frozen

@@ -1,6 +1,7 @@
 """Your own network: any object with `init(key, obs)` and `apply(params, obs) -> (distribution, value)`.
 
-Here one wide layer of random Fourier features that is never trained, under linear heads that are.
+`FeedForward` makes a policy without memory of it. Here the network is one wide layer of random Fourier features that is
+never trained, under linear heads that are.
 """
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from purejaxppo import Hyperparams, TrainConfig, advance, from_gymnax, make_trainer, ppo_clip
 from purejaxppo.core.distributions import Categorical
 from purejaxppo.core.types import Discrete
+from purejaxppo.policies.feed_forward import FeedForward
 
 
 class RandomFeatures:
@@ -36,8 +38,8 @@ def main(total_timesteps: int = 200_000) -> float:
     hp = Hyperparams(learning_rate=1e-2)
     env = from_gymnax(config.env, config.num_envs)
     assert isinstance(env.action_space, Discrete)
-    network = RandomFeatures(env.action_space.n)
-    trainer = make_trainer(config, env, network, ppo_clip(config, network.apply))
+    policy = FeedForward(RandomFeatures(env.action_space.n))
+    trainer = make_trainer(config, env, policy, ppo_clip(config, policy))
     run = jax.jit(lambda key: advance(trainer, hp, trainer.init(key, hp), config.num_updates))
     _, metrics = run(jax.random.key(0))
     episode_return = float(jnp.nanmean(metrics["episode/return"][-10:]))

@@ -6,7 +6,7 @@ Here a smooth relative of the clip: the advantage times a ratio that saturates b
 import jax
 import jax.numpy as jnp
 
-from purejaxppo import Hyperparams, TrainConfig, advance, from_gymnax, make_network, make_trainer, ppo_clip
+from purejaxppo import Hyperparams, TrainConfig, advance, from_gymnax, make_policy, make_trainer, ppo_clip
 
 
 def soft_clipped_surrogate(ratio, advantage, clip_eps):
@@ -20,9 +20,9 @@ def main(total_timesteps: int = 150_000) -> float:
     config = TrainConfig(total_timesteps=total_timesteps, num_envs=8, num_steps=32, num_epochs=10)
     hp = Hyperparams(learning_rate=1e-3)
     env = from_gymnax(config.env, config.num_envs)
-    network = make_network(config, env)
-    algorithm = ppo_clip(config, network.apply, objective=soft_clipped_surrogate)
-    trainer = make_trainer(config, env, network, algorithm)
+    policy = make_policy(config, env)
+    algorithm = ppo_clip(config, policy, objective=soft_clipped_surrogate)
+    trainer = make_trainer(config, env, policy, algorithm)
     run = jax.jit(lambda key: advance(trainer, hp, trainer.init(key, hp), config.num_updates))
     _, metrics = run(jax.random.key(0))
     episode_return = float(jnp.nanmean(metrics["episode/return"][-10:]))

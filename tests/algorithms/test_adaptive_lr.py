@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compiled_once import QUICKLY
-from hand_batch import CONFIG, make_batch, make_policy
+from hand_batch import CONFIG, make_policy, make_trajectory
 
 from purejaxppo.algorithms.adaptive_lr import KLAdaptive, adapted_learning_rate, kl_adaptive
 from purejaxppo.algorithms.policy_gradient import policy_gradient
@@ -43,10 +43,10 @@ def test_rule(learning_rate, kl, expected):
 
 @pytest.fixture(scope="module")
 def parts():
-    """(algorithm, compiled update, params, batch)."""
-    apply, params = make_policy()
-    algorithm = kl_adaptive(policy_gradient(dataclasses.replace(CONFIG, num_epochs=1), apply))
-    return algorithm, jax.jit(algorithm.update, compiler_options=QUICKLY), params, make_batch(apply, params)
+    """(algorithm, compiled update, params, trajectory)."""
+    policy, params = make_policy()
+    algorithm = kl_adaptive(policy_gradient(dataclasses.replace(CONFIG, num_epochs=1), policy))
+    return algorithm, jax.jit(algorithm.update, compiler_options=QUICKLY), params, make_trajectory(policy, params)
 
 
 def hyperparams(**changes):
@@ -59,36 +59,37 @@ def hyperparams(**changes):
 )
 def test_rate_goes_on_from_one_update_to_the_next(parts, target_kl, factor):
     """What is logged is what was used; hp.learning_rate is only the start."""
-    algorithm, update, params, batch = parts
+    algorithm, update, params, trajectory = parts
     hp = hyperparams(target_kl=target_kl)
-    learner = algorithm.init(hp, params)
+    learner = algorithm.init(jax.random.key(0), hp, params)
     assert learner.algo_state == KLAdaptive(hp.learning_rate, ())
     for i in range(3):
         np.testing.assert_allclose(learner.algo_state.learning_rate, 1e-3 * factor**i, rtol=1e-5)
         before = float(learner.algo_state.learning_rate)
-        learner, metrics = update(jax.random.key(i), hp, learner, batch)
+        learner, metrics = update(jax.random.key(i), hp, learner, trajectory)
         assert float(metrics["learning_rate"]) == before
     ignored = dataclasses.replace(hp, learning_rate=jnp.float32(0.5))
-    assert update(jax.random.key(9), ignored, learner, batch)[1]["learning_rate"] == learner.algo_state.learning_rate
+    _, metrics = update(jax.random.key(9), ignored, learner, trajectory)
+    assert metrics["learning_rate"] == learner.algo_state.learning_rate
 
 
 def test_rate_in_the_state_is_the_one_that_steps(parts):
     """Ten times the rate moves the policy further, whatever hp says."""
-    algorithm, update, params, batch = parts
+    algorithm, update, params, trajectory = parts
     hp = hyperparams()
-    learner = algorithm.init(hp, params)
+    learner = algorithm.init(jax.random.key(0), hp, params)
     faster = learner._replace(algo_state=KLAdaptive(jnp.float32(1e-2), ()))
-    near, far = (update(jax.random.key(0), hp, x, batch)[1]["kl"] for x in (learner, faster))
+    near, far = (update(jax.random.key(0), hp, x, trajectory)[1]["kl"] for x in (learner, faster))
     assert far > 10 * near
 
 
 def test_target_kl_does_not_stop_an_update(parts):
     """All of the steps are taken, however small the target; the steps themselves are the same."""
-    algorithm, update, params, batch = parts
+    algorithm, update, params, trajectory = parts
     results = []
     for target_kl in (1e-9, 1e3):
         hp = hyperparams(learning_rate=2e-2, target_kl=target_kl)
-        results.append(update(jax.random.key(0), hp, algorithm.init(hp, params), batch)[0])
+        results.append(update(jax.random.key(0), hp, algorithm.init(jax.random.key(0), hp, params), trajectory)[0])
     counts = [x for path, x in jax.tree_util.tree_leaves_with_path(results[0].opt_state) if "count" in str(path)]
     assert int(counts[0]) == CONFIG.num_minibatches
     for x, y in zip(*(jax.tree.leaves(result.params) for result in results), strict=True):
@@ -97,10 +98,10 @@ def test_target_kl_does_not_stop_an_update(parts):
 
 def test_no_target_is_the_default_one(parts):
     """0.01: a KL far below it raises the rate."""
-    algorithm, _, params, batch = parts
+    algorithm, _, params, trajectory = parts
     hp = dataclasses.replace(hyperparams(learning_rate=1e-5), target_kl=None)
     learner, metrics = jax.jit(algorithm.update, compiler_options=QUICKLY)(
-        jax.random.key(0), hp, algorithm.init(hp, params), batch
+        jax.random.key(0), hp, algorithm.init(jax.random.key(0), hp, params), trajectory
     )
     assert metrics["kl"] < 0.005
     np.testing.assert_allclose(learner.algo_state.learning_rate, 1.5e-5, rtol=1e-5)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compiled_once import QUICKLY
-from hand_batch import CONFIG, make_batch, make_policy
+from hand_batch import CONFIG, make_policy, make_trajectory
 
 from purejaxppo.algorithms.ppo_kl import KLPenalty, adapted_kl_coef, ppo_kl
 from purejaxppo.config import Hyperparams
@@ -43,10 +43,10 @@ def test_rule(kl_coef, kl, factor, expected):
 
 @pytest.fixture(scope="module")
 def parts():
-    """(algorithm, compiled update, params, batch) with a KL of some hundredths per update."""
-    apply, params = make_policy()
-    algorithm = ppo_kl(dataclasses.replace(CONFIG, num_epochs=1), apply)
-    return algorithm, jax.jit(algorithm.update, compiler_options=QUICKLY), params, make_batch(apply, params)
+    """(algorithm, compiled update, params, trajectory) with a KL of some hundredths per update."""
+    policy, params = make_policy()
+    algorithm = ppo_kl(dataclasses.replace(CONFIG, num_epochs=1), policy)
+    return algorithm, jax.jit(algorithm.update, compiler_options=QUICKLY), params, make_trajectory(policy, params)
 
 
 def hyperparams(**changes):
@@ -59,29 +59,29 @@ def hyperparams(**changes):
 )
 def test_coefficient_goes_on_from_one_update_to_the_next(parts, thresholds, coefficients):
     """KL always above, always below, always inside. What is logged is what was used; hp.kl_coef is only the start."""
-    algorithm, update, params, batch = parts
+    algorithm, update, params, trajectory = parts
     hp = hyperparams(kl_coef=3.0, kl_min=thresholds[0], kl_max=thresholds[1])
-    learner = algorithm.init(hp, params)
+    learner = algorithm.init(jax.random.key(0), hp, params)
     assert learner.algo_state == KLPenalty(3.0)
     logged = []
     for i in range(3):
         assert float(learner.algo_state.kl_coef) == coefficients[i]
-        learner, metrics = update(jax.random.key(i), hp, learner, batch)
+        learner, metrics = update(jax.random.key(i), hp, learner, trajectory)
         logged.append(float(metrics["kl_coef"]))
     assert logged == coefficients
     ignored = dataclasses.replace(hp, kl_coef=jnp.float32(500.0))
-    assert update(jax.random.key(9), ignored, learner, batch)[1]["kl_coef"] == learner.algo_state.kl_coef
+    assert update(jax.random.key(9), ignored, learner, trajectory)[1]["kl_coef"] == learner.algo_state.kl_coef
 
 
 def test_penalty_holds_the_policies_together(parts):
     """The coefficient in the state is what the loss weighs the KL with."""
-    algorithm, update, params, batch = parts
+    algorithm, update, params, trajectory = parts
 
     def kl(coefficient):
         hp = hyperparams(ent_coef=0.0)
-        learner = algorithm.init(hp, params)._replace(algo_state=KLPenalty(jnp.float32(coefficient)))
+        learner = algorithm.init(jax.random.key(0), hp, params)._replace(algo_state=KLPenalty(jnp.float32(coefficient)))
         for i in range(5):
-            learner, metrics = update(jax.random.key(i), hp, learner._replace(algo_state=learner.algo_state), batch)
+            learner, metrics = update(jax.random.key(i), hp, learner, trajectory)
         return metrics["kl"]
 
     assert kl(500.0) < 0.5 * kl(1e-3)

@@ -1,4 +1,4 @@
-"""What every update rule promises, for each of them: called by itself, on a batch made by hand."""
+"""What every update rule promises, for each of them: called by itself, on a rollout made by hand."""
 
 import dataclasses
 import functools
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compiled_once import QUICKLY
-from hand_batch import CONFIG, POLICIES, make_batch, make_policy
+from hand_batch import CONFIG, POLICIES, make_batch, make_policy, make_trajectory
 from setting_values import FAR
 
 from purejaxppo.algorithms import ALGORITHMS, make_algorithm
@@ -24,8 +24,8 @@ from purejaxppo.errors import ConfigError
 # The optional ones are given, but not reached: with None they would be another program.
 HP = Hyperparams(learning_rate=5e-2, gamma=0.9, gae_lambda=0.8, vf_clip_eps=1e3, target_kl=1e3, cg_damping=1e-2)
 RULES = (*ALGORITHMS, "kl_adaptive")
-# What the trainer turns into other hyperparameters or another batch, which is another argument of the same program.
-ARGUMENTS = {"ent_coef_schedule": "linear", "clip_eps_schedule": "linear", "value_target": "rewards_to_go"}
+# What the trainer turns into other hyperparameters, which are another argument of the same program.
+SCHEDULES = {"ent_coef_schedule": "linear", "clip_eps_schedule": "linear"}
 COMPILED = {"num_epochs": 1, "num_minibatches": 1, "normalize_advantage": "off"}
 COUNTS_OF_TRPO = {"cg_iterations": 1, "line_search_steps": 1}
 # The others descend the same surrogate as ppo_clip, and kl_adaptive is ppo_clip with a state of its own.
@@ -42,6 +42,7 @@ METRICS = {
     "ratio/max",
     "ratio/effective_sample_size",
     "ratio/first_minibatch_deviation",
+    "explained_variance",
 }
 OWN_METRICS = {
     "ppo_clip": {"grad_norm", "clip_fraction"},
@@ -90,8 +91,19 @@ def policy_of(policy="categorical"):
 
 
 @functools.cache
-def batch_of(policy="categorical", seed=0, **options):
-    return make_batch(*policy_of(policy), seed, **options)
+def trajectory_of(policy="categorical"):
+    return make_trajectory(*policy_of(policy))
+
+
+@functools.cache
+def batch_of(policy="categorical"):
+    """What the rules make of the trajectory, before they standardise advantages."""
+    return make_batch(*policy_of(policy))
+
+
+def begin(rule, hp, policy="categorical"):
+    """The learner before the first update."""
+    return built(rule, policy).init(jax.random.key(0), hp, policy_of(policy)[1])
 
 
 @functools.cache
@@ -106,15 +118,14 @@ def program(rule, policy="categorical"):
     return jax.jit(built(rule, policy).update, compiler_options=QUICKLY)
 
 
-def update(rule, hp=None, *, key=7, times=1, policy="categorical", batch=None, config=None):
+def update(rule, hp=None, *, key=7, times=1, policy="categorical", config=None):
     """(learner, metrics) after `times` updates from the start; `config` is what the trainer makes of hp."""
     hp = hp or hp_of(rule)
-    learner = built(rule, policy).init(hp, policy_of(policy)[1])
+    learner = begin(rule, hp, policy)
     if config is not None:
         hp = jax.tree.map(jnp.float32, anneal(config, hp, 2))
-    batch = batch if batch is not None else batch_of(policy)
     for i in range(times):
-        learner, metrics = program(rule, policy)(jax.random.key(key + i), hp, learner, batch)
+        learner, metrics = program(rule, policy)(jax.random.key(key + i), hp, learner, trajectory_of(policy))
     return learner, metrics
 
 
@@ -122,9 +133,8 @@ def update(rule, hp=None, *, key=7, times=1, policy="categorical", batch=None, c
 def changed(rule, hp=(), **changes):
     """One update by a program of its own."""
     hp = hp_of(rule, **dict(hp))
-    learner = built(rule).init(hp, policy_of()[1])
     update = jax.jit(built(rule, **changes).update, compiler_options=QUICKLY)
-    return update(jax.random.key(7), hp, learner, batch_of())
+    return update(jax.random.key(7), hp, begin(rule, hp), trajectory_of())
 
 
 @functools.cache
@@ -162,10 +172,9 @@ def signature(tree):
 def test_state_is_arrays_and_keeps_its_types(rule):
     """What goes into an update comes out of it, to the weak type: it is the carry of a scan, and donated."""
     hp, (_, params) = hp_of(rule), policy_of()
-    learner = built(rule).init(hp, params)
-    assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(learner))
-    start = jax.eval_shape(built(rule).init, hp, params)
-    after, metrics = jax.eval_shape(built(rule).update, jax.random.key(0), hp, start, batch_of())
+    assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(begin(rule, hp)))
+    start = jax.eval_shape(built(rule).init, jax.random.key(0), hp, params)
+    after, metrics = jax.eval_shape(built(rule).update, jax.random.key(0), hp, start, trajectory_of())
     assert signature(after) == signature(start)
     assert {x.shape for x in metrics.values()} == {()}
 
@@ -173,8 +182,9 @@ def test_state_is_arrays_and_keeps_its_types(rule):
 @pytest.mark.parametrize("rule", RULES)
 def test_state_has_those_types_for_plain_numbers_too(rule):
     """Hyperparams of Python's floats: `train` may be called without converting them."""
-    learner = jax.eval_shape(lambda params: built(rule).init(HP, params), policy_of()[1])
-    assert signature(learner) == signature(jax.eval_shape(built(rule).init, hp_of(rule), policy_of()[1]))
+    key, params = jax.random.key(0), policy_of()[1]
+    learner = jax.eval_shape(lambda params: built(rule).init(key, HP, params), params)
+    assert signature(learner) == signature(jax.eval_shape(built(rule).init, key, hp_of(rule), params))
 
 
 def _pairs():
@@ -191,8 +201,7 @@ def test_every_distribution(rule, policy):
     learner, metrics = update(rule, policy=policy)
     assert metrics.keys() == METRICS | OWN_METRICS[rule]
     assert all(np.isfinite(x).all() for x in leaves((learner, metrics)))
-    start = built(rule, policy).init(hp_of(rule), policy_of(policy)[1])
-    assert distance((learner,), (start,)) > 1e-3
+    assert distance((learner,), (begin(rule, hp_of(rule), policy),)) > 1e-3
     assert metrics["ratio/first_minibatch_deviation"] < 1e-6
     assert metrics["kl"] > 1e-6
     assert metrics["kl_k3"] > 0
@@ -205,11 +214,17 @@ def test_every_distribution(rule, policy):
 def test_drift_is_that_of_the_policy_after_the_update(rule):
     """Over the whole batch, not the mean of what the minibatches saw on the way."""
     learner, metrics = update(rule)
-    pi, _ = policy_of()[0](learner.params, batch_of().obs)
+    pi, _ = policy_of()[0].evaluate(learner.params, (), batch_of().obs, batch_of().start)
     np.testing.assert_allclose(metrics["kl"], jnp.mean(batch_of().pi.kl(pi)), rtol=1e-4)
     ratio = np.exp(np.asarray(pi.log_prob(batch_of().action) - batch_of().log_prob, np.float64))
     np.testing.assert_allclose(metrics["ratio/max"], ratio.max(), rtol=1e-5)
     np.testing.assert_allclose(metrics["ratio/effective_sample_size"], ratio.mean() ** 2 / (ratio**2).mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_explained_variance_is_that_of_the_critic_before_the_update(rule):
+    error, target = (np.asarray(x, np.float64) for x in (batch_of().target - batch_of().value, batch_of().target))
+    np.testing.assert_allclose(update(rule)[1]["explained_variance"], 1 - error.var() / target.var(), rtol=1e-4)
 
 
 # --- transformations and keys -----------------------------------------------------------------------------------------
@@ -219,9 +234,9 @@ def test_drift_is_that_of_the_policy_after_the_update(rule):
 def test_jit_is_no_jit(rule):
     """Nor does any operation make a NaN that a later one throws away."""
     hp = hp_of(rule)
-    learner, batch = built(rule).init(hp, policy_of()[1]), batch_of()
+    learner = begin(rule, hp)
     with jax.disable_jit(), jax.debug_nans(True):
-        op_by_op = built(rule).update(jax.random.key(7), hp, learner, batch)
+        op_by_op = built(rule).update(jax.random.key(7), hp, learner, trajectory_of())
     assert_close(update(rule), op_by_op)
 
 
@@ -237,12 +252,12 @@ def test_vmap_over_all_hyperparameters_is_a_loop(rule):
     keys = jax.random.split(jax.random.key(6), runs)
 
     def run(key, hp):
-        return built(rule).update(key, hp, built(rule).init(hp, policy_of()[1]), batch_of())
+        return built(rule).update(key, hp, begin(rule, hp), trajectory_of())
 
     together = jax.jit(jax.vmap(run), compiler_options=QUICKLY)(keys, hps)
     for i in range(runs):
         hp = jax.tree.map(lambda x, i=i: x[i], hps)
-        alone = program(rule)(keys[i], hp, built(rule).init(hp, policy_of()[1]), batch_of())
+        alone = program(rule)(keys[i], hp, begin(rule, hp), trajectory_of())
         assert_close(jax.tree.map(lambda x, i=i: x[i], together), alone)
 
 
@@ -252,9 +267,9 @@ def test_key_discipline(rule):
     assert same_bits(update(rule), update(rule))
     assert distance(update(rule), update(rule, key=8)) > 1e-6
     hp = hp_of(rule)
-    learner, batch = built(rule).init(hp, policy_of()[1]), batch_of()
+    learner = begin(rule, hp)
     with jax.debug_key_reuse(True):
-        jax.make_jaxpr(lambda key: built(rule).update(key, hp, learner, batch))(jax.random.key(0))
+        jax.make_jaxpr(lambda key: built(rule).update(key, hp, learner, trajectory_of()))(jax.random.key(0))
 
 
 # --- every flag is alive, in its own rule alone -----------------------------------------------------------------------
@@ -265,18 +280,17 @@ def test_all_settings_are_accounted_for():
     fields = {field.name for kind in (TrainConfig, Hyperparams) for field in dataclasses.fields(kind)}
     assert ALGORITHMS_WITH.keys() <= fields
     assert {rule for rules in ALGORITHMS_WITH.values() for rule in rules} <= set(ALGORITHMS)
-    assert ALGORITHMS_WITH.keys() <= {*FAR, *ARGUMENTS, *COUNTS_OF_TRPO}
+    assert ALGORITHMS_WITH.keys() <= {*FAR, *SCHEDULES, "value_target", *COUNTS_OF_TRPO}
 
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("name", FAR)
 def test_hyperparameters(rule, name):
     """After two updates, since what a rule carries from one to the next shows in the second."""
-    batch = batch_of(**{name: FAR[name]}) if name in ("gamma", "gae_lambda") else None
     # A KL below kl_min must not be above kl_max.
     wide = {"kl_max": 1e3} if name == "kl_min" else {}
     reference = update(rule, hp_of(rule, **wide), times=2) if wide else base(rule)
-    result = update(rule, hp_of(rule, **wide, **{name: FAR[name]}), times=2, batch=batch)
+    result = update(rule, hp_of(rule, **wide, **{name: FAR[name]}), times=2)
     if has(rule, name):
         assert distance(result, reference) > 1e-5
     else:
@@ -284,12 +298,12 @@ def test_hyperparameters(rule, name):
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("name", ARGUMENTS)
-def test_schedules_and_value_target(rule, name):
-    config = config_of(rule, **{name: ARGUMENTS[name]})
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules(rule, name):
+    config = config_of(rule, **{name: SCHEDULES[name]})
     # Large, so that a part of it matters.
     hp = hp_of(rule, ent_coef=0.5, clip_eps=0.02)
-    result = update(rule, hp, times=2, config=config, batch=batch_of(value_target=config.value_target))
+    result = update(rule, hp, times=2, config=config)
     plain = update(rule, hp, times=2, config=config_of(rule))
     if has(rule, name):
         assert distance(result, plain) > 1e-5
@@ -313,6 +327,13 @@ def test_the_adaptive_schedule_is_alive():
     assert distance(adaptive, constant) < 1e-5
     slower = update("kl_adaptive", hp_of("kl_adaptive", target_kl=1e-5), times=2)
     assert distance(slower, constant) > 1e-5
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_value_target(rule):
+    """It is the critic that learns something else, so what every rule has of it is the value loss."""
+    assert has(rule, "value_target")
+    assert distance(changed(rule, value_target="rewards_to_go"), update(rule)) > 1e-5
 
 
 @rest_slow(BY_PATH, ALGORITHMS)
@@ -340,7 +361,7 @@ def test_counts_of_trpo(rule, name):
         assert distance(result, update(rule, hp_of(rule, **far))) > 1e-5
     else:
         hp = hp_of(rule)
-        arguments = (jax.random.key(0), hp, built(rule).init(hp, policy_of()[1]), batch_of())
+        arguments = (jax.random.key(0), hp, begin(rule, hp), trajectory_of())
         programs = [jax.make_jaxpr(built(rule, **x).update)(*arguments) for x in ({}, {name: COUNTS_OF_TRPO[name]})]
         assert str(programs[0]) == str(programs[1])
 
@@ -358,7 +379,7 @@ def test_nothing_optional_is_needed(rule):
     """target_kl and vf_clip_eps may be None; what is not reached is the same result as none."""
     hp = dataclasses.replace(hp_of(rule), target_kl=None, vf_clip_eps=None)
     learner, metrics = jax.eval_shape(
-        lambda hp: built(rule).update(jax.random.key(0), hp, built(rule).init(hp, policy_of()[1]), batch_of()), hp
+        lambda hp: built(rule).update(jax.random.key(0), hp, begin(rule, hp), trajectory_of()), hp
     )
     assert metrics.keys() == METRICS | OWN_METRICS[rule]
     assert signature(learner)[0] == signature(base(rule)[0])[0]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compiled_once import QUICKLY
-from hand_batch import CONFIG, make_batch, make_policy
+from hand_batch import CONFIG, HP, make_batch, make_policy, make_trajectory
 from jax.flatten_util import ravel_pytree
 
 from purejaxppo.algorithms.surrogate import standardize_batch
@@ -18,20 +18,20 @@ from purejaxppo.core.losses import importance_surrogate
 from purejaxppo.core.shards import Shards
 
 TRPO = dataclasses.replace(CONFIG, algorithm="trpo", num_epochs=1)
-APPLY, PARAMS = make_policy()
+POLICY, PARAMS = make_policy()
 ROWS = 32
 
 
 @functools.cache
 def batch_of(seed):
-    batch = make_batch(APPLY, PARAMS, seed, rows=ROWS // 4)
+    batch = make_batch(POLICY, PARAMS, seed, rows=ROWS // 4)
     return batch._replace(advantage=standardize_batch(Shards(), batch.advantage))
 
 
 @functools.cache
 def step_program():
     def run(hp, batch):
-        return policy_step(TRPO, APPLY, hp, PARAMS, batch, Shards())
+        return policy_step(TRPO, POLICY, hp, PARAMS, batch, Shards())
 
     return jax.jit(run, compiler_options=QUICKLY)
 
@@ -42,11 +42,11 @@ def step(batch, **options):
 
 
 @functools.cache
-def policy_program(apply):
+def policy_program(policy):
     """(params, batch) -> the policy at the batch's observations, and its log-probabilities of the batch's actions."""
 
     def run(params, batch):
-        pi, _ = apply(params, batch.obs)
+        pi, _ = policy.evaluate(params, (), batch.obs, batch.start)
         return pi, pi.log_prob(batch.action)
 
     return jax.jit(run, compiler_options=QUICKLY)
@@ -110,29 +110,29 @@ def test_line_search_with_a_gap():
 # --- the policy's step ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("policy", ["categorical", "gaussian"])
-def test_direction_and_length_are_those_of_dense_linear_algebra(policy):
+@pytest.mark.parametrize("kind", ["categorical", "gaussian"])
+def test_direction_and_length_are_those_of_dense_linear_algebra(kind):
     """float64: (F + damping) x = g solved directly, F being the Hessian of the mean KL, made by forward over forward.
 
     The target is small enough for the whole step to be accepted.
     """
     target_kl, damping, ent_coef = 1e-8, 0.1, 0.02
-    apply, params = make_policy(policy)
-    batch = make_batch(apply, params, rows=ROWS // 4)
+    policy, params = make_policy(kind)
+    batch = make_batch(policy, params, rows=ROWS // 4)
     with jax.enable_x64(True):
         params, batch = jax.tree.map(
             lambda x: jnp.asarray(x, jnp.float64 if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype),
             (params, batch),
         )
-        pi, log_prob = policy_program(apply)(params, batch)
+        pi, log_prob = policy_program(policy)(params, batch)
         batch = batch._replace(pi=pi, log_prob=log_prob)
         old, unravel = ravel_pytree(params)
 
         def kl(flat):
-            return jnp.mean(batch.pi.kl(apply(unravel(flat), batch.obs)[0]))
+            return jnp.mean(batch.pi.kl(policy.evaluate(unravel(flat), (), batch.obs, batch.start)[0]))
 
         def objective(flat):
-            new, _ = apply(unravel(flat), batch.obs)
+            new, _ = policy.evaluate(unravel(flat), (), batch.obs, batch.start)
             ratio = jnp.exp(new.log_prob(batch.action) - batch.log_prob)
             return importance_surrogate(ratio, batch.advantage) + ent_coef * jnp.mean(new.entropy())
 
@@ -143,7 +143,7 @@ def test_direction_and_length_are_those_of_dense_linear_algebra(policy):
         length = np.sqrt(2 * target_kl / (direction @ fisher @ direction))
         config = dataclasses.replace(TRPO, cg_iterations=60)
         hp = Hyperparams(target_kl=target_kl, cg_damping=damping, ent_coef=ent_coef)
-        step = jax.jit(functools.partial(policy_step, config, apply, hp, shards=Shards()), compiler_options=QUICKLY)
+        step = jax.jit(functools.partial(policy_step, config, policy, hp, shards=Shards()), compiler_options=QUICKLY)
         new, metrics = step(params, batch)
         moved = np.asarray(ravel_pytree(new)[0] - old)
         assert metrics["step_fraction"] == 1
@@ -158,7 +158,7 @@ def test_step_stays_inside_the_region_and_is_no_worse(target_kl):
     for seed in range(6):
         batch = batch_of(seed)
         params, metrics = step(batch, target_kl=target_kl, cg_damping=1e-3)
-        pi, log_prob = policy_program(APPLY)(params, batch)
+        pi, log_prob = policy_program(POLICY)(params, batch)
         ratio = np.exp(np.asarray(log_prob - batch.log_prob, np.float64))
         surrogate = (ratio * np.asarray(batch.advantage)).mean()
         assert float(jnp.mean(batch.pi.kl(pi))) <= target_kl * (1 + 1e-3)
@@ -173,7 +173,7 @@ def test_step_stays_inside_the_region_and_is_no_worse(target_kl):
 
 def test_no_target_is_the_default_one():
     default = dataclasses.replace(Hyperparams(ent_coef=0.0), target_kl=None)
-    step_by_default = functools.partial(policy_step, TRPO, APPLY, default, PARAMS, shards=Shards())
+    step_by_default = functools.partial(policy_step, TRPO, POLICY, default, PARAMS, shards=Shards())
     params, _ = jax.jit(step_by_default, compiler_options=QUICKLY)(batch_of(0))
     for x, y in zip(jax.tree.leaves(params), jax.tree.leaves(step(batch_of(0))[0]), strict=True):
         np.testing.assert_allclose(x, y, atol=1e-6)
@@ -218,16 +218,17 @@ def test_no_step_without_an_advantage():
 
 def test_value_regression_does_not_move_the_policy():
     """Bit by bit, at any learning rate; and the value function does move."""
-    algorithm = trpo(TRPO, APPLY)
+    algorithm = trpo(TRPO, POLICY)
     init, update = (jax.jit(x, compiler_options=QUICKLY) for x in (algorithm.init, algorithm.update))
-    batch = batch_of(0)
-    of_value = jax.jit(jax.grad(lambda params: jnp.sum(APPLY(params, batch.obs)[1])))(PARAMS)
+    key, batch, trajectory = jax.random.key(0), batch_of(0), make_trajectory(POLICY, PARAMS, rows=ROWS // 4)
+    of_value = jax.jit(jax.grad(lambda params: jnp.sum(POLICY.evaluate(params, (), batch.obs, batch.start)[1])))(PARAMS)
     is_policy = [not np.any(x) for x in jax.tree.leaves(of_value)]
     assert 0 < sum(is_policy) < len(is_policy)
     results = []
     for learning_rate in (0.0, 1e-3, 1.0):
-        hp = jax.tree.map(jnp.float32, Hyperparams(learning_rate=learning_rate, ent_coef=0.0, target_kl=0.01))
-        learner, metrics = update(jax.random.key(0), hp, init(hp, PARAMS), batch)
+        hp = dataclasses.replace(HP, learning_rate=learning_rate, ent_coef=0.0, target_kl=0.01)
+        hp = jax.tree.map(jnp.float32, hp)
+        learner, metrics = update(key, hp, init(key, hp, PARAMS), trajectory)
         results.append(jax.tree.leaves(learner.params))
         assert 0 < metrics["kl"] <= 0.01 * (1 + 1e-3)
     for old, still, policy, *moved in zip(jax.tree.leaves(PARAMS), results[0], is_policy, *results[1:], strict=True):

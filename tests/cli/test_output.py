@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from purejaxppo.cli import main as cli
+from purejaxppo.cli.output import describe_checkpoints
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.experiment import signals
 from purejaxppo.experiment.checkpoints.state import snapshot
@@ -120,3 +121,17 @@ def test_checking_checkpoints_takes_no_jax():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert "step_000000000100" in done.stdout
     assert done.stdout.endswith("False\n")
+
+
+def test_a_table_of_checkpoints_says_which_return_ranks_them():
+    """Evaluations have a column where they rank a checkpoint; one without a return has a dash."""
+    row = {"checkpoint": "step_1", "env_steps": 1000, "bytes": 10**6, "fault": None}
+    plain = {**row, "train_return": 2.0, "evaluation_return": None, "ranked_by": "train_return"}
+    other = {**row, "train_return": None, "evaluation_return": 3.5, "ranked_by": "evaluation_return"}
+    assert describe_checkpoints([plain]) == [
+        ["checkpoint", "env steps", "training return", "MB", "state"],
+        ["step_1", "1,000", "2", "1.00", "sound"],
+    ]
+    head, *rows = describe_checkpoints([other, plain])
+    assert head[2:4] == ["training return", "evaluation return (best by this)"]
+    assert [cells[2:4] for cells in rows] == [["-", "3.5"], ["2", "-"]]

@@ -13,6 +13,7 @@ from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.config.fields import ALGORITHMS_WITH
 from purejaxppo.config.presets import ALGORITHM_PRESETS, PRESETS
 from purejaxppo.config.resolve import FIELDS, resolve
+from purejaxppo.errors import ConfigError
 
 CARTPOLE = PRESETS["CartPole-v1"]
 
@@ -147,7 +148,7 @@ def test_each_algorithm_has_its_own_preset_and_its_own_settings():
     assert first_hp.ent_coef == trpo_hp.ent_coef == 0.25
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", ALGORITHMS.built_in())
 def test_a_setting_is_the_one_that_train_would_have(tmp_path, algorithm):
     """It comes from the preset of its environment and algorithm, a file, and a flag, the later ones overriding."""
     path = tmp_path / "c.json"
@@ -306,3 +307,54 @@ def test_a_file_with_settings_that_no_algorithm_of_the_sweep_has(capfd, tmp_path
 
 def test_default_algorithm_is_trains():
     assert sweep("").settings[0][0].algorithm == TrainConfig.algorithm
+
+
+# --- evaluations while training ---------------------------------------------------------------------------------------
+
+
+def train_options(argv):
+    return parse.parse(["train", *argv.split()]).options
+
+
+@pytest.mark.parametrize(
+    ("argv", "updates"),
+    [
+        ("--total-timesteps 1280", 4),  # 40 updates of 32 steps
+        ("--total-timesteps 1279", 4),  # 39
+        ("--total-timesteps 1439", 4),  # 44
+        ("--total-timesteps 1440", 5),  # 45
+        ("--total-timesteps 64", 1),
+        ("--total-timesteps 1280 --num-steps 16", 2),
+    ],
+)
+def test_train_evaluates_ten_times(argv, updates):
+    """A tenth of the budget is rounded to whole updates, of which it has at least one."""
+    command = parse.parse(["train", "--num-envs", "4", "--num-steps", "8", *argv.split()])
+    assert command.options == RunOptions(eval_every=updates * command.settings.batch_size)
+
+
+def test_a_flag_or_a_file_says_how_often_it_evaluates(tmp_path):
+    """The default of a budget does not replace what a run's config.json has, even if it is 0."""
+    path = tmp_path / "c.json"
+    for value in (0, 640):
+        path.write_text(json.dumps({"eval_every": value, "total_timesteps": 10**6}))
+        assert train_options(f"--config {path} --total-timesteps 64000").eval_every == value
+        assert train_options(f"--config {path} --eval-every=7").eval_every == 7
+        assert sweep(f"--config {path}").options == RunOptions()
+    assert train_options("--eval_every 0").eval_every == 0
+    assert train_options("--eval-every-episodes 5") == RunOptions(
+        eval_every=train_options("").eval_every, eval_every_episodes=5
+    )
+
+
+def test_the_help_shows_how_often_it_evaluates(capsys):
+    with pytest.raises(SystemExit):
+        parse.parse(["train", "--env", "Acrobot-v1", "--help"])
+    assert f"(default: {train_options('--env Acrobot-v1').eval_every})" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["sweep", "compare"])
+@pytest.mark.parametrize("flag", ["--eval-every 64", "--eval-every=0", "--eval_every_episodes 4", "--keep-best 1"])
+def test_options_of_single_runs_are_refused(command, flag):
+    with pytest.raises(ConfigError, match=r"^--(eval-every|eval-every-episodes|keep-best) is for single runs; "):
+        parse.parse([command, *flag.split()])

@@ -16,6 +16,7 @@ from purejaxppo.config.resolve import (
     refuse_changes,
     resolve,
     settings_record,
+    tenth_of_budget,
     upgraded,
 )
 from purejaxppo.config.validate import validate_config, validate_hyperparams
@@ -294,3 +295,14 @@ def test_policy_was_the_action_distribution(write, name):
     refuse_changes(old, settings_record(TrainConfig(action_distribution=name), Hyperparams()), "")
     with pytest.raises(ConfigError, match="optimizer adam -> sgd"):
         refuse_changes(old, settings_record(TrainConfig(action_distribution=name, optimizer="sgd"), Hyperparams()), "")
+
+
+@pytest.mark.parametrize(("timesteps", "steps"), [(3200, 320), (3199, 320), (1, 0), (32, 32), (480, 64)])
+def test_a_tenth_of_the_budget_is_in_whole_updates(timesteps, steps):
+    """It is 0 where the budget is below one update, which is refused elsewhere; 15 updates have a tenth of two."""
+    assert tenth_of_budget(TrainConfig(num_envs=4, num_steps=8, total_timesteps=timesteps)) == steps
+
+
+@pytest.mark.parametrize("change", [{"num_envs": 0}, {"num_steps": "8"}, {"total_timesteps": None}])
+def test_invalid_settings_have_no_tenth(change):
+    assert tenth_of_budget(TrainConfig(**change)) == 0

@@ -297,7 +297,12 @@ def test_suggestion():
 
 # --- options of the host, algorithms ----------------------------------------------------------------------------------
 
-OPTION_COUNTS = {"eval_episodes": 1, "keep_newest": 2, "keep_best": 0}  # and the least allowed
+OPTION_COUNTS = {
+    "eval_episodes": 1,
+    "eval_every_episodes": 1,
+    "keep_newest": 2,
+    "keep_best": 0,
+}  # and the least allowed
 
 
 @pytest.mark.parametrize(("name", "low"), OPTION_COUNTS.items())
@@ -308,6 +313,18 @@ def test_counts_of_options(name, low):
     for value in (low - 1, -5, 2**31, 2.5, True, "3", None, math.nan):
         message = refusal(validate_options, RunOptions(**{name: value}))
         assert message.startswith(f"{name} = {value!r} is not a whole number from {low} to")
+
+
+@pytest.mark.parametrize("value", [0, 1, 1e6, np.int64(7), 2**62])
+def test_eval_every(value):
+    """It is in environment steps, of which there may be more than 2^31; 0 is never."""
+    validate_options(RunOptions(eval_every=value))
+
+
+@pytest.mark.parametrize("value", [-1, 0.5, math.nan, 2**63, True, "3", None])
+def test_impossible_eval_every(value):
+    message = refusal(validate_options, RunOptions(eval_every=value))
+    assert message.startswith(f"eval_every = {value!r} is not a whole number from 0 to 2**63 - 1")
 
 
 @pytest.mark.parametrize("value", [0, 0.5, 60, 1e9, np.float32(3)])

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from purejaxppo.core.advantage import ESTIMATORS, gae, rewards_to_go
+from purejaxppo.config import Hyperparams, TrainConfig
+from purejaxppo.core.advantage import ESTIMATORS, estimate, gae, rewards_to_go
+from purejaxppo.core.types import Trajectory
 
 T, E = 7, 3
 compiled = jax.jit(gae)
@@ -231,6 +233,26 @@ def test_estimators(gae_lambda):
     np.testing.assert_array_equal(advantage, plain[0])
     np.testing.assert_array_equal(target, rewards_to_go(data[0], data[2], TERMINATED, TRUNCATED, 0.7))
     assert np.allclose(target, plain[1], atol=1e-5) == (gae_lambda == 1.0)
+
+
+def test_estimate_by_hand():
+    """Two steps, then a time limit, then one more step; [T, E] as in the rollout.
+
+    With gamma = 1/2 and lambda = 1/4 the errors are 1 + 2 - 2 = 1, 4 + 4 - 4 = 4 and 2 + 1 - 8 = -5: the advantages are
+    1 + 4 / 8, 4 and -5. The rewards-to-go are 1 + 8 / 2, 4 + 8 / 2 and 2 + 2 / 2.
+    """
+    reward, value, next_value = (np.float32(x)[:, None] for x in ([1, 4, 2], [2, 4, 8], [4, 8, 2]))
+    ends = np.array([[False], [True], [False]])
+    seen = Trajectory(*[None] * len(Trajectory._fields))._replace(
+        reward=reward, value=value, next_value=next_value, terminated=np.zeros((3, 1), bool), truncated=ends
+    )
+    hp = Hyperparams(gamma=0.5, gae_lambda=0.25)
+    advantage, target = estimate(TrainConfig(value_target="gae"), hp, seen)
+    np.testing.assert_array_equal(advantage[:, 0], [1.5, 4, -5])
+    np.testing.assert_array_equal(target[:, 0], [3.5, 8, 3])
+    advantage, target = estimate(TrainConfig(value_target="rewards_to_go"), hp, seen)
+    np.testing.assert_array_equal(advantage[:, 0], [1.5, 4, -5])
+    np.testing.assert_array_equal(target[:, 0], [5, 8, 3])
 
 
 def test_rewards_to_go_checks_shapes_and_keeps_the_dtype():

@@ -3,11 +3,13 @@
 import dataclasses
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hand_policy import policy_of
 from probe_envs import walk
 
 from purejaxppo.algorithms import make_algorithm, ppo_clip
@@ -18,7 +20,8 @@ from purejaxppo.core.types import Box, Discrete, MultiDiscrete
 from purejaxppo.devices.data_parallel import spread_trainer
 from purejaxppo.devices.vectorize import grid, make_runs
 from purejaxppo.errors import ConfigError, EnvError
-from purejaxppo.policies.registry import make_network
+from purejaxppo.policies.feed_forward import FeedForward
+from purejaxppo.policies.registry import make_policy
 from purejaxppo.train import advance, make_trainer, train, trainer_from_config
 
 E = 4
@@ -92,6 +95,12 @@ WRONG = {
         "float32[4, 2] (reset's second value), but declares [5, 2]",
     ),
     "info": (stepping(lambda r: {"info": {"speed": r.obs}}), "info['speed'] float32[4, 2]; it has to be [4]"),
+    "info of keys": (
+        stepping(lambda r: {"info": {"seed": jax.random.split(jax.random.key(0), E)}}),
+        "info['seed'] key<fry>[4]; it has to be [4], one number per environment",
+    ),
+    "info without an axis": (stepping(lambda r: {"info": {"speed": r.reward[0]}}), "info['speed'] float32[]"),
+    "info of no array": (stepping(lambda r: {"info": {"speed": None}}), "info['speed'] of the type NoneType"),
     "no info": (stepping(lambda r: {"info": None}), "info of the type NoneType"),
     "state": (retyped(walk(E)), "a state of other shapes or types than its reset"),
     "order of reset": (swapped(walk(E)), "of the type tuple (reset's second value)"),
@@ -119,6 +128,96 @@ def test_an_environment_that_breaks_its_contract_is_refused(name):
     assert line(caught).startswith("the environment")
 
 
+@pytest.mark.parametrize("name", ["return", "length", "count"])
+def test_what_an_environment_reports_does_not_take_the_name_of_a_metric(name):
+    """`episode/return` is the trainer's own."""
+    with pytest.raises(EnvError) as caught:
+        check_env(stepping(lambda r: {"info": {name: r.reward}}))
+    assert f"info[{name!r}], which is the name of a metric; give it another one" in line(caught)
+
+
+def test_an_environment_may_report_numbers_of_any_type_and_truth_values():
+    numbers = {"speed": jnp.float32, "lives": jnp.int32, "level": jnp.uint8, "success": jnp.bool_}
+    info = {name: jnp.zeros(E, dtype) for name, dtype in numbers.items()}
+    check_env(stepping(lambda r: {"info": info}))
+
+
+SPACES = {"obs": Box((2,)), "critic": Box((1,)), "action_mask": Box((2,))}
+
+
+def shown(obs):
+    """An observation [E, 2] as a dict of three arrays."""
+    return {"obs": obs, "critic": obs[:, :1], "action_mask": jnp.ones((len(obs), 2), bool)}
+
+
+def showing(change=lambda obs: obs, change_final=lambda obs: obs, spaces=None):
+    """walk, with a dict of arrays as its observation."""
+    env = walk(E)
+
+    def reset(keys):
+        state, obs = env.reset(keys)
+        return state, change(shown(obs))
+
+    def step(draws, state, action):
+        state, result = env.step(draws, state, action)
+        return state, result._replace(obs=change(shown(result.obs)), final_obs=change_final(shown(result.final_obs)))
+
+    return env._replace(reset=reset, step=step, observation_space=spaces or SPACES)
+
+
+def without(key):
+    return lambda obs: {name: x for name, x in obs.items() if name != key}
+
+
+def with_array(key, make):
+    return lambda obs: {**obs, key: make(obs)}
+
+
+WRONG_DICTS = {
+    "a key is missing": (
+        showing(without("critic")),
+        "returns observations with the keys action_mask, obs (reset's second value), but declares with the keys "
+        "action_mask, critic, obs by observation_space",
+    ),
+    "a key is missing in final_obs": (
+        showing(change_final=without("critic")),
+        "with the keys action_mask, obs (step's final_obs)",
+    ),
+    "a key too many": (showing(with_array("goal", lambda obs: obs["obs"])), "with the keys action_mask, critic, goal"),
+    "an array for a dict": (showing(lambda obs: obs["obs"]), "that are one array (reset's second value), but declares"),
+    "a dict for an array": (showing(spaces=Box((2,))), "but declares that are one array by observation_space"),
+    "a shape": (
+        showing(with_array("critic", lambda obs: obs["obs"])),
+        "returns observations 'critic' float32[4, 2] (reset's second value), but declares [4, 1]",
+    ),
+    "no array": (showing(with_array("critic", lambda obs: None)), "observations 'critic' of the type NoneType"),
+    "a mask of numbers": (
+        showing(with_array("action_mask", lambda obs: jnp.ones((E, 2)))),
+        "returns 'action_mask' float32[4, 2] (reset's second value); it has to be bool, one per action",
+    ),
+    "another type than in reset": (
+        showing(change_final=with_array("critic", lambda obs: obs["critic"].astype(jnp.int32))),
+        "int32[4, 1] (step's final_obs), but float32[4, 1] in reset",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_DICTS)
+def test_an_observation_of_several_arrays_that_breaks_the_contract_is_refused(name):
+    env, says = WRONG_DICTS[name]
+    with pytest.raises(EnvError) as caught:
+        check_env(env)
+    assert says in line(caught)
+
+
+def test_an_observation_of_several_arrays_that_keeps_it_is_not():
+    """With or without those that have a meaning, and of any types."""
+    check_env(showing())
+    pixels = {"board": Box((2, 2)), "score": Box(())}
+    arrays = {"board": jnp.zeros((E, 2, 2), jnp.uint8), "score": jnp.zeros(E)}
+    check_env(showing(lambda obs: arrays, lambda obs: arrays, spaces=pixels))
+
+
 @pytest.mark.parametrize("continuous", [False, True])
 def test_an_environment_that_keeps_it_is_not(continuous):
     check_env(walk(E, continuous=continuous))
@@ -134,7 +233,7 @@ def test_trainers_look_at_environments_of_ones_own(build):
     assert says in line(caught)
 
 
-# --- networks and update rules ----------------------------------------------------------------------------------------
+# --- policies and update rules ----------------------------------------------------------------------------------------
 
 
 class Fixed:
@@ -151,11 +250,15 @@ class Fixed:
         return self.pi(*(jnp.zeros((*lead, n)) for n in self.outputs)), jnp.zeros((*lead, *self.value))
 
 
-def refused_network(network, env, **changes):
+def refused(policy, env, /, **changes):
     config = dataclasses.replace(CONFIG, **changes)
     with pytest.raises(ConfigError) as caught:
-        make_trainer(config, env, network, make_algorithm(config, network.apply))
+        make_trainer(config, env, policy, make_algorithm(config, policy))
     return line(caught)
+
+
+def refused_network(network, env, **changes):
+    return refused(FeedForward(network), env, **changes)
 
 
 def test_a_policy_whose_leaves_are_not_one_per_observation_is_refused():
@@ -173,13 +276,13 @@ def test_a_policy_whose_leaves_are_not_one_per_observation_is_refused():
 
 def test_an_algorithm_for_another_number_of_shards_is_refused():
     env = walk(E)
-    network = make_network(CONFIG, env)
-    algorithm = make_algorithm(dataclasses.replace(CONFIG, num_shards=E), network.apply)
+    policy = make_policy(CONFIG, env)
+    algorithm = make_algorithm(dataclasses.replace(CONFIG, num_shards=E), policy)
     with pytest.raises(ConfigError, match=f"made for {E} shards, but the run has 1"):
-        make_trainer(CONFIG, env, network, algorithm)
+        make_trainer(CONFIG, env, policy, algorithm)
 
 
-def test_a_network_with_other_actions_than_the_environment_is_refused():
+def test_a_policy_with_other_actions_than_the_environment_is_refused():
     discrete, continuous = walk(E), walk(E, continuous=True)
     assert "7 logits for 2 actions" in refused_network(Fixed(7), discrete)
     message = refused_network(Fixed(3, 3, pi=DiagGaussian), continuous)
@@ -235,14 +338,106 @@ def test_a_distribution_that_does_not_suit_the_policy_is_refused():
 
 @pytest.mark.parametrize("policy", ["gaussian", "tanh_gaussian"])
 def test_what_fits_is_not_refused(policy):
-    make_trainer(CONFIG, walk(E), Fixed(2), ppo_clip(CONFIG, Fixed(2).apply))
+    fixed = FeedForward(Fixed(2))
+    make_trainer(CONFIG, walk(E), fixed, ppo_clip(CONFIG, fixed))
     trainer_from_config(dataclasses.replace(CONFIG, action_distribution=policy), walk(E, continuous=True))
 
 
 def test_a_rule_without_its_settings_is_refused():
     env = walk(E)
-    with pytest.raises(ConfigError, match=r"^ppo_clip is no Algorithm; .*ppo_clip\(config, network\.apply\)"):
-        make_trainer(CONFIG, env, make_network(CONFIG, env), ppo_clip)
+    with pytest.raises(ConfigError, match=r"^ppo_clip is no Algorithm; .*ppo_clip\(config, policy\)"):
+        make_trainer(CONFIG, env, make_policy(CONFIG, env), ppo_clip)
+
+
+def test_a_policy_that_lacks_a_method_is_refused():
+    """A network has to be wrapped, which the message says."""
+    network, policy = Fixed(2), policy_of(Fixed(2).apply)
+    assert refused(network, walk(E)) == (
+        "the policy, a Fixed, has no method initial_memory; wrap a network in FeedForward."
+    )
+    for name in ("init", "initial_memory", "act", "evaluate"):
+        methods = {x: getattr(policy, x) for x in ("init", "initial_memory", "act", "evaluate") if x != name}
+        message = refused(SimpleNamespace(**methods), walk(E))
+        assert message == f"the policy, a SimpleNamespace, has no method {name}; see core.types.Policy."
+
+
+# --- policies with memory ---------------------------------------------------------------------------------------------
+
+
+class Remembering:
+    """Remembers the running episode's last observation, and is otherwise a network of zeros."""
+
+    def __init__(self, num_envs=E, after=lambda obs: obs):
+        self.num_envs, self.after = num_envs, after
+
+    def init(self, key, obs):
+        return jnp.zeros(())
+
+    def initial_memory(self, num_envs):
+        return {"last": jnp.zeros((self.num_envs, 2))}
+
+    def act(self, params, memory, obs, start):
+        return {"last": self.after(obs)}, Categorical(jnp.zeros((len(obs), 2)))
+
+    def evaluate(self, params, memory, obs, start):
+        assert memory["last"].shape == obs[:, 0].shape  # one memory for each sequence, not for each step
+        return Categorical(jnp.zeros((*start.shape, 2))), jnp.zeros(start.shape)
+
+
+def remembering(policy, **changes):
+    config = dataclasses.replace(CONFIG, **changes)
+    return make_trainer(config, walk(config.num_envs), policy, make_algorithm(config, policy))
+
+
+def test_a_memory_without_a_row_per_environment_is_refused():
+    assert refused(Remembering(1), walk(E)) == (
+        "the policy's initial_memory has a leaf float32[1, 2] for 4 environments; give each a row of its own."
+    )
+
+
+@pytest.mark.parametrize("after", [lambda obs: obs[:, :1], lambda obs: obs.astype(jnp.int32), lambda obs: (obs, obs)])
+def test_a_memory_that_changes_its_shape_or_type_is_refused(after):
+    assert refused(Remembering(after=after), walk(E)) == (
+        "the policy's act returns a memory of other shapes or types than its initial_memory."
+    )
+
+
+def test_a_value_of_rows_where_there_are_sequences_is_refused():
+    class Flat(Remembering):
+        def evaluate(self, params, memory, obs, start):
+            pi, value = super().evaluate(params, memory, obs, start)
+            return pi, value.ravel()
+
+    assert "the policy's value is float32[4] for 4 observations; it has to be [4, 1]" in refused(Flat(), walk(E))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"num_minibatches": 8}, "num_steps = 4 / sequence_length = 4 are 4 sequences in each of 1 shards"),
+        ({"num_minibatches": 4, "num_shards": 2}, "are 2 sequences in each of 2 shards, which num_minibatches = 4"),
+        (
+            {"num_steps": 12, "total_timesteps": 48, "sequence_length": 6, "num_minibatches": 12},
+            "num_steps = 12 / sequence_length = 6 are 8 sequences in each of 1 shards",
+        ),
+    ],
+)
+def test_sequences_that_do_not_fill_the_minibatches_are_refused(changes, says):
+    """The rows would: a policy without memory trains with the same numbers."""
+    assert says in refused(Remembering(), walk(E), **changes)
+    trainer_from_config(dataclasses.replace(CONFIG, **changes), walk(E))
+
+
+@pytest.mark.parametrize("changes", [{}, {"num_minibatches": 4}, {"num_minibatches": 8, "sequence_length": 2}])
+def test_a_policy_with_memory_that_fits_is_not_refused(changes):
+    remembering(Remembering(), **{"num_minibatches": 1, **changes})
+
+
+@pytest.mark.parametrize("policy", [Remembering(), FeedForward(Fixed(2))])
+def test_a_sequence_length_that_does_not_divide_the_rollout_is_refused(policy):
+    """Whatever the policy: it says what could be used instead."""
+    message = refused(policy, walk(E), num_minibatches=1, sequence_length=3)
+    assert message == "sequence_length = 3 does not divide num_steps = 4; try 1, 2 or 4."
 
 
 # --- hyperparameters --------------------------------------------------------------------------------------------------

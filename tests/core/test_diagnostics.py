@@ -10,7 +10,7 @@ from compiled_once import QUICKLY
 from hand_batch import make_batch, make_policy
 
 from purejaxppo.core import diagnostics
-from purejaxppo.core.diagnostics import drift, drift_metrics, shard_drift
+from purejaxppo.core.diagnostics import diagnose, drift_metrics, shard_drift
 from purejaxppo.core.shards import Shards
 from purejaxppo.core.sums import merged, moments
 
@@ -87,12 +87,12 @@ def test_importance_weights_of_the_policy_that_acted():
 
 def test_drift_from_one_policy_to_another():
     """The KL is old || new, not the other way about; k3 from many actions comes near it."""
-    apply, params = make_policy()
+    policy, params = make_policy()
     _, others = make_policy(seed=1)
-    batch = make_batch(apply, params, rows=1024)
-    measure = jax.jit(functools.partial(drift, apply), static_argnums=2, compiler_options=QUICKLY)
+    batch = make_batch(policy, params, rows=1024)
+    measure = jax.jit(functools.partial(diagnose, policy), static_argnums=2, compiler_options=QUICKLY)
     found = measure(others, batch, Shards())
-    new, _ = jax.jit(apply, compiler_options=QUICKLY)(others, batch.obs)
+    new, _ = jax.jit(policy.evaluate, compiler_options=QUICKLY)(others, (), batch.obs, batch.start)
     log_p, log_q = (np.asarray(jax.nn.log_softmax(pi.logits), np.float64) for pi in (batch.pi, new))
     expected = (np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean()
     reverse = (np.exp(log_q) * (log_q - log_p)).sum(axis=1).mean()
@@ -100,12 +100,15 @@ def test_drift_from_one_policy_to_another():
     assert abs(expected - reverse) > 0.05 * expected
     assert float(found["kl_k3"]) == pytest.approx(expected, rel=0.15)
     assert float(found["ratio/mean"]) == pytest.approx(1.0, abs=0.15)
+    error, target = (np.asarray(x, np.float64) for x in (batch.target - batch.value, batch.target))
+    np.testing.assert_allclose(found["explained_variance"], 1 - error.var() / target.var(), rtol=1e-4)
     by_shard = measure(others, batch, Shards(8))
     for name in found:
         np.testing.assert_allclose(by_shard[name], found[name], rtol=1e-4, err_msg=name)
     at_home = measure(params, batch, Shards())
     assert abs(at_home["kl"]) < 1e-6
     assert abs(at_home["ratio/max"] - 1) < 1e-5
+    assert at_home["explained_variance"] == found["explained_variance"]  # of the values before the update
 
 
 def test_explained_variance():

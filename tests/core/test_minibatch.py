@@ -1,4 +1,4 @@
-"""Every row is in one minibatch per epoch; the steps on them are a Python loop."""
+"""Rollouts cut into rows or sequences; every row is in one minibatch per epoch; the steps on them are a Python loop."""
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +7,98 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from purejaxppo.core.minibatch import minibatch_rows, stop_early
+from purejaxppo.config import TrainConfig
+from purejaxppo.core.distributions import Categorical
+from purejaxppo.core.minibatch import cut, minibatch_rows, stop_early
 from purejaxppo.core.shards import Shards
+from purejaxppo.core.types import Trajectory
+
+# --- the cut ----------------------------------------------------------------------------------------------------------
+
+T, E = 6, 2
+
+
+def numbered(*shape, start=0):
+    """[T, E, *shape] of 100 t + e (and 0.1 times the place in the other axes), so that rows say where they are from."""
+    step, env = np.arange(T).reshape(T, 1), np.arange(E).reshape(1, E)
+    place = 0.1 * np.arange(int(np.prod(shape))).reshape(shape)
+    return (start + (100 * step + env).reshape(T, E, *(1 for _ in shape)) + place).astype(np.float32)
+
+
+def trajectory(memory=()):
+    """Each field has a thousand of its own."""
+    return Trajectory(
+        obs={"obs": numbered(3), "board": numbered(2, 2, start=10_000)},
+        action=numbered(2, start=20_000),
+        pi=Categorical(numbered(4, start=30_000)),
+        log_prob=numbered(start=40_000),
+        value=numbered(start=50_000),
+        next_value=numbered(start=60_000),
+        reward=numbered(start=70_000),
+        terminated=np.zeros((T, E), bool),
+        truncated=np.zeros((T, E), bool),
+        next_obs=None,
+        start=numbered() % 300 == 1,  # of environment 1, at steps 0 and 3
+        memory=memory,
+        info={},
+    )
+
+
+def cut_of(memory=(), **settings):
+    """The batch, with advantage, target and something of an algorithm's own."""
+    extra = {"own": numbered(5, start=100_000)}
+    config = TrainConfig(num_envs=E, num_steps=T, **settings)
+    return cut(config, trajectory(memory), numbered(start=80_000), numbered(start=90_000), extra)
+
+
+ROWS = [0, 100, 200, 300, 400, 500, 1, 101, 201, 301, 401, 501]  # the first environment's steps, then the second's
+
+
+def test_rows_lie_environment_by_environment():
+    """In every leaf; without memory there are single steps, whatever the length of sequences."""
+    for batch in (cut_of(), cut_of(sequence_length=3)):
+        np.testing.assert_allclose(batch.obs["obs"][:, 0], ROWS)
+        np.testing.assert_allclose(batch.obs["obs"][:, 2], np.add(ROWS, 0.2), rtol=1e-6)
+        assert batch.obs["board"].shape == (T * E, 2, 2)
+        np.testing.assert_allclose(batch.obs["board"][:, 0, 0], np.add(ROWS, 10_000))
+        np.testing.assert_allclose(batch.action[:, 0], np.add(ROWS, 20_000))
+        np.testing.assert_allclose(batch.pi.logits[:, 0], np.add(ROWS, 30_000))
+        np.testing.assert_allclose(batch.log_prob, np.add(ROWS, 40_000))
+        np.testing.assert_allclose(batch.value, np.add(ROWS, 50_000))
+        np.testing.assert_allclose(batch.advantage, np.add(ROWS, 80_000))
+        np.testing.assert_allclose(batch.target, np.add(ROWS, 90_000))
+        np.testing.assert_allclose(batch.extra["own"][:, 0], np.add(ROWS, 100_000))
+        assert batch.extra["own"].shape == (T * E, 5)
+        assert np.flatnonzero(batch.start).tolist() == [6, 9]
+        assert batch.memory == ()
+
+
+@pytest.mark.parametrize(
+    ("length", "sequences", "at_start"),
+    [
+        (None, [[0, 100, 200, 300, 400, 500], [1, 101, 201, 301, 401, 501]], [0, 1]),
+        (6, [[0, 100, 200, 300, 400, 500], [1, 101, 201, 301, 401, 501]], [0, 1]),
+        (3, [[0, 100, 200], [300, 400, 500], [1, 101, 201], [301, 401, 501]], [0, 300, 1, 301]),
+        (2, [[0, 100], [200, 300], [400, 500], [1, 101], [201, 301], [401, 501]], [0, 200, 400, 1, 201, 401]),
+        (1, [[row] for row in ROWS], ROWS),
+    ],
+)
+def test_sequences_have_the_memory_of_their_first_step(length, sequences, at_start):
+    """Environment by environment, too, so that those of a shard are contiguous."""
+    memory = {"cell": numbered(4), "count": numbered().astype(np.int32)}
+    batch = cut_of(memory, sequence_length=length)
+    number = len(sequences)
+    np.testing.assert_allclose(batch.log_prob, np.add(sequences, 40_000))
+    np.testing.assert_allclose(batch.advantage, np.add(sequences, 80_000))
+    np.testing.assert_allclose(batch.obs["board"][..., 0, 0], np.add(sequences, 10_000))
+    np.testing.assert_allclose(batch.pi.logits[..., 0], np.add(sequences, 30_000))
+    np.testing.assert_allclose(batch.extra["own"][..., 0], np.add(sequences, 100_000))
+    np.testing.assert_array_equal(batch.start, np.isin(sequences, [1, 301]))
+    np.testing.assert_array_equal(batch.memory["count"], at_start)
+    np.testing.assert_allclose(batch.memory["cell"][:, 0], at_start)
+    assert batch.memory["cell"].shape == (number, 4)
+    assert batch.obs["board"].shape == (number, T * E // number, 2, 2)
+
 
 # --- the fold ---------------------------------------------------------------------------------------------------------
 

@@ -38,12 +38,11 @@ def updated(normalizer, obs, reward, done, shards=1):
     def by_shard(x):
         return x.swapaxes(0, 1).reshape(shards, -1, *x.shape[2:])
 
-    returns, discounted = discounted_returns(reward, done, jnp.zeros(E), GAMMA)
-    if normalizer.discounted is not None:
-        returns, discounted = discounted_returns(reward, done, normalizer.discounted, GAMMA)
-    else:
-        discounted = None
-    return update_normalizer(normalizer, moments(by_shard(obs)), moments(by_shard(returns)), discounted, reward.size)
+    seen = None if normalizer.obs is None else moments(by_shard(obs))
+    if normalizer.discounted is None:
+        return update_normalizer(normalizer, seen, None, None, reward.size)
+    returns, discounted = discounted_returns(reward, done, normalizer.discounted, GAMMA)
+    return update_normalizer(normalizer, seen, moments(by_shard(returns)), discounted, reward.size)
 
 
 # --- running statistics -----------------------------------------------------------------------------------------------
@@ -147,7 +146,7 @@ def test_before_the_first_rollout_observations_are_centred_and_not_scaled():
     first = np.array([[50.0, 0.5], [54.0, 0.5]], np.float32)
     normalizer = init_normalizer(jnp.asarray(first), True, True)
     np.testing.assert_allclose(
-        normalized_obs(normalizer, jnp.array([[[53.0, 0.5], [30.0, 2.5]]])), [[[1.0, 0.0], [-10.0, 2.0]]], rtol=1e-6
+        normalized_obs(normalizer.obs, jnp.array([[[53.0, 0.5], [30.0, 2.5]]])), [[[1.0, 0.0], [-10.0, 2.0]]], rtol=1e-6
     )
     np.testing.assert_allclose(scaled_reward(normalizer, jnp.array([[-3.0, 70.0]])), [[-3.0, 10.0]], rtol=1e-6)
 
@@ -158,7 +157,7 @@ def test_what_is_not_normalised_passes_unchanged(which):
     obs, reward, done = map(jnp.asarray, rollout_of(0))
     normalizer = updated(init_normalizer(obs[0], *which), obs, reward, done)
     assert (normalizer.obs is not None, normalizer.returns is not None) == which
-    assert (normalized_obs(normalizer, obs) is obs) == (not which[0])
+    assert (normalized_obs(normalizer.obs, obs) is obs) == (not which[0])
     assert (scaled_reward(normalizer, reward) is reward) == (not which[1])
 
 
@@ -181,6 +180,35 @@ def test_statistics_are_those_of_all_rollouts_so_far(shards):
         np.testing.assert_allclose(normalizer.returns.var, np.var(returns), rtol=1e-4)
         np.testing.assert_allclose(normalizer.discounted, running, rtol=1e-5, atol=1e-6)
         assert float(normalizer.obs.rows) == float(normalizer.returns.rows) == T * E * (seed + 1)
+
+
+def test_of_several_arrays_those_of_floats_that_are_seen_are_normalised():
+    """Each by statistics of its own; a mask, integers and what nobody sees stay as they are."""
+    obs, *_ = rollout_of(0)
+    whole = {
+        "obs": obs,
+        "critic": 3 + 2 * obs[..., :1],
+        "action_mask": np.ones((T, E, 2), bool),
+        "goal": obs,
+    }
+    unseen = {"image": np.full((T, E, 2, 2), 200, np.uint8), "place": obs}
+    for arrays, names in ((whole, {"obs", "critic"}), (unseen, {"place"})):
+        first = jax.tree.map(lambda x: x[0], arrays)
+        normalizer = init_normalizer(first, True, False)
+        assert normalizer.obs.keys() == names
+        seen = {name: moments(arrays[name].reshape(1, T * E, -1)) for name in names}
+        normalizer = update_normalizer(normalizer, seen, None, None, T * E)
+        found = normalized_obs(normalizer.obs, arrays)
+        assert found.keys() == arrays.keys()
+        for name, x in arrays.items():
+            if name in names:
+                rows = x.reshape(T * E, -1).astype(np.float64)
+                np.testing.assert_allclose(normalizer.obs[name].mean, rows.mean(0), rtol=1e-5)
+                np.testing.assert_allclose(
+                    found[name], np.clip((x - rows.mean(0)) / rows.std(0), -10, 10), rtol=1e-3, atol=1e-3
+                )
+            else:
+                assert found[name] is x
 
 
 # --- rewards ----------------------------------------------------------------------------------------------------------

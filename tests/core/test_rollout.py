@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hand_policy import policy_of
 from probe_envs import walk
 
 from purejaxppo.core.distributions import Categorical
 from purejaxppo.core.rollout import rollout
-from purejaxppo.core.types import Box, Discrete, EnvStep, VecEnv
+from purejaxppo.core.types import Actors, Box, Discrete, EnvStep, VecEnv
 from purejaxppo.envs.gymnax_adapter import from_gymnax
 
 E = 5
@@ -27,6 +28,7 @@ def apply(params, obs):
     return Categorical(jnp.stack([features[..., 0], -features[..., 0]], axis=-1)), jnp.sum(jnp.sin(9 * features), -1)
 
 
+POLICY = policy_of(apply)
 PARAMS = jax.random.normal(jax.random.key(42), (4, 6)) * jnp.array([0.3, 0.3, 2.0, 0.3])[:, None]
 
 
@@ -49,13 +51,19 @@ def recorded(env, num_steps):
     return env._replace(reset=reset, step=step)
 
 
+def fresh(env, key):
+    """Environments whose episodes have just begun."""
+    return Actors(*env.reset(jax.random.split(key, E)), memory=(), start=jnp.ones(E, bool))
+
+
 def play(env, num_steps, key=6):
-    """(first obs, next obs, transition, info sums, log of (action, EnvStep)) of one rollout from a fresh state."""
+    """(first obs, actors after it, trajectory, log of (action, EnvStep)) of one rollout from a fresh state."""
     env = recorded(env, num_steps)
     key_reset, key_rollout = jax.random.split(jax.random.key(key))
-    state, obs = env.reset(jax.random.split(key_reset, E))
-    (_, _, log), next_obs, transition, info = rollout(key_rollout, env, apply, PARAMS, state, obs, IDS, num_steps)
-    return obs, next_obs, transition, info, log
+    actors = fresh(env, key_reset)
+    last, trajectory = rollout(key_rollout, env, POLICY, PARAMS, actors, IDS, num_steps)
+    _, _, log = last.env_state
+    return actors.obs, last, trajectory, log
 
 
 def cartpole(limit):
@@ -85,10 +93,10 @@ def cartpole_rollouts(num_steps, gap):
 
 def check_next_value(played, limit, num_steps):
     """Against the value of every step's final_obs, computed by brute force; 0 where the episode terminated."""
-    _, _, transition, _, (_, step) = played
+    _, _, trajectory, (_, step) = played
     _, value = apply(PARAMS, step.final_obs)
-    np.testing.assert_allclose(transition.next_value, np.where(step.terminated, 0.0, value), rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(transition.next_obs, step.final_obs)
+    np.testing.assert_allclose(trajectory.next_value, np.where(step.terminated, 0.0, value), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(trajectory.next_obs, step.final_obs)
     # The comparison says something: ends occur, and the next episode's first observation has another value.
     cut = step.truncated & ~step.terminated
     if limit <= num_steps:
@@ -118,9 +126,9 @@ def test_next_value_with_the_room_that_the_time_limit_leaves(limit, num_steps):
 
 def test_next_value_when_environments_are_cut_at_different_times(walked):
     """A walk that also terminates: each environment counts its own truncations."""
-    transition, _, step = walked(0)
+    trajectory, step = walked(0)
     _, value = walk_apply(None, step.final_obs)
-    np.testing.assert_allclose(transition.next_value, np.where(step.terminated, 0.0, value), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(trajectory.next_value, np.where(step.terminated, 0.0, value), rtol=1e-5, atol=1e-6)
     cut = step.truncated & ~step.terminated
     assert len(set(cut.sum(axis=0).tolist())) > 1
     assert (step.terminated & step.truncated).any()
@@ -132,55 +140,58 @@ def walk_apply(params, obs):
 
 @pytest.fixture(scope="module")
 def walked():
-    """seed -> (transition, info sums, steps) of 23 steps of walking."""
+    """seed -> (trajectory, steps) of 23 steps of walking."""
 
     @jax.jit
     def run(seed):
         env = recorded(walk(E), 23)
-        state, obs = env.reset(jax.random.split(jax.random.key(1), E))
-        (_, _, (_, step)), _, transition, info = rollout(
-            jax.random.key(seed), env, walk_apply, None, state, obs, IDS, 23
-        )
-        return transition, info, step
+        actors = fresh(env, jax.random.key(1))
+        last, trajectory = rollout(jax.random.key(seed), env, policy_of(walk_apply), None, actors, IDS, 23)
+        _, _, (_, step) = last.env_state
+        return trajectory, step
 
     return lambda seed: jax.device_get(run(seed))
 
 
 def test_what_is_stored_belongs_together():
     """Observation, action, distribution, log-probability, value, reward and flags of one and the same step."""
-    obs, next_obs, transition, _, (action, step) = cartpole_rollouts(40, 1)[7]
-    np.testing.assert_array_equal(transition.obs[0], obs)
-    np.testing.assert_array_equal(transition.obs[1:], step.obs[:-1])
-    np.testing.assert_array_equal(next_obs, step.obs[-1])
-    np.testing.assert_array_equal(transition.action, action)
+    obs, last, trajectory, (action, step) = cartpole_rollouts(40, 1)[7]
+    np.testing.assert_array_equal(trajectory.obs[0], obs)
+    np.testing.assert_array_equal(trajectory.obs[1:], step.obs[:-1])
+    np.testing.assert_array_equal(last.obs, step.obs[-1])
+    done = step.terminated | step.truncated
+    np.testing.assert_array_equal(trajectory.start, np.concatenate([np.ones((1, E), bool), done[:-1]]))
+    np.testing.assert_array_equal(last.start, done[-1])
+    assert trajectory.memory == last.memory == ()
+    np.testing.assert_array_equal(trajectory.action, action)
     for name in ("reward", "terminated", "truncated"):
-        np.testing.assert_array_equal(getattr(transition, name), getattr(step, name))
-    pi, value = apply(PARAMS, transition.obs)
-    np.testing.assert_allclose(transition.value, value, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(transition.pi.logits, pi.logits, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(transition.log_prob, pi.log_prob(transition.action), rtol=1e-4, atol=1e-5)
-    assert len(np.unique(transition.action)) == 2
+        np.testing.assert_array_equal(getattr(trajectory, name), getattr(step, name))
+    pi, value = apply(PARAMS, trajectory.obs)
+    np.testing.assert_allclose(trajectory.value, value, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(trajectory.pi.logits, pi.logits, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(trajectory.log_prob, pi.log_prob(trajectory.action), rtol=1e-4, atol=1e-5)
+    assert len(np.unique(trajectory.action)) == 2
 
 
 def test_actions_follow_the_policy():
     """Over 40 x 5 draws at known probabilities: the mean of (action - p) / sd is near 0, and no step repeats."""
-    _, _, transition, _, _ = cartpole_rollouts(40, 1)[40]
-    p = np.asarray(jax.nn.softmax(transition.pi.logits)[..., 1])
-    z = (transition.action - p) / np.sqrt(p * (1 - p))
+    _, _, trajectory, _ = cartpole_rollouts(40, 1)[40]
+    p = np.asarray(jax.nn.softmax(trajectory.pi.logits)[..., 1])
+    z = (trajectory.action - p) / np.sqrt(p * (1 - p))
     assert abs(z.mean()) < 4 / np.sqrt(z.size)
-    assert not all(np.array_equal(transition.action[0], row) for row in transition.action)
+    assert not all(np.array_equal(trajectory.action[0], row) for row in trajectory.action)
 
 
-def test_what_an_environment_reports_is_summed_over_the_steps():
+def test_what_an_environment_reports_is_kept_of_every_step():
     env = walk(E)
 
     def step(draws, state, action):
         state, result = env.step(draws, state, action)
         return state, result._replace(info={"coins": result.reward * 2})
 
-    state, obs = env.reset(jax.random.split(jax.random.key(1), E))
-    _, _, transition, sums = rollout(jax.random.key(0), env._replace(step=step), walk_apply, None, state, obs, IDS, 23)
-    np.testing.assert_allclose(sums["coins"], 2 * transition.reward.sum(axis=0), rtol=1e-6)
+    actors, policy = fresh(env, jax.random.key(1)), policy_of(walk_apply)
+    _, trajectory = rollout(jax.random.key(0), env._replace(step=step), policy, None, actors, IDS, 23)
+    np.testing.assert_array_equal(trajectory.info["coins"], 2 * trajectory.reward)
 
 
 def test_a_rollout_goes_on_where_the_last_one_stopped():
@@ -188,14 +199,14 @@ def test_a_rollout_goes_on_where_the_last_one_stopped():
     env = from_gymnax("CartPole-v1", E, max_steps_in_episode=8)
 
     def run():
-        state, obs = env.reset(jax.random.split(jax.random.key(0), E))
-        state, between, first, _ = rollout(jax.random.key(1), env, apply, PARAMS, state, obs, IDS, 5)
-        _, _, second, _ = rollout(jax.random.key(2), env, apply, PARAMS, state, between, IDS, 5)
+        between, first = rollout(jax.random.key(1), env, POLICY, PARAMS, fresh(env, jax.random.key(0)), IDS, 5)
+        _, second = rollout(jax.random.key(2), env, POLICY, PARAMS, between, IDS, 5)
         return between, first, second
 
     between, first, second = jax.device_get(jax.jit(run)())
-    np.testing.assert_array_equal(second.obs[0], between)
+    np.testing.assert_array_equal(second.obs[0], between.obs)
     assert not first.truncated.any()
+    assert not second.start[0].any()
     # Cut off after 8 steps of which 5 were made in the first rollout.
     np.testing.assert_array_equal(np.argmax(second.truncated, axis=0), 2)
 

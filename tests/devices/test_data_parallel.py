@@ -248,7 +248,7 @@ def test_pieces_of_rows_change_nothing(monkeypatch):
         return params + jnp.mean(rows.obs, axis=0), jnp.mean(rows.advantage)
 
     obs, x = jax.random.normal(jax.random.key(0), (32, 3)), jnp.arange(32.0)
-    rows = Batch(obs, x, Categorical(obs), x, x, x, x)
+    rows = Batch(obs, x, Categorical(obs), x, x, x, x, x, ())
     found = jax.jit(data_parallel._by_pieces(means))(jnp.ones(3), rows)
     assert set(sizes) == {8}
     for one, two in zip(found, means(jnp.ones(3), rows), strict=True):

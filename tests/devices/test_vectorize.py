@@ -19,10 +19,12 @@ from probe_envs import spoiled, walk
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.core.nonfinite import WATCHED
 from purejaxppo.core.rollout import rollout
+from purejaxppo.core.types import Actors
 from purejaxppo.devices.vectorize import advance_runs, grid, layout_for, make_runs
 from purejaxppo.envs.wrappers import bound_action
 from purejaxppo.errors import ConfigError
-from purejaxppo.policies.registry import make_network
+from purejaxppo.policies.normalized import Normalized
+from purejaxppo.policies.registry import make_policy
 from purejaxppo.train import advance, trainer_from_config
 
 E, T = 4, 4
@@ -283,25 +285,32 @@ def test_exact_is_exact_in_an_optimised_program_with_normalisers(num_envs, num_s
 
 
 def test_over_two_devices_observations_are_normalised_as_alone():
-    """Bit by bit, as the policy sees them: no operation is there that XLA replaces in one of the programs alone."""
+    """Bit by bit, as the policy sees them: no operation is there that XLA replaces in one of the programs alone.
+
+    The values are computed behind the loop, in a fusion of its own in each program, and are the same to rounding.
+    """
     config = TrainConfig(num_envs=8, hidden_sizes=(8,), normalize_observation=True)
     env, hp = walk(8), Hyperparams()
-    network = make_network(config, env)
+    policy = make_policy(config, env)
     runner = jax.jit(trainer_from_config(config, env).init)(jax.random.key(0), hp)
 
-    def collect(params, env_state, obs):
-        wrapped = bound_action(config, env)
-        return rollout(jax.random.key(1), wrapped, network.apply, params, env_state, obs, jnp.arange(len(obs)), 32)
+    def collect(params, stats, env_state, obs):
+        wrapped, actors = bound_action(config, env), Actors(env_state, obs, (), start=jnp.ones(len(obs), bool))
+        acting = Normalized(policy, stats)
+        last, trajectory = rollout(jax.random.key(1), wrapped, acting, params, actors, jnp.arange(len(obs)), 32)
+        return last, trajectory
 
     def seen(collected):
-        env_state, obs, transition, _ = collected
-        return env_state, obs, transition.obs, transition.pi, transition.value
+        last, trajectory = collected
+        return last, trajectory.obs, trajectory.action, trajectory.pi
 
-    args = runner.learner.params, runner.env_state, runner.obs
+    stats = jax.tree.map(lambda x: x + 0.3, runner.normalizer.obs)  # a variance whose root is not exact
+    args = runner.learner.params, stats, runner.env_state, runner.obs
     alone = jax.jit(collect)(*args)
     twice = jax.device_put(jax.tree.map(lambda x: jnp.stack([x, x]), args), layout_for(2).sharding)
     together = jax.jit(layout_for(2).over_runs(collect))(*twice)
     assert same_bits(take(host(seen(together)), 1), host(seen(alone)))
+    np.testing.assert_allclose(together[1].value[1], alone[1].value, rtol=1e-6, atol=1e-6)
 
 
 def test_under_vmap_the_first_update_is_that_of_each_run_alone():

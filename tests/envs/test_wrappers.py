@@ -1,117 +1,18 @@
-"""The wrappers around a scripted environment, whose every number the test knows, against float64 loops."""
-
-from typing import NamedTuple
+"""Actions brought to the bounds of an environment, and what the rollout stores of them."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hand_policy import policy_of
 
 from purejaxppo.config import TrainConfig
 from purejaxppo.core.distributions import DiagGaussian
-from purejaxppo.core.normalizer import RunningStats
 from purejaxppo.core.rollout import rollout
-from purejaxppo.core.types import Box, Discrete, EnvStep, MultiDiscrete, VecEnv
-from purejaxppo.envs.wrappers import action_bound, action_units, bound_action, evaluation_env, freeze_observation
+from purejaxppo.core.types import Actors, Box, Discrete, EnvStep, MultiDiscrete, VecEnv
+from purejaxppo.envs.wrappers import action_bound, action_units, bound_action
 
-T, E, O = 12, 3, 2  # noqa: E741 - the letters of types.py
-EPSILON = 1e-8
-
-
-class Script(NamedTuple):
-    """What the environments return at each step; none of it depends on the action."""
-
-    first: np.ndarray  # [E, O]
-    obs: np.ndarray  # [T, E, O]
-    final_obs: np.ndarray  # [T, E, O]
-    reward: np.ndarray  # [T, E]
-    terminated: np.ndarray  # [T, E]
-    truncated: np.ndarray  # [T, E]
-
-    @property
-    def done(self):
-        return self.terminated | self.truncated
-
-
-def make_script(seed=0, reward_scale=3.0):
-    rng = np.random.default_rng(seed)
-    flags = rng.random((2, T, E)) < 0.15
-    flags[:, 4, 0] = True, False  # every script has both kinds of end, and an episode of a single step
-    flags[:, 5, 0] = False, True
-    obs = np.array([100.0, -5.0]) + np.array([10.0, 0.1]) * rng.normal(size=(T + 1, E, O))
-    final_obs = np.where((flags[0] | flags[1])[..., None], obs[1:] + rng.normal(size=(T, E, O)), obs[1:])
-    reward = 1.0 + reward_scale * rng.normal(size=(T, E))
-    return Script(*(x.astype(np.float32) for x in (obs[0], obs[1:], final_obs, reward)), *flags)
-
-
-def scripted_env(script, action_space=Discrete(2)):  # noqa: B008 - immutable
-    """A VecEnv that plays the script; its state is the time."""
-    table = jax.tree.map(jnp.asarray, script)
-
-    def step(key, time, action):
-        result = EnvStep(
-            table.obs[time],
-            table.final_obs[time],
-            table.reward[time],
-            table.terminated[time],
-            table.truncated[time],
-            {},
-        )
-        return time + 1, result
-
-    return VecEnv(lambda key: (jnp.zeros((), jnp.int32), table.first), step, Box((O,)), action_space, E)
-
-
-def play(env, num_steps=T, state=None):
-    """(first obs, final state, the steps [T, E, ...]); goes on from `state` if there is one."""
-
-    def run(state):
-        obs = None
-        if state is None:
-            state, obs = env.reset(jax.random.key(0))
-        action = jnp.zeros((E, *getattr(env.action_space, "shape", ())))
-        state, steps = jax.lax.scan(lambda s, _: env.step(jax.random.key(0), s, action), state, length=num_steps)
-        return obs, state, steps
-
-    return jax.jit(run)(state)
-
-
-def normalize64(x, seen):
-    """x by the mean and variance of the rows seen, clipped to +-10."""
-    seen = np.concatenate([np.asarray(rows, np.float64) for rows in seen])
-    scaled = (np.asarray(x, np.float64) - seen.mean(0)) / np.sqrt(seen.var(0) + EPSILON)
-    return np.clip(scaled, -10, 10)
-
-
-# --- observations -----------------------------------------------------------------------------------------------------
-
-
-def test_frozen_statistics_do_not_change():
-    """Evaluation standardises by what training had seen, whatever it sees itself."""
-    script, other = make_script(0), make_script(1)
-    seen = script.obs.reshape(-1, O)
-    first, final, steps = play(
-        freeze_observation(scripted_env(other), RunningStats(seen.mean(0), seen.var(0), np.float32(len(seen))))
-    )
-    np.testing.assert_allclose(first, normalize64(other.first, [seen]), rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(steps.obs, normalize64(other.obs, [seen]), rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(steps.final_obs, normalize64(other.final_obs, [seen]), rtol=1e-3, atol=1e-3)
-    assert int(final) == T  # the state is the environment's own: there is nothing to update
-
-
-# --- rewards ----------------------------------------------------------------------------------------------------------
-
-
-def test_evaluation_sees_raw_rewards():
-    """No reward normalisation and no statistics of its own in the evaluation's environment."""
-    script = make_script()
-    config = TrainConfig(num_envs=E, normalize_reward=True)
-    _, _, steps = play(evaluation_env(config, scripted_env(script), None))
-    np.testing.assert_array_equal(steps.reward, script.reward)
-    np.testing.assert_array_equal(steps.obs, script.obs)
-
-
-# --- actions ----------------------------------------------------------------------------------------------------------
+E, O = 3, 2  # noqa: E741 - the letters of types.py
 
 
 def received(policy, low, high, action):
@@ -178,7 +79,7 @@ def test_actions_reach_the_bounds_and_never_leave_them(policy):
 def test_discrete_and_unbounded_actions_pass_unchanged(policy):
     """There is nothing to bound."""
     for space in (Discrete(5), MultiDiscrete((2, 3)), Box((2,))):
-        env = scripted_env(make_script(), space)
+        env = VecEnv(None, None, Box((O,)), space, E)
         assert bound_action(TrainConfig(action_distribution=policy), env) is env
 
 
@@ -190,7 +91,7 @@ def test_an_action_of_two_axes_is_its_flat_one_reshaped(policy):
     """In row-major order, each element with its own bounds."""
     flat = Box((6,), *(tuple(np.ravel(side).tolist()) for side in GRID.bounds()))
     action = jnp.asarray(np.random.default_rng(1).normal(size=(4, 6)), jnp.float32)
-    config = TrainConfig(policy=policy)
+    config = TrainConfig(action_distribution=policy)
     found = action_bound(config, GRID)(action)
     assert found.shape == (4, 2, 3)
     np.testing.assert_array_equal(found.reshape(4, 6), action_bound(config, flat)(action))
@@ -225,11 +126,11 @@ def test_the_rollout_stores_the_unbounded_action(policy):
     def apply(params, obs):
         return DiagGaussian(jnp.zeros_like(obs), jnp.ones_like(obs)), obs[..., 0]
 
-    state, obs = env.reset(jax.random.key(0))
-    _, _, transition, _ = rollout(jax.random.key(1), env, apply, (), state, obs, jnp.arange(E), 20)
-    stored, sent = np.asarray(transition.action[:-1]), np.asarray(transition.obs[1:])
+    actors = Actors(*env.reset(jax.random.key(0)), memory=(), start=jnp.ones(E, bool))
+    _, trajectory = rollout(jax.random.key(1), env, policy_of(apply), (), actors, jnp.arange(E), 20)
+    stored, sent = np.asarray(trajectory.action[:-1]), np.asarray(trajectory.obs[1:])
     bound = 0.5 * (np.clip(stored, -1, 1) if policy == "gaussian" else np.tanh(stored))
     np.testing.assert_allclose(sent, bound, rtol=1e-5, atol=1e-6)
     assert np.abs(stored).max() > 1
     assert np.abs(sent).max() <= 0.5
-    np.testing.assert_allclose(transition.log_prob, transition.pi.log_prob(transition.action), rtol=1e-6)
+    np.testing.assert_allclose(trajectory.log_prob, trajectory.pi.log_prob(trajectory.action), rtol=1e-6)

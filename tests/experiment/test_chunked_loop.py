@@ -75,6 +75,42 @@ def test_chunks_sum_to_the_number_of_updates(updates, batch, epochs, size, backe
     assert 1 <= lengths[-1] <= lengths[0] <= 128
 
 
+@given(
+    updates=st.integers(1, 2000),
+    period=st.integers(1, 3000),
+    batch=st.sampled_from([1, 256, 8192, 10**6]),
+    size=st.sampled_from([2, 10**4, 10**6]),
+    done=st.integers(0, 2000),
+)
+def test_chunks_end_at_every_multiple_of_a_period(updates, period, batch, size, done):
+    """They do so with three lengths at most, and also in a run that goes on from anywhere."""
+    config = TrainConfig(num_envs=batch, num_steps=1, num_minibatches=1, total_timesteps=updates * batch)
+    lengths = chunk_lengths(config, params_of(size), "cpu", period)
+    assert sum(lengths) == updates
+    assert min(lengths) >= 1
+    assert max(lengths) <= 128
+    assert len(set(lengths)) <= 3
+    ends = {*np.cumsum(lengths)}
+    assert ends >= {*range(period, updates + 1, period)}
+    left = remaining(lengths, min(done, updates))
+    assert {*(min(done, updates) + np.cumsum(left))} == {end for end in ends if end > done}
+    if period >= updates:
+        assert lengths == chunk_lengths(config, params_of(size), "cpu")
+
+
+def test_one_program_where_chunks_that_are_short_are_few():
+    """A run of 146 updates with a period of 15 has chunks of one update; one of 10,001 has a rest after the last."""
+
+    def lengths(updates, period):
+        config = TrainConfig(num_envs=8, total_timesteps=updates * 1024)
+        return chunk_lengths(config, params_of(10), "cpu", period)
+
+    assert {*lengths(146, 15)} == {1}
+    assert {*lengths(120, 12)} == {12}
+    assert {*lengths(640, 128)} == {64}
+    assert lengths(10_001, 1000) == [*[50] * 200, 1]
+
+
 def test_a_divisor_is_taken_where_there_is_one_of_about_the_right_size():
     """100 and 127 updates take one program, with chunks of 50 and 127; 2 x 67 would do too, and 2 x 137 are too long.
 
@@ -180,6 +216,24 @@ def test_the_speed_is_that_after_the_first_chunk():
     assert steady_speed(None, None, 10) == 0.0
 
 
+def test_pauses_are_not_counted(monkeypatch):
+    """A chunk takes a second to start; after the first the caller does something else for 1,000 s."""
+    now, paused, wants = [0.0], [0.0], [True, False]
+    monkeypatch.setattr(chunked_loop.time, "perf_counter", lambda: now[0])
+
+    def program(state):
+        now[0] += 1.0
+        return state, {"learning_rate": np.zeros(2)}
+
+    asked = {"wants_state": lambda _: wants.pop(0), "pauses": lambda: paused[0]}
+    times = []
+    for chunk in advance_in_chunks({2: program}, [2, 2, 2], 0, 0, **asked):
+        times.append((chunk.begin, chunk.end))
+        if chunk.first_update == 1:
+            now[0], paused[0] = 1001.0, 1000.0
+    assert times == [(0.0, 1.0), (1.0, 3.0), (3.0, 3.0)]
+
+
 def test_one_compilation_for_any_number_of_chunks(walked, short_chunks, monkeypatch):
     trainer, compile_advance = walked
     asked = []
@@ -247,9 +301,10 @@ def test_a_wanted_state_is_that_after_what_was_reported(walked, short_chunks, mo
     monkeypatch.setattr(chunked_loop, "_compile_advance", compile_advance)
     short_chunks(2, 2, 2)
     wants = iter([True, False])
-    seen = []
-    for chunk in chunks_of(trainer, wants_state=lambda: next(wants)):
+    seen, asked = [], []
+    for chunk in chunks_of(trainer, wants_state=lambda update: asked.append(update) or next(wants)):
         seen.append((chunk.last_update, None if chunk.state is None else state_sha256(chunk.state)))
+    assert asked == [2, 4]  # the ends of the chunks that were running
     *_, last = chunks_of(trainer)
     assert [(update, sha is None) for update, sha in seen] == [(2, False), (4, True), (6, False)]
     assert seen[2][1] == state_sha256(last.state)

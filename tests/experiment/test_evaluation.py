@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from hand_policy import policy_of
 from probe_envs import endless
 
 from purejaxppo import evaluate
@@ -13,20 +15,21 @@ from purejaxppo.core.normalizer import Normalizer
 from purejaxppo.core.types import LearnerState, RunnerState
 from purejaxppo.evaluate import evaluate_runner
 from purejaxppo.experiment import evaluation
-from purejaxppo.experiment.evaluation import play_in_pieces, summarize
+from purejaxppo.experiment.evaluation import Evaluator, summarize
 
 E = 6
 CONFIG = TrainConfig()
 WEIGHTS = jnp.array([[-0.3, 0.4]])
 RUNNER = RunnerState(
-    LearnerState(WEIGHTS, (), ()),
-    (),
-    jnp.zeros((1, 1)),
-    no_episodes(1),
-    Normalizer(),
-    jnp.arange(1),
-    jax.random.key(0),
-    jnp.int32(0),
+    learner=LearnerState(WEIGHTS, (), ()),
+    env_state=(),
+    obs=jnp.zeros((1, 1)),
+    memory=(),
+    episodes=no_episodes(1),
+    normalizer=Normalizer(),
+    env_ids=jnp.arange(1),
+    key=jax.random.key(0),
+    updates=jnp.int32(0),
 )
 
 
@@ -72,14 +75,14 @@ def pieces(env, monkeypatch, greedy=False, first=1, long=0.5, silence=0.0):
         if line.startswith("evaluation: "):
             said.append(line)
 
-    episodes = play_in_pieces(jax.random.key(3), CONFIG, env, counted, RUNNER, greedy, say)
+    episodes = Evaluator(CONFIG, env, policy_of(counted), greedy).play(jax.random.key(3), RUNNER, say)
     assert set(traced) == {0}
     return episodes, said
 
 
 def test_pieces_are_the_episodes_of_one_call_and_tell_how_far_they_are(monkeypatch):
     env = staggered()
-    whole = jax.jit(lambda key, runner: evaluate_runner(key, CONFIG, env, apply, runner, greedy=False))
+    whole = jax.jit(lambda key, runner: evaluate_runner(key, CONFIG, env, policy_of(apply), runner, greedy=False))
     episodes, said = pieces(env, monkeypatch)
     for one, many in zip(whole(jax.random.key(3), RUNNER), episodes, strict=True):
         np.testing.assert_array_equal(one, many)
@@ -105,3 +108,35 @@ def test_it_stops_when_the_last_episode_has_ended(monkeypatch):
     steps = [int(line.split(" finished in ")[1].split(" of ")[0]) for line in said]
     assert steps == [7, 14, 21, 28, 35]
     assert episodes.episode_length.tolist() == [40, 39, 38, 37, 36, 35]
+
+
+def test_it_is_compiled_once_for_all_evaluations():
+    """That may be before the first of them; other parameters and keys need no other program."""
+    traced = []
+
+    def counted(params, obs):
+        traced.append(obs.shape)
+        return apply(params, obs)
+
+    subject = Evaluator(CONFIG, staggered(), counted)
+    subject.compile(RUNNER)
+    before = len(traced)
+    other, key = RUNNER._replace(learner=LearnerState(2 * WEIGHTS, (), ())), jax.random.key(0)
+    played = [subject.play(key, runner, print) for runner in (RUNNER, other, RUNNER)]
+    assert len(traced) == before
+    assert subject._go_on._cache_size() == subject._begin._cache_size() == 1
+    np.testing.assert_array_equal(played[0].episode_return, played[2].episode_return)
+
+
+@pytest.mark.parametrize("pieces_before", [0, 1, 2])
+def test_it_ends_between_two_pieces_when_asked_to_stop(monkeypatch, pieces_before):
+    monkeypatch.setattr(evaluation, "_FIRST_PIECE", 2)
+    monkeypatch.setattr(evaluation, "_LONG_PIECE", 0.0)
+    asked = []
+
+    def stop():
+        asked.append(len(asked))
+        return "SIGTERM" if len(asked) > pieces_before else None
+
+    assert Evaluator(CONFIG, staggered(), apply).play(jax.random.key(3), RUNNER, print, stop) is None
+    assert len(asked) == pieces_before + 1

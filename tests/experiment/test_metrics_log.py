@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 from purejaxppo.errors import CheckpointError, ConfigError
 from purejaxppo.experiment import metrics_log
-from purejaxppo.experiment.metrics_log import JsonLines, RepeatedFile, emit, read_metrics, recent_return, whole_rows
+from purejaxppo.experiment.metrics_log import (
+    JsonLines,
+    RepeatedFile,
+    emit,
+    read_metrics,
+    recent_return,
+    row_at,
+    whole_rows,
+)
 
 
 def strict(text):
@@ -224,3 +232,24 @@ def test_rows_after_the_end_and_after_a_torn_one_are_added(tmp_path):
         for row in ("a\n", "half\n", "b\n"):
             file.write(row)
     assert path.read_text() == "head\na\nhalf\nb\n"
+
+
+def test_a_row_is_found_by_its_position(tmp_path):
+    """A torn one, one that is not JSON, and what is beyond the end or not there are none."""
+    path = tmp_path / "metrics.jsonl"
+    with JsonLines(path) as log:
+        log(8, {"update": 1, "loss": math.nan})
+        assert log.last_row() == 0
+        first = log.position()
+        log(16, {"update": 2})
+        assert log.last_row() == first
+        end = log.position()
+    with JsonLines(path, end) as log:
+        assert log.last_row() == end
+    assert row_at(path, 0) == ({"update": 1, "loss": None}, first)
+    assert row_at(path, first) == ({"update": 2}, end)
+    assert row_at(path, end) is None
+    path.write_text('{"update": 1}\n{"update": 2}')
+    assert row_at(path, 14) is None
+    assert row_at(path, 3) is None
+    assert row_at(tmp_path / "none", 0) is None

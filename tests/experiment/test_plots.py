@@ -19,11 +19,13 @@ PNG = b"\x89PNG\r\n\x1a\n"
 def make_run(tmp_path):
     """Yields a function: make_run(name, returns, ...) makes a run with one row per return, None for no episode."""
 
-    def make(name, returns, env="CartPole-v1", evaluation=True, batch=32):
+    def make(name, returns, env="CartPole-v1", evaluation=True, batch=32, evaluations=None):
         run_dir = tmp_path / name
         run_dir.mkdir()
         (run_dir / "config.json").write_text(json.dumps({"env": env, "algorithm": "ppo_clip"}))
         rows = [{"update": i, "env_steps": batch * i, "episode/return": x} for i, x in enumerate(returns, start=1)]
+        for update, value in (evaluations or {}).items():
+            rows[update - 1] |= {"evaluation/return": value, "evaluation/episodes": 32}
         (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         if evaluation:
             result = {"episodes": 4, "return_mean": 3.0, "return_std": 1.0}
@@ -41,6 +43,30 @@ def test_one_run_with_its_evaluation(make_run, tmp_path):
     out = tmp_path / "new" / "curve.png"
     assert plot_runs([make_run("a", [None, 1.0, 2.0, None, 3.0])], out) == out
     assert is_picture(out)
+
+
+def test_evaluations_while_training_are_a_curve_of_their_own(make_run, tmp_path, monkeypatch):
+    """It has their points alone, without those that are not finite, and says how many episodes each has."""
+    saved = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, out: saved.append(figure))
+    runs = {"with": {2: 7.0, 4: None, 5: 8.0}, "bad": {2: None}, "without": None}
+    for name, evaluations in runs.items():
+        plot_runs(make_run(name, [1.0, 2.0, None, 3.0, 4.0], evaluations=evaluations), tmp_path / "curve.png")
+    found = []
+    for figure in saved:
+        lines = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].get_lines()}
+        found.append({label: points for label, points in lines.items() if "while training" in label})
+    assert found == [{"evaluations while training, 32 episodes each": [[64.0, 7.0], [160.0, 8.0]]}, {}, {}]
+
+
+def test_runs_with_and_without_evaluations_together(make_run, tmp_path):
+    """Several runs of a kind are drawn by their training, so their rows need not have the same fields."""
+    pictures = []
+    for name, evaluations in (("a", {1: 2.0}), ("b", None)):
+        runs = [make_run(name, [1.0, 2.0], evaluations=evaluations), make_run(f"{name}2", [2.0, 3.0])]
+        plot_runs(runs, tmp_path / f"{name}.png")
+        pictures.append((tmp_path / f"{name}.png").read_bytes())
+    assert pictures[0] == pictures[1]
 
 
 @pytest.mark.parametrize("as_given", [str, lambda path: [str(path)], lambda path: (path,)])

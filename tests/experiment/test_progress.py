@@ -92,6 +92,18 @@ def test_the_last_known_return_stays(clock):
     assert "return 7 " in out.file.getvalue()
 
 
+def test_the_newest_evaluation_stays(clock):
+    """It is shown from the first one on, and one that is not finite is passed over."""
+    out = console(False)
+    with ProgressDisplay(out, 100) as progress:
+        for step, row in enumerate([{}, {"evaluation/return": 9.5}, {"evaluation/return": None}, {}], start=1):
+            clock.now += 10
+            progress(20 * step, {"episode/return": 7.0, **row})
+    lines = out.file.getvalue().splitlines()[1:]
+    assert ["evaluation 9.5" in line for line in lines] == [False, True, True, True]
+    assert "return 7  evaluation 9.5  ETA" in lines[1]
+
+
 def test_a_terminal_that_is_gone_ends_nothing():
     """The reader of a pipe, for example, has ended."""
     reader, writer = os.pipe()

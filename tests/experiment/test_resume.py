@@ -20,7 +20,7 @@ from purejaxppo.core.episodes import no_episodes
 from purejaxppo.core.nonfinite import NONFINITE_RULES
 from purejaxppo.core.normalizer import Normalizer
 from purejaxppo.core.types import LearnerState, RunnerState
-from purejaxppo.envs.gymnax_adapter import from_gymnax
+from purejaxppo.envs.registry import make_env
 from purejaxppo.errors import CheckpointError, ConfigError, DivergedError, EnvError
 from purejaxppo.experiment import chunked_loop, load_run, training
 from purejaxppo.experiment import run as experiment_run
@@ -29,6 +29,7 @@ from purejaxppo.experiment.checkpoints.state import snapshot
 from purejaxppo.experiment.checkpoints.store import CheckpointChoice, save_step
 from purejaxppo.experiment.chunked_loop import Timing
 from purejaxppo.experiment.directory import RunSettings, read_run_settings
+from purejaxppo.experiment.evaluation import Evaluator
 from purejaxppo.experiment.run import evaluate_saved, resume_experiment, run_experiment
 from purejaxppo.train import trainer_from_config
 
@@ -55,12 +56,18 @@ PLAIN = dataclasses.replace(  # for what does not depend on how much there is in
     learning_rate_schedule="constant",
 )
 OPTIONS = RunOptions(eval_episodes=4, checkpoint_seconds=0.0, keep_newest=10)
+EVALUATING = dataclasses.replace(OPTIONS, eval_every=64, eval_every_episodes=3)  # after the updates 2, 4 and 6
 
 
 @functools.cache
 def make_once(make, num_envs):
     """Makes one environment per kind and size, so that the cached trainers can be found by it."""
     return make(num_envs)
+
+
+def made_by(make):
+    """Returns a replacement of `make_env` that makes this environment, whatever the settings name."""
+    return lambda config, num_envs=None, **_: make_once(make, num_envs or config.num_envs)
 
 
 def build_once(config, env):
@@ -86,17 +93,18 @@ COMPILE = chunked_loop._compile_advance
 def _module_patch():
     """Replaces gymnax's environments by the walk, and makes a chunk, hence a checkpoint, of every update."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment_run, "from_gymnax", lambda name, num_envs, **_: make_once(walk, num_envs))
+        patch.setattr(experiment_run, "make_env", made_by(walk))
         patch.setattr(experiment_run, "spread_trainer", build_once)
+        patch.setattr(experiment_run, "_evaluator", functools.cache(experiment_run._evaluator))
         patch.setattr(chunked_loop, "_compile_advance", lambda trainer, hp, runner, n: compile_once(trainer, n))
         patch.setattr(chunked_loop, "_CHUNK_UPDATES", 1)
         patch.setattr(chunked_loop, "_CHUNK_WORK", {"cpu": 0.0})
         yield
 
 
-def run(out, sinks=(), config=CONFIG, **options):
+def run(out, sinks=(), config=CONFIG, options=OPTIONS, **others):
     """Trains a new run; its console's text goes to `run.text`."""
-    return _quiet(run_experiment, config, HP, 3, options=OPTIONS, out=out, sinks=sinks, **options)
+    return _quiet(run_experiment, config, HP, 3, options=options, out=out, sinks=sinks, **others)
 
 
 def resume(out, **options):
@@ -267,6 +275,129 @@ def test_a_budget_that_is_used_up_already(half):
     assert read_run_settings(half).config == CONFIG
 
 
+# --- evaluations while training ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def evaluated(_module_patch, tmp_path_factory):
+    """(directory, summary) of the uninterrupted run that evaluates while it trains; not to be changed."""
+    out = tmp_path_factory.mktemp("evaluated") / "run"
+    return out, run(out, options=EVALUATING)
+
+
+@pytest.fixture
+def stop_in_evaluation(monkeypatch):
+    """Yields a function: stop_in_evaluation(n, ...) sends a signal in the n-th evaluation while training from here."""
+    real, left = Evaluator.play, []
+
+    def play(self, key, runner, say, stop=None):
+        if stop is None:  # at the end of a run
+            return real(self, key, runner, say)
+        left[:] = [number - 1 for number in left]
+        if 0 in left:
+            signal.raise_signal(signal.SIGTERM)
+        return real(self, key, runner, say, stop)
+
+    monkeypatch.setattr(Evaluator, "play", play)
+    return lambda *numbers: left.__setitem__(slice(None), numbers)
+
+
+def evaluated_updates(out):
+    return [row["update"] for row in rows_of(out) if "evaluation/return" in row]
+
+
+def test_evaluations_change_no_bit_of_the_training(whole, evaluated):
+    """Nor do they change the evaluation at the end; only the rows of their updates have more fields."""
+    (plain, plain_summary), (out, summary) = whole, evaluated
+    for name in ("state_sha256", "evaluation", "train_return", "updates"):
+        assert summary[name] == plain_summary[name], name
+    assert evaluated_updates(out) == [2, 4, 6]
+    assert evaluated_updates(plain) == []
+    rows = [{name: x for name, x in row.items() if not name.startswith("evaluation/")} for row in rows_of(out)]
+    assert rows == rows_of(plain)
+    assert {row["evaluation/episodes"] for row in rows_of(out) if row["update"] % 2 == 0} == {3}
+
+
+def test_checkpoints_have_the_newest_evaluation(evaluated):
+    returns = [None, *(row["evaluation/return"] for row in rows_of(evaluated[0]) if "evaluation/return" in row)]
+    metas = [json.loads((step.path / "meta.json").read_text()) for step in reversed(list_steps(evaluated[0]))]
+    assert [meta["evaluation_return"] for meta in metas] == [returns[i // 2] for i in range(1, UPDATES + 1)]
+    assert {meta["ranked_by"] for meta in metas} == {"evaluation_return"}
+    assert len({*returns}) == 4
+
+
+@pytest.mark.parametrize("update", [1, 2, 3])
+def test_an_evaluating_run_that_was_stopped(evaluated, tmp_path, update):
+    """The signal comes before, right after, or between two evaluations."""
+    out = tmp_path / "run"
+    assert run(out, [stopping_after(update)], options=EVALUATING)["updates"] == update
+    assert_same(out, resume(out), *evaluated)
+
+
+@pytest.mark.parametrize("evaluation", [1, 3])
+def test_a_signal_during_an_evaluation(evaluated, tmp_path, stop_in_evaluation, evaluation):
+    """The update before it is saved and its row is there; the resumed run repeats it, even if that is stopped again."""
+    out, updates = tmp_path / "run", 2 * evaluation
+    stop_in_evaluation(evaluation)
+    summary = run(out, options=EVALUATING)
+    assert (summary["exit_reason"], summary["updates"], summary["evaluation"]) == ("SIGTERM", updates, None)
+    assert [row["update"] for row in rows_of(out)] == list(range(1, updates + 1))
+    assert evaluated_updates(out) == [2, 4, 6][: evaluation - 1]
+    stop_in_evaluation(1)
+    again = resume(out)
+    assert (again["exit_reason"], again["updates"]) == ("SIGTERM", updates)
+    assert rows_of(out)[-1].keys() == rows_of(evaluated[0])[0].keys()
+    stop_in_evaluation()
+    assert_same(out, resume(out), *evaluated)
+
+
+def test_a_kill_after_an_evaluation_that_was_repeated(evaluated, tmp_path, stop_in_evaluation):
+    """Its row is in the file, but no later checkpoint is; or the kill came before the row was written."""
+    out = tmp_path / "run"
+    stop_in_evaluation(2)
+    run(out, options=EVALUATING)
+    stop_in_evaluation()
+    for lines in (3, 4):
+        copy = shutil.copytree(out, tmp_path / f"{lines}")
+        text = (evaluated[0] / "metrics.jsonl").read_text().splitlines()[:lines]
+        first = (copy / "metrics.jsonl").read_text().splitlines()[:3]  # whose seconds, hence length, are this run's
+        (copy / "metrics.jsonl").write_text("\n".join([*first, *text[3:]]) + "\n")
+        assert_same(copy, resume(copy), *evaluated)
+        assert "lost rows" not in run.text
+
+
+@pytest.mark.parametrize("update", [3, 4, 5])
+def test_a_kill_between_an_evaluation_and_the_next_checkpoint(evaluated, tmp_path, update):
+    """Rows from the fourth update on are in the file, and the newest checkpoint is an older or the same one."""
+    out = shutil.copytree(evaluated[0], tmp_path / "run")
+    (out / "summary.json").unlink()
+    for step in list_steps(out):
+        if step.env_steps > 32 * update:
+            shutil.rmtree(step.path)
+    assert_same(out, resume(out), *evaluated)
+
+
+def test_a_larger_budget_is_the_longer_run_with_its_evaluations(evaluated, tmp_path):
+    out, config = shutil.copytree(evaluated[0], tmp_path / "run"), dataclasses.replace(CONFIG, total_timesteps=32 * 9)
+    summary = resume(out, settings=other_settings(out, total_timesteps=32 * 9))
+    assert evaluated_updates(out) == [2, 4, 6, 8]
+    assert_same(out, summary, tmp_path / "fresh", run(tmp_path / "fresh", config=config, options=EVALUATING))
+
+
+def test_evaluations_may_be_changed_when_a_run_is_resumed(evaluated, half, tmp_path, stop_in_evaluation):
+    """They begin, or end, with the command that says so; the row of one that was stopped stays as it was."""
+    settings = read_run_settings(half)
+    summary = resume(half, settings=settings._replace(options=dataclasses.replace(EVALUATING, eval_every=96)))
+    assert summary["state_sha256"] == evaluated[1]["state_sha256"]
+    assert evaluated_updates(half) == [6]
+    out = tmp_path / "off"
+    stop_in_evaluation(2)
+    run(out, options=EVALUATING)
+    assert resume(out, settings=settings)["state_sha256"] == evaluated[1]["state_sha256"]
+    assert evaluated_updates(out) == [2]
+    assert [row["update"] for row in rows_of(out)] == list(range(1, UPDATES + 1))
+
+
 # --- what has changed meanwhile ---------------------------------------------------------------------------------------
 
 
@@ -330,7 +461,7 @@ def test_a_picture_that_is_missing_is_drawn(whole, tmp_path):
 
 
 def test_an_environment_that_is_gone(half, monkeypatch):
-    monkeypatch.setattr(experiment_run, "from_gymnax", from_gymnax)
+    monkeypatch.setattr(experiment_run, "make_env", make_env)
     with pytest.raises(EnvError, match="walk"):
         resume(half)
 
@@ -370,9 +501,7 @@ def now_and_then(num_envs, probability=0.02):
 @pytest.fixture
 def use(monkeypatch):
     """Yields a function: use(make) puts another environment in the walk's place."""
-    return lambda make: monkeypatch.setattr(
-        experiment_run, "from_gymnax", lambda name, num_envs, **_: make_once(make, num_envs)
-    )
+    return lambda make: monkeypatch.setattr(experiment_run, "make_env", made_by(make))
 
 
 def test_a_run_that_diverged_goes_on_when_told_to_skip(tmp_path, use):
@@ -396,7 +525,8 @@ def test_rollback_goes_on_with_other_random_numbers(tmp_path, use):
     """Rows of undone updates are removed; all rows and every checkpoint are finite."""
     use(now_and_then)
     config = dataclasses.replace(PLAIN, total_timesteps=32 * 12, on_nonfinite="rollback")
-    summary = run(tmp_path / "run", config=config)
+    summary = run(tmp_path / "run", config=config, options=EVALUATING)
+    assert evaluated_updates(tmp_path / "run") == [2, 4, 6, 8, 10, 12]
     assert summary["updates"] == 12
     assert "Rolled back to" in run.text
     assert [row["update"] for row in rows_of(tmp_path / "run")] == list(range(1, 13))
@@ -475,7 +605,7 @@ def test_other_keys_depend_on_what_failed_alone():
 
 def jnp_runner(key):
     learner = LearnerState({}, (), ())
-    return RunnerState(learner, (), jnp.zeros(1), no_episodes(1), Normalizer(), jnp.arange(1), key, jnp.int32(0))
+    return RunnerState(learner, (), jnp.zeros(1), (), no_episodes(1), Normalizer(), jnp.arange(1), key, jnp.int32(0))
 
 
 # --- evaluation of a chosen checkpoint --------------------------------------------------------------------------------
@@ -490,7 +620,7 @@ def test_settings_are_checked_before_anything_is_touched(half):
 
 def test_evaluating_another_than_the_newest(half, monkeypatch):
     """It is chosen by its number; the directory of a run in training is not locked for readers."""
-    monkeypatch.setattr(load_run, "from_gymnax", lambda name, num_envs, **_: walk(num_envs))
+    monkeypatch.setattr(load_run, "make_env", made_by(walk))
     saved = [load_run.restore(half, CheckpointChoice(steps)) for steps in (96, 32)]
     assert [int(run.runner.updates) * run.config.batch_size for run in saved] == [96, 32]
     newest, oldest = (evaluate_saved(run, episodes=4) for run in saved)

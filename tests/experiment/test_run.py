@@ -109,7 +109,9 @@ def walking(monkeypatch):
     """Yields a function: walking(make) puts an environment make(num_envs) in the place of gymnax's."""
 
     def use(make):
-        monkeypatch.setattr(experiment_run, "from_gymnax", lambda name, num_envs, **_: make(num_envs))
+        monkeypatch.setattr(
+            experiment_run, "make_env", lambda config, num_envs=None, **_: make(num_envs or config.num_envs)
+        )
 
     return use
 
@@ -120,7 +122,7 @@ def short_chunks(monkeypatch):
 
     def use(*lengths):
         assert sum(lengths) == UPDATES
-        monkeypatch.setattr(training, "chunk_lengths", lambda config, params, backend: list(lengths))
+        monkeypatch.setattr(training, "chunk_lengths", lambda *_: list(lengths))
 
     return use
 

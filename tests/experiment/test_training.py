@@ -11,6 +11,7 @@ from purejaxppo.core.episodes import no_episodes
 from purejaxppo.core.normalizer import Normalizer
 from purejaxppo.core.types import LearnerState, RunnerState
 from purejaxppo.errors import CheckpointError, DivergedError, OutOfMemoryError
+from purejaxppo.evaluate import Episodes
 from purejaxppo.experiment import training as module
 from purejaxppo.experiment.atomic_files import read_json
 from purejaxppo.experiment.checkpoints.directory import invalid_reason, list_steps
@@ -32,17 +33,18 @@ class Rehearsal:
       chunks: how many there are to train.
       before: updates and seconds before them, as of a checkpoint.
       due: whether a save is due at every moment.
+      period: updates between two evaluations; 0 for none.
     """
 
-    def __init__(self, patch, directory, chunks=3, before=(0, 0.0), due=False):
+    def __init__(self, patch, directory, chunks=3, before=(0, 0.0), due=False, period=0):
         self.directory, self.before = directory, before
-        self.events, self.notes, self.phases = [], [], Phases()
+        self.events, self.notes, self.rows, self.phases = [], [], [], Phases()
         self.stop = StopRequest()
         self.at = {}  # event -> what is to be done when it happens
         self.failing = []  # updates whose checkpoint cannot be written, as often as they are in here
         updates = before[0] + 2 * chunks
         self.config = TrainConfig(num_envs=2, num_steps=4, num_minibatches=1, total_timesteps=STEPS * max(updates, 1))
-        self.options = RunOptions(checkpoint_seconds=0.0 if due else 1e9, keep_newest=9)
+        self.options = RunOptions(checkpoint_seconds=0.0 if due else 1e9, keep_newest=9, eval_every=period * STEPS)
         patch.setattr(module, "chunk_lengths", lambda *_: [2] * (updates // 2))
         patch.setattr(module, "compile_chunks", self.compile)
         patch.setattr(module, "program_bytes", lambda _: PROGRAM)
@@ -67,6 +69,16 @@ class Rehearsal:
         names = ("learning_rate", "nonfinite", "episode/count", "episode/return")
         return state_of(done), dict.fromkeys(names, zeros)
 
+    def compile_evaluation(self, runner):
+        self.happen("compile evaluation")
+
+    def play(self, key, runner, say, stop):
+        """Evaluates, as a stand-in for an `Evaluator` that looks twice whether it is to stop."""
+        self.happen("evaluate", int(runner.updates))
+        if stop() or stop():
+            return None
+        return Episodes(np.full(3, float(runner.updates)), np.ones(3), np.ones(3, bool))
+
     def progress(self, console, *_):
         """Takes the place of the display, the second of the sinks."""
         outer = self
@@ -77,6 +89,7 @@ class Rehearsal:
 
             def __call__(self, env_steps, row):
                 outer.happen("report", row["update"])
+                outer.rows.append(row)
 
             def __enter__(self):
                 return self
@@ -86,7 +99,7 @@ class Rehearsal:
 
         return Display()
 
-    def description(self, run, updates, log, seconds):
+    def description(self, run, updates, log, seconds, *_):
         self.happen("save", updates)
 
         def meta():
@@ -102,7 +115,9 @@ class Rehearsal:
         trainer = SimpleNamespace(place=lambda state: state)
         self.directory.mkdir(exist_ok=True)
         (self.directory / "metrics.jsonl").write_text("")
-        run = Run(self.directory, settings, None, trainer, None, self.stop, self.phases)
+        evaluator = SimpleNamespace(compile=self.compile_evaluation, play=self.play, num_episodes=3)
+        evaluator = evaluator if self.options.eval_every else None
+        run = Run(self.directory, settings, None, trainer, None, self.stop, self.phases, evaluator=evaluator)
         done, seconds = self.before
         return train(run, Saved(state_of(done), done, 0, seconds))
 
@@ -123,14 +138,15 @@ class Rehearsal:
 def state_of(updates):
     learner = LearnerState({"w": np.full(2, updates, np.float32)}, (), ())
     return RunnerState(
-        learner,
-        (),
-        np.zeros(1),
-        no_episodes(1),
-        Normalizer(),
-        np.zeros(1, np.int32),
-        np.zeros(2, np.uint32),
-        np.int32(updates),
+        learner=learner,
+        env_state=(),
+        obs=np.zeros(1),
+        memory=(),
+        episodes=no_episodes(1),
+        normalizer=Normalizer(),
+        env_ids=np.zeros(1, np.int32),
+        key=np.zeros(2, np.uint32),
+        updates=np.int32(updates),
     )
 
 
@@ -226,6 +242,71 @@ def test_the_watchdog_hears_of_every_sign_of_life(rehearsal, monkeypatch):
     assert subject.notes == ["told here"]
     names = [event[0] for event in subject.of("compile", "alive", "clock", "report", "save", "over")]
     assert names == ["compile", "alive", "clock", *["report", "report", "alive"] * 2, "save", "over"]
+
+
+# --- evaluations while training ---------------------------------------------------------------------------------------
+
+
+def test_an_evaluation_comes_before_the_row_of_its_update(rehearsal):
+    """No chunk runs then, and the others are one ahead as ever; a checkpoint of that update comes after the row."""
+    subject = rehearsal(chunks=4, period=4)
+    subject.run()
+    assert subject.events[:3] == [("compile",), ("memory", PROGRAM), ("compile evaluation",)]
+    assert subject.of("chunk", "report", "evaluate", "save") == [
+        ("chunk", 2),
+        ("chunk", 4),
+        ("report", 1),
+        ("report", 2),
+        ("report", 3),
+        ("evaluate", 4),
+        ("report", 4),
+        ("chunk", 6),
+        ("chunk", 8),
+        ("report", 5),
+        ("report", 6),
+        ("report", 7),
+        ("evaluate", 8),
+        ("report", 8),
+        ("save", 8),
+    ]
+    assert [row.get("evaluation/return") for row in subject.rows] == [*[None] * 3, 4.0, *[None] * 3, 8.0]
+
+
+def test_the_seconds_of_evaluations_are_their_own(rehearsal, monkeypatch):
+    """They are not of the training, by which the speed is measured: three chunks of 1 s, two evaluations of 50 s."""
+    now = [0.0]
+
+    def pass_by(seconds):
+        now[0] += seconds
+
+    monkeypatch.setattr("purejaxppo.experiment.phases.time.perf_counter", lambda: now[0])
+    subject = rehearsal(chunks=3, period=2)
+    subject.at |= {("chunk", updates): lambda: pass_by(1.0) for updates in (2, 4, 6)}
+    subject.at |= {("evaluate", updates): lambda: pass_by(50.0) for updates in (2, 4, 6)}
+    _, timing = subject.run()
+    assert subject.phases.seconds() == {"compilation": 0.0, "training": 3.0, "evaluation": 150.0, "saving": 0.0}
+    assert timing.train_seconds == 3.0
+    assert timing.env_steps_per_second == 2 * STEPS
+    assert [row["seconds"] for row in subject.rows] == [0.5, 1.0, 1.5, 2.0, 2.5, 3.0]
+
+
+@pytest.mark.parametrize("moment", [("evaluate", 4), ("report", 3)])
+def test_a_signal_that_stops_an_evaluation_lets_its_row_be_written(rehearsal, moment):
+    """It is written without the evaluation, the state is saved, and nothing is started any more."""
+    subject = rehearsal(period=4)
+    subject.at[moment] = lambda: subject.stop.received(signal.SIGTERM)
+    state, _ = subject.run()
+    assert int(state.updates) == 4
+    assert [row["update"] for row in subject.rows] == [1, 2, 3, 4]
+    assert not any("evaluation/return" in row for row in subject.rows)
+    assert subject.saved() == [(32, 4)]
+
+
+def test_an_evaluation_without_memory_is_explained_as_one(rehearsal):
+    subject = rehearsal(period=4)
+    subject.at["evaluate", 4] = fails_with(MemoryError())
+    with pytest.raises(OutOfMemoryError, match="evaluation of 3 episodes"):
+        subject.run()
 
 
 # --- signals ----------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from purejaxppo.core.distributions import Categorical, DiagGaussian, MultiCatego
 from purejaxppo.core.types import Box, Discrete, MultiDiscrete, VecEnv
 from purejaxppo.errors import ConfigError, EnvError
 from purejaxppo.policies import networks
-from purejaxppo.policies.registry import make_network
+from purejaxppo.policies.registry import make_policy
 
 T, E = 3, 2
 IMAGE = (6, 5, 4)
@@ -32,14 +32,16 @@ def spaces(obs_shape, action_space):
 
 def make(obs_shape=(4,), action_space=Discrete(3), **settings):  # noqa: B008 - immutable
     """A network for these spaces."""
-    return make_network(TrainConfig(**{"hidden_sizes": (16, 8), **settings}), spaces(obs_shape, action_space))
+    config = TrainConfig(**{"hidden_sizes": (16, 8), **settings})
+    return make_policy(config, spaces(obs_shape, action_space)).network
 
 
 @functools.cache
 def build(*args, **settings):
     """A network and its initial parameters; not jitted, so that JAX reuses what it compiled for each layer's shape."""
     network = make(*args, **settings)
-    return network, network.init(jax.random.key(0), jnp.zeros((E, *network.obs_shape)))
+    obs_shape = args[0] if args else (4,)
+    return network, network.init(jax.random.key(0), jnp.zeros((E, *obs_shape)))
 
 
 def shapes(network, obs_shape, lead):
@@ -316,8 +318,8 @@ def test_tanh_policy_needs_finite_bounds(space):
     """Squashing into infinite bounds is meaningless: refused when built, naming environment and remedy."""
     config = TrainConfig(env="Somewhere-v0", action_distribution="tanh_gaussian")
     with pytest.raises(EnvError, match=r"tanh_gaussian.*Somewhere-v0.*use gaussian"):
-        make_network(config, spaces((4,), space))
-    make_network(TrainConfig(action_distribution="gaussian"), spaces((4,), space))
+        make_policy(config, spaces((4,), space))
+    make_policy(TrainConfig(action_distribution="gaussian"), spaces((4,), space))
 
 
 def test_tanh_policy_is_refused_for_discrete_actions():

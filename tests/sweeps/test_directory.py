@@ -311,7 +311,7 @@ def test_garbage(tmp_path, text):
         (("shared", "num_envs"), 0, "num_envs = 0"),
         (("shared", "num_minibatches"), 3, "not divisible by num_minibatches = 3"),
         (("shared", "on_nonfinite"), "skip", "on_nonfinite = skip"),
-        (("points", 0), 7, "items"),
+        (("points", 0), 7, "'int' object has no attribute"),
         (("points",), None, "NoneType"),
         (("halving",), 3, "halving = 3"),
         (("halving",), "2", "Error("),

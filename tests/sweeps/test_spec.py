@@ -168,6 +168,7 @@ def test_environment_parameters_that_are_no_numbers():
         ({"eval_episodes": 0}, "eval_episodes = 0 is not a whole number from 1"),
         ({"keep_newest": 1}, "keep_newest = 1 is not a whole number from 2"),
         ({"keep_best": -1}, "keep_best = -1"),
+        ({"eval_every": 64}, "eval_every = 64: a sweep and a comparison evaluate their runs when they are trained"),
         ({"checkpoint_seconds": -0.5}, "checkpoint_seconds = -0.5"),
         ({"checkpoint_seconds": float("nan")}, "checkpoint_seconds = nan"),
     ],

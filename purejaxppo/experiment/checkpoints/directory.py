@@ -20,7 +20,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from purejaxppo.config.fields import AnyPath
 from purejaxppo.errors import CheckpointError
@@ -30,6 +30,7 @@ from purejaxppo.experiment.atomic_files import is_temporary, read_json, sync, wr
 # remainder and actions are in units of their bounds; since 3 every environment has a key of its own; since 4 the
 # running episodes are apart from the environments.
 FORMAT_VERSION = 4
+Ranking = Literal["train_return", "evaluation_return"]  # the field of meta.json by which checkpoints are ranked
 _STEP = re.compile(r"step_(\d{12,19})")
 _LEFTOVER = re.compile(r"step_\d{12,19}\.tmp-\d+")
 _MAX_MANIFEST = 2**24  # bytes; far above any real one
@@ -122,31 +123,36 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def prune(run_dir: Path, newest: int, best: int) -> None:
-    """Removes valid checkpoints that are neither among the newest nor among the best by `train_return`.
+def prune(run_dir: Path, newest: int, best: int, by: Ranking = "train_return") -> None:
+    """Removes valid checkpoints that are neither among the newest nor among the best.
 
     Invalid ones do not count, and are left for inspection. At least one valid checkpoint stays.
 
     Args:
       run_dir: of the run.
       newest: how many of the newest to keep.
-      best: how many of those with the highest `train_return` to keep.
+      best: how many of those with the highest returns to keep.
+      by: which return; `train_return` decides among those that do not have it, which rank worst, or have the same.
     """
     valid = [step for step in list_steps(run_dir) if invalid_reason(step.path) is None]
-    kept = {*valid[: max(1, newest)], *sorted(valid, key=_train_return, reverse=True)[:best]}
+    ranked = sorted(valid, key=lambda step: (_return(step, by), _return(step, "train_return")), reverse=True)
+    kept = {*valid[: max(1, newest)], *ranked[:best]}
     for step in valid:
         if step not in kept:
             with contextlib.suppress(OSError):
                 remove(step.path)
 
 
-def _train_return(step: Step) -> float:
-    value = read_json(step.path / "meta.json").get("train_return")
+def _return(step: Step, name: Ranking) -> float:
+    value = read_json(step.path / "meta.json").get(name)
     return value if isinstance(value, int | float) and math.isfinite(value) else -math.inf
 
 
 def survey(run_dir: AnyPath) -> list[dict[str, Any]]:
-    """Returns a row for every checkpoint, newest first: checkpoint, env_steps, train_return, bytes, fault.
+    """Returns a row for every checkpoint, newest first.
+
+    Its fields are checkpoint, env_steps, train_return, evaluation_return, ranked_by (which of the two tells the best
+    ones), bytes, fault.
 
     `fault` is the reason why it is invalid, or None. `purejaxppo verify` shows these rows.
     """
@@ -157,11 +163,13 @@ def survey(run_dir: AnyPath) -> list[dict[str, Any]]:
 
 def _survey(step: Step) -> dict[str, Any]:
     reason = invalid_reason(step.path)
-    train_return = -math.inf if reason else _train_return(step)
+    meta = {} if reason else read_json(step.path / "meta.json")
+    returns = {name: -math.inf if reason else _return(step, name) for name in get_args(Ranking)}
     return {
         "checkpoint": step.path.name,
         "env_steps": step.env_steps,
-        "train_return": train_return if math.isfinite(train_return) else None,
+        **{name: value if math.isfinite(value) else None for name, value in returns.items()},
+        "ranked_by": meta.get("ranked_by", "train_return"),
         "bytes": _size(step.path),
         "fault": reason,
     }

@@ -14,9 +14,14 @@ from typing import Any, Self
 
 from purejaxppo.config import RunOptions
 from purejaxppo.errors import CheckpointError, DivergedError
-from purejaxppo.experiment.checkpoints.directory import prune
+from purejaxppo.experiment.checkpoints.directory import Ranking, prune
 from purejaxppo.experiment.checkpoints.state import Snapshot, is_finite, snapshot
 from purejaxppo.experiment.checkpoints.store import save_step
+
+
+def ranking(options: RunOptions) -> Ranking:
+    """Returns by what the best checkpoints of a run are told: its evaluations while training, if it has them."""
+    return "evaluation_return" if options.eval_every else "train_return"
 
 
 class Saver:
@@ -30,6 +35,7 @@ class Saver:
     def __init__(self, run_dir: Path, options: RunOptions) -> None:
         self._run_dir = run_dir
         self._options = options
+        self._ranking = ranking(options)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._last = time.monotonic()
@@ -63,7 +69,7 @@ class Saver:
         except OSError as error:
             raise CheckpointError(f"cannot save the checkpoint of {env_steps} env steps: {error}") from error
         save_step(self._run_dir, env_steps, state, meta)
-        prune(self._run_dir, self._options.keep_newest, self._options.keep_best)
+        prune(self._run_dir, self._options.keep_newest, self._options.keep_best, self._ranking)
 
     def wait(self) -> None:
         """Waits until the save that was started is on the disk. Raises CheckpointError if it has failed."""

@@ -13,32 +13,30 @@ import jax.numpy as jnp
 import numpy as np
 
 from purejaxppo.config.fields import AnyPath
-from purejaxppo.core.distributions import MultiCategorical
-from purejaxppo.core.normalizer import NORMALIZER_CLIP, NORMALIZER_EPSILON
+from purejaxppo.core.normalizer import NORMALIZER_CLIP, NORMALIZER_EPSILON, RunningStats
+from purejaxppo.core.observations import actor_keys
 from purejaxppo.core.sums import RELATIVE_FLOOR
 from purejaxppo.core.types import ActionSpace, Box, Discrete, MultiDiscrete
 from purejaxppo.devices.machine import installed_versions, pip_install
-from purejaxppo.envs.wrappers import action_bound, action_units
+from purejaxppo.envs.wrappers import action_units
 from purejaxppo.errors import ConfigError
-from purejaxppo.evaluate import frozen
 from purejaxppo.experiment.atomic_files import write_bytes, write_json, write_text
 from purejaxppo.experiment.directory import create_dir
 from purejaxppo.experiment.load_run import SavedRun
 from purejaxppo.experiment.signals import when_interrupted
-from purejaxppo.policies.registry import POLICIES, make_policy
+from purejaxppo.policies.registry import POLICIES
 
 _PLATFORMS = ("cpu", "cuda", "tpu")
 _HEADS = {Discrete: "CategoricalHead", MultiDiscrete: "MultiCategoricalHead", Box: "GaussianHead"}
 _DISCRETE_POLICIES = {Discrete: "categorical", MultiDiscrete: "multi_categorical"}
-_FORMAT_VERSION = 2  # of policy.json, as numpy_policy.py reads it; since version 2 actions have a centre and a unit
+_FORMAT_VERSION = 3  # of policy.json, as numpy_policy.py reads it
 
 
 def export_saved(run: SavedRun, out: AnyPath) -> dict[str, Any]:
     """Writes the greedy policy of a saved run into a directory that can be used without this package.
 
-    - `policy.stablehlo`: the function of `greedy_policy` with its parameters as constants, for a batch of any size on
-      CPU, CUDA and TPU; to be loaded by `jax.export.deserialize`. It returns a dictionary, whose arrays policy.json
-      lists.
+    - `policy.stablehlo`: the function `SavedRun.step` with its parameters as constants, for a batch of any size on CPU,
+      CUDA and TPU; to be loaded by `jax.export.deserialize`. policy.json lists the arrays that it takes and returns.
     - `weights.safetensors`: the whole network, value function included, and the observation normaliser.
     - `policy.json`: the description of both, by which a reader puts the weights together to a network; it has no
       description of a network of one's own.
@@ -54,17 +52,15 @@ def export_saved(run: SavedRun, out: AnyPath) -> dict[str, Any]:
 
     Raises:
       CheckpointError: the directory is not empty or cannot be written.
-      ConfigError: the packages of the extra `export` are not installed, or the run's observations or actions are of a
-        kind that the files have no words for.
+      ConfigError: the packages of the extra `export` are not installed.
     """
     out = Path(out)
     save_weights = _safetensors_save()
-    _check_exportable(run)
     weights = _weights(run)
     packed = save_weights(weights)
-    program = _export(greedy_policy(run), run.env.observation_space.shape)
+    program = _export(run)
     hashed = {"weights_sha256": hashlib.sha256(packed).hexdigest()}
-    spec = {**_spec(run, weights), "stablehlo": _signature(program), **hashed}
+    spec = {**_spec(run), "stablehlo": _signature(program), **hashed}
 
     create_dir(out, out.name)
     when_interrupted(f"{out} is complete if it has a policy.json.")
@@ -81,41 +77,6 @@ def export_saved(run: SavedRun, out: AnyPath) -> dict[str, Any]:
     }
 
 
-def _check_exportable(run: SavedRun) -> None:
-    """Raises ConfigError unless observations are one array, and actions of a kind that policy.json can describe."""
-    name, observation, action = run.config.env, run.env.observation_space, run.env.action_space
-    if isinstance(observation, dict):
-        raise ConfigError(
-            f"{name} has observations of several arrays, which cannot be exported yet; `purejaxppo evaluate` plays it."
-        )
-    if type(action) not in _HEADS:
-        kinds = ", ".join(kind.__name__ for kind in _HEADS)
-        raise ConfigError(
-            f"{name} has actions {type(action).__name__}, which cannot be exported; they have to be one of {kinds}."
-        )
-
-
-def greedy_policy(run: SavedRun) -> Callable[[jax.Array], dict[str, jax.Array]]:
-    """Returns a run's greedy policy, with its normaliser frozen, as a function of raw observations [b, *shape].
-
-    The function returns a dictionary with `action`, as the environment takes it ([b] or [b, F] int32, or [b, *shape]
-    float32 within the bounds), and the parameters of the distribution whose mode it is: `logits` [b, n], or those of
-    all factors side by side [b, sum(sizes)], or `mean` and `log_std` [b, A] of the Gaussian before it is clipped or
-    squashed.
-    """
-    frozen_policy = frozen(make_policy(run.config, run.env), run.runner)
-    bound = action_bound(run.config, run.env.action_space)
-    params = run.runner.learner.params
-
-    def policy(obs: jax.Array) -> dict[str, jax.Array]:
-        pi: Any = frozen_policy.evaluate(params, (), obs, jnp.zeros(len(obs), jnp.bool_))[0]
-        action = pi.mode() if bound is None else bound(pi.mode())
-        parameters = {"logits": pi.logits} if isinstance(pi, MultiCategorical) else pi._asdict()
-        return {"action": action, **parameters}
-
-    return policy
-
-
 def _safetensors_save() -> Callable[[dict[str, np.ndarray]], bytes]:
     """Returns `safetensors.numpy.save`. Raises ConfigError if a package of the extra `export` is not installed."""
     try:
@@ -127,20 +88,34 @@ def _safetensors_save() -> Callable[[dict[str, np.ndarray]], bytes]:
     return save
 
 
-def _export(policy: Callable[[jax.Array], Any], obs_shape: tuple[int, ...]) -> jax.export.Exported:
-    obs = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("b"), *obs_shape), jnp.float32)
+def _export(run: SavedRun) -> jax.export.Exported:
+    """Returns the program of `run.step`, but without a memory and its start for a policy that has none."""
+    (batch,) = jax.export.symbolic_shape("b")
+
+    def rows(x: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype)
+
+    obs, memory = jax.tree.map(rows, (run.runner.obs, run.runner.memory))
+    start = jax.ShapeDtypeStruct((batch,), jnp.bool_)
     with _without_source_paths():
-        return jax.export.export(jax.jit(policy), platforms=_PLATFORMS)(obs)
+        if not jax.tree.leaves(memory):
+            never = jnp.zeros(1, jnp.bool_)  # without memory, where an episode starts makes no difference
+            return jax.export.export(jax.jit(lambda obs: run.step(obs, (), never)[0]), platforms=_PLATFORMS)(obs)
+        return jax.export.export(jax.jit(run.step), platforms=_PLATFORMS)(obs, memory, start)
 
 
 def _signature(program: jax.export.Exported) -> dict[str, Any]:
-    """Returns the shapes and dtypes of a program's argument and results; the size of the batch is "b"."""
+    """Returns the shapes and dtypes of a program's arguments and results; the size of the batch is "b"."""
 
     def describe(x: jax.core.ShapedArray) -> dict[str, Any]:
         return {"shape": [n if isinstance(n, int) else str(n) for n in x.shape], "dtype": str(x.dtype)}
 
-    (obs,), returned = program.in_avals, jax.tree.unflatten(program.out_tree, program.out_avals)
-    return {"observation": describe(obs), "returns": {name: describe(x) for name, x in returned.items()}}
+    arguments, _ = jax.tree.unflatten(program.in_tree, map(describe, program.in_avals))
+    returned = jax.tree.unflatten(program.out_tree, map(describe, program.out_avals))
+    if len(arguments) == 1:
+        return {"observation": arguments[0], "returns": returned}
+    observation, memory, start = arguments
+    return {"observation": observation, "memory": memory, "start": start, "returns": list(returned)}
 
 
 @contextlib.contextmanager
@@ -159,21 +134,27 @@ def _without_source_paths() -> Iterator[None]:
 
 
 def _weights(run: SavedRun) -> dict[str, np.ndarray]:
-    """Returns all parameters by their paths in the network, and the normaliser's mean and var."""
-    leaves = jax.tree_util.tree_leaves_with_path(run.runner.learner.params)
+    """Returns all parameters by their paths in the network, and the normaliser's mean and var of each array."""
+    leaves = jax.tree_util.tree_leaves_with_path(run.params)
     weights = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-    stats = run.runner.normalizer.obs
-    if stats is not None:
-        weights |= {"normalizer/mean": stats.mean, "normalizer/var": stats.var}
+    for prefix, stats in _normalizers(run).items():
+        weights |= {f"{prefix}/mean": stats.mean, f"{prefix}/var": stats.var}
     return {name: np.asarray(weight) for name, weight in weights.items()}
 
 
-def _spec(run: SavedRun, weights: dict[str, np.ndarray]) -> dict[str, Any]:
+def _normalizers(run: SavedRun) -> dict[str, RunningStats]:
+    """Returns the statistics of observations by the prefix of their names among the weights."""
+    stats = run.normalizer.obs
+    if isinstance(stats, RunningStats):
+        return {"normalizer": stats}
+    return {f"normalizer/{key}": x for key, x in (stats or {}).items()}
+
+
+def _spec(run: SavedRun) -> dict[str, Any]:
     """Returns the content of policy.json but for `stablehlo` and the hash."""
     config, space = run.config, run.env.action_space
     normalizer = {
-        "mean": "normalizer/mean",
-        "var": "normalizer/var",
+        "statistics": list(_normalizers(run)),
         "epsilon": NORMALIZER_EPSILON,
         "relative_floor": RELATIVE_FLOOR,
         "clip": NORMALIZER_CLIP,
@@ -184,48 +165,59 @@ def _spec(run: SavedRun, weights: dict[str, np.ndarray]) -> dict[str, Any]:
         "env_params": dict(config.env_params),
         "algorithm": config.algorithm,
         "env_steps": int(run.runner.updates) * config.batch_size,
-        "observation_space": {"shape": list(run.env.observation_space.shape)},
+        "observation_space": _observation_space(run),
         "action_space": _action_space(space),
         "policy": _DISCRETE_POLICIES.get(type(space), config.action_distribution),
-        "network": None if config.policy not in (None, *POLICIES.built_in()) else _network(run, weights),
-        "normalizer": normalizer if normalizer["mean"] in weights else None,
+        "network": _network(run) if config.policy in (None, *POLICIES.built_in()) else None,
+        "normalizer": normalizer if normalizer["statistics"] else None,
         "versions": installed_versions(),
     }
 
 
-def _network(run: SavedRun, weights: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Returns the description of a built-in network, as numpy_policy.py reads it."""
-    config = run.config
+def _observation_space(run: SavedRun) -> dict[str, Any]:
+    """Returns shape and dtype of observations, or those of each of their arrays under `arrays`."""
+
+    def describe(x: jax.Array) -> dict[str, Any]:
+        return {"shape": list(x.shape[1:]), "dtype": str(x.dtype)}
+
+    obs = run.runner.obs
+    return {"arrays": {key: describe(x) for key, x in obs.items()}} if isinstance(obs, dict) else describe(obs)
+
+
+def _network(run: SavedRun) -> dict[str, Any]:
+    """Returns the description of a built-in network, as numpy_policy.py reads it.
+
+    It has the layers in order, each as the common prefix of its kernel's and bias's names. The first layer of a
+    convolutional torso is applied to the 3 x 3 patches [b, H - 2, W - 2, 9 * C].
+    """
+    config, obs = run.config, run.runner.obs
+    layers = run.params["params"]
+    head = f"params/{_HEADS[type(run.env.action_space)]}_0"
+    units = sorted(run.runner.memory)  # the names of the recurrent units, if there are any; the policy's comes first
+
+    def torso(number: int) -> list[str]:
+        hidden = [f"Dense_{i}" for i in range(len(config.hidden_sizes))]
+        if "ConvTorso_0" in layers:
+            return [f"params/ConvTorso_{number}/{layer}" for layer in ("Dense_0", *(f"MLPTorso_0/{x}" for x in hidden))]
+        return [f"params/MLPTorso_{number}/{layer}" for layer in hidden]
+
+    def gru(name: str) -> dict[str, str]:
+        return {"memory": name, "gates": f"params/{name}_gates", "unit": f"params/{name}_gru"}
+
     return {
         "hidden_sizes": list(config.hidden_sizes),
         "activation": config.activation,
         "shared_torso": config.shared_torso,
-        **_layers(run, weights),
-    }
-
-
-def _layers(run: SavedRun, weights: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Returns the kind of torso, and the layers in order, each as the common prefix of its kernel's and bias's names.
-
-    The first layer of a convolutional torso is applied to the 3 x 3 patches [b, H - 2, W - 2, 9 * C].
-    """
-    is_conv = "params/ConvTorso_0/Dense_0/kernel" in weights
-    space = run.env.action_space
-    head = f"params/{_HEADS[type(space)]}_0"
-
-    def torso(number: int) -> list[str]:
-        hidden = [f"Dense_{i}" for i in range(len(run.config.hidden_sizes))]
-        if is_conv:
-            return [f"params/ConvTorso_{number}/{layer}" for layer in ("Dense_0", *(f"MLPTorso_0/{x}" for x in hidden))]
-        return [f"params/MLPTorso_{number}/{layer}" for layer in hidden]
-
-    return {
-        "torso": "conv" if is_conv else "mlp",
+        "scale_pixels": config.scale_pixels,
+        "sees": actor_keys(obs) if isinstance(obs, dict) else None,
+        "torso": "conv" if "ConvTorso_0" in layers else "mlp",
         "actor": torso(0),
+        "gru": gru(units[0]) if units else None,
         "head": f"{head}/Dense_0",
-        "log_std": f"{head}/log_std" if isinstance(space, Box) else None,
-        "critic": torso(0 if run.config.shared_torso else 1),
-        "value_head": "params/Dense_0",
+        "log_std": f"{head}/log_std" if isinstance(run.env.action_space, Box) else None,
+        "critic": torso(0 if config.shared_torso else 1),
+        "critic_gru": gru(units[-1]) if units else None,
+        "value_head": "params/value_head" if units else "params/Dense_0",
     }
 
 

@@ -27,14 +27,15 @@ def make_runner(value=1.0):
     params = {"kernel": jnp.full((2, 3), value)}
     learner = LearnerState(params, {"moments": jnp.full(3, 2 * value)}, ())
     return RunnerState(
-        learner,
-        jnp.array([jnp.nan, value]),
-        jnp.zeros((2, 1)),
-        no_episodes(2),
-        Normalizer(),
-        jnp.arange(2),
-        jax.random.key(3),
-        jnp.int32(7),
+        learner=learner,
+        env_state=jnp.array([jnp.nan, value]),
+        obs=jnp.zeros((2, 1)),
+        memory=jnp.ones((2, 3)),
+        episodes=no_episodes(2),
+        normalizer=Normalizer(),
+        env_ids=jnp.arange(2),
+        key=jax.random.key(3),
+        updates=jnp.int32(7),
     )
 
 

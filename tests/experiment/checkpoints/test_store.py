@@ -438,6 +438,22 @@ def test_newest_and_best_are_kept(tmp_path, returns, newest, best, kept):
     assert len(names(tmp_path)) == len(kept)
 
 
+@pytest.mark.parametrize(
+    ("evaluations", "kept"),
+    [
+        ([3, 9, 8, 1, 1], [2, 5]),
+        ([3, None, 3, 1, None], [3, 5]),  # the training return decides among equal ones
+        ([None, None, None, None, None], [4, 5]),  # as before the first evaluation
+    ],
+)
+def test_the_best_by_their_evaluations_are_kept(tmp_path, evaluations, kept):
+    """One without an evaluation ranks worst, whatever its training return."""
+    for i, value in enumerate(evaluations, start=1):
+        save(tmp_path, i, train_return=[1.0, 2.0, 3.0, 5.0, 4.0][i - 1], evaluation_return=value)
+    prune(tmp_path, 1, 1, "evaluation_return")
+    assert sorted(step.env_steps for step in list_steps(tmp_path)) == kept
+
+
 def test_the_only_sound_one_is_never_removed(run_dir):
     """However old it is, it stays, and damaged ones are left for inspection."""
     for env_steps in (300, 400):
@@ -457,4 +473,7 @@ def test_survey(run_dir):
     assert (oldest["env_steps"], oldest["train_return"], oldest["fault"]) == (100, 5.0, None)
     size = sum(os.path.getsize(path) for path in step_dir(run_dir, 100).rglob("*") if path.is_file())
     assert oldest["bytes"] == size
+    assert (oldest["evaluation_return"], oldest["ranked_by"]) == (None, "train_return")
+    save(run_dir, 300, train_return=1.0, evaluation_return=2.0, ranked_by="evaluation_return")
+    assert survey(run_dir)[0].items() > {"evaluation_return": 2.0, "ranked_by": "evaluation_return"}.items()
     assert np.isfinite(size)
