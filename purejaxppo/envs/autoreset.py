@@ -26,7 +26,7 @@ ResettingStep = Callable[[Any, EnvState, jax.Array], tuple[EnvState, EnvStep]]  
 def autoreset(
     reset: Reset,
     step: Step,
-    observation_space: Box,
+    observation_space: Box | dict[str, Box],
     action_space: ActionSpace,
     num_envs: int,
     *,

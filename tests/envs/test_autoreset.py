@@ -13,7 +13,6 @@ from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.core.checks import check_step
 from purejaxppo.core.types import Box, Discrete, MultiDiscrete
 from purejaxppo.devices.data_parallel import _check_rows, spread_trainer
-from purejaxppo.envs import autoreset as module
 from purejaxppo.envs.autoreset import autoreset
 from purejaxppo.errors import EnvError
 from purejaxppo.evaluate import evaluate_runner
@@ -245,9 +244,9 @@ def test_the_gap_between_truncations():
     assert (env.truncation_gap, env.step_limit) == (1, None)
 
 
-def test_observations_may_be_mappings_of_any_types(monkeypatch):
+def test_observations_may_be_mappings_of_any_types():
     """Every leaf has its successor and its next episode's first value."""
-    monkeypatch.setattr(module, "check_env", lambda env: None)  # which is about arrays
+    spaces = {"obs": Box((2,)), "mask": Box((2,)), "number": Box(())}
 
     def observe(state):
         return {"obs": jnp.full(2, state), "mask": jnp.array([True, state > 0]), "number": jnp.uint8(state)}
@@ -258,7 +257,7 @@ def test_observations_may_be_mappings_of_any_types(monkeypatch):
     def step(key, state, action):
         return state + 1, observe(state + 1), 1, state + 1 >= 3, False
 
-    env = autoreset(reset, step, None, Discrete(2), E, step_limit=5)
+    env = autoreset(reset, step, spaces, Discrete(2), E, step_limit=5)
     state, obs = env.reset(keys_of(0))
     for number in (1, 2, 3):
         state, result = env.step(env.draw(keys_of(1)), state, jnp.zeros(E, jnp.int32))
