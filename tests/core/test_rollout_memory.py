@@ -72,7 +72,10 @@ class Adds:
 
     def after(self, memory, obs, start):
         count = jnp.where(start, 0, memory["count"]) + 1
-        return {"count": count, "total": jnp.where(start, 0.0, memory["total"][:, 0, 0])[:, None, None] + obs[..., None]}
+        return {
+            "count": count,
+            "total": jnp.where(start, 0.0, memory["total"][:, 0, 0])[:, None, None] + obs[..., None],
+        }
 
     def of(self, memory, obs):
         """(logits, value) after obs [E, 1] has been seen."""

@@ -34,7 +34,7 @@ def make(shared):
 
 @functools.cache
 def sequences(layout, shared):
-    """Random memory [B, H], obs [B, L, OBS] and start [B, L]: starts at the first step of some, and at random places."""
+    """Random memory [B, H], obs [B, L, OBS] and start [B, L]: some start at once, all at random places."""
     b, length = LAYOUTS[layout]
     rng = np.random.default_rng(2)
     memory = {name: rng.normal(size=(b, WIDTHS[-1])) for name in (("both",) if shared else ("actor", "critic"))}
@@ -71,7 +71,7 @@ def unrolled(params, memory, obs, start, shared):
             n = np.tanh(x_n + r * (h @ u_n + p[f"{unit}_gru"]["bias"]))
             h = (1 - z) * n + z * h
             states[unit].append(h)
-    first, last = (np.stack(states[unit], axis=1) for unit in (list(memory)[0], list(memory)[-1]))
+    first, last = (np.stack(states[unit], axis=1) for unit in (next(iter(memory)), list(memory)[-1]))
     head = p[f"Dense_{1 if shared else 2}"]
     after = {unit: of_unit[-1] for unit, of_unit in states.items()}
     return after, dense(p["CategoricalHead_0"]["Dense_0"], first), dense(head, last)[..., 0]
