@@ -206,43 +206,48 @@ def check_policy(config: TrainConfig, env: VecEnv, policy: Policy) -> None:
     each = (env.num_envs,)
     _, obs = jax.eval_shape(env.reset, _keys(env))
     memory = jax.eval_shape(lambda: policy.initial_memory(env.num_envs))
-    for x in jax.tree.leaves(memory):
-        if x.shape[:1] != each:
-            raise ConfigError(
-                f"the policy's initial_memory has a leaf {_text(x)} for {env.num_envs} environments; give each a row "
-                f"of its own."
-            )
     length = (1,) if jax.tree.leaves(memory) else ()  # of a sequence; without memory there are rows
+    _check_memory(config, memory)
 
     def act(key: jax.Array, memory: Any, obs: Any) -> tuple[Any, ...]:
         params, start = policy.init(key, obs), jnp.ones(each, jnp.bool_)
         after, pi = policy.act(params, memory, obs, start)
         action = pi.sample(pi.noise(key))
-        steps = jax.tree.map(lambda x: x.reshape(*each, *length, *x.shape[1:]), (obs, start))
-        _, value = policy.evaluate(params, memory, *steps)
-        return after, pi, value, action, pi.log_prob(action)
+        return params, after, pi, action, pi.log_prob(action)
 
-    after, pi, value, action, log_prob = jax.eval_shape(act, _key(), memory, obs)
-    if length:
-        _check_memory(config, memory, after)
+    params, after, pi, action, log_prob = jax.eval_shape(act, _key(), memory, obs)
+    if jax.tree.map(_signature, memory) != jax.tree.map(_signature, after):
+        raise ConfigError("the policy's act returns a memory of other shapes or types than its initial_memory.")
+    steps = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((*each, *length, *x.shape[1:]), x.dtype),
+        (obs, jax.ShapeDtypeStruct(each, jnp.bool_)),
+    )
+    evaluated, value = jax.eval_shape(policy.evaluate, params, memory, *steps)
     _check_distribution(config, env, pi, action)
     for what, x, shape in (("value", value, (*each, *length)), ("log_prob", log_prob, each)):
         if x.shape != shape:
             raise ConfigError(
                 f"the policy's {what} is {_text(x)} for {env.num_envs} observations; it has to be {list(shape)}."
             )
-    for x in jax.tree.leaves(pi):
-        if x.shape[:1] != each:
+    for what, seen, lead in (("act", pi, each), ("evaluate", evaluated, (*each, *length))):
+        for x in jax.tree.leaves(seen):
+            if x.shape[: len(lead)] != lead:
+                raise ConfigError(
+                    f"the policy's distribution ({what}) has a leaf {_text(x)} for {env.num_envs} observations; it has "
+                    f"to begin with {list(lead)}, as by jnp.broadcast_to(log_std, mean.shape)."
+                )
+
+
+def _check_memory(config: TrainConfig, memory: Any) -> None:
+    """Raises ConfigError for a memory without a row for each environment, or sequences that do not fill minibatches."""
+    if not jax.tree.leaves(memory):
+        return
+    for x in jax.tree.leaves(memory):
+        if x.shape[:1] != (config.num_envs,):
             raise ConfigError(
-                f"the policy's distribution has a leaf {_text(x)} for {env.num_envs} observations; it has to begin "
-                f"with {list(each)}, as by jnp.broadcast_to(log_std, mean.shape)."
+                f"the policy's initial_memory has a leaf {_text(x)} for {config.num_envs} environments; give each a "
+                f"row of its own."
             )
-
-
-def _check_memory(config: TrainConfig, memory: Any, after: Any) -> None:
-    """Raises ConfigError for a memory that cannot be carried on, or sequences that do not fill the minibatches."""
-    if jax.tree.map(_signature, memory) != jax.tree.map(_signature, after):
-        raise ConfigError("the policy's act returns a memory of other shapes or types than its initial_memory.")
     length = config.sequence_length or config.num_steps
     sequences = config.batch_size // length // config.shard_count
     if sequences % config.num_minibatches:

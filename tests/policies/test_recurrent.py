@@ -34,7 +34,7 @@ def make(shared):
 
 @functools.cache
 def sequences(layout, shared):
-    """Random memory [B, H], obs [B, L, OBS] and start [B, L]: starts at some first steps, and at random places."""
+    """Random memory [B, H], obs [B, L, OBS] and start [B, L]: some start at once, all at random places."""
     b, length = LAYOUTS[layout]
     rng = np.random.default_rng(2)
     memory = {name: rng.normal(size=(b, WIDTHS[-1])) for name in (("both",) if shared else ("actor", "critic"))}

@@ -200,7 +200,7 @@ def test_bytes_are_scaled(kind, scaled, inside):
 
 @KIND
 def test_a_picture_beside_what_the_critic_sees_is_convolved(kind):
-    """The privileged numbers are further inputs of the layer after the convolution, of the value's torso alone."""
+    """The privileged numbers are inputs of the first layer after the convolution, in the value's torso alone."""
     see, params = make(kind, {"obs": Box(PICTURE), "critic": Box((3,))})
     shapes = jax.tree.map(lambda x: x.shape, params["params"])
     positions = (PICTURE[0] - 2) * (PICTURE[1] - 2) * 16
