@@ -5,6 +5,7 @@ import math
 from functools import partial
 from pathlib import Path
 
+import gymnax  # noqa: F401  its functions are jitted when it is imported: not by the jax.jit that a test puts in place
 import jax
 import numpy as np
 import pytest

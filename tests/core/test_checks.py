@@ -307,8 +307,8 @@ def test_factors_of_other_sizes_than_the_environments_are_refused():
     assert "factors of the sizes (2, 3) for actions of the sizes (3, 2)" in message
     assert "draws actions int32[4]" in refused_network(Fixed(3), env)
     assert "draws actions int32[4, 2]" in refused_network(Factored(2, 2, pi=lambda *x: x), walk(E))
-    network = Factored(3, 2, pi=lambda *x: x)
-    make_trainer(CONFIG, env, network, ppo_clip(CONFIG, network.apply))
+    policy = FeedForward(Factored(3, 2, pi=lambda *x: x))
+    make_trainer(CONFIG, env, policy, ppo_clip(CONFIG, policy))
 
 
 def test_a_policys_action_is_flat():
@@ -317,8 +317,8 @@ def test_a_policys_action_is_flat():
     env = env._replace(
         action_space=Box((2, 1), -1.0, 1.0), step=lambda k, s, a, step=env.step: step(k, s, a.reshape(-1, 2))
     )
-    network = Fixed(2, 2, pi=DiagGaussian)
-    make_trainer(CONFIG, env, network, ppo_clip(CONFIG, network.apply))
+    policy = FeedForward(Fixed(2, 2, pi=DiagGaussian))
+    make_trainer(CONFIG, env, policy, ppo_clip(CONFIG, policy))
     assert "takes float32[4, 2]" in refused_network(Fixed(3, 3, pi=DiagGaussian), env)
 
 

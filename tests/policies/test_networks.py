@@ -96,9 +96,9 @@ def test_shapes_of_several_choices(lead):
 
 @pytest.mark.parametrize("policy", ["gaussian", "tanh_gaussian"])
 def test_an_action_of_two_axes_is_flat_to_the_policy(policy):
-    pi, _, _ = shapes(make((4,), GRID, policy=policy), (4,), (E,))
+    pi, _, _ = shapes(make((4,), GRID, action_distribution=policy), (4,), (E,))
     assert pi.mean.shape == pi.log_std.shape == (E, 6)
-    pi, _, _ = shapes(make((4,), Box((), -1.0, 1.0), policy=policy), (4,), (E,))
+    pi, _, _ = shapes(make((4,), Box((), -1.0, 1.0), action_distribution=policy), (4,), (E,))
     assert pi.mean.shape == (E, 1)
 
 
