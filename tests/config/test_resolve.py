@@ -134,12 +134,12 @@ def test_every_field_is_a_flag(algorithm):
     given = {name: x for name, x in given.items() if algorithm in ALGORITHMS_WITH.get(name, (algorithm,))}
     argv = []
     for name, value in given.items():
-        argv.append("--" + name.replace("_", "-"))
+        argv.append(("--no-" if value is False else "--") + name.replace("_", "-"))
         if name == "env_params":
             argv += [f"{k}={v}" for k, v in value]
         elif isinstance(value, tuple):
             argv += map(str, value)
-        elif value is not True:
+        elif not isinstance(value, bool):
             argv.append(str(value))
     command = parse.parse(["train", *argv])
     records = (command.settings, command.hp, command.options)
