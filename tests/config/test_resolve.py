@@ -82,8 +82,21 @@ def test_settings_beat_the_preset():
             "PointRobot-misc",
             [{}],
             "settings: the tuned preset of PointRobot-misc; PointRobot-misc: its goal is not shown, so a policy "
-            "without memory, as all are here, cannot go back to it",
+            "without memory cannot go back to it (--policy gru has memory)",
         ),
+        (
+            "PointRobot-misc",
+            [{"policy": "gru"}],
+            "settings: the tuned preset of PointRobot-misc, but for policy",
+        ),
+        (
+            "SimpleBandit-bsuite",
+            [{"policy": "gru"}],
+            "settings: the defaults, as SimpleBandit-bsuite has no tuned preset, but for policy; SimpleBandit-bsuite: "
+            "which arm pays is drawn for every episode of one step and never shown, so no policy does better than "
+            "chance",
+        ),
+        ("MemoryChain-bsuite", [{}], "settings: the tuned preset of MemoryChain-bsuite"),
     ],
 )
 def test_where_settings_are_from_is_one_line(env, settings, says):
