@@ -1,5 +1,6 @@
 """Minibatch gradient steps, which all update rules share, and the loss of ppo_clip, ppo_kl and policy_gradient."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -184,6 +185,40 @@ def gradient_steps(
     masked_step = stop_early(lambda measured: measured.kl > target_kl, step)
     (learner, _), steps = jax.lax.scan(masked_step, (learner, jnp.array(True)), (rows, advantage))
     return learner, steps
+
+
+def fit(
+    config: TrainConfig,
+    shards: Shards,
+    key: jax.Array,
+    hp: Hyperparams,
+    learner: LearnerState,
+    batch: Batch,
+    loss: ExtraLoss,
+) -> tuple[LearnerState, Metrics]:
+    """Minimises a loss beside the policy's by gradient steps over epochs and minibatches, all of which are taken.
+
+    Args:
+      config, shards: of the run.
+      key: consumed.
+      hp: with the learning rate and the gradient's maximum norm; its target_kl, which is the policy's, is not used.
+      learner: the parameters of the loss, and their optimizer's state.
+      batch: N rows.
+      loss: a mean over a minibatch's rows, with metrics that are such means too.
+
+    Returns:
+      The learner, and the metrics with `grad_norm`, as means over the steps.
+    """
+
+    def measured(params: Params, minibatch: Batch) -> tuple[jax.Array, GradientStep]:
+        total, metrics = loss(params, minibatch)
+        unmoved = jnp.zeros(())  # no policy is meant
+        return total, GradientStep(metrics, kl=unmoved, ratio_deviation=unmoved)
+
+    rows = minibatch_rows(key, shards, len(batch.advantage), config.num_epochs, config.num_minibatches)
+    hp, gradient = dataclasses.replace(hp, target_kl=None), shards.gradient(measured)
+    learner, steps = gradient_steps(config, hp, learner, batch, rows, batch.advantage[rows], gradient)
+    return learner, jax.tree.map(jnp.mean, steps.metrics)
 
 
 def critic_loss(hp: Hyperparams, value: jax.Array, batch: Batch) -> jax.Array:
