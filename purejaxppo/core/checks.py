@@ -156,7 +156,8 @@ def _names(obs: Any) -> str:
 
 def _actions(space: ActionSpace) -> str:
     choices = _choices(space)
-    return f"{choices[0]} discrete choices" if choices else "continuous actions"
+    kind = "actions" if isinstance(space, Discrete) else "choices"
+    return f"{choices[0]} discrete {kind}" if choices else "continuous actions"
 
 
 def _check_outcome(env: VecEnv, name: str, result: EnvStep) -> None:

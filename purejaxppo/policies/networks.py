@@ -110,13 +110,19 @@ def reader(config: TrainConfig, space: Space) -> Callable[[Observation], Inputs]
         parts = [rows(arrays, key) for key in keys]
         return jnp.concatenate([x.reshape(x.shape[0], -1) for x in parts], axis=-1)
 
+    def privileged(arrays: dict[str, jax.Array]) -> jax.Array:
+        if CRITIC in arrays:
+            return flat(arrays, [CRITIC])
+        # Not in training: the value is then of no account.
+        return jnp.zeros((rows(arrays, keys[0]).shape[0], math.prod(spaces[CRITIC].shape)))
+
     def read(obs: Observation) -> Inputs:
         arrays = obs if isinstance(space, dict) else {OBS: obs}
         first = arrays[keys[0]]
         return Inputs(
             lead=first.shape[: first.ndim - len(spaces[keys[0]].shape)],
             seen=rows(arrays, keys[0]) if len(keys) == 1 else flat(arrays, keys),
-            privileged=flat(arrays, [CRITIC]) if CRITIC in spaces else None,
+            privileged=privileged(arrays) if CRITIC in spaces else None,
             mask=rows(arrays, ACTION_MASK) if ACTION_MASK in spaces else None,
         )
 
