@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from purejaxppo.algorithms import make_algorithm
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.config.validate import validate_config
-from purejaxppo.core.checks import check_step
+from purejaxppo.core.check_env import check_step
 from purejaxppo.core.shards import Shards
 from purejaxppo.core.types import Batch, Metrics, Params, RunnerState, Trainer, VecEnv
 from purejaxppo.devices.cpu import num_devices_for
