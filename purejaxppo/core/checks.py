@@ -21,6 +21,8 @@ from purejaxppo.core.observations import ACTION_MASK
 from purejaxppo.core.types import ActionSpace, Algorithm, Box, Discrete, EnvStep, MultiDiscrete, Policy, VecEnv
 from purejaxppo.errors import ConfigError, EnvError
 
+EPISODE_METRICS = ("return", "length", "count")  # which no entry of an info may be called
+
 
 def check_env(env: VecEnv, name: str = "the environment") -> None:
     """Raises EnvError for an environment that breaks the contract of `VecEnv` and `EnvStep`, naming the wrong part.
@@ -177,7 +179,7 @@ def _check_outcome(env: VecEnv, name: str, result: EnvStep) -> None:
             raise EnvError(
                 f"{name} returns info[{what!r}] {_text(x)}; it has to be {list(each)}, one number per environment."
             )
-        if what in ("return", "length", "count"):
+        if what in EPISODE_METRICS:
             raise EnvError(f"{name} returns info[{what!r}], which is the name of a metric; give it another one.")
 
 
