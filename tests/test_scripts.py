@@ -5,12 +5,14 @@ import math
 from functools import partial
 from pathlib import Path
 
+import gymnax  # noqa: F401  its functions are jitted when it is imported: not by the jax.jit that a test puts in place
 import jax
 import numpy as np
 import pytest
 from compiled_once import QUICKLY
 
 import purejaxppo
+from purejaxppo import from_gymnax
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "scripts" / "examples"
@@ -32,6 +34,9 @@ def test_example_runs_and_is_at_most_60_lines(name, monkeypatch):
     for values in ("LEARNING_RATES", "CLIP_RANGES", "SEEDS"):
         if hasattr(example, values):
             monkeypatch.setattr(example, values, getattr(example, values)[:2])
+    from_gymnax(
+        "CartPole-v1", 1
+    )  # gymnax's own functions are decorated with jax.jit when it is imported: not with this
     if name != "sweep":  # whose program is compiled by the package
         monkeypatch.setattr(jax, "jit", partial(jax.jit, compiler_options=QUICKLY))
     assert math.isfinite(example.main(total_timesteps=2048))

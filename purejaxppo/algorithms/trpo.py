@@ -1,6 +1,5 @@
 """Trust region policy optimisation: policy improvement under a constraint on the KL divergence."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -8,13 +7,13 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from purejaxppo.algorithms.surrogate import GradientStep, critic_loss, gradient_steps, standardize_batch
+from purejaxppo.algorithms.gradient_steps import critic_loss, fit, standardize_batch
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.config.fields import DEFAULT_TARGET_KL
 from purejaxppo.core.advantage import estimate
 from purejaxppo.core.diagnostics import diagnose
 from purejaxppo.core.losses import importance_surrogate
-from purejaxppo.core.minibatch import cut, minibatch_rows
+from purejaxppo.core.minibatch import cut
 from purejaxppo.core.optimizer import make_optimizer
 from purejaxppo.core.shards import Shards
 from purejaxppo.core.types import Algorithm, Batch, LearnerState, Metrics, Params, Policy, Trajectory
@@ -54,21 +53,13 @@ def trpo(config: TrainConfig, policy: Policy, *, shards: Shards | None = None) -
             batch = batch._replace(advantage=standardize_batch(shards, batch.advantage))
         params, policy_metrics = policy_step(config, policy, hp, learner.params, batch, shards)
 
-        def value_loss(params: Params, minibatch: Batch) -> tuple[jax.Array, GradientStep]:
+        def value_loss(params: Params, minibatch: Batch) -> tuple[jax.Array, Metrics]:
             _, value = policy.evaluate(params, minibatch.memory, minibatch.obs, minibatch.start)
             loss = critic_loss(hp, value, minibatch)
-            unmoved = jnp.zeros(())  # the policy shares no parameters with the value function
-            return loss, GradientStep({"loss/value": loss}, kl=unmoved, ratio_deviation=unmoved)
+            return loss, {"loss/value": loss}
 
-        learner = learner._replace(params=params)
-
-        rows = minibatch_rows(key, shards, len(batch.advantage), config.num_epochs, config.num_minibatches)
-        # target_kl is the trust region of the policy; it must not stop the regression.
-        hp = dataclasses.replace(hp, target_kl=None)
-        learner, steps = gradient_steps(
-            config, hp, learner, batch, rows, batch.advantage[rows], shards.gradient(value_loss)
-        )
-        metrics = {"loss/value": jnp.mean(steps.metrics["loss/value"]), **policy_metrics}
+        learner, value_metrics = fit(config, shards, key, hp, learner._replace(params=params), batch, value_loss)
+        metrics = {**value_metrics, **policy_metrics}  # both have a grad_norm: the policy's counts
         return learner, {**metrics, **diagnose(policy, learner.params, batch, shards)}
 
     return Algorithm(init, update, shards)

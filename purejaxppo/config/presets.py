@@ -78,6 +78,17 @@ PRESETS: dict[str, dict[str, Any]] = {
         "gamma": 0.9,
         "learning_rate": 1e-3,
     },
+    "MemoryChain-bsuite": {
+        "total_timesteps": 500_000,
+        "num_envs": 16,
+        "num_steps": 128,
+        "num_epochs": 8,
+        "hidden_sizes": (64,),
+        "policy": "gru",
+        "shared_torso": True,
+        "learning_rate": 1e-3,
+        "ent_coef": 0.0,
+    },
     "FourRooms-misc": {
         "total_timesteps": 1_000_000,
         "num_envs": 32,
@@ -122,18 +133,20 @@ TARGETS = {
     "SpaceInvaders-MinAtar": 110,
 }
 
-_UNSEEN_GOAL = "its goal is not shown, so a policy without memory, as all are here, cannot go back to it"
+_UNSEEN_GOAL = "its goal is not shown, so a policy without memory cannot go back to it (--policy gru has memory)"
 # Environment -> what it hides from a policy without memory, to which it is only partially observable (as read in gymnax
 # 1.0.1). BernoulliBandit and GaussianBandit are not among them: their observations contain the last action and reward,
 # so a policy can repeat an action that paid. UmbrellaChain and DiscountingChain show all that matters at every step.
 HIDDEN = {
     "MemoryChain-bsuite": "the bit that it asks for at the end is shown in the first steps only, so a policy without "
-    "memory, as all are here, does no better than chance",
+    "memory does no better than chance (--policy gru has memory)",
     "SimpleBandit-bsuite": "which arm pays is drawn for every episode of one step and never shown, so no policy "
     "does better than chance",
     "MetaMaze-misc": _UNSEEN_GOAL,
     "PointRobot-misc": _UNSEEN_GOAL,
 }
+# Those of them in which a policy with memory has seen what it needs.
+REMEMBERED = frozenset({"MemoryChain-bsuite", "MetaMaze-misc", "PointRobot-misc"})
 
 
 def tuned_settings(env: str, algorithm: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from purejaxppo.config.fields import ALGORITHMS_WITH, AnyPath, Hyperparams, RunOptions, TrainConfig
-from purejaxppo.config.presets import HIDDEN, PRESETS, tuned_settings
+from purejaxppo.config.presets import HIDDEN, PRESETS, REMEMBERED, tuned_settings
 from purejaxppo.config.validate import ACTION_DISTRIBUTIONS, suggestion, validate_config
 from purejaxppo.errors import ConfigError
 
@@ -67,7 +67,9 @@ def describe_settings(pairs: Sequence[tuple[TrainConfig, Hyperparams]]) -> str:
     changed = [name for name in FIELDS if any(x[name] != expected[x["algorithm"]][name] for x in records)]
     source = f"the tuned preset of {env}" if env in PRESETS else f"the defaults, as {env} has no tuned preset"
     but = f", but for {', '.join(changed)}" if changed else ""
-    hidden = f"; {env}: {HIDDEN[env]}" if env in HIDDEN else ""
+    # A policy of one's own is taken to have no memory: its name does not tell.
+    seen = env in REMEMBERED and all(config.policy == "gru" for config, _ in pairs)
+    hidden = f"; {env}: {HIDDEN[env]}" if env in HIDDEN and not seen else ""
     return f"settings: {source}{but}{hidden}"
 
 

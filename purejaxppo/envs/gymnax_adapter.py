@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import inspect
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Number
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 
 from purejaxppo.config.fields import plain, whole
 from purejaxppo.config.validate import suggestion
-from purejaxppo.core.checks import EPISODE_METRICS, check_env, describe
+from purejaxppo.core.check_env import EPISODE_METRICS, UNFIT, check_env, describe
 from purejaxppo.core.types import ActionSpace, Box, Discrete, EnvState, EnvStep, MultiDiscrete, VecEnv
 from purejaxppo.envs.autoreset import Draw, ResettingStep, auto_resetting
 from purejaxppo.envs.lazy_imports import imported_lazily
@@ -23,7 +22,6 @@ from purejaxppo.errors import EnvError
 
 _DOWNLOADS = {"MNISTBandit-bsuite"}
 _GYMNAX_INFO = {"final_observation", "terminated", "truncated", "discount"}
-_UNFIT = re.compile(r'[,"\s]+')  # what would end a column of metrics.csv
 
 
 def from_gymnax(name: str, num_envs: int, *, allow_download: bool = False, **env_params: Any) -> VecEnv:
@@ -122,7 +120,7 @@ def _reported(info: Mapping[Any, Any]) -> dict[str, jax.Array]:
             continue
         x = jnp.asarray(x)
         if x.shape == () and (jnp.issubdtype(x.dtype, jnp.number) or x.dtype == jnp.bool_):
-            name = _UNFIT.sub("_", name)
+            name = UNFIT.sub("_", name)
             found[f"env_{name}" if name in EPISODE_METRICS else name] = x
     return found
 

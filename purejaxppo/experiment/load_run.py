@@ -16,7 +16,7 @@ from purejaxppo.config.resolve import refuse_changes
 from purejaxppo.core.distributions import MultiCategorical
 from purejaxppo.core.normalizer import Normalizer
 from purejaxppo.core.observations import CRITIC, OBS
-from purejaxppo.core.types import Memory, Params, RunnerState, Trainer, VecEnv
+from purejaxppo.core.types import Memory, Observation, Params, RunnerState, Trainer, VecEnv
 from purejaxppo.envs.registry import make_env
 from purejaxppo.envs.wrappers import action_bound
 from purejaxppo.errors import CheckpointError, ConfigError
@@ -47,6 +47,12 @@ class SavedRun:
         """The statistics by which observations and rewards are normalised; None for what is not."""
         return self.runner.normalizer
 
+    @property
+    def seen(self) -> Observation:
+        """Observations [E, ...] as the policy needs them to act: without what the value function alone sees."""
+        obs = self.runner.obs
+        return {key: x for key, x in obs.items() if key != CRITIC} if isinstance(obs, dict) else obs
+
     def policy(self, obs: Any, memory: Memory = None, start: Any = None) -> tuple[Any, Memory]:
         """Returns the greedy action for an observation as `env` returns it, and the policy's memory after it.
 
@@ -54,8 +60,8 @@ class SavedRun:
         leading axis [b] for several environments.
 
         Args:
-          obs: of one environment [...], or of several [b, ...]: arrays or lists, or a dict of them. A dict may be
-            without "critic", which the policy does not see.
+          obs: of one environment [...], or of several [b, ...]: arrays or lists, or a dict of them, in which
+            "critic" is not used and may be left out.
           memory: what the call before has returned; None where episodes begin. It is () for a policy without memory.
           start: bool [] or [b], where an episode begins although there is a memory, as after an auto-reset; by default
             nowhere.
@@ -63,7 +69,7 @@ class SavedRun:
         Raises:
           ConfigError: an argument of another shape, or numbers that the observation's type does not have.
         """
-        rows, one = _rows(obs, self.runner.obs)
+        rows, one = _rows(obs, self.seen)
         number = len(jax.tree.leaves(rows)[0])
         if memory is None:
             before, begins = make_policy(self.config, self.env).initial_memory(number), np.ones(number, np.bool_)
@@ -106,13 +112,13 @@ class SavedRun:
 def _rows(obs: Any, like: Any) -> tuple[Any, bool]:
     """Returns observations [b, ...] in the types of `like` [E, ...], and whether they were those of one environment.
 
-    Raises ConfigError for other keys, shapes or numbers. What the value function alone sees is 0 if it is missing.
+    Raises ConfigError for other keys than those of `like` and "critic", other shapes, or other numbers.
     """
-    if isinstance(obs, dict) != isinstance(like, dict):
-        raise ConfigError(f"the observation is {_kind(obs)}; the policy takes {_kind(like)}.")
     expected = like if isinstance(like, dict) else {OBS: like}
-    given = obs if isinstance(like, dict) else {OBS: obs}
-    if not expected.keys() - {CRITIC} <= given.keys() <= expected.keys():
+    given = {OBS: obs}
+    if isinstance(like, dict) and isinstance(obs, dict):
+        given = {key: x for key, x in obs.items() if key != CRITIC}
+    if isinstance(obs, dict) != isinstance(like, dict) or given.keys() != expected.keys():
         raise ConfigError(f"the observation is {_kind(obs)}; the policy takes {_kind(like)}.")
     arrays = {key: _array(key, x, expected[key].dtype) for key, x in given.items()}
     first = next(iter(arrays))
@@ -127,8 +133,6 @@ def _rows(obs: Any, like: Any) -> tuple[Any, bool]:
                 f"for b environments{'' if len(arrays) == 1 else ', with all keys alike'}."
             )
     rows = {key: x[None] if one else x for key, x in arrays.items()}
-    if CRITIC in expected.keys() - rows.keys():
-        rows[CRITIC] = np.zeros((len(rows[first]), *expected[CRITIC].shape[1:]), expected[CRITIC].dtype)
     return (rows if isinstance(like, dict) else rows[OBS]), one
 
 

@@ -1,11 +1,10 @@
 """Random network distillation: a bonus for observations that a predictor does not know yet.
 
 The environment is a chain whose only reward is at its far end, where random actions practically never lead. The bonus
-has a value head, a normaliser and an optimizer state of its own.
+has a value head, a normaliser and an optimizer state of its own (Burda et al. 2019, "Exploration by random network
+distillation", arXiv:1810.12894).
 
     purejaxppo train --plugin scripts/examples/rnd.py --env sparse-chain --algorithm rnd
-
-Source: Burda et al. 2019, "Exploration by random network distillation", arXiv:1810.12894.
 """
 
 from typing import NamedTuple
@@ -15,18 +14,18 @@ import jax
 import jax.numpy as jnp
 
 import purejaxppo
+from purejaxppo.algorithms.gradient_steps import fit
 from purejaxppo.algorithms.ppo_clip import clipped_loss
-from purejaxppo.algorithms.surrogate import GradientStep, gradient_steps, surrogate_steps
+from purejaxppo.algorithms.surrogate import surrogate_steps
 from purejaxppo.core.advantage import estimate, gae
-from purejaxppo.core.minibatch import cut, minibatch_rows
+from purejaxppo.core.minibatch import cut
 from purejaxppo.core.normalizer import RunningStats, discounted_returns, empty_stats, update_stats
 from purejaxppo.core.optimizer import make_optimizer
 from purejaxppo.core.sums import merged, moments
 from purejaxppo.core.types import Algorithm, Box, Discrete, LearnerState, Params
 from purejaxppo.envs.autoreset import autoreset
 
-LENGTH, LIMIT = 40, 100
-BONUS, GAMMA = 0.5, 0.99  # weight of the bonus's advantage, and its discount
+LENGTH, LIMIT, BONUS, GAMMA = 40, 100, 0.5, 0.99  # BONUS is the weight of its advantage, GAMMA its discount
 
 
 class Novelty(nn.Module):
@@ -64,28 +63,23 @@ def rnd(config, policy, *, shards):
         target, predictor, returns = learner.algo_state
         bonus, next_value = look(predictor.params, target, trajectory.next_obs)  # [T, E]
         _, value = look(predictor.params, target, trajectory.obs)
-        never = jnp.zeros_like(trajectory.terminated)  # the bonus goes on where an episode ends
+        never = jnp.zeros_like(trajectory.start)  # the bonus goes on where an episode ends
         discounted, _ = discounted_returns(bonus, never, jnp.zeros(bonus.shape[1]), GAMMA)
         returns = update_stats(returns, merged(shards.gather(moments(shards.flat(discounted.T)))), config.batch_size)
         bonus = bonus / jnp.sqrt(returns.var + 1e-8)
         of_bonus, bonus_target = gae(bonus, value, next_value, never, never, GAMMA, hp.gae_lambda)
         advantage, value_target = estimate(config, hp, trajectory)
-        extra = trajectory.next_obs, bonus_target
-        batch = cut(config, trajectory, advantage + BONUS * of_bonus, value_target, extra)
+        total, extra = advantage + BONUS * of_bonus, (trajectory.next_obs, bonus_target)
+        batch = cut(config, trajectory, total, value_target, extra)
         learner, metrics = learn(key, hp, learner, batch)
 
         def loss(params, minibatch):
-            next_obs, bonus_target = minibatch.extra
-            distillation = jnp.mean(look(params, target, next_obs)[0])
-            critic = jnp.mean((look(params, target, minibatch.obs)[1] - bonus_target) ** 2)
-            measured = {"loss/distillation": distillation, "loss/bonus_value": critic}
-            return distillation + critic, GradientStep(measured, jnp.zeros(()), jnp.zeros(()))
+            distillation = jnp.mean(look(params, target, minibatch.extra[0])[0])
+            critic = jnp.mean((look(params, target, minibatch.obs)[1] - minibatch.extra[1]) ** 2)
+            return distillation + critic, {"loss/distillation": distillation, "loss/bonus_value": critic}
 
-        rows = minibatch_rows(key, shards, len(batch.advantage), config.num_epochs, config.num_minibatches)
-        gradient = shards.gradient(loss)
-        predictor, steps = gradient_steps(config, hp, predictor, batch, rows, batch.advantage[rows], gradient)
-        own = {name: jnp.mean(x) for name, x in steps.metrics.items() if name.startswith("loss")}
-        return learner._replace(algo_state=Distillation(target, predictor, returns)), {**metrics, **own}
+        predictor, own = fit(config, shards, key, hp, predictor, batch, loss)
+        return learner._replace(algo_state=Distillation(target, predictor, returns)), {**own, **metrics}
 
     return Algorithm(init, update, shards)
 
@@ -94,19 +88,13 @@ def sparse_chain(num_envs):
     """Returns E chains: in each state one of two actions leads on and the other one back; which, is drawn once."""
     onward = jax.random.bernoulli(jax.random.key(7), shape=(LENGTH,)).astype(jnp.int32)
 
-    def observe(place):
-        return jax.nn.one_hot(place, LENGTH)
-
-    def reset(key):
-        place = jnp.zeros((), jnp.int32)
-        return place, observe(place)
-
     def step(key, place, action):
         place = jnp.maximum(place + jnp.where(action == onward[place], 1, -1), 0)
         arrived = place == LENGTH - 1
-        return place, observe(place), arrived.astype(jnp.float32), arrived, False
+        return place, jax.nn.one_hot(place, LENGTH), 1.0 * arrived, arrived, False
 
-    return autoreset(reset, step, Box((LENGTH,)), Discrete(2), num_envs, step_limit=LIMIT)
+    begin = (jnp.int32(0), jax.nn.one_hot(0, LENGTH))
+    return autoreset(lambda _: begin, step, Box((LENGTH,)), Discrete(2), num_envs, step_limit=LIMIT)
 
 
 purejaxppo.register_env("sparse-chain", sparse_chain)

@@ -663,12 +663,12 @@ def test_train_in_words(capfd):
 @pytest.mark.usefixtures("nothing_compiled")
 def test_plan_and_training_say_where_the_settings_are_from(capfd):
     """One line on standard error says so, with --json, too."""
-    assert cli.run(["sweep", "--env", "MemoryChain-bsuite", "--gamma", "0.9", "0.99", "--plan", "--json", *TINY]) == 0
+    assert cli.run(["sweep", "--env", "MetaMaze-misc", "--gamma", "0.9", "0.99", "--plan", "--json", *TINY]) == 0
     out, err = capfd.readouterr()
     assert json.loads(out)
     line, *_ = err.splitlines()  # a plan that takes long says so after it
-    assert "the defaults, as MemoryChain-bsuite has no tuned preset, but for num_envs" in line
-    assert line.endswith("a policy without memory, as all are here, does no better than chance")
+    assert "the defaults, as MetaMaze-misc has no tuned preset, but for num_envs" in line
+    assert line.endswith("a policy without memory cannot go back to it (--policy gru has memory)")
 
 
 def test_evaluate(trained, capfd):

@@ -82,8 +82,21 @@ def test_settings_beat_the_preset():
             "PointRobot-misc",
             [{}],
             "settings: the tuned preset of PointRobot-misc; PointRobot-misc: its goal is not shown, so a policy "
-            "without memory, as all are here, cannot go back to it",
+            "without memory cannot go back to it (--policy gru has memory)",
         ),
+        (
+            "PointRobot-misc",
+            [{"policy": "gru"}],
+            "settings: the tuned preset of PointRobot-misc, but for policy",
+        ),
+        (
+            "SimpleBandit-bsuite",
+            [{"policy": "gru"}],
+            "settings: the defaults, as SimpleBandit-bsuite has no tuned preset, but for policy; SimpleBandit-bsuite: "
+            "which arm pays is drawn for every episode of one step and never shown, so no policy does better than "
+            "chance",
+        ),
+        ("MemoryChain-bsuite", [{}], "settings: the tuned preset of MemoryChain-bsuite"),
     ],
 )
 def test_where_settings_are_from_is_one_line(env, settings, says):
@@ -134,12 +147,12 @@ def test_every_field_is_a_flag(algorithm):
     given = {name: x for name, x in given.items() if algorithm in ALGORITHMS_WITH.get(name, (algorithm,))}
     argv = []
     for name, value in given.items():
-        argv.append("--" + name.replace("_", "-"))
+        argv.append(("--no-" if value is False else "--") + name.replace("_", "-"))
         if name == "env_params":
             argv += [f"{k}={v}" for k, v in value]
         elif isinstance(value, tuple):
             argv += map(str, value)
-        elif value is not True:
+        elif not isinstance(value, bool):
             argv.append(str(value))
     command = parse.parse(["train", *argv])
     records = (command.settings, command.hp, command.options)

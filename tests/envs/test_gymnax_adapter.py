@@ -18,7 +18,7 @@ import purejaxppo
 from purejaxppo.core.types import Box, Discrete, MultiDiscrete
 from purejaxppo.envs.gymnax_adapter import from_gymnax, registered_envs
 from purejaxppo.errors import EnvError
-from purejaxppo.policies.networks import reader
+from purejaxppo.policies.inputs import reader
 from purejaxppo.train import train
 
 E = 3
