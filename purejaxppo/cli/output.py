@@ -146,7 +146,14 @@ def describe_envs(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
         if "error" in row:
             table.append([row["env"], row["error"]])
         else:
-            shape = " x ".join(map(str, row["observation"]))
+            shape = _describe_shapes(row["observation"])
             limit = str(row["step_limit"] or "-")
             table.append([row["env"], shape, row["actions"], limit, "yes" if row["preset"] else ""])
     return table
+
+
+def _describe_shapes(shapes: Sequence[int] | dict[str, Sequence[int]]) -> str:
+    """Returns the shape of an observation, or of each of its arrays: `10 x 10 x 4`, or `obs 2, action_mask 3`."""
+    if isinstance(shapes, dict):
+        return ", ".join(f"{key} {_describe_shapes(shape)}" for key, shape in shapes.items())
+    return " x ".join(map(str, shapes))

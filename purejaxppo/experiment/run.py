@@ -269,7 +269,7 @@ def evaluate_saved(
     """Evaluates a saved policy with its normalisers frozen.
 
     Args:
-      saved: from `load_run.restore`, or from `sweeps.extract.restore_member`.
+      saved: from `load_run` or `load_member`.
       episodes: their number; they are played in as many environments at once.
       greedy: take the most probable action instead of a sample.
       seed: of the environments and of sampling.
