@@ -12,7 +12,8 @@ from purejaxppo.algorithms.adaptive_lr import kl_adaptive
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.config.fields import whole
 from purejaxppo.config.validate import validate_config
-from purejaxppo.core.checks import check_hyperparams, check_parts
+from purejaxppo.core.check_hyperparams import check_hyperparams
+from purejaxppo.core.check_parts import check_parts
 from purejaxppo.core.episodes import ended_episodes, no_episodes
 from purejaxppo.core.nonfinite import NONFINITE_RULES, nonfinite, undo_nonfinite
 from purejaxppo.core.normalizer import Normalizer, init_normalizer, normalized_obs, scaled_reward, update_normalizer

@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from purejaxppo.algorithms.surrogate import ExtraLoss, PolicyLoss, surrogate_algorithm
+from purejaxppo.algorithms.gradient_steps import ExtraLoss
+from purejaxppo.algorithms.surrogate import PolicyLoss, surrogate_algorithm
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.core.losses import clipped_surrogate
 from purejaxppo.core.shards import Shards

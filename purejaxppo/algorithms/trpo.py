@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from purejaxppo.algorithms.surrogate import critic_loss, fit, standardize_batch
+from purejaxppo.algorithms.gradient_steps import critic_loss, fit, standardize_batch
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.config.fields import DEFAULT_TARGET_KL
 from purejaxppo.core.advantage import estimate

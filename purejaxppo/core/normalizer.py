@@ -57,7 +57,10 @@ def normalized_obs(stats: Any, obs: Any) -> Any:
     """Returns observations [..., O] standardised by `Normalizer.obs`, or unchanged if that is None."""
     if stats is None:
         return obs
-    return with_part(obs, jax.tree.map(standardize_by, stats, standardized_part(obs), is_leaf=_is_stats))
+    part = standardized_part(obs)
+    if isinstance(part, dict):  # without "critic", where a policy is used that was trained with it
+        stats = {key: stats[key] for key in part}
+    return with_part(obs, jax.tree.map(standardize_by, stats, part, is_leaf=_is_stats))
 
 
 def scaled_reward(normalizer: Normalizer, reward: jax.Array) -> jax.Array:
@@ -146,5 +149,5 @@ def _is_stats(x: Any) -> bool:
 def _std(stats: RunningStats) -> jax.Array:
     """Returns the divisor sqrt(var + 1e-8), or the least that float32 can tell from rounding around the mean."""
     # In some programs XLA rewrites a division by a square root as a product with its reciprocal, which rounds
-    # differently. It does not do so behind a maximum, so all programs give the same bits.
+    # differently. It does not do so behind a maximum.
     return jnp.maximum(jnp.sqrt(stats.var + NORMALIZER_EPSILON), least_std(stats.mean))

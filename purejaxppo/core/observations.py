@@ -1,7 +1,8 @@
 """Observations: an array, or a dict of arrays, three of whose keys have a meaning for the built-in parts.
 
 - "obs" is what the policy and the value function see. In a dict without it, they see whatever has no other meaning.
-- "critic" is seen by the value function alone: privileged information that is not there when the policy acts.
+- "critic" is seen by the value function alone: privileged information, which an environment has in training and
+  evaluation, and which a policy that is used elsewhere does without.
 - "action_mask" (bool, one per action) is false where an action is impossible.
 """
 
@@ -21,14 +22,16 @@ def actor_keys(keys: Mapping[str, Any]) -> list[str]:
 def standardized_part(obs: Any) -> Any:
     """Returns what a normaliser standardises of an observation: an array, or those arrays of a dict.
 
-    They are the floating-point arrays that policy or value function see.
+    They are the floating-point arrays that policy or value function see; None for an array of another type.
     """
     if not isinstance(obs, dict):
-        return obs
+        return obs if jnp.issubdtype(obs.dtype, jnp.floating) else None
     keys = [*actor_keys(obs), *([CRITIC] if CRITIC in obs else [])]
     return {key: obs[key] for key in keys if jnp.issubdtype(obs[key].dtype, jnp.floating)}
 
 
 def with_part(obs: Any, part: Any) -> Any:
     """Returns an observation in which `part`, of the structure of `standardized_part`, has replaced its own."""
-    return {**obs, **part} if isinstance(obs, dict) else part
+    if isinstance(obs, dict):
+        return {**obs, **part}
+    return obs if part is None else part

@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from purejaxppo.algorithms import make_algorithm
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.config.validate import validate_config
-from purejaxppo.core.checks import check_step
+from purejaxppo.core.check_env import check_step
 from purejaxppo.core.shards import Shards
 from purejaxppo.core.types import Batch, Metrics, Params, RunnerState, Trainer, VecEnv
 from purejaxppo.devices.cpu import num_devices_for
@@ -150,7 +150,8 @@ def _by_pieces(f: Callable[..., Any]) -> Callable[..., Any]:
     """Returns f, which computes means over rows, as the mean over pieces, as many rows as fit into a core's cache."""
 
     def mean_of_pieces(params: Params, rows: Batch) -> Any:
-        number = pieces_of(len(rows.advantage))
+        sequences = len(rows.advantage)  # or rows
+        number = pieces_of(sequences, max(1, ROWS_PER_PIECE * sequences // rows.advantage.size))
         if number == 1:
             return f(params, rows)
         pieces = jax.tree.map(lambda x: x.reshape(number, -1, *x.shape[1:]), rows)
@@ -176,10 +177,10 @@ def _all_sum(tree: Any) -> Any:
     return unravel(jax.lax.psum(flat, _ENVS))
 
 
-def pieces_of(rows: int) -> int:
+def pieces_of(rows: int, most: int = ROWS_PER_PIECE) -> int:
     """Returns the number of equal pieces to cut `rows` rows into.
 
-    Pieces have between half of ROWS_PER_PIECE and all of it; if no such number divides the rows, there is one piece.
+    Pieces have between half of `most` and all of it; if no such number divides the rows, there is one piece.
     """
-    numbers = range(-(-rows // ROWS_PER_PIECE), 2 * rows // ROWS_PER_PIECE + 1)
+    numbers = range(-(-rows // most), 2 * rows // most + 1)
     return next((number for number in numbers if rows % number == 0), 1)

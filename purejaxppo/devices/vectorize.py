@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from purejaxppo.config import Hyperparams
 from purejaxppo.config.fields import plain, whole
 from purejaxppo.config.validate import validate_hyperparams, validate_seeds
-from purejaxppo.core.checks import check_runs
+from purejaxppo.core.check_hyperparams import check_runs
 from purejaxppo.core.nonfinite import keep_if_finite, no_value
 from purejaxppo.core.types import LearnerState, Metrics, RunnerState, Trainer
 from purejaxppo.errors import ConfigError

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from purejaxppo.config.fields import whole
-from purejaxppo.core.checks import check_env, traced
+from purejaxppo.core.check_env import check_env, traced
 from purejaxppo.core.types import ActionSpace, Box, EnvState, EnvStep, VecEnv
 from purejaxppo.errors import EnvError
 

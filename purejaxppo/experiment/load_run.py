@@ -15,7 +15,8 @@ from purejaxppo.config.fields import AnyPath
 from purejaxppo.config.resolve import refuse_changes
 from purejaxppo.core.distributions import MultiCategorical
 from purejaxppo.core.normalizer import Normalizer
-from purejaxppo.core.types import Memory, Params, RunnerState, Trainer, VecEnv
+from purejaxppo.core.observations import CRITIC
+from purejaxppo.core.types import Memory, Observation, Params, RunnerState, Trainer, VecEnv
 from purejaxppo.envs.registry import make_env
 from purejaxppo.envs.wrappers import action_bound
 from purejaxppo.errors import CheckpointError, ConfigError
@@ -46,16 +47,22 @@ class SavedRun:
         """The statistics by which observations and rewards are normalised; None for what is not."""
         return self.runner.normalizer
 
+    @property
+    def seen(self) -> Observation:
+        """Observations [E, ...] as the policy needs them to act: without what the value function alone sees."""
+        obs = self.runner.obs
+        return {key: x for key, x in obs.items() if key != CRITIC} if isinstance(obs, dict) else obs
+
     def policy(self, obs: Any, memory: Memory = None) -> tuple[Any, Memory]:
         """Returns the greedy actions for raw observations, as the environment takes them, and the memory after them.
 
         Args:
-          obs: of one environment [...], or of several [b, ...].
+          obs: of one environment [...], or of several [b, ...]; "critic" may be left out.
           memory: what the call before has returned; None at the beginning of episodes. It is () for a policy without
             memory.
         """
-        arrays = {key: np.asarray(x) for key, x in obs.items()} if isinstance(obs, dict) else np.asarray(obs)
-        like = self.runner.obs
+        like = self.seen
+        arrays = {key: np.asarray(obs[key]) for key in like} if isinstance(like, dict) else np.asarray(obs)
         one = jax.tree.map(np.ndim, arrays) == jax.tree.map(lambda x: x.ndim - 1, like)
         rows = jax.tree.map(lambda x, y: x.astype(y.dtype)[None] if one else x.astype(y.dtype), arrays, like)
         number = len(jax.tree.leaves(rows)[0])

@@ -11,17 +11,9 @@ from purejaxppo.config import TrainConfig
 from purejaxppo.core.distributions import Distribution
 from purejaxppo.core.types import Observation, Params, VecEnv
 from purejaxppo.errors import ConfigError
-from purejaxppo.policies.networks import (
-    ConvTorso,
-    Dense,
-    Inputs,
-    MLPTorso,
-    feature_major,
-    is_image,
-    policy_head,
-    reader,
-    torso_maker,
-)
+from purejaxppo.policies.heads import policy_head
+from purejaxppo.policies.inputs import Inputs, is_image, reader
+from purejaxppo.policies.layers import ConvTorso, Dense, MLPTorso, feature_major, torso_maker
 
 Memory = dict[str, jax.Array]  # name of the unit -> its state [E, H]
 

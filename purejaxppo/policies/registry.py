@@ -6,7 +6,8 @@ from purejaxppo.config import TrainConfig
 from purejaxppo.config.registry import Registry
 from purejaxppo.config.validate import ACTION_DISTRIBUTIONS
 from purejaxppo.core.types import Policy, VecEnv
-from purejaxppo.policies.networks import conv, is_image, mlp
+from purejaxppo.policies.inputs import is_image
+from purejaxppo.policies.networks import conv, mlp
 from purejaxppo.policies.recurrent import gru
 
 # The setting `policy` was that of the action distribution, and is read as such in the files of earlier versions.

@@ -19,7 +19,7 @@ from purejaxppo.algorithms.surrogate import surrogate_steps
 from purejaxppo.core.advantage import estimate
 from purejaxppo.core.minibatch import cut
 from purejaxppo.policies.feed_forward import FeedForward
-from purejaxppo.policies.networks import policy_head
+from purejaxppo.policies.heads import policy_head
 
 WEIGHT = 0.1
 

@@ -9,7 +9,7 @@ import flax.linen as nn
 
 import purejaxppo
 from purejaxppo.policies.feed_forward import FeedForward
-from purejaxppo.policies.networks import policy_head
+from purejaxppo.policies.heads import policy_head
 
 BLOCKS = 2
 

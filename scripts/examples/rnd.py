@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 
 import purejaxppo
+from purejaxppo.algorithms.gradient_steps import fit
 from purejaxppo.algorithms.ppo_clip import clipped_loss
-from purejaxppo.algorithms.surrogate import fit, surrogate_steps
+from purejaxppo.algorithms.surrogate import surrogate_steps
 from purejaxppo.core.advantage import estimate, gae
 from purejaxppo.core.minibatch import cut
 from purejaxppo.core.normalizer import RunningStats, discounted_returns, empty_stats, update_stats

@@ -11,7 +11,7 @@ from compiled_once import QUICKLY
 from hand_batch import CONFIG, HP, make_batch, make_policy, make_trajectory
 from jax.flatten_util import ravel_pytree
 
-from purejaxppo.algorithms.surrogate import standardize_batch
+from purejaxppo.algorithms.gradient_steps import standardize_batch
 from purejaxppo.algorithms.trpo import conjugate_gradient, line_search, policy_step, trpo
 from purejaxppo.config import Hyperparams
 from purejaxppo.core.losses import importance_surrogate

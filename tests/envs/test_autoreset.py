@@ -10,7 +10,7 @@ import pytest
 from compiled_once import QUICKLY
 
 from purejaxppo.config import Hyperparams, TrainConfig
-from purejaxppo.core.checks import check_step
+from purejaxppo.core.check_env import check_step
 from purejaxppo.core.types import Box, Discrete, MultiDiscrete
 from purejaxppo.devices.data_parallel import _check_rows, spread_trainer
 from purejaxppo.envs.autoreset import autoreset

@@ -14,7 +14,7 @@ from purejaxppo.config import TrainConfig
 from purejaxppo.core.distributions import Categorical, DiagGaussian, MultiCategorical, TanhDiagGaussian
 from purejaxppo.core.types import Box, Discrete, MultiDiscrete, VecEnv
 from purejaxppo.errors import ConfigError, EnvError
-from purejaxppo.policies import networks
+from purejaxppo.policies import layers
 from purejaxppo.policies.registry import make_policy
 
 T, E = 3, 2
@@ -145,7 +145,7 @@ def test_columns_are_rows_turned_over(monkeypatch, obs_shape, action_space, shar
 
     found = []
     for columns_from in (1, T * E + 1):
-        monkeypatch.setattr(networks, "COLUMNS_FROM", columns_from)
+        monkeypatch.setattr(layers, "COLUMNS_FROM", columns_from)
         found.append(jax.tree.leaves(jax.jit(lambda params: everything(params), compiler_options=QUICKLY)(params)))
     for columns, rows in zip(*found, strict=True):
         np.testing.assert_allclose(columns, rows, rtol=1e-4, atol=1e-5)

@@ -11,7 +11,7 @@ from compiled_once import QUICKLY
 from purejaxppo.config import TrainConfig
 from purejaxppo.core.types import Box, Discrete, VecEnv
 from purejaxppo.errors import ConfigError
-from purejaxppo.policies.networks import COLUMNS_FROM
+from purejaxppo.policies.layers import COLUMNS_FROM
 from purejaxppo.policies.recurrent import gru
 
 OBS, ACTIONS, WIDTHS = 2, 3, (5, 4)

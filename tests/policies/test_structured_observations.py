@@ -10,7 +10,7 @@ from compiled_once import QUICKLY
 from probe_envs import shown
 
 from purejaxppo.config import TrainConfig
-from purejaxppo.core.checks import check_env
+from purejaxppo.core.check_env import check_env
 from purejaxppo.core.distributions import Categorical
 from purejaxppo.core.types import Box, Discrete, VecEnv
 from purejaxppo.errors import ConfigError, EnvError

@@ -95,7 +95,7 @@ def _export(run: SavedRun) -> jax.export.Exported:
     def rows(x: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype)
 
-    obs, memory = jax.tree.map(rows, (run.runner.obs, run.runner.memory))
+    obs, memory = jax.tree.map(rows, (run.seen, run.runner.memory))
     start = jax.ShapeDtypeStruct((batch,), jnp.bool_)
     with _without_source_paths():
         if not jax.tree.leaves(memory):
@@ -180,7 +180,7 @@ def _observation_space(run: SavedRun) -> dict[str, Any]:
     def describe(x: jax.Array) -> dict[str, Any]:
         return {"shape": list(x.shape[1:]), "dtype": str(x.dtype)}
 
-    obs = run.runner.obs
+    obs = run.seen
     return {"arrays": {key: describe(x) for key, x in obs.items()}} if isinstance(obs, dict) else describe(obs)
 
 
@@ -190,7 +190,7 @@ def _network(run: SavedRun) -> dict[str, Any]:
     It has the layers in order, each as the common prefix of its kernel's and bias's names. The first layer of a
     convolutional torso is applied to the 3 x 3 patches [b, H - 2, W - 2, 9 * C].
     """
-    config, obs = run.config, run.runner.obs
+    config, obs = run.config, run.seen
     layers = run.params["params"]
     head = f"params/{_HEADS[type(run.env.action_space)]}_0"
     units = sorted(run.runner.memory)  # the names of the recurrent units, if there are any; the policy's comes first

@@ -1,6 +1,7 @@
 """An exported policy acts as in the run's own evaluation: in JAX, and in NumPy without this package."""
 
 import ast
+import dataclasses
 import functools
 import hashlib
 import json
@@ -17,10 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from probe_envs import shown
 from safetensors.numpy import load_file
 
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.config.fields import Activation
+from purejaxppo.core.normalizer import RunningStats
 from purejaxppo.core.types import Box, EnvStep, MultiDiscrete
 from purejaxppo.envs.gymnax_adapter import from_gymnax
 from purejaxppo.envs.wrappers import bound_action
@@ -53,6 +56,7 @@ CASES = {
         "shared_torso": True,
     },
     "factors": {"env": "CartPole-v1", "activation": "relu", "actions": MultiDiscrete((3, 1, 4)), **NORMALIZED},
+    "gru": {"env": "CartPole-v1", "policy": "gru", "activation": "elu", **NORMALIZED},
     "matrix": {"env": "Pendulum-v1", "activation": "tanh", "actions": Box((2, 2), ((-2.0, 0.0), (3.0, 1.0)), 4.0)},
 }
 
@@ -79,10 +83,10 @@ def with_actions(env, space):
     return env._replace(action_space=space, step=step)
 
 
-def make_run(actions=None, **settings):
+def make_run(actions=None, of=None, **settings):
     """Returns a run that looks as if it had trained 3 updates, with random parameters and normaliser."""
     config = TrainConfig(**{**SMALL, **settings})
-    env = from_gymnax(config.env, config.num_envs, **dict(config.env_params))
+    env = of or from_gymnax(config.env, config.num_envs, **dict(config.env_params))
     env = with_actions(env, actions) if actions else env
     trainer = trainer_from_config(config, env)
     shapes = jax.eval_shape(trainer.init, jax.random.key(0), Hyperparams())
@@ -91,8 +95,13 @@ def make_run(actions=None, **settings):
     params = scrambled(keys[0], runner.learner.params)
     normalizer, stats = runner.normalizer, runner.normalizer.obs
     if stats is not None:
-        mean, var = jax.random.normal(keys[1], stats.mean.shape), jnp.exp(jax.random.normal(keys[2], stats.mean.shape))
-        normalizer = normalizer._replace(obs=stats._replace(mean=mean, var=var, rows=jnp.float32(12)))
+
+        def seen(x):
+            mean, var = jax.random.normal(keys[1], x.mean.shape), jnp.exp(jax.random.normal(keys[2], x.mean.shape))
+            return x._replace(mean=mean, var=var, rows=jnp.float32(12))
+
+        stats = jax.tree.map(seen, stats, is_leaf=lambda x: isinstance(x, RunningStats))
+        normalizer = normalizer._replace(obs=stats)
     learner = runner.learner._replace(params=params)
     runner = runner._replace(learner=learner, normalizer=normalizer, key=keys[3], updates=jnp.int32(3))
     return SavedRun(config, env, runner, {})
@@ -110,13 +119,14 @@ def own_actions(run, obs):
     """Returns the actions in purejaxppo's own evaluation, in an environment that shows `obs` and records the action."""
 
     def step(key, state, action):
-        zero = jnp.zeros(len(obs))
-        return state, EnvStep(jnp.asarray(obs), jnp.asarray(obs), zero, zero > 0, zero > 0, {"action": action})
+        zero = jnp.zeros(rows)
+        return state, EnvStep(obs, obs, zero, zero > 0, zero > 0, {"action": action})
 
-    showing = run.env._replace(reset=lambda key: ((), jnp.asarray(obs)), step=step, num_envs=len(obs))
+    rows, obs = len(jax.tree.leaves(obs)[0]), jax.tree.map(jnp.asarray, obs)
+    showing = run.env._replace(reset=lambda key: ((), obs), step=step, num_envs=rows)
     env, policy = bound_action(run.config, showing), frozen(make_policy(run.config, run.env), run.runner)
     state, seen = env.reset(jax.random.key(0))
-    _, pi = policy.act(run.runner.learner.params, (), seen, jnp.ones(len(obs), bool))
+    _, pi = policy.act(run.params, policy.initial_memory(rows), seen, jnp.ones(rows, bool))
     _, result = env.step(jax.random.key(0), state, pi.mode())
     return np.asarray(result.info["action"]), pi
 
@@ -196,7 +206,8 @@ OFTEN = ("shared", "image", "one-hot", "gaussian", "two actions", "factors", "ma
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in OFTEN else [pytest.mark.slow]) for name in CASES]
+    "name",
+    [pytest.param(name, marks=[] if name in OFTEN else [pytest.mark.slow]) for name in CASES if name != "gru"],
 )
 def test_every_kind_of_policy_acts_as_in_evaluation(name, exported_case):
     """In JAX and in NumPy, for batches of 1 and 7; JAX also returns the distribution, as policy.json describes."""
@@ -223,6 +234,65 @@ def test_every_kind_of_policy_acts_as_in_evaluation(name, exported_case):
     assert module.platforms == ("cpu", "cuda", "tpu")
 
 
+def test_a_policy_with_memory_remembers_what_the_run_does(exported_case):
+    """Step by step: in JAX with memory and starts, in NumPy, and the loaded run itself, alone and in a batch."""
+    run, out = exported_case("gru")
+    module = jax.export.deserialize(bytearray((out / "policy.stablehlo").read_bytes()))
+    policy = numpy_policy.load(out)
+    said = policy.spec["stablehlo"]
+    assert said["memory"] == {x: {"shape": ["b", 8], "dtype": "float32"} for x in ("actor", "critic")}
+    assert said["start"] == {"shape": ["b"], "dtype": "bool"}
+    steps = np.stack([observations(run, 3) / (1 + t) for t in range(6)])
+    memory = {name: np.ones((3, 8), np.float32) for name in ("actor", "critic")}  # of no effect where episodes start
+    remembered = own = alone = None
+    logits = []
+    for t, obs in enumerate(steps):
+        start = np.array([t == 0, t in (0, 3), t == 0])
+        result, memory = module.call(obs, memory, start)
+        if t == 3:
+            remembered[1] = 0
+            own = {name: x.at[1].set(0.0) for name, x in own.items()}
+        action, remembered = policy(obs, remembered)
+        np.testing.assert_allclose(remembered, memory["actor"], rtol=1e-4, atol=1e-5)
+        same, own = run.policy(obs, own)
+        np.testing.assert_array_equal(same, result["action"])
+        clear = np.abs(np.subtract(*np.asarray(result["logits"]).T)) > 1e-4
+        np.testing.assert_array_equal(action[clear], np.asarray(result["action"])[clear])
+        one, alone = run.policy(obs[0].tolist(), alone)
+        assert int(one) == int(result["action"][0])
+        logits.append(np.asarray(result["logits"]))
+    fresh, _ = module.call(steps[3], memory, np.full(3, True))
+    np.testing.assert_allclose(fresh["logits"][1], logits[3][1], rtol=1e-4, atol=1e-5)  # it had forgotten
+    assert np.abs(fresh["logits"][0] - logits[3][0]).max() > 1e-2  # the others had not
+
+
+@pytest.mark.parametrize("policy", ["mlp", "gru"])
+def test_observations_of_several_arrays(policy, exported):
+    """The mask holds, what the value function alone sees is not needed, and what no part reads makes no difference."""
+    run = make_run(of=shown(2, "dict"), env="shown", policy=policy, **NORMALIZED)
+    out = exported(run)
+    rng = np.random.default_rng(3)
+    mask = rng.random((64, 3)) < 0.5
+    mask[:, 0] |= ~mask.any(axis=1)
+    obs = {"obs": 6 * rng.standard_normal((64, 1)), "raw": rng.standard_normal((64, 2))}
+    obs = {**{name: x.astype(np.float32) for name, x in obs.items()}, "action_mask": mask}
+    module, numpy = jax.export.deserialize(bytearray((out / "policy.stablehlo").read_bytes())), numpy_policy.load(out)
+    assert numpy.arrays.keys() == obs.keys()
+    start = np.full(64, True)
+    forgotten = jax.tree.map(lambda x: jnp.zeros((64, *x.shape[1:])), run.runner.memory)
+    expected, _ = own_actions(run, {**obs, "critic": np.zeros((64, 1), np.float32)})
+    assert mask[np.arange(64), expected].all()
+    assert len(np.unique(expected)) == 3
+    in_jax = module.call(obs, forgotten, start)[0] if policy == "gru" else module.call(obs)
+    in_numpy = numpy(obs)[0] if policy == "gru" else numpy(obs)
+    for action in (in_jax["action"], in_numpy, run.policy(obs)[0]):
+        np.testing.assert_array_equal(action, expected)
+    one = {name: x[5] for name, x in obs.items()}
+    assert int(run.policy(one)[0]) == expected[5]
+    with pytest.raises(ValueError, match=r"observations have the arrays \['obs'\]; this policy takes"):
+        numpy({"obs": obs["obs"]})
+
+
 def test_the_cases_cover_every_activation():
     activations = {CASES[name]["activation"] for name in OFTEN}
     assert activations == set(numpy_policy.ACTIVATIONS) == set(get_args(Activation))
@@ -233,7 +303,7 @@ def test_an_observation_that_never_varied(exported):
     run = make_run(**CASES["gaussian"])
     stats = run.runner.normalizer.obs
     stats = stats._replace(mean=jnp.full_like(stats.mean, 1000.1), var=jnp.zeros_like(stats.var))
-    run = run._replace(runner=run.runner._replace(normalizer=run.runner.normalizer._replace(obs=stats)))
+    run = dataclasses.replace(run, runner=run.runner._replace(normalizer=run.normalizer._replace(obs=stats)))
     out = exported(run)
     obs = np.float32(1000.1) + np.float32(2.0**-14) * np.arange(-6, 6, dtype=np.float32).reshape(4, 3)
     expected, pi = own_actions(run, obs)
@@ -249,7 +319,7 @@ def test_an_observation_that_never_varied(exported):
 def test_bounds_of_every_kind(exported, low, high, centre, unit):
     """They may be on one side only, though JSON has no infinity, or on both sides, far from the policy's numbers."""
     run = make_run(env="Pendulum-v1", activation="elu")
-    run = run._replace(env=run.env._replace(action_space=Box((1,), (low,), (high,))))
+    run = dataclasses.replace(run, env=run.env._replace(action_space=Box((1,), (low,), (high,))))
     out = exported(run)
     obs = np.concatenate([observations(run, 7) * scale for scale in (0.01, 10)])
     expected, pi = own_actions(run, obs)
@@ -290,7 +360,7 @@ def test_the_files_and_their_summary(saved):
         "env": "CartPole-v1",
         "algorithm": "ppo_clip",
         "env_steps": 12,
-        "observation_space": {"shape": [4]},
+        "observation_space": {"shape": [4], "dtype": "float32"},
         "action_space": {"kind": "discrete", "n": 2},
         "parameters": sum(x.size for x in jax.tree.leaves(run.runner.learner.params)),
     }
@@ -319,15 +389,17 @@ def test_the_weights_are_the_networks_and_the_normalisers(saved):
     assert not weights
 
 
-@pytest.mark.parametrize("name", ["shared", "image", "gaussian", "factors"])
+@pytest.mark.parametrize("name", ["shared", "image", "gaussian", "factors", "gru"])
 def test_every_weight_has_its_place_in_the_description(name, exported_case):
     """policy.json names each weight, and no other."""
     _, out = exported_case(name)
     spec = json.loads((out / "policy.json").read_text())
     network, normalizer = spec["network"], spec["normalizer"] or {}
-    layers = {*network["actor"], network["head"], *network["critic"], network["value_head"]}
+    units = [unit[part] for unit in (network["gru"], network["critic_gru"]) if unit for part in ("gates", "unit")]
+    layers = {*network["actor"], network["head"], *network["critic"], network["value_head"], *units}
     named = {f"{layer}/{part}" for layer in layers for part in ("kernel", "bias")}
-    named |= {network["log_std"], normalizer.get("mean"), normalizer.get("var")} - {None}
+    named |= {f"{prefix}/{part}" for prefix in normalizer.get("statistics", ()) for part in ("mean", "var")}
+    named |= {network["log_std"]} - {None}
     assert named == set(load_file(out / "weights.safetensors"))
     assert network["hidden_sizes"] == list(CASES[name].get("hidden_sizes", (8,)))
     assert network["torso"] == ("conv" if name == "image" else "mlp")
