@@ -42,6 +42,8 @@ def compiled_once():
     compile_advance, init = chunked_loop._compile_advance, compiled_group.CompiledGroup.__init__
 
     def make_env(config, num_envs=None, *, allow_download=False):
+        if config.env in registry.ENVS or config.env not in registry.known_envs():  # what is registered changes
+            return registry.make_env(config, num_envs, allow_download=allow_download)
         kind = TrainConfig(env=config.env, env_params=config.env_params)
         return env_once(kind, config.num_envs if num_envs is None else num_envs)
 
