@@ -6,7 +6,6 @@ from contextlib import contextmanager
 import jax
 import pytest
 
-from purejaxppo.config import TrainConfig
 from purejaxppo.devices.data_parallel import spread_trainer
 from purejaxppo.envs import registry
 from purejaxppo.experiment import chunked_loop
@@ -38,12 +37,11 @@ def compiled_once():
 
     The programs of a sweep with successive halving are not those of one without.
     """
-    env_once, programs, groups = functools.cache(registry.make_env), {}, {}
+    env_once, programs, groups = functools.cache(registry.from_gymnax), {}, {}
     compile_advance, init = chunked_loop._compile_advance, compiled_group.CompiledGroup.__init__
 
-    def make_env(config, num_envs=None, *, allow_download=False):
-        kind = TrainConfig(env=config.env, env_params=config.env_params)
-        return env_once(kind, config.num_envs if num_envs is None else num_envs)
+    def make_env(name, num_envs, *, allow_download=False, **env_params):
+        return env_once(name, num_envs, **env_params)
 
     def compile_once(trainer, hp, runner, num_updates):
         key = trainer, jax.tree.structure(hp), num_updates
