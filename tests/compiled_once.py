@@ -8,7 +8,7 @@ import pytest
 
 from purejaxppo.devices.data_parallel import spread_trainer
 from purejaxppo.envs import registry
-from purejaxppo.experiment import chunked_loop
+from purejaxppo.experiment import chunked_loop, load_run
 from purejaxppo.experiment import run as experiment_run
 from purejaxppo.sweeps import compiled_group
 from purejaxppo.train import trainer_from_config
@@ -56,7 +56,8 @@ def compiled_once():
         group._programs, group._evaluators = groups.setdefault(key, ({}, {}))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "from_gymnax", make_env)
+        for module in (experiment_run, load_run, compiled_group):
+            patch.setattr(module, "make_env", make_env)
         patch.setattr(experiment_run, "spread_trainer", functools.cache(spread_trainer))
         patch.setattr(compiled_group, "trainer_from_config", functools.cache(trainer_from_config))
         patch.setattr(chunked_loop, "_compile_advance", compile_once)
