@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import jax
 import pytest
 
+from purejaxppo.config import TrainConfig
 from purejaxppo.devices.data_parallel import spread_trainer
 from purejaxppo.envs import registry
 from purejaxppo.experiment import chunked_loop, load_run
@@ -31,17 +32,32 @@ def _quickly():
 QUICKLY = _quickly()
 
 
+def _once(make):
+    """Keeps what a function has made, but for arguments that have no hash, as environments with dict observations."""
+    kept = functools.cache(make)
+
+    def made(*args):
+        try:
+            hash(args)
+        except TypeError:
+            return make(*args)
+        return kept(*args)
+
+    return made
+
+
 @contextmanager
 def compiled_once():
     """Keeps environments, trainers and programs within the context, for every run and sweep of the same settings.
 
     The programs of a sweep with successive halving are not those of one without.
     """
-    env_once, programs, groups = functools.cache(registry.from_gymnax), {}, {}
+    env_once, programs, groups = functools.cache(registry.make_env), {}, {}
     compile_advance, init = chunked_loop._compile_advance, compiled_group.CompiledGroup.__init__
 
-    def make_env(name, num_envs, *, allow_download=False, **env_params):
-        return env_once(name, num_envs, **env_params)
+    def make_env(config, num_envs=None, *, allow_download=False):
+        kind = TrainConfig(env=config.env, env_params=config.env_params)
+        return env_once(kind, config.num_envs if num_envs is None else num_envs)
 
     def compile_once(trainer, hp, runner, num_updates):
         key = trainer, jax.tree.structure(hp), num_updates
@@ -58,8 +74,8 @@ def compiled_once():
     with pytest.MonkeyPatch.context() as patch:
         for module in (experiment_run, load_run, compiled_group):
             patch.setattr(module, "make_env", make_env)
-        patch.setattr(experiment_run, "spread_trainer", functools.cache(spread_trainer))
-        patch.setattr(compiled_group, "trainer_from_config", functools.cache(trainer_from_config))
+        patch.setattr(experiment_run, "spread_trainer", _once(spread_trainer))
+        patch.setattr(compiled_group, "trainer_from_config", _once(trainer_from_config))
         patch.setattr(chunked_loop, "_compile_advance", compile_once)
         patch.setattr(compiled_group.CompiledGroup, "__init__", init_once)
         yield

@@ -124,7 +124,7 @@ def test_the_saved_run_is_evaluated_and_exported(fork, run_of, tmp_path):
     policy = jax.export.deserialize(bytearray((tmp_path / "policy" / "policy.stablehlo").read_bytes()))
     obs, memory = saved.runner.obs, saved.runner.memory
     acting = saved.seen
-    assert "critic" not in acting
+    assert not isinstance(acting, dict) or "critic" not in acting
     if fork == "last_observation":  # from the memory that the run had, and again from the memory after it
         start = np.zeros(len(obs), bool)
         exported, after = policy.call(obs, memory, start)
