@@ -32,6 +32,20 @@ def _quickly():
 QUICKLY = _quickly()
 
 
+def _once(make):
+    """Keeps what a function has made, but for arguments that have no hash, as environments with dict observations."""
+    kept = functools.cache(make)
+
+    def made(*args):
+        try:
+            hash(args)
+        except TypeError:
+            return make(*args)
+        return kept(*args)
+
+    return made
+
+
 @contextmanager
 def compiled_once():
     """Keeps environments, trainers and programs within the context, for every run and sweep of the same settings.
@@ -62,8 +76,8 @@ def compiled_once():
     with pytest.MonkeyPatch.context() as patch:
         for module in (experiment_run, load_run, compiled_group):
             patch.setattr(module, "make_env", make_env)
-        patch.setattr(experiment_run, "spread_trainer", functools.cache(spread_trainer))
-        patch.setattr(compiled_group, "trainer_from_config", functools.cache(trainer_from_config))
+        patch.setattr(experiment_run, "spread_trainer", _once(spread_trainer))
+        patch.setattr(compiled_group, "trainer_from_config", _once(trainer_from_config))
         patch.setattr(chunked_loop, "_compile_advance", compile_once)
         patch.setattr(compiled_group.CompiledGroup, "__init__", init_once)
         yield

@@ -21,14 +21,13 @@ from rich.console import Console
 from purejaxppo.algorithms import ALGORITHMS
 from purejaxppo.cli.plugins import import_plugins
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
-from purejaxppo.core.observations import acting_part
 from purejaxppo.devices.data_parallel import spread_trainer
 from purejaxppo.envs.registry import ENVS, make_env
 from purejaxppo.experiment.export.export import export_saved
-from purejaxppo.experiment.load_run import restore
+from purejaxppo.experiment.load_run import load_run
 from purejaxppo.experiment.run import evaluate_saved, resume_experiment, run_experiment
 from purejaxppo.policies.registry import POLICIES, make_policy
-from purejaxppo.sweeps.extract import restore_member
+from purejaxppo.sweeps.extract import load_member
 from purejaxppo.sweeps.run import run_sweep
 from purejaxppo.sweeps.spec import SweepSettings
 from purejaxppo.train import trainer_from_config
@@ -116,16 +115,16 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_bits(fork, run_of, tmp_pat
 
 @FORK
 def test_the_saved_run_is_evaluated_and_exported(fork, run_of, tmp_path):
-    """The evaluation is the run's own; the exported program takes the policy's actions, without what it must not see."""
+    """The evaluation is the run's own; the exported program acts as the policy, without what it must not see."""
     out, whole = run_of(fork)
-    saved = restore(out)
+    saved = load_run(out)
     found = evaluate_saved(saved, episodes=4, seed=SEED)
     assert {name: found[name] for name in whole["evaluation"]} == whole["evaluation"]
     export_saved(saved, tmp_path / "policy")
     policy = jax.export.deserialize(bytearray((tmp_path / "policy" / "policy.stablehlo").read_bytes()))
     obs, memory = saved.runner.obs, saved.runner.memory
-    acting = acting_part(obs)
-    assert "critic" not in acting
+    acting = saved.seen
+    assert not isinstance(acting, dict) or "critic" not in acting
     if fork == "last_observation":  # from the memory that the run had, and again from the memory after it
         start = np.zeros(len(obs), bool)
         exported, after = policy.call(obs, memory, start)
@@ -147,7 +146,7 @@ def test_a_sweep_of_two_runs(fork, tmp_path):
     out = tmp_path / "sweep"
     summary = quiet(run_sweep, SweepSettings(("learning_rate",), points, settings, (SEED,), OPTIONS), out=out)
     assert summary["exit_reason"] == "finished"
-    one, two = (restore_member(out, i) for i in range(2))
+    one, two = (load_member(out, i) for i in range(2))
     for member in (one, two):
         assert member.meta["env_steps"] == config.total_timesteps
     different = [np.any(x != y) for x, y in zip(*map(jax.tree.leaves, (one.params, two.params)), strict=True)]
@@ -223,8 +222,9 @@ def test_by_name_on_the_command_line(fork, server, tmp_path):
     config = dataclasses.replace(config_of(fork), num_steps=16)
     flags = [f"--{name.replace('_', '-')}" for name in FORKS[fork]]
     parts = [word for pair in zip(flags, FORKS[fork].values(), strict=True) for word in pair]
-    size = "--num-envs 4 --num-steps 16 --num-epochs 1 --num-minibatches 2 --hidden-sizes 8 --eval-episodes 4".split()
-    size += ["--total-timesteps", 2 * config.batch_size]
+    sizes = {"num-envs": 4, "num-steps": 16, "num-epochs": 1, "num-minibatches": 2, "hidden-sizes": 8}
+    sizes |= {"eval-episodes": 4, "total-timesteps": 2 * config.batch_size}
+    size = [word for name, value in sizes.items() for word in (f"--{name}", value)]
 
     def command(*words):
         code, errors = server.run(tmp_path / words[0], *words, fill_cache=True)

@@ -90,7 +90,7 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
 
 
 def describe_run(summary: dict[str, Any]) -> str:
-    """Returns the summary of a run in three or four lines."""
+    """Returns the summary of a run in three to five lines."""
     ended = "finished" if summary["exit_reason"] == "finished" else f"stopped by {summary['exit_reason']}"
     lines = [
         f"{ended}: {summary['env_steps']:,} env steps in {summary['train_seconds']:.1f} s "
@@ -98,6 +98,9 @@ def describe_run(summary: dict[str, Any]) -> str:
     ]
     if summary["evaluation"]:
         lines.append(describe_evaluation(summary["evaluation"]))
+    if summary.get("train_info"):
+        reported = ", ".join(f"{name} {'-' if x is None else f'{x:.4g}'}" for name, x in summary["train_info"].items())
+        lines.append(f"the environment reports, at the ends of the episodes of the last tenth: {reported}")
     if "seconds" in summary:
         lines.append(describe_seconds(summary["seconds"]))
     lines.append(f"run directory {summary['run_dir']}")

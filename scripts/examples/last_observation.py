@@ -30,7 +30,7 @@ class LastObservation:
         return obs, self.network.apply(params, jnp.concatenate([last, obs], axis=-1))[0]
 
     def evaluate(self, params, memory, obs, start):
-        """Returns distributions and values of sequences: memory [B, size] before them, obs [B, L, size], start [B, L]."""
+        """Returns distributions and values of sequences: memory [B, size] before, obs [B, L, size], start [B, L]."""
         before = jnp.concatenate([memory[:, None], obs[:, :-1]], axis=1)
         last = jnp.where(start[..., None], obs, before)
         return self.network.apply(params, jnp.concatenate([last, obs], axis=-1))

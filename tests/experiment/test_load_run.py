@@ -226,7 +226,9 @@ def test_a_dict_that_does_not_fit(several, change, message):
 
 def test_a_dict_in_place_of_an_array(cartpole, several):
     assert refused(cartpole, WHOLE).endswith("obs, picture; the policy takes one array.")
-    assert "is one array; the policy takes a dict with the keys action_mask, obs, picture." in refused(several, np.zeros(2))
+    assert "is one array; the policy takes a dict with the keys action_mask, obs, picture." in refused(
+        several, np.zeros(2)
+    )
     missing = {key: x for key, x in WHOLE.items() if key != "action_mask"}
     assert "a dict with the keys obs, picture; the policy takes" in refused(several, missing)
 

@@ -20,6 +20,7 @@ from purejaxppo.experiment.directory import read_run_settings
 from purejaxppo.experiment.load_run import load_run
 from purejaxppo.experiment.parts import know_parts, with_parts
 from purejaxppo.experiment.run import evaluate_saved, resume_experiment, run_experiment
+from purejaxppo.policies.feed_forward import FeedForward
 from purejaxppo.policies.registry import POLICIES
 from purejaxppo.sweeps.compare import compare
 from purejaxppo.sweeps.extract import extract_member, load_member
@@ -59,7 +60,7 @@ class Linear:
 
 
 def linear_network(config, env):
-    return Linear()
+    return FeedForward(Linear())
 
 
 def plain_rule(config, apply, *, shards):

@@ -256,6 +256,15 @@ def test_train_return_of_any_run(episodes):
         assert mean_return(kept) is None
 
 
+def test_what_the_environment_reports_is_in_the_summary(tmp_path):
+    """FrozenLake reports the probability of its last transition."""
+    config = TrainConfig(env="FrozenLake-misc", total_timesteps=32 * UPDATES, **SMALL)
+    summary = run(config, out=tmp_path / "run")
+    assert 0 < summary["train_info"]["p"] <= 1
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["train_info"] == summary["train_info"]
+    assert "train_info" not in run(CONFIG, out=tmp_path / "other")
+
+
 def test_same_seed_same_run(cartpole, tmp_path):
     """Every byte but the times is the same, whatever further sinks there are, even if they fail."""
     out, summary, _ = cartpole
