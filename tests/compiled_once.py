@@ -6,10 +6,9 @@ from contextlib import contextmanager
 import jax
 import pytest
 
-from purejaxppo.config import TrainConfig
 from purejaxppo.devices.data_parallel import spread_trainer
 from purejaxppo.envs import registry
-from purejaxppo.experiment import chunked_loop, load_run
+from purejaxppo.experiment import chunked_loop
 from purejaxppo.experiment import run as experiment_run
 from purejaxppo.sweeps import compiled_group
 from purejaxppo.train import trainer_from_config
@@ -32,34 +31,26 @@ def _quickly():
 QUICKLY = _quickly()
 
 
-def _once(make):
-    """Keeps what a function has made, but for arguments that have no hash, as environments with dict observations."""
-    kept = functools.cache(make)
-
-    def made(*args):
-        try:
-            hash(args)
-        except TypeError:
-            return make(*args)
-        return kept(*args)
-
-    return made
-
-
 @contextmanager
 def compiled_once():
     """Keeps environments, trainers and programs within the context, for every run and sweep of the same settings.
 
     The programs of a sweep with successive halving are not those of one without.
     """
-    env_once, programs, groups = functools.cache(registry.make_env), {}, {}
+    env_once, trainers, programs, groups = functools.cache(registry.from_gymnax), {}, {}, {}
     compile_advance, init = chunked_loop._compile_advance, compiled_group.CompiledGroup.__init__
 
-    def make_env(config, num_envs=None, *, allow_download=False):
-        if config.env in registry.ENVS or config.env not in registry.known_envs():  # what is registered changes
-            return registry.make_env(config, num_envs, allow_download=allow_download)
-        kind = TrainConfig(env=config.env, env_params=config.env_params)
-        return env_once(kind, config.num_envs if num_envs is None else num_envs)
+    def from_gymnax(env, num_envs, *, allow_download=False, **params):
+        return env_once(env, num_envs, **params)
+
+    def once(make):
+        def trainer(config, env=None):
+            key = make, config, id(env)  # not itself, as spaces of several arrays have no hash
+            if key not in trainers:
+                trainers[key] = env, make(config, env)
+            return trainers[key][1]
+
+        return trainer
 
     def compile_once(trainer, hp, runner, num_updates):
         key = trainer, jax.tree.structure(hp), num_updates
@@ -74,10 +65,9 @@ def compiled_once():
         group._programs, group._evaluators = groups.setdefault(key, ({}, {}))
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (experiment_run, load_run, compiled_group):
-            patch.setattr(module, "make_env", make_env)
-        patch.setattr(experiment_run, "spread_trainer", _once(spread_trainer))
-        patch.setattr(compiled_group, "trainer_from_config", _once(trainer_from_config))
+        patch.setattr(registry, "from_gymnax", from_gymnax)
+        patch.setattr(experiment_run, "spread_trainer", once(spread_trainer))
+        patch.setattr(compiled_group, "trainer_from_config", once(trainer_from_config))
         patch.setattr(chunked_loop, "_compile_advance", compile_once)
         patch.setattr(compiled_group.CompiledGroup, "__init__", init_once)
         yield

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import io
 import json
+import re
 import signal
 import sys
 from pathlib import Path
@@ -27,12 +28,13 @@ from purejaxppo.experiment.export.export import export_saved
 from purejaxppo.experiment.load_run import load_run
 from purejaxppo.experiment.run import evaluate_saved, resume_experiment, run_experiment
 from purejaxppo.policies.registry import POLICIES, make_policy
-from purejaxppo.sweeps.extract import load_member
+from purejaxppo.sweeps.extract import restore_member
 from purejaxppo.sweeps.run import run_sweep
 from purejaxppo.sweeps.spec import SweepSettings
 from purejaxppo.train import trainer_from_config
 
-EXAMPLES = Path(__file__).parent.parent / "scripts" / "examples"
+ROOT = Path(__file__).parent.parent
+EXAMPLES, GUIDE = ROOT / "scripts" / "examples", ROOT / "docs" / "forking.md"
 UPDATES, SEED, HP = 4, 3, Hyperparams(learning_rate=1e-2)
 OPTIONS = RunOptions(eval_episodes=4, checkpoint_seconds=0.0)
 SIZE = {"num_envs": 4, "num_steps": 16, "num_epochs": 1, "num_minibatches": 2, "hidden_sizes": (8,)}
@@ -64,6 +66,8 @@ def _registered():
     before = [set(registry.names()) for registry in registries]
     with compiled_once(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "path", list(sys.path))
+        # Bits may be compared nevertheless, as they are those of one program.
+        patch.setattr(jax.stages.Lowered, "compile", functools.partialmethod(jax.stages.Lowered.compile, QUICKLY))
         patch.setattr("purejaxppo.experiment.chunked_loop._CHUNK_UPDATES", 2)
         patch.setattr("purejaxppo.experiment.run.plot_runs", lambda *_: None)  # seconds of no interest here
         patch.setattr("purejaxppo.sweeps.run.plot_sweep", lambda *_: None)
@@ -96,6 +100,19 @@ def test_it_is_one_file_of_at_most_100_lines(fork):
     assert len((EXAMPLES / f"{fork}.py").read_text().splitlines()) <= 100
 
 
+def test_what_the_guide_shows_stands_in_the_forks():
+    """Each piece of Python in it, word for word but for indentation and empty lines."""
+
+    def lines(text):
+        return "\n".join(line.strip() for line in text.splitlines() if line)
+
+    shown = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), flags=re.DOTALL)
+    written = [lines((EXAMPLES / f"{fork}.py").read_text()) for fork in FORKS]
+    assert len(shown) > 5
+    for piece in shown:
+        assert any(lines(piece) in text for text in written), piece
+
+
 @FORK
 def test_a_run_that_was_stopped_goes_on_with_the_same_bits(fork, run_of, tmp_path):
     _, whole = run_of(fork)
@@ -115,7 +132,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_bits(fork, run_of, tmp_pat
 
 @FORK
 def test_the_saved_run_is_evaluated_and_exported(fork, run_of, tmp_path):
-    """The evaluation is the run's own; the exported program acts as the policy, without what it must not see."""
+    """The evaluation is the run's own; the exported program acts as the policy does, without what it must not see."""
     out, whole = run_of(fork)
     saved = load_run(out)
     found = evaluate_saved(saved, episodes=4, seed=SEED)
@@ -123,8 +140,7 @@ def test_the_saved_run_is_evaluated_and_exported(fork, run_of, tmp_path):
     export_saved(saved, tmp_path / "policy")
     policy = jax.export.deserialize(bytearray((tmp_path / "policy" / "policy.stablehlo").read_bytes()))
     obs, memory = saved.runner.obs, saved.runner.memory
-    acting = saved.seen
-    assert not isinstance(acting, dict) or "critic" not in acting
+    acting = {key: x for key, x in obs.items() if key != "critic"} if isinstance(obs, dict) else obs
     if fork == "last_observation":  # from the memory that the run had, and again from the memory after it
         start = np.zeros(len(obs), bool)
         exported, after = policy.call(obs, memory, start)
@@ -146,7 +162,7 @@ def test_a_sweep_of_two_runs(fork, tmp_path):
     out = tmp_path / "sweep"
     summary = quiet(run_sweep, SweepSettings(("learning_rate",), points, settings, (SEED,), OPTIONS), out=out)
     assert summary["exit_reason"] == "finished"
-    one, two = (load_member(out, i) for i in range(2))
+    one, two = (restore_member(out, i) for i in range(2))
     for member in (one, two):
         assert member.meta["env_steps"] == config.total_timesteps
     different = [np.any(x != y) for x, y in zip(*map(jax.tree.leaves, (one.params, two.params)), strict=True)]
@@ -163,7 +179,9 @@ def test_the_masks_are_never_violated(run_of):
     state, obs = env.reset(jax.random.split(jax.random.key(0), 4))
     assert "action_mask" not in obs
     _, result = env.step(env.draw(jax.random.split(jax.random.key(1), 4)), state, jnp.arange(4))
-    np.testing.assert_array_equal(result.info["forbidden"], [False, False, True, True])
+    _, seen = make_env(config_of("masked_actions")).reset(jax.random.split(jax.random.key(0), 4))
+    np.testing.assert_array_equal(result.info["forbidden"], ~np.diagonal(seen["action_mask"]))
+    assert np.any(result.info["forbidden"])
     np.testing.assert_array_equal(result.terminated, result.info["forbidden"])
 
 
@@ -220,11 +238,9 @@ def test_two_devices_do_what_one_does(fork):
 def test_by_name_on_the_command_line(fork, server, tmp_path):
     plugin, out = ("--plugin", EXAMPLES / f"{fork}.py"), tmp_path / "run"
     config = dataclasses.replace(config_of(fork), num_steps=16)
-    flags = [f"--{name.replace('_', '-')}" for name in FORKS[fork]]
-    parts = [word for pair in zip(flags, FORKS[fork].values(), strict=True) for word in pair]
-    sizes = {"num-envs": 4, "num-steps": 16, "num-epochs": 1, "num-minibatches": 2, "hidden-sizes": 8}
-    sizes |= {"eval-episodes": 4, "total-timesteps": 2 * config.batch_size}
-    size = [word for name, value in sizes.items() for word in (f"--{name}", value)]
+    parts = [f"--{name}={FORKS[fork][name]}" for name in FORKS[fork] if name != "num_steps"]
+    numbers = {**SIZE, "hidden_sizes": 8, "eval_episodes": 4, "total_timesteps": 2 * config.batch_size}
+    size = [f"--{name.replace('_', '-')}={number}" for name, number in numbers.items()]
 
     def command(*words):
         code, errors = server.run(tmp_path / words[0], *words, fill_cache=True)
@@ -236,6 +252,6 @@ def test_by_name_on_the_command_line(fork, server, tmp_path):
     command("export", out, *plugin, "--out", tmp_path / "policy")
     assert (tmp_path / "policy" / "policy.json").exists()
     assert json.loads((out / "summary.json").read_text())["updates"] == 4
-    if fork != "masked_actions":
+    if fork != "masked_actions":  # which is not to take long
         command("sweep", *plugin, *parts, *size, "--seeds", 2, "--out", tmp_path / "sweep")
         assert json.loads((tmp_path / "sweep" / "summary.json").read_text())["exit_reason"] == "finished"

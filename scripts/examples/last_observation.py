@@ -9,16 +9,18 @@ import purejaxppo
 from purejaxppo.core.types import Box
 from purejaxppo.policies.networks import mlp
 
+STEP = 0.02  # seconds from one observation to the next
+
 
 class LastObservation:
-    """The `Policy` of a network that sees the last observation beside the present one."""
+    """The `Policy` of a network that sees an observation and how fast it has changed since the last one."""
 
     def __init__(self, network, size):
         self.network, self.size = network, size
 
     def init(self, key, obs):
         """Returns the parameters, for observations like obs [E, size]."""
-        return self.network.init(key, jnp.concatenate([obs, obs], axis=-1))
+        return self.network.init(key, self.seen(obs, obs))
 
     def initial_memory(self, num_envs):
         """Returns what is remembered before the first observation [E, size]."""
@@ -27,13 +29,17 @@ class LastObservation:
     def act(self, params, memory, obs, start):
         """Takes one step: memory and obs [E, size], start [E] -> (memory after obs, distribution)."""
         last = jnp.where(start[:, None], obs, memory)  # where an episode begins there is none, and obs stands for it
-        return obs, self.network.apply(params, jnp.concatenate([last, obs], axis=-1))[0]
+        return obs, self.network.apply(params, self.seen(last, obs))[0]
 
     def evaluate(self, params, memory, obs, start):
         """Returns distributions and values of sequences: memory [B, size] before, obs [B, L, size], start [B, L]."""
         before = jnp.concatenate([memory[:, None], obs[:, :-1]], axis=1)
         last = jnp.where(start[..., None], obs, before)
-        return self.network.apply(params, jnp.concatenate([last, obs], axis=-1))
+        return self.network.apply(params, self.seen(last, obs))
+
+    def seen(self, last, obs):
+        """Returns what the network sees [..., 2 size]."""
+        return jnp.concatenate([obs, (obs - last) / STEP], axis=-1)
 
 
 def last_observation(config, env):

@@ -1,10 +1,9 @@
 """Random network distillation: a bonus for observations that a predictor does not know yet.
 
 The environment is a chain whose only reward is at its far end, where random actions practically never lead. The bonus
-has a value head, a normaliser and an optimizer state of its own (Burda et al. 2019, "Exploration by random network
-distillation", arXiv:1810.12894).
+has value head, normaliser and optimizer state of its own (Burda et al. 2019, arXiv:1810.12894).
 
-    purejaxppo train --plugin scripts/examples/rnd.py --env sparse-chain --algorithm rnd
+    purejaxppo train --plugin scripts/examples/rnd.py --env sparse-chain --algorithm rnd --num-envs 8
 """
 
 from typing import NamedTuple
@@ -25,7 +24,7 @@ from purejaxppo.core.sums import merged, moments
 from purejaxppo.core.types import Algorithm, Box, Discrete, LearnerState, Params
 from purejaxppo.envs.autoreset import autoreset
 
-LENGTH, LIMIT, BONUS, GAMMA = 50, 100, 0.5, 0.99  # BONUS is the weight of its advantage, GAMMA its discount
+LENGTH, LIMIT, BONUS, GAMMA = 70, 100, 0.5, 0.99  # BONUS is the weight of its advantage, GAMMA its discount
 
 
 class Novelty(nn.Module):
