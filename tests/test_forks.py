@@ -28,7 +28,7 @@ from purejaxppo.experiment.export.export import export_saved
 from purejaxppo.experiment.load_run import load_run
 from purejaxppo.experiment.run import evaluate_saved, resume_experiment, run_experiment
 from purejaxppo.policies.registry import POLICIES, make_policy
-from purejaxppo.sweeps.extract import restore_member
+from purejaxppo.sweeps.extract import load_member
 from purejaxppo.sweeps.run import run_sweep
 from purejaxppo.sweeps.spec import SweepSettings
 from purejaxppo.train import trainer_from_config
@@ -162,7 +162,7 @@ def test_a_sweep_of_two_runs(fork, tmp_path):
     out = tmp_path / "sweep"
     summary = quiet(run_sweep, SweepSettings(("learning_rate",), points, settings, (SEED,), OPTIONS), out=out)
     assert summary["exit_reason"] == "finished"
-    one, two = (restore_member(out, i) for i in range(2))
+    one, two = (load_member(out, i) for i in range(2))
     for member in (one, two):
         assert member.meta["env_steps"] == config.total_timesteps
     different = [np.any(x != y) for x, y in zip(*map(jax.tree.leaves, (one.params, two.params)), strict=True)]
