@@ -60,8 +60,8 @@ def rnd(config, policy, *, shards):
         target, predictor, returns = learner.algo_state
         bonus, next_value = look(predictor.params, target, trajectory.next_obs)  # [T, E]
         _, value = look(predictor.params, target, trajectory.obs)
-        never = jnp.zeros_like(trajectory.start)  # the bonus goes on where an episode ends: the next row's value follows
-        # After the last row it is that of next_obs, inexact if an episode ends there: no one has seen what begins then.
+        never = jnp.zeros_like(trajectory.start)  # the bonus goes on where an episode ends; the next row follows
+        # After the last one it is next_obs, which is inexact if an episode ends there: a trajectory lacks what follows.
         next_value = jnp.concatenate([value[1:], next_value[-1:]])
         discounted, _ = discounted_returns(bonus, never, jnp.zeros(bonus.shape[1]), GAMMA)
         returns = update_stats(returns, merged(shards.gather(moments(shards.flat(discounted.T)))), config.batch_size)
