@@ -22,6 +22,8 @@ from rich.console import Console
 from purejaxppo.algorithms import ALGORITHMS
 from purejaxppo.cli.plugins import import_plugins
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
+from purejaxppo.core.shards import Shards
+from purejaxppo.core.types import Trajectory
 from purejaxppo.devices.data_parallel import spread_trainer
 from purejaxppo.envs.registry import ENVS, make_env
 from purejaxppo.experiment.export.export import export_saved
@@ -191,6 +193,55 @@ def test_the_heads_of_a_fork_learn(run_of):
         out, _ = run_of(fork)
         rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         assert rows[-1][metric] < rows[0][metric]
+
+
+def test_the_bonus_goes_on_where_an_episode_ends():
+    """At lambda 1 and without a bonus its advantages telescope over ends: the target is the value that comes last."""
+    config = config_of("rnd", num_steps=8, num_minibatches=1)  # one step, whose loss is that of the parameters before
+    policy, hp = make_policy(config, make_env(config)), Hyperparams(gae_lambda=1.0)
+    rng, module = np.random.default_rng(0), sys.modules["rnd"]
+    *places, after_end, after_last = rng.permutation(module.LENGTH)[:40].reshape(10, 4)  # all different
+    following = np.array([*places[1:], after_last])
+    following[3, :3] = after_end[:3]  # where three of the four episodes end, and not where the next ones begin
+    obs, next_obs = (jax.nn.one_hot(at, module.LENGTH) for at in (np.array(places), following))
+    no = jnp.zeros((8, 4), bool)
+    terminated, truncated, start = no.at[3, :2].set(True), no.at[3, 2].set(True), no.at[4, :3].set(True)
+
+    @functools.partial(jax.jit, compiler_options=QUICKLY)
+    def loss_and_wanted(key):
+        rule, params = ALGORITHMS.lookup("rnd")(config, policy, shards=Shards()), policy.init(key, obs[0])
+        learner = rule.init(key, hp, params)
+        own = learner.algo_state.predictor.params  # which are the target's, too: nothing is new to the predictor
+        learner = learner._replace(algo_state=learner.algo_state._replace(target=own))
+        pi, value = policy.evaluate(params, (), obs, start)
+        action = jnp.zeros((8, 4), jnp.int32)
+        of_policy = (obs, action, pi, pi.log_prob(action), value, value, jnp.zeros((8, 4)))
+        trajectory = Trajectory(*of_policy, terminated, truncated, next_obs, start, (), {})
+        _, metrics = rule.update(key, hp, learner, trajectory)
+        (_, last), (_, value) = (module.Novelty().apply(own, seen) for seen in (next_obs[-1], obs))
+        target = module.GAMMA ** jnp.arange(8, 0, -1)[:, None] * last[None]
+        return metrics["loss/bonus_value"], jnp.mean((target - value) ** 2)
+
+    np.testing.assert_allclose(*loss_and_wanted(jax.random.key(0)), rtol=1e-4)
+
+
+def test_the_noise_of_the_sensor_has_nothing_to_do_with_the_start():
+    """Over many resets and auto-resets: no correlation between what an episode begins with and what hides it."""
+    env = make_env(config_of("asymmetric_critic", num_envs=4096))
+
+    def pair(obs):
+        return np.concatenate([obs["critic"], obs["obs"] - obs["critic"]], axis=1)  # [E, 4 + 4]
+
+    keys = jax.vmap(lambda i: jax.random.split(jax.random.key(i), 4096))(jnp.arange(13))
+    state, obs = jax.jit(env.reset, compiler_options=QUICKLY)(keys[0])
+    step = jax.jit(lambda keys, state, action: env.step(env.draw(keys), state, action), compiler_options=QUICKLY)
+    resets, auto_resets, always_right = pair(obs), [], jnp.ones(4096, jnp.int32)
+    for key in keys[1:]:  # after which the pole has fallen once in most of them
+        state, result = step(key, state, always_right)
+        auto_resets.append(pair(result.obs)[np.asarray(result.terminated)])
+    for rows in (resets, np.concatenate(auto_resets)):
+        assert len(rows) > 4000
+        assert np.max(np.abs(np.corrcoef(rows.T)[:4, 4:])) < 0.08  # five standard errors
 
 
 def test_the_policy_with_memory_acts_as_it_evaluates():

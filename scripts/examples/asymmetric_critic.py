@@ -22,12 +22,17 @@ def noisy_cartpole(num_envs, privileged=True, std=0.3):
     def noise(keys):
         return std * jax.vmap(lambda key: jax.random.normal(key, exact.observation_space.shape))(keys)
 
+    def split(keys):  # before any other use, so that the noise has no key in common with the environment
+        return jax.vmap(jax.random.split, out_axes=1)(keys)
+
     def reset(keys):
-        state, obs = exact.reset(keys)
-        return state, observe(noise(keys), obs)
+        of_env, of_noise = split(keys)
+        state, obs = exact.reset(of_env)
+        return state, observe(noise(of_noise), obs)
 
     def draw(keys):  # all that is random in one step, whatever the state
-        return exact.draw(keys), noise(jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys))
+        of_env, of_noise = split(keys)
+        return exact.draw(of_env), noise(of_noise)
 
     def step(draws, state, action):
         of_step, noise = draws

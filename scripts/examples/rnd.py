@@ -22,7 +22,6 @@ from purejaxppo.core.normalizer import RunningStats, discounted_returns, empty_s
 from purejaxppo.core.optimizer import make_optimizer
 from purejaxppo.core.sums import merged, moments
 from purejaxppo.core.types import Algorithm, Box, Discrete, LearnerState, Params
-from purejaxppo.envs.autoreset import autoreset
 
 LENGTH, LIMIT, BONUS, GAMMA = 70, 100, 0.5, 0.99  # BONUS is the weight of its advantage, GAMMA its discount
 
@@ -32,8 +31,7 @@ class Novelty(nn.Module):
 
     @nn.compact
     def __call__(self, obs):
-        features = nn.Dense(32)(nn.relu(nn.Dense(64)(obs)))
-        return features, nn.Dense(1)(nn.relu(nn.Dense(64)(obs)))[..., 0]
+        return nn.Dense(32)(nn.relu(nn.Dense(64)(obs))), nn.Dense(1)(nn.relu(nn.Dense(64)(obs)))[..., 0]
 
 
 class Distillation(NamedTuple):
@@ -62,7 +60,9 @@ def rnd(config, policy, *, shards):
         target, predictor, returns = learner.algo_state
         bonus, next_value = look(predictor.params, target, trajectory.next_obs)  # [T, E]
         _, value = look(predictor.params, target, trajectory.obs)
-        never = jnp.zeros_like(trajectory.start)  # the bonus goes on where an episode ends
+        never = jnp.zeros_like(trajectory.start)  # the bonus goes on where an episode ends; the next row follows
+        # After the last one it is next_obs, which is inexact if an episode ends there: a trajectory lacks what follows.
+        next_value = jnp.concatenate([value[1:], next_value[-1:]])
         discounted, _ = discounted_returns(bonus, never, jnp.zeros(bonus.shape[1]), GAMMA)
         returns = update_stats(returns, merged(shards.gather(moments(shards.flat(discounted.T)))), config.batch_size)
         bonus = bonus / jnp.sqrt(returns.var + 1e-8)
@@ -93,7 +93,7 @@ def sparse_chain(num_envs):
         return place, jax.nn.one_hot(place, LENGTH), 1.0 * arrived, arrived, False
 
     begin = (jnp.int32(0), jax.nn.one_hot(0, LENGTH))
-    return autoreset(lambda _: begin, step, Box((LENGTH,)), Discrete(2), num_envs, step_limit=LIMIT)
+    return purejaxppo.autoreset(lambda _: begin, step, Box((LENGTH,)), Discrete(2), num_envs, step_limit=LIMIT)
 
 
 purejaxppo.register_env("sparse-chain", sparse_chain)
