@@ -6,7 +6,6 @@ from contextlib import contextmanager
 import jax
 import pytest
 
-from purejaxppo.config import TrainConfig
 from purejaxppo.devices.data_parallel import spread_trainer
 from purejaxppo.envs import registry
 from purejaxppo.experiment import chunked_loop
@@ -38,12 +37,20 @@ def compiled_once():
 
     The programs of a sweep with successive halving are not those of one without.
     """
-    env_once, programs, groups = functools.cache(registry.make_env), {}, {}
+    env_once, trainers, programs, groups = functools.cache(registry.from_gymnax), {}, {}, {}
     compile_advance, init = chunked_loop._compile_advance, compiled_group.CompiledGroup.__init__
 
-    def make_env(config, num_envs=None, *, allow_download=False):
-        kind = TrainConfig(env=config.env, env_params=config.env_params)
-        return env_once(kind, config.num_envs if num_envs is None else num_envs)
+    def from_gymnax(env, num_envs, *, allow_download=False, **params):
+        return env_once(env, num_envs, **params)
+
+    def once(make):
+        def trainer(config, env=None):
+            key = make, config, id(env)  # not itself, as spaces of several arrays have no hash
+            if key not in trainers:
+                trainers[key] = env, make(config, env)
+            return trainers[key][1]
+
+        return trainer
 
     def compile_once(trainer, hp, runner, num_updates):
         key = trainer, jax.tree.structure(hp), num_updates
@@ -58,9 +65,9 @@ def compiled_once():
         group._programs, group._evaluators = groups.setdefault(key, ({}, {}))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "from_gymnax", make_env)
-        patch.setattr(experiment_run, "spread_trainer", functools.cache(spread_trainer))
-        patch.setattr(compiled_group, "trainer_from_config", functools.cache(trainer_from_config))
+        patch.setattr(registry, "from_gymnax", from_gymnax)
+        patch.setattr(experiment_run, "spread_trainer", once(spread_trainer))
+        patch.setattr(compiled_group, "trainer_from_config", once(trainer_from_config))
         patch.setattr(chunked_loop, "_compile_advance", compile_once)
         patch.setattr(compiled_group.CompiledGroup, "__init__", init_once)
         yield

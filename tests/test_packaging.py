@@ -7,7 +7,8 @@ from pathlib import Path
 
 import purejaxppo
 
-PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 def test_the_types_are_found_by_those_who_install_the_package():
@@ -32,3 +33,10 @@ def test_the_public_names_can_be_looked_up():
     """By `dir`, and so by whatever completes names, before any of them is loaded."""
     assert set(purejaxppo.__all__) <= set(dir(purejaxppo))
     assert all(getattr(purejaxppo, name) is not None for name in purejaxppo.__all__)
+
+
+def test_the_public_names_are_documented():
+    """Each in the table of docs/python.md, which has no others."""
+    text = (ROOT / "docs" / "python.md").read_text()
+    table = text.split("## The public names")[1].split("\n## ")[0].split("|---|---|")[1]
+    assert sorted(re.findall(r"`(\w+)`", table)) == purejaxppo.__all__

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from compiled_once import QUICKLY
 
+import purejaxppo
 from purejaxppo import from_gymnax
 
 ROOT = Path(__file__).parent.parent
@@ -39,6 +40,26 @@ def test_example_runs_and_is_at_most_60_lines(name, monkeypatch):
     if name != "sweep":  # whose program is compiled by the package
         monkeypatch.setattr(jax, "jit", partial(jax.jit, compiler_options=QUICKLY))
     assert math.isfinite(example.main(total_timesteps=2048))
+
+
+def test_notebook_runs_cell_by_cell(monkeypatch, tmp_path, capsys):
+    """With a smaller budget, and on the devices that the tests have."""
+    text = (EXAMPLES / "notebook.py").read_text()
+    assert len(text.splitlines()) <= 60
+    budget = "TOTAL_TIMESTEPS = 50_000"
+    first, *cells = text.replace(budget, "TOTAL_TIMESTEPS = 2_048").split("# %%")
+    assert budget in text
+    assert len(cells) == 6
+    monkeypatch.setattr(purejaxppo, "use_all_cores", lambda: None, raising=False)
+    monkeypatch.chdir(tmp_path)  # what it trains goes to runs/
+    names = {}
+    for cell in (first, *cells):
+        exec(compile(f"# %%{cell}" if cell is not first else cell, "notebook.py", "exec"), names)
+    assert names["picture"].is_file()
+    assert 1 <= names["total"] <= 500
+    assert [row["runs"] for row in names["swept"]["settings"]] == [2, 2]
+    assert int(names["best"].policy([0.0, 0.0, 0.1, 0.0])[0]) in (0, 1)
+    assert "interquartile mean" in capsys.readouterr().out
 
 
 def test_importance_sampling_formulas_agree_with_quadrature():

@@ -248,24 +248,24 @@ def _print_end(summary: dict[str, Any], unfinished: int) -> None:
         print(describe_seconds(summary["seconds"]))
 
 
-def _load_run(command: Evaluate | Export) -> "SavedRun":
+def _load_policy(command: Evaluate | Export) -> "SavedRun":
     """Loads the run that a command names, from a run directory or, with --member, from a sweep's."""
     from purejaxppo.experiment.checkpoints.store import CheckpointChoice
-    from purejaxppo.experiment.load_run import restore
-    from purejaxppo.sweeps.extract import restore_member
+    from purejaxppo.experiment.load_run import load_run
+    from purejaxppo.sweeps.extract import load_member
 
     which, allow_download = CheckpointChoice(command.step, command.strict, note), command.common.allow_download
     with announced(note, f"checking and loading a checkpoint of {command.run_dir}"):
         if command.member is None:
-            return restore(command.run_dir, which, allow_download=allow_download)
-        return restore_member(command.run_dir, command.member, which, allow_download=allow_download)
+            return load_run(command.run_dir, which, allow_download=allow_download)
+        return load_member(command.run_dir, command.member, which, allow_download=allow_download)
 
 
 def _evaluate(command: Evaluate) -> int:
     from purejaxppo.experiment.run import evaluate_saved
 
     result = evaluate_saved(
-        _load_run(command),
+        _load_policy(command),
         episodes=command.episodes,
         greedy=not command.sampled,
         seed=command.seed,
@@ -283,7 +283,7 @@ def _evaluate(command: Evaluate) -> int:
 def _export(command: Export) -> int:
     from purejaxppo.experiment.export.export import export_saved
 
-    saved = _load_run(command)
+    saved = _load_policy(command)
     with announced(note, "writing the policy"):
         written = export_saved(saved, command.out)
     text = f"policy of {written['env_steps']:,} env steps written to {command.out}: {', '.join(written['files'])}"

@@ -90,7 +90,7 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
 
 
 def describe_run(summary: dict[str, Any]) -> str:
-    """Returns the summary of a run in three or four lines."""
+    """Returns the summary of a run in three to five lines."""
     ended = "finished" if summary["exit_reason"] == "finished" else f"stopped by {summary['exit_reason']}"
     lines = [
         f"{ended}: {summary['env_steps']:,} env steps in {summary['train_seconds']:.1f} s "
@@ -98,6 +98,9 @@ def describe_run(summary: dict[str, Any]) -> str:
     ]
     if summary["evaluation"]:
         lines.append(describe_evaluation(summary["evaluation"]))
+    if summary.get("train_info"):
+        reported = ", ".join(f"{name} {'-' if x is None else f'{x:.4g}'}" for name, x in summary["train_info"].items())
+        lines.append(f"the environment reports, at the ends of the episodes of the last tenth: {reported}")
     if "seconds" in summary:
         lines.append(describe_seconds(summary["seconds"]))
     lines.append(f"run directory {summary['run_dir']}")
@@ -146,7 +149,14 @@ def describe_envs(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
         if "error" in row:
             table.append([row["env"], row["error"]])
         else:
-            shape = " x ".join(map(str, row["observation"]))
+            shape = _describe_shapes(row["observation"])
             limit = str(row["step_limit"] or "-")
             table.append([row["env"], shape, row["actions"], limit, "yes" if row["preset"] else ""])
     return table
+
+
+def _describe_shapes(shapes: Sequence[int] | dict[str, Sequence[int]]) -> str:
+    """Returns the shape of an observation, or of each of its arrays: `10 x 10 x 4`, or `obs 2, action_mask 3`."""
+    if isinstance(shapes, dict):
+        return ", ".join(f"{key} {_describe_shapes(shape)}" for key, shape in shapes.items())
+    return " x ".join(map(str, shapes))

@@ -5,6 +5,7 @@ report from deep inside a trace, becomes an error of one line.
 """
 
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,9 @@ import numpy as np
 from purejaxppo.core.observations import ACTION_MASK
 from purejaxppo.core.types import ActionSpace, Box, Discrete, EnvStep, MultiDiscrete, VecEnv
 from purejaxppo.errors import EnvError
+
+EPISODE_METRICS = ("return", "length", "count")  # which no entry of an info may be called
+UNFIT = re.compile(r'\s*[,"\r\n]+\s*')  # in the name of an entry, which becomes that of a column of metrics.csv
 
 
 def check_env(env: VecEnv, name: str = "the environment") -> None:
@@ -173,7 +177,12 @@ def _check_outcome(env: VecEnv, name: str, result: EnvStep) -> None:
             raise EnvError(
                 f"{name} returns info[{what!r}] {spec(x)}; it has to be {list(each)}, one number per environment."
             )
-        if what in ("return", "length", "count"):
+        if not isinstance(what, str) or UNFIT.search(what):
+            raise EnvError(
+                f"{name} returns info[{what!r}], which cannot be the name of a column in a table; leave out commas, "
+                f"quotes and line breaks."
+            )
+        if what in EPISODE_METRICS:
             raise EnvError(f"{name} returns info[{what!r}], which is the name of a metric; give it another one.")
 
 

@@ -21,26 +21,34 @@ _ENTRY, _STAMP = (
 )  # suffixes of JAX's two files per entry: the program, and when it was last used
 
 
-def keep_programs() -> None:
-    """Makes JAX keep compiled programs in the user's cache directory, where the next command finds them.
+def keep_programs() -> Path | None:
+    """Makes JAX keep compiled programs in the user's cache directory, where the next process finds them.
 
-    The environment variable JAX_COMPILATION_CACHE_DIR overrides this with another directory, or with no cache if it is
-    empty. Without a writable directory nothing is kept. Damaged entries of the user's cache are replaced silently.
+    Every command of the command line does so; a program calls it before it compiles anything. The directory is that of
+    the processor, within $XDG_CACHE_HOME or ~/.cache, and holds up to 2 GB. The environment variable
+    JAX_COMPILATION_CACHE_DIR, or the same setting of JAX, overrides it with another directory, or with no cache if it
+    is empty. Damaged entries of the user's cache are replaced silently.
+
+    Returns:
+      Where programs are kept; None if nothing is kept: that was asked for, or there is no writable directory.
     """
     import jax
 
-    if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
-        return
+    chosen = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    if chosen is not None:
+        return Path(chosen) if chosen else None
     with contextlib.suppress(OSError, RuntimeError):  # no writable cache directory, or no home directory
         directory = _user_cache() / "purejaxppo" / f"programs-{_processor()}"
         directory.mkdir(parents=True, exist_ok=True)
         if not os.access(directory, os.W_OK):
-            return
+            return None
         jax.config.update("jax_compilation_cache_dir", str(directory))
         jax.config.update("jax_compilation_cache_max_size", _LIMIT_BYTES)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
         _replace_damaged_entries(directory)
+        return directory
+    return None
 
 
 def _replace_damaged_entries(directory: Path) -> None:

@@ -5,6 +5,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Number
 from typing import Any
 
 import jax
@@ -13,20 +14,25 @@ import numpy as np
 
 from purejaxppo.config.fields import plain, whole
 from purejaxppo.config.validate import suggestion
-from purejaxppo.core.check_env import check_env, describe
+from purejaxppo.core.check_env import EPISODE_METRICS, UNFIT, check_env, describe
 from purejaxppo.core.types import ActionSpace, Box, Discrete, EnvState, EnvStep, MultiDiscrete, VecEnv
 from purejaxppo.envs.autoreset import Draw, ResettingStep, auto_resetting
 from purejaxppo.envs.lazy_imports import imported_lazily
 from purejaxppo.errors import EnvError
 
 _DOWNLOADS = {"MNISTBandit-bsuite"}
+_GYMNAX_INFO = {"final_observation", "terminated", "truncated", "discount"}
 
 
 def from_gymnax(name: str, num_envs: int, *, allow_download: bool = False, **env_params: Any) -> VecEnv:
     """Returns `num_envs` copies of a registered gymnax environment, with exact time limits.
 
-    Observations and rewards are float32, whatever the environment declares; a discrete observation becomes a one-hot
-    vector.
+    Rewards are float32, whatever the environment declares, and so are observations, but for pictures of the type uint8.
+    A discrete observation becomes a one-hot vector. A `gymnax.environments.spaces.Dict` of these becomes a dict of
+    arrays, in which bool stays bool, as an "action_mask" has to be.
+
+    Numbers and truth values in the environment's `info` are reported (`EnvStep.info`), but for those that gymnax adds.
+    Of gymnax 1.0.1's own environments only FrozenLake reports one, the probability `p` of its transition.
 
     Args:
       name: a gymnax id.
@@ -49,7 +55,7 @@ def from_gymnax(name: str, num_envs: int, *, allow_download: bool = False, **env
 
     draw, step_one = _own_step(name, env, params) if _has_own_step(env) else _gymnax_step(env, params)
 
-    def reset(keys: jax.Array) -> tuple[EnvState, jax.Array]:
+    def reset(keys: jax.Array) -> tuple[EnvState, Any]:
         obs, state = jax.vmap(env.reset, in_axes=(0, None))(keys, params)
         return state, encode(obs)
 
@@ -61,7 +67,7 @@ def from_gymnax(name: str, num_envs: int, *, allow_download: bool = False, **env
             reward=result.reward.astype(jnp.float32),
             terminated=result.terminated != 0,
             truncated=result.truncated != 0,
-            info={},
+            info=result.info,
         )
 
     limit = _step_limit(params)
@@ -80,8 +86,8 @@ def _gymnax_step(env: Any, params: Any) -> tuple[Draw, ResettingStep]:
         return state, obs
 
     def step(key: jax.Array, state: EnvState, action: jax.Array) -> tuple[Any, ...]:
-        obs, state, reward, terminated, _ = env.step_env(key, state, action, params)
-        return state, obs, reward, terminated, env.is_truncated(state, params), {}
+        obs, state, reward, terminated, info = env.step_env(key, state, action, params)
+        return state, obs, reward, terminated, env.is_truncated(state, params), _reported(info)
 
     return auto_resetting(reset, step)
 
@@ -97,9 +103,26 @@ def _own_step(name: str, env: Any, params: Any) -> tuple[Draw, ResettingStep]:
                 f"obs, state, reward, terminated, truncated, info."
             )
         obs, state, reward, terminated, truncated, info = result
-        return state, EnvStep(obs, info["final_observation"], reward, terminated, truncated, {})
+        return state, EnvStep(obs, info["final_observation"], reward, terminated, truncated, _reported(info))
 
     return lambda key: key, step
+
+
+def _reported(info: Mapping[Any, Any]) -> dict[str, jax.Array]:
+    """Returns the numbers of one environment's `info` by names that metrics can have; anything else is left out.
+
+    What gymnax itself puts there says nothing that is not in the step: the last observation, both flags, and
+    `discount`, which is 0 where the task has ended and 1 elsewhere.
+    """
+    found = {}
+    for name, x in info.items():
+        if not isinstance(name, str) or name in _GYMNAX_INFO or not isinstance(x, jax.Array | np.ndarray | Number):
+            continue
+        x = jnp.asarray(x)
+        if x.shape == () and (jnp.issubdtype(x.dtype, jnp.number) or x.dtype == jnp.bool_):
+            name = UNFIT.sub("_", name)
+            found[f"env_{name}" if name in EPISODE_METRICS else name] = x
+    return found
 
 
 def _has_own_step(env: Any) -> bool:
@@ -206,13 +229,36 @@ def _step_limit(params: Any) -> int | None:
     return None if limit is None else int(limit)
 
 
-def _observation(name: str, space: Any) -> tuple[Any, Box]:
-    """Returns a function that encodes an observation as float32, and the space of the encoded observation."""
+def _observation(name: str, space: Any) -> tuple[Callable[[Any], Any], Box | dict[str, Box]]:
+    """Returns a function that encodes observations, and the space of the encoded ones."""
+    parts = getattr(space, "spaces", None)
+    if not isinstance(parts, Mapping):
+        return _array(name, space, kept=(jnp.uint8,))
+    nested = [key for key, part in parts.items() if isinstance(getattr(part, "spaces", None), Mapping)]
+    if nested:
+        raise EnvError(
+            f"{name} has observations with a Dict in a Dict, {nested[0]!r}; a dict of observations has arrays only, so "
+            f"make one Dict of all."
+        )
+    encoded = {key: _array(f"{name}, {key!r},", part, kept=(jnp.uint8, jnp.bool_)) for key, part in parts.items()}
+
+    def encode(obs: Any) -> Any:
+        if not isinstance(obs, Mapping) or obs.keys() != encoded.keys():
+            return obs  # `check_env` says what is wrong with it
+        return {key: part(obs[key]) for key, (part, _) in encoded.items()}
+
+    return encode, {key: box for key, (_, box) in encoded.items()}
+
+
+def _array(name: str, space: Any, kept: tuple[Any, ...]) -> tuple[Callable[[jax.Array], jax.Array], Box]:
+    """Returns the same for an observation of one array: float32, or of its own type if that is one of those `kept`."""
     if hasattr(space, "n"):
         return lambda obs: jax.nn.one_hot(obs, space.n, dtype=jnp.float32), Box((int(space.n),))
     if hasattr(space, "low"):
-        return lambda obs: obs.astype(jnp.float32), Box(tuple(int(n) for n in space.shape))
-    raise EnvError(f"{name} has observations {type(space).__name__}; supported are Discrete and Box.")
+        return lambda obs: obs if obs.dtype in kept else obs.astype(jnp.float32), Box(
+            tuple(int(n) for n in space.shape)
+        )
+    raise EnvError(f"{name} has observations {type(space).__name__}; supported are Discrete, Box and a Dict of these.")
 
 
 def _action(name: str, space: Any) -> tuple[Callable[[jax.Array], Any], ActionSpace]:

@@ -15,7 +15,7 @@ from purejaxppo.config.fields import AnyPath
 from purejaxppo.config.resolve import refuse_changes
 from purejaxppo.core.distributions import MultiCategorical
 from purejaxppo.core.normalizer import Normalizer
-from purejaxppo.core.observations import CRITIC
+from purejaxppo.core.observations import CRITIC, OBS
 from purejaxppo.core.types import Memory, Observation, Params, RunnerState, Trainer, VecEnv
 from purejaxppo.envs.registry import make_env
 from purejaxppo.envs.wrappers import action_bound
@@ -53,25 +53,39 @@ class SavedRun:
         obs = self.runner.obs
         return {key: x for key, x in obs.items() if key != CRITIC} if isinstance(obs, dict) else obs
 
-    def policy(self, obs: Any, memory: Memory = None) -> tuple[Any, Memory]:
-        """Returns the greedy actions for raw observations, as the environment takes them, and the memory after them.
+    def policy(self, obs: Any, memory: Memory = None, start: Any = None) -> tuple[Any, Memory]:
+        """Returns the greedy action for an observation as `env` returns it, and the policy's memory after it.
+
+        The action is as the environment takes it: int32 [], int32 [F], or float32 [*shape] within the bounds; with the
+        leading axis [b] for several environments.
 
         Args:
-          obs: of one environment [...], or of several [b, ...]; "critic" may be left out.
-          memory: what the call before has returned; None at the beginning of episodes. It is () for a policy without
-            memory.
+          obs: of one environment [...], or of several [b, ...]: arrays or lists, or a dict of them, in which
+            "critic" is not used and may be left out.
+          memory: what the call before has returned; None where episodes begin. It is () for a policy without memory.
+          start: bool [] or [b], where an episode begins although there is a memory, as after an auto-reset; by default
+            nowhere.
+
+        Raises:
+          ConfigError: an argument of another shape, or numbers that the observation's type does not have.
         """
-        like = self.seen
-        arrays = {key: np.asarray(obs[key]) for key in like} if isinstance(like, dict) else np.asarray(obs)
-        one = jax.tree.map(np.ndim, arrays) == jax.tree.map(lambda x: x.ndim - 1, like)
-        rows = jax.tree.map(lambda x, y: x.astype(y.dtype)[None] if one else x.astype(y.dtype), arrays, like)
+        rows, one = _rows(obs, self.seen)
         number = len(jax.tree.leaves(rows)[0])
         if memory is None:
-            memory = make_policy(self.config, self.env).initial_memory(number)
-            taken, after = self._compiled_step(rows, memory, np.ones(number, np.bool_))
+            before, begins = make_policy(self.config, self.env).initial_memory(number), np.ones(number, np.bool_)
         else:
-            before = jax.tree.map(lambda x: x[None], memory) if one else memory
-            taken, after = self._compiled_step(rows, before, np.zeros(number, np.bool_))
+            before = jax.tree.map(lambda x: jnp.asarray(x)[None], memory) if one else memory
+            begins = np.zeros(number, np.bool_) if start is None else np.atleast_1d(np.asarray(start, np.bool_))
+            if _shapes(before) != jax.tree.map(lambda x: (number, *x.shape[1:]), self.runner.memory):
+                raise ConfigError(
+                    f"the memory is not that of {number} environments; pass what the call before has returned, or None "
+                    f"where episodes begin."
+                )
+            if begins.shape != (number,):
+                raise ConfigError(
+                    f"start has the shape {list(begins.shape)}, not {[number]}; give one per environment."
+                )
+        taken, after = self._compiled_step(rows, before, begins)
         action = taken["action"]
         return (action[0], jax.tree.map(lambda x: x[0], after)) if one else (action, after)
 
@@ -95,7 +109,64 @@ class SavedRun:
         return {"action": action, **parameters}, memory
 
 
-def restore(
+def _rows(obs: Any, like: Any) -> tuple[Any, bool]:
+    """Returns observations [b, ...] in the types of `like` [E, ...], and whether they were those of one environment.
+
+    Raises ConfigError for other keys than those of `like` and "critic", other shapes, or other numbers.
+    """
+    expected = like if isinstance(like, dict) else {OBS: like}
+    given = {OBS: obs}
+    if isinstance(like, dict) and isinstance(obs, dict):
+        given = {key: x for key, x in obs.items() if key != CRITIC}
+    if isinstance(obs, dict) != isinstance(like, dict) or given.keys() != expected.keys():
+        raise ConfigError(f"the observation is {_kind(obs)}; the policy takes {_kind(like)}.")
+    arrays = {key: _array(key, x, expected[key].dtype) for key, x in given.items()}
+    first = next(iter(arrays))
+    one = arrays[first].ndim < expected[first].ndim
+    lead = () if one else arrays[first].shape[:1]
+    for key, x in arrays.items():
+        shape = expected[key].shape[1:]
+        if x.shape != (*lead, *shape):
+            several = f"[{', '.join(['b', *map(str, shape)])}]"
+            raise ConfigError(
+                f"the observation{_name(key)} has the shape {list(x.shape)}; it has to be {list(shape)}, or {several} "
+                f"for b environments{'' if len(arrays) == 1 else ', with all keys alike'}."
+            )
+    rows = {key: x[None] if one else x for key, x in arrays.items()}
+    return (rows if isinstance(like, dict) else rows[OBS]), one
+
+
+def _array(key: str, x: Any, dtype: Any) -> np.ndarray:
+    """Returns x in an observation's type. Raises ConfigError for what is no array of numbers which that type has."""
+    try:
+        array = np.asarray(x)
+    except ValueError as error:
+        raise ConfigError(f"the observation{_name(key)} is no array: {error}") from error
+    if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == np.bool_):
+        raise ConfigError(f"the observation{_name(key)} is of the type {array.dtype}; give numbers, {dtype}.")
+    with np.errstate(invalid="ignore"):
+        converted = array.astype(dtype)
+    # Fractions would become 0 without a word, such as a picture from 0 to 1 in place of 0 to 255.
+    if not jnp.issubdtype(dtype, jnp.floating) and not np.array_equal(converted, array):
+        raise ConfigError(
+            f"the observation{_name(key)} has numbers that are no {dtype}; give them as env returns them."
+        )
+    return converted
+
+
+def _name(key: str) -> str:
+    return "" if key == OBS else f" {key!r}"
+
+
+def _kind(obs: Any) -> str:
+    return f"a dict with the keys {', '.join(sorted(map(str, obs)))}" if isinstance(obs, dict) else "one array"
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.map(np.shape, tree)
+
+
+def load_run(
     run_dir: AnyPath, which: CheckpointChoice = NEWEST, *, allow_download: bool = False, **parts: Unpack[Parts]
 ) -> SavedRun:
     """Loads a checkpoint of a run, and builds its environment.

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
@@ -14,7 +14,7 @@ from purejaxppo.errors import CheckpointError, PureJaxPPOError
 from purejaxppo.experiment.progress import Row
 
 Sink = Callable[[int, Row], None]
-_LONGEST_ROW = 1024  # bytes; rows have about half as many
+_LONGEST_ROW = 1024  # bytes; most rows have about half as many
 _REMEDY = "free some space and `purejaxppo resume` the run."
 
 
@@ -180,10 +180,15 @@ def recent_return(path: Path, limit: int, updates: int) -> float | None:
 
 def last_rows(path: Path, limit: int, updates: int) -> list[dict[str, Any]]:
     """Returns the last `updates` rows within the first `limit` bytes of a metrics file, without damaged ones."""
-    begin = max(0, limit - updates * _LONGEST_ROW)
+    size = updates * _LONGEST_ROW
     with path.open("rb") as file:
-        file.seek(begin)
-        lines = file.read(limit - begin).splitlines()
+        while True:  # rows are longer where an environment reports much
+            begin = max(0, limit - size)
+            file.seek(begin)
+            lines = file.read(limit - begin).splitlines()
+            if begin == 0 or len(lines) > updates:
+                break
+            size *= 2
     rows = []
     for line in lines[-updates:]:
         with contextlib.suppress(ValueError):  # the first line may be incomplete
@@ -204,11 +209,29 @@ def row_at(path: Path, position: int) -> tuple[dict[str, Any], int] | None:
 
 
 def mean_return(rows: Sequence[Mapping[str, Any]]) -> float | None:
-    """Returns the mean return over the episodes that ended in these updates; None if none did.
+    """Returns `episode_mean` of the return."""
+    return episode_mean(rows, "episode/return")
+
+
+def episode_mean(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    """Returns the mean of a metric `episode/...` over the episodes that ended in these updates; None if none did.
 
     An update that was undone because of rewards that are not finite may have a count without a return.
     """
-    pairs = [(row["episode/return"], row["episode/count"]) for row in rows]
+    pairs = [(row.get(name), row["episode/count"]) for row in rows]
     ended = [(mean, count) for mean, count in pairs if count and mean is not None]
     count = sum(count for _, count in ended)
     return sum(mean * count for mean, count in ended) / count if count else None
+
+
+def reported(names: Iterable[str]) -> dict[str, str]:
+    """Returns, in order, what the environment reports of its episodes: name of the metric -> name in its `info`."""
+    own = {f"episode/{name}" for name in ("return", "length", "count")}
+    return {
+        name: name.removeprefix("episode/") for name in sorted(names) if name.startswith("episode/") and name not in own
+    }
+
+
+def reported_means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Returns `episode_mean` of all that the environment reports, by the names in its `info`."""
+    return {name: episode_mean(rows, metric) for metric, name in reported(rows[-1] if rows else ()).items()}

@@ -11,12 +11,15 @@ from purejaxppo.config.fields import AnyPath
 from purejaxppo.errors import CheckpointError
 from purejaxppo.experiment.atomic_files import read_json
 from purejaxppo.experiment.directory import refuse_others
-from purejaxppo.experiment.metrics_log import read_metrics
+from purejaxppo.experiment.metrics_log import read_metrics, reported
 from purejaxppo.experiment.progress import Terminal, say
 from purejaxppo.experiment.statistics import bootstrap_interval, interquartile_mean
 
 _POINTS = 200  # of a curve that is drawn from several runs
 _DRAWS = 500  # bootstrap resamples per band
+_MOST_REPORTED = 4  # curves of what an environment reports
+_LINE, _HANDLE = 85, 10  # width of their legend, and of the line before a name, in letters
+_SAME_SIZE = 20  # times as large as another may be a curve that is drawn in the same units
 COLOURS = ("#3b6fb6", "#d1782b", "#3f9b57", "#a34fa5", "#b0413e", "#6b7280")
 Curve = tuple[np.ndarray, np.ndarray]  # env_steps [n], returns [n]
 
@@ -27,6 +30,8 @@ class NoEpisodeError(CheckpointError):
 
 def plot_runs(run_dirs: AnyPath | Sequence[AnyPath], out: AnyPath) -> Path:
     """Plots the return over env steps: of a single run with its evaluations, of several runs their mean and range.
+
+    Under the return of a single run is what its environment reports of finished episodes, if it does, up to four lines.
 
     Runs with the same environment and algorithm form a group, which is one curve. A run without a finished episode is
     left out, with a message on standard error.
@@ -49,19 +54,27 @@ def plot_runs(run_dirs: AnyPath | Sequence[AnyPath], out: AnyPath) -> Path:
     out = Path(out)
     out = out if out.suffix else out.with_suffix(".png")
 
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.subplots()
+    (single,) = groups.values() if len(groups) == 1 else ([],)
+    info = _reported_curves(single[0][0]) if len(single) == 1 else {}
+    if info:
+        figure = Figure(figsize=(7, 5.6), layout="constrained")
+        axes, below = figure.subplots(2, sharex=True, height_ratios=(3, 1.2))
+        _draw_reported(below, info)
+    else:
+        figure = Figure(figsize=(7, 4.2), layout="constrained")
+        axes = below = figure.subplots()
     for colour, (label, runs) in zip(COLOURS * len(groups), groups.items(), strict=False):
         curves = [curve for _, curve in runs]
         if len(curves) == 1:
             _draw_run(axes, curves[0], runs[0][0], colour, label)
         else:
             _draw_group(axes, curves, colour, f"{label}  mean and range of {len(curves)} runs")
-    axes.set_xlabel("environment steps")
+    below.set_xlabel("environment steps")
     axes.set_ylabel("return of finished episodes")
     axes.xaxis.set_major_formatter(format_steps)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    for panel in figure.axes:
+        panel.grid(alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="best")
     return save_figure(figure, out)
 
@@ -218,6 +231,35 @@ def _draw_evaluations(axes: Any, run_dir: Path, colour: str) -> None:
             markersize=5,
             label=f"evaluations while training, {rows[-1]['evaluation/episodes']} episodes each",
         )
+
+
+def _reported_curves(run_dir: Path) -> dict[str, Curve]:
+    """Returns what a run's environment reports of finished episodes, by its names there, where there is a number."""
+    rows = read_metrics(run_dir / "metrics.jsonl")
+    curves: dict[str, Any] = {}
+    for metric, name in reported(rows[-1]).items():
+        found = [row for row in rows if row.get(metric) is not None]
+        if found:
+            curves[name] = tuple(np.array([row[key] for row in found], float) for key in ("env_steps", metric))
+    return curves
+
+
+def _draw_reported(axes: Any, curves: dict[str, Curve]) -> None:
+    """Draws the first four curves; if their sizes are too different for one axis, each in units of its largest."""
+    shown = dict(list(curves.items())[:_MOST_REPORTED])
+    sizes = {name: float(np.abs(smooth(values)).max()) for name, (_, values) in shown.items()}
+    largest = max(sizes.values())
+    scaled = any(0 < size < largest / _SAME_SIZE for size in sizes.values())
+    for colour, (name, (steps, values)) in zip(COLOURS[1:], shown.items(), strict=False):
+        unit = sizes[name] if scaled and sizes[name] else 1.0
+        label = f"{name} / {unit:.3g}" if scaled else name
+        draw_curve(axes, steps, smooth(values) / unit, color=colour, linewidth=1.2, label=label)
+    if len(curves) > len(shown):
+        axes.plot([], [], " ", label=f"{len(curves) - len(shown)} more in metrics.jsonl")
+    axes.set_ylabel("at their ends")
+    labels = [line.get_label() for line in axes.get_lines()]
+    columns = len(labels) if sum(_HANDLE + len(label) for label in labels) <= _LINE else 2
+    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(-0.02, 0.98), ncols=columns, fontsize="small")
 
 
 def _draw_group(axes: Any, curves: Sequence[Curve], colour: str, label: str) -> None:

@@ -36,7 +36,7 @@ from purejaxppo.experiment.evaluation import Evaluator, summarize
 from purejaxppo.experiment.finished import already_finished, finished_run
 from purejaxppo.experiment.load_run import SavedRun
 from purejaxppo.experiment.lock import locked
-from purejaxppo.experiment.metrics_log import Sink, mean_return, read_metrics
+from purejaxppo.experiment.metrics_log import Sink, mean_return, read_metrics, reported_means
 from purejaxppo.experiment.parts import Parts, know_parts, with_parts
 from purejaxppo.experiment.phases import Phases
 from purejaxppo.experiment.plots import plot_runs
@@ -224,6 +224,8 @@ def _draw(run_dir: Path, console: Console) -> None:
 def _summary(run: Run, runner: RunnerState, timing: Timing, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     config = run.settings.config
     updates = int(runner.updates)
+    last = rows[len(rows) - math.ceil(len(rows) / 10) :]
+    info = reported_means(last)
     return {
         "env": config.env,
         "algorithm": config.algorithm,
@@ -233,7 +235,8 @@ def _summary(run: Run, runner: RunnerState, timing: Timing, rows: Sequence[Mappi
         "compile_seconds": round(timing.compile_seconds, 3),
         "train_seconds": round(timing.train_seconds, 3),
         "env_steps_per_second": round(timing.env_steps_per_second or _mean_speed(run, updates, timing), 1),
-        "train_return": mean_return(rows[len(rows) - math.ceil(len(rows) / 10) :]),
+        "train_return": mean_return(last),
+        **({"train_info": info} if info else {}),
         "evaluation": None,
         "state_sha256": state_sha256(runner),
         "exit_reason": None,
@@ -269,7 +272,7 @@ def evaluate_saved(
     """Evaluates a saved policy with its normalisers frozen.
 
     Args:
-      saved: from `load_run.restore`, or from `sweeps.extract.restore_member`.
+      saved: from `load_run` or `load_member`.
       episodes: their number; they are played in as many environments at once.
       greedy: take the most probable action instead of a sample.
       seed: of the environments and of sampling.

@@ -44,7 +44,7 @@ class _Member(NamedTuple):
     diverged_at: int  # update, 0 for never
 
 
-def restore_member(
+def load_member(
     directory: AnyPath,
     member: str | int,
     which: CheckpointChoice = NEWEST,
@@ -52,7 +52,7 @@ def restore_member(
     allow_download: bool = False,
     **parts: Unpack[Parts],
 ) -> SavedRun:
-    """Loads one run of a sweep, as `restore` loads a single run.
+    """Loads one run of a sweep, as `load_run` loads a single run.
 
     Args:
       directory: of the sweep; it may be in use.
@@ -80,7 +80,7 @@ def extract_member(
     """Writes one run of a sweep as a run directory: settings, metrics and a checkpoint, from which it can be resumed.
 
     Args:
-      directory, member, which, allow_download, **parts: as in `restore_member`.
+      directory, member, which, allow_download, **parts: as in `load_member`.
       out: new directory; by default runs/<env>__<algorithm>__s<seed>__<UTC time>.
 
     Returns:

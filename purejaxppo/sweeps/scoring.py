@@ -146,15 +146,16 @@ def score_cells(row: dict[str, Any], target: float | None) -> list[str]:
     """Returns the cells of a row of `score_rows`, which has also a `target_row` if there is a target."""
     diverged = f" ({row['diverged']} diverged)" if row["diverged"] else ""
     low, high = row["return_low"], row["return_high"]
-    interval = "-" if low is None else f"{_number(low)} to {_number(high)}"
-    cells = [f"{row['runs']}{diverged}", _number(row["return_iqm"]), interval]
+    interval = "-" if low is None else f"{number_text(low)} to {number_text(high)}"
+    cells = [f"{row['runs']}{diverged}", number_text(row["return_iqm"]), interval]
     if target is None:
         return cells
     steps = row["steps_to_target"]
     return [*cells, "-" if steps is None else f"{steps:,.0f}", f"{row['runs_at_target']} of {row['runs']}"]
 
 
-def _number(x: float | None) -> str:
+def number_text(x: float | None) -> str:
+    """Returns the cell of a number in a table, with four digits."""
     return "-" if x is None else f"{x:.4g}"
 
 

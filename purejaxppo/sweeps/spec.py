@@ -1,6 +1,7 @@
-"""The specification of a sweep: `SweepSettings` and their checks."""
+"""The specification of a sweep: `SweepSettings`, their checks, and `sweep_grid`, which makes them in Python."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from numbers import Integral, Real
@@ -8,7 +9,13 @@ from typing import Any, NamedTuple
 
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.config.fields import plain, whole
-from purejaxppo.config.validate import validate_config, validate_hyperparams, validate_options, validate_seeds
+from purejaxppo.config.validate import (
+    suggestion,
+    validate_config,
+    validate_hyperparams,
+    validate_options,
+    validate_seeds,
+)
 from purejaxppo.errors import ConfigError
 
 MAX_RUNS = 1_000_000
@@ -116,6 +123,47 @@ class SweepSettings(NamedTuple):
             absent = tuple(name for name, value in vars(hp).items() if value is None)
             groups.setdefault((config, absent), []).append(i)
         return list(groups.values())
+
+
+def sweep_grid(
+    config: TrainConfig,
+    hp: Hyperparams,
+    seeds: Sequence[int],
+    *,
+    options: RunOptions | None = None,
+    halving: int | None = None,
+    exact: bool = False,
+    target: float | None = None,
+    **axes: Sequence[Any],
+) -> SweepSettings:
+    """Returns the sweep over all combinations of the axes' values, of which the first changes most slowly.
+
+    Args:
+      config, hp: the values of the settings that are not swept.
+      seeds: in [0, 2**32).
+      options, halving, exact, target: as in `SweepSettings`.
+      axes: names of fields of TrainConfig or Hyperparams, each with the values to try.
+
+    Raises:
+      ConfigError: an unknown axis, one without a value, or what `SweepSettings.validate` refuses.
+    """
+    fields = {**vars(config), **vars(hp)}
+    for name, values in axes.items():
+        if name not in fields:
+            raise ConfigError(f"{name} is no field of TrainConfig or Hyperparams.{suggestion(name, fields)}")
+        if len(values) == 0:
+            raise ConfigError(f"{name} has no value; give at least one.")
+    points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+    def with_point(record: Any, point: dict[str, Any]) -> Any:
+        return dataclasses.replace(record, **{name: value for name, value in point.items() if name in vars(record)})
+
+    settings = tuple((with_point(config, point), with_point(hp, point)) for point in points)
+    sweep = SweepSettings(
+        tuple(axes), tuple(points), settings, tuple(seeds), options or RunOptions(), halving, exact, target
+    ).plain()
+    sweep.validate()
+    return sweep
 
 
 def _as_fields(point: dict[str, Any], pair: tuple[TrainConfig, Hyperparams]) -> dict[str, Any]:

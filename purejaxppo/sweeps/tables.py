@@ -2,17 +2,20 @@
 
 import csv
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from purejaxppo.core.nonfinite import Cause
 from purejaxppo.errors import CheckpointError
+from purejaxppo.experiment.metrics_log import reported
 from purejaxppo.experiment.statistics import interquartile_mean
 from purejaxppo.sweeps.scoring import (
     finite_or_none,
+    number_text,
     score_cells,
     score_head,
     score_rows,
@@ -41,6 +44,8 @@ class Curve(NamedTuple):
     env_steps: np.ndarray  # [B], at the end of each bin
     total: np.ndarray  # [n_seeds, B], sum of the returns of the episodes that ended in the bin
     count: np.ndarray  # type: ignore[assignment]  # [n_seeds, B], of these episodes
+    # Name in the environment's `info` -> [n_seeds, B], its sum over the same episodes
+    reported: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 def read_curves(path: Path, sweep: SweepSettings) -> list[Curve]:
@@ -52,16 +57,20 @@ def read_curves(path: Path, sweep: SweepSettings) -> list[Curve]:
     """
     updates = [config.num_updates for config, _ in sweep.settings]
     curves = [_empty_curve(config.num_updates, config.batch_size, len(sweep.seeds)) for config, _ in sweep.settings]
-    for run, update, mean, count in _episodes(path, [u for u in updates for _ in sweep.seeds]):
+    for run, update, mean, count, means in _episodes(path, [u for u in updates for _ in sweep.seeds]):
         setting, i = divmod(run, len(sweep.seeds))
-        b = _bin(update, updates[setting])
-        curves[setting].total[i, b] += mean * count
-        curves[setting].count[i, b] += count
+        b, curve = _bin(update, updates[setting]), curves[setting]
+        curve.total[i, b] += mean * count
+        curve.count[i, b] += count
+        if means and not curve.reported:
+            curve = curves[setting] = curve._replace(reported={name: np.zeros_like(curve.total) for name in means})
+        for name, x in means.items():
+            curve.reported[name][i, b] += x * count
     return curves
 
 
-def _episodes(path: Path, updates: Sequence[int]) -> Iterator[tuple[int, int, float, int]]:
-    """Yields run, update, and mean return and count of the episodes that ended in it, where there are any.
+def _episodes(path: Path, updates: Sequence[int]) -> Iterator[tuple[int, int, float, int, dict[str, float]]]:
+    """Yields run, update, and of the episodes that ended in it, if any, mean return, count, and what is reported.
 
     Args:
       path: of metrics.csv.
@@ -81,11 +90,14 @@ def _episodes(path: Path, updates: Sequence[int]) -> Iterator[tuple[int, int, fl
         raise CheckpointError(f"cannot read {path}: {error}") from error
 
 
-def _checked_episodes(rows: Iterator[list[str]], updates: Sequence[int]) -> Iterator[tuple[int, int, float, int]]:
+def _checked_episodes(
+    rows: Iterator[list[str]], updates: Sequence[int]
+) -> Iterator[tuple[int, int, float, int, dict[str, float]]]:
     """Yields what `_episodes` does, or raises ValueError, IndexError or OverflowError at a row that does not fit."""
     last = [0] * len(updates)
     head = next(rows, [])
     columns = [head.index(name) for name in _COLUMNS]
+    info = {name: head.index(column) for column, name in reported(head).items()}
     for row in rows:
         run_text, update_text, mean_text, count_text = (row[column] for column in columns)
         run, update = int(run_text), int(update_text)
@@ -96,7 +108,8 @@ def _checked_episodes(rows: Iterator[list[str]], updates: Sequence[int]) -> Iter
         last[run] = update
         # In the update in which a run diverged, the mean may be infinite.
         if mean_text and math.isfinite(mean := float(mean_text)):
-            yield run, update, mean, int(float(count_text))
+            means = {name: float(row[column] or math.nan) for name, column in info.items()}
+            yield run, update, mean, int(float(count_text)), means
 
 
 def read_causes(path: Path) -> list[Cause]:
@@ -124,7 +137,8 @@ def setting_rows(sweep: SweepSettings, outcome: Outcome, curves: Sequence[Curve]
 
     Settings are ordered by the last rung of successive halving that they reached, then by the interquartile mean of the
     final evaluation. Ties are decided by fewer diverged runs, a higher lower end of the interval, and fewer steps to
-    the target. `env_steps` are those of the runs that did not diverge.
+    the target. `env_steps` are those of the runs that did not diverge. `info` is there if the environment reports
+    something of episodes: the mean over these runs of what it was at the ends of episodes in the last tenth of each.
     """
     shape = len(sweep.settings), len(sweep.seeds)
     env_steps, returns, rung = (x.reshape(shape) for x in (outcome.env_steps, outcome.returns, outcome.rung))
@@ -138,6 +152,9 @@ def setting_rows(sweep: SweepSettings, outcome: Outcome, curves: Sequence[Curve]
         if sweep.target is not None:
             steps = _steps_per_run(curves[s], env_steps[s], returns[s], sweep.target)
             row |= target_row(steps)
+        info = _reported_per_run(curves[s], env_steps[s])
+        if info:
+            row["info"] = {name: _mean(x[alive]) for name, x in info.items()}
         row["best_run"] = s * shape[1] + int(np.lexsort((steps, -scores[s]))[0]) if alive.any() else None
         if sweep.halving is not None:
             row["rung"] = int(rung[s].max())
@@ -165,6 +182,29 @@ def _steps_per_run(curve: Curve, env_steps: np.ndarray, returns: np.ndarray, tar
     last = curve.env_steps[np.searchsorted(curve.env_steps, env_steps)]
     steps = steps_to_target(curve.env_steps, curve.total, curve.count, target)
     return np.where(np.isnan(returns) | (steps > last), math.inf, np.minimum(steps, env_steps))
+
+
+def _reported_per_run(curve: Curve, env_steps: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns what the environment reported at the ends of episodes in the last tenth of each run, means [n_seeds].
+
+    They are NaN for a run in which no episode ended there, or in which one of the numbers was not finite.
+
+    Args:
+      curve: of the setting.
+      env_steps: [n_seeds], done by each run.
+    """
+    last = np.searchsorted(curve.env_steps, env_steps)[:, None]  # bin
+    bins = np.arange(len(curve.env_steps))
+    taken = (bins <= last) & (bins > last - np.ceil((last + 1) / 10))
+    count = np.sum(curve.count * taken, axis=1)
+    with np.errstate(invalid="ignore"):  # 0 / 0
+        return {name: np.sum(np.where(taken, x, 0), axis=1) / count for name, x in curve.reported.items()}
+
+
+def _mean(x: np.ndarray) -> float | None:
+    """Returns the mean of the finite numbers in x [n], or None if there is none."""
+    finite = x[np.isfinite(x)]
+    return float(finite.mean()) if finite.size else None
 
 
 def run_columns(sweep: SweepSettings) -> list[str]:
@@ -209,14 +249,17 @@ def _exact(value: Any) -> str:
 def settings_table(rows: Sequence[dict[str, Any]], sweep: SweepSettings) -> list[list[str]]:
     """Returns the cells of the table of settings, head and rows, from `setting_rows`; the first row has rank 1.
 
-    There is a column of env steps only if the settings ended in different rungs.
+    There is a column of env steps only if the settings ended in different rungs, and one for each number that the
+    environment reports of episodes.
     """
     halved = len({row.get("rung") for row in rows}) > 1
-    table = [["rank", *sweep.axes, *score_head(sweep.target), *(["env steps"] if halved else [])]]
+    info = list(dict.fromkeys(name for row in rows for name in row.get("info", {})))
+    table = [["rank", *sweep.axes, *score_head(sweep.target), *(["env steps"] if halved else []), *info]]
     for rank, row in enumerate(rows, start=1):
         values = [value_text(row["values"][axis]) if axis in row["values"] else "-" for axis in sweep.axes]
         cells = [str(rank), *values, *score_cells(row, sweep.target)]
         if halved:
             cells.append("-" if row["env_steps"] is None else f"{row['env_steps']:,}")
+        cells += [number_text(row.get("info", {}).get(name)) for name in info]
         table.append(cells)
     return table

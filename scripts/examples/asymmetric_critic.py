@@ -11,18 +11,16 @@ import jax
 
 import purejaxppo
 
-NOISE = 0.1  # standard deviation
 
-
-def noisy_cartpole(num_envs, privileged=True):
-    """Returns E CartPoles whose observations are noisy, with the exact ones under "critic" if `privileged`."""
+def noisy_cartpole(num_envs, privileged=True, std=0.3):
+    """Returns E CartPoles seen with noise of `std`, whose value function sees them exactly if `privileged`."""
     exact = purejaxppo.from_gymnax("CartPole-v1", num_envs)
 
     def observe(noise, obs):
         return {"obs": obs + noise, **({"critic": obs} if privileged else {})}
 
     def noise(keys):
-        return NOISE * jax.vmap(lambda key: jax.random.normal(key, exact.observation_space.shape))(keys)
+        return std * jax.vmap(lambda key: jax.random.normal(key, exact.observation_space.shape))(keys)
 
     def reset(keys):
         state, obs = exact.reset(keys)

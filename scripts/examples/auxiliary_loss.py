@@ -1,4 +1,4 @@
-"""An auxiliary loss: the torso of policy and value function also learns to predict the next observation.
+"""An auxiliary loss: the torso of the policy also learns to predict the next observation.
 
 The network has a method more, and the algorithm adds its error to the loss of ppo_clip. `Batch.extra` carries what that
 takes beside the usual rows.
@@ -24,8 +24,13 @@ from purejaxppo.policies.heads import policy_head
 WEIGHT = 0.1
 
 
+def two_layers(width):
+    """Returns a network from observations [..., O] to features [..., width]."""
+    return nn.Sequential([nn.Dense(width), nn.tanh, nn.Dense(width), nn.tanh])
+
+
 class Predictive(nn.Module):
-    """One torso with heads for pi, the value, and the next observation."""
+    """One torso with heads for pi and the next observation, and one for the value."""
 
     make_head: Callable[[bool], nn.Module]
     num_actions: int
@@ -33,7 +38,7 @@ class Predictive(nn.Module):
     size: int  # of an observation
 
     def setup(self):
-        self.torso = nn.Sequential([nn.Dense(self.width), nn.tanh, nn.Dense(self.width), nn.tanh])
+        self.torso, self.critic = two_layers(self.width), two_layers(self.width)
         self.head, self.value = self.make_head(False), nn.Dense(1)
         self.model = nn.Sequential([nn.Dense(self.width), nn.relu, nn.Dense(self.size)])
 
@@ -41,8 +46,7 @@ class Predictive(nn.Module):
         """Maps obs [..., O] to the distribution and the value [...]."""
         if self.is_initializing():  # so that the model has parameters, too
             self.predict(obs, jnp.zeros(obs.shape[:-1], jnp.int32))
-        features = self.torso(obs)
-        return self.head(features), self.value(features)[..., 0]
+        return self.head(self.torso(obs)), self.value(self.critic(obs))[..., 0]
 
     def predict(self, obs, action):
         """Maps obs [..., O] and action [...] to the next observation [..., O]."""

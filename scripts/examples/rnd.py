@@ -1,10 +1,9 @@
 """Random network distillation: a bonus for observations that a predictor does not know yet.
 
 The environment is a chain whose only reward is at its far end, where random actions practically never lead. The bonus
-has a value head, a normaliser and an optimizer state of its own (Burda et al. 2019, "Exploration by random network
-distillation", arXiv:1810.12894).
+has value head, normaliser and optimizer state of its own (Burda et al. 2019, arXiv:1810.12894).
 
-    purejaxppo train --plugin scripts/examples/rnd.py --env sparse-chain --algorithm rnd
+    purejaxppo train --plugin scripts/examples/rnd.py --env sparse-chain --algorithm rnd --num-envs 8
 """
 
 from typing import NamedTuple
@@ -25,7 +24,7 @@ from purejaxppo.core.sums import merged, moments
 from purejaxppo.core.types import Algorithm, Box, Discrete, LearnerState, Params
 from purejaxppo.envs.autoreset import autoreset
 
-LENGTH, LIMIT, BONUS, GAMMA = 40, 100, 0.5, 0.99  # BONUS is the weight of its advantage, GAMMA its discount
+LENGTH, LIMIT, BONUS, GAMMA = 70, 100, 0.5, 0.99  # BONUS is the weight of its advantage, GAMMA its discount
 
 
 class Novelty(nn.Module):
@@ -69,8 +68,8 @@ def rnd(config, policy, *, shards):
         bonus = bonus / jnp.sqrt(returns.var + 1e-8)
         of_bonus, bonus_target = gae(bonus, value, next_value, never, never, GAMMA, hp.gae_lambda)
         advantage, value_target = estimate(config, hp, trajectory)
-        total, extra = advantage + BONUS * of_bonus, (trajectory.next_obs, bonus_target)
-        batch = cut(config, trajectory, total, value_target, extra)
+        batch = cut(config, trajectory, advantage + BONUS * of_bonus, value_target, (trajectory.next_obs, bonus_target))
+        key, key_of_own = jax.random.split(key)
         learner, metrics = learn(key, hp, learner, batch)
 
         def loss(params, minibatch):
@@ -78,7 +77,7 @@ def rnd(config, policy, *, shards):
             critic = jnp.mean((look(params, target, minibatch.obs)[1] - minibatch.extra[1]) ** 2)
             return distillation + critic, {"loss/distillation": distillation, "loss/bonus_value": critic}
 
-        predictor, own = fit(config, shards, key, hp, predictor, batch, loss)
+        predictor, own = fit(config, shards, key_of_own, hp, predictor, batch, loss)
         return learner._replace(algo_state=Distillation(target, predictor, returns)), {**own, **metrics}
 
     return Algorithm(init, update, shards)

@@ -726,9 +726,11 @@ def test_envs(capfd, monkeypatch, names):
 def test_envs_as_a_table(capfd, monkeypatch):
     row = {"env": "CartPole-v1", "observation": [4], "actions": "2 discrete", "step_limit": None}
     broken = {"env": "Odd-v0", "observation": None, "actions": None, "step_limit": None, "error": "no luck"}
-    monkeypatch.setattr("purejaxppo.envs.env_table.env_table", lambda allow_download: [row, broken])
+    several = {**row, "env": "Own-v0", "observation": {"picture": [8, 8, 3], "speed": [2]}}
+    monkeypatch.setattr("purejaxppo.envs.env_table.env_table", lambda allow_download: [row, broken, several])
     assert cli.run(["envs"]) == 0
     out = capfd.readouterr().out
+    assert re.search(r"Own-v0 +picture 8 x 8 x 3, speed 2 +2 discrete", out)
     assert re.search(r"CartPole-v1 +4 +2 discrete +- +yes", out)
     assert re.search(r"Odd-v0 +no luck", out)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from purejaxppo.cli import main as cli
-from purejaxppo.cli.output import describe_checkpoints
+from purejaxppo.cli.output import describe_checkpoints, describe_run
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.experiment import signals
 from purejaxppo.experiment.checkpoints.state import snapshot
@@ -135,3 +135,11 @@ def test_a_table_of_checkpoints_says_which_return_ranks_them():
     head, *rows = describe_checkpoints([other, plain])
     assert head[2:4] == ["training return", "evaluation return (best by this)"]
     assert [cells[2:4] for cells in rows] == [["-", "3.5"], ["2", "-"]]
+
+
+def test_what_the_environment_reports_is_a_line_of_its_own():
+    summary = {"exit_reason": "finished", "env_steps": 64, "train_seconds": 1.0, "compile_seconds": 2.0}
+    summary |= {"env_steps_per_second": 64.0, "evaluation": None, "run_dir": "runs/a"}
+    assert len(describe_run(summary).splitlines()) == 2
+    lines = describe_run({**summary, "train_info": {"lost": None, "won": 0.123456}}).splitlines()
+    assert lines[1] == "the environment reports, at the ends of the episodes of the last tenth: lost -, won 0.1235"

@@ -87,6 +87,10 @@ WRONG = {
         "info['seed'] key<fry>[4]; it has to be [4], one number per environment",
     ),
     "info without an axis": (stepping(lambda r: {"info": {"speed": r.reward[0]}}), "info['speed'] float32[]"),
+    "info of no name": (
+        stepping(lambda r: {"info": {"a,b": r.reward}}),
+        "info['a,b'], which cannot be the name of a column in a table; leave out commas, quotes and line breaks.",
+    ),
     "info of no array": (stepping(lambda r: {"info": {"speed": None}}), "info['speed'] of the type NoneType"),
     "no info": (stepping(lambda r: {"info": None}), "info of the type NoneType"),
     "state": (retyped(walk(E)), "a state of other shapes or types than its reset"),

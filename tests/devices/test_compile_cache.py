@@ -9,8 +9,10 @@ from purejaxppo.devices import compile_cache
 
 SCRIPT = """
 import jax, jax.numpy as jnp
-from purejaxppo.devices.compile_cache import keep_programs
-keep_programs()
+import purejaxppo
+kept = purejaxppo.keep_programs()
+assert str(kept or "") == (jax.config.jax_compilation_cache_dir or "")
+assert purejaxppo.keep_programs() == kept  # a second call changes nothing
 print(jax.config.jax_compilation_cache_dir or "nowhere")
 jax.jit(lambda x: jax.lax.scan(lambda c, _: (jnp.tanh(c @ c) + jnp.sin(c), None), x, length=9)[0])(jnp.ones((9, 9)))
 """
@@ -39,6 +41,12 @@ def test_the_variable_stands(run, tmp_path):
     elsewhere = str(tmp_path / "elsewhere")
     where, _ = run(XDG_CACHE_HOME=str(tmp_path), JAX_COMPILATION_CACHE_DIR=elsewhere)
     assert where == elsewhere
+    assert not (tmp_path / "purejaxppo").exists()
+
+
+def test_an_empty_variable_keeps_nothing(run, tmp_path):
+    where, _ = run(XDG_CACHE_HOME=str(tmp_path), JAX_COMPILATION_CACHE_DIR="")
+    assert where == "nowhere"
     assert not (tmp_path / "purejaxppo").exists()
 
 

@@ -14,9 +14,12 @@ from compiled_once import QUICKLY
 from gymnax.environments import spaces
 from gymnax.environments.classic_control.cartpole import CartPole
 
+import purejaxppo
 from purejaxppo.core.types import Box, Discrete, MultiDiscrete
 from purejaxppo.envs.gymnax_adapter import from_gymnax, registered_envs
 from purejaxppo.errors import EnvError
+from purejaxppo.policies.inputs import reader
+from purejaxppo.train import train
 
 E = 3
 ALL = [name for name in gymnax.registration.registered_envs if name != "MNISTBandit-bsuite"]
@@ -305,9 +308,73 @@ class Composite(CartPole):
         return spaces.Dict({"a": spaces.Discrete(2)})
 
 
-class Observed(CartPole):
+class Seeing(CartPole):
+    """Observations of several arrays: CartPole's own, in float16, a picture, a mask, a side, and a count."""
+
     def observation_space(self, params=None):
-        return spaces.Dict({"a": spaces.Discrete(2)})
+        parts = {"obs": spaces.Box(-1.0, 1.0, (4,)), "picture": spaces.Box(0, 255, (2, 3), jnp.uint8)}
+        parts |= {"action_mask": spaces.Box(0, 1, (2,), jnp.bool_), "side": spaces.Discrete(2)}
+        return spaces.Dict({**parts, "count": spaces.Box(0, 500, (), jnp.int32)})
+
+    def get_obs(self, state, params=None, key=None):
+        obs = super().get_obs(state, params, key).astype(jnp.float16)
+        parts = {"obs": obs, "picture": jnp.full((2, 3), 255, jnp.uint8), "side": (state.x > 0).astype(jnp.int32)}
+        return {**parts, "action_mask": jnp.array([True, True]), "count": jnp.asarray(state.time, jnp.int32)}
+
+
+class Pictures(CartPole):
+    """A picture of bytes, as cameras make them."""
+
+    def observation_space(self, params=None):
+        return spaces.Box(0, 255, (2, 3), jnp.uint8)
+
+    def get_obs(self, state, params=None, key=None):
+        return jnp.full((2, 3), 200, jnp.uint8)
+
+
+class Nested(CartPole):
+    def observation_space(self, params=None):
+        return spaces.Dict({"left": spaces.Dict({"a": spaces.Box(0, 1, (1,))})})
+
+
+class Tupled(CartPole):
+    def observation_space(self, params=None):
+        return spaces.Dict({"a": spaces.Tuple([spaces.Discrete(2)])})
+
+
+class OtherKeys(Seeing):
+    def get_obs(self, state, params=None, key=None):
+        obs = super().get_obs(state, params, key)
+        return {"speed": obs.pop("obs"), **obs}
+
+
+class Undelivered(CartPole):
+    def observation_space(self, params=None):
+        return spaces.Dict({"a": spaces.Box(0, 1, (4,))})
+
+
+class Reporting(CartPole):
+    """Numbers, truth values, and what is neither; some have the names of metrics, or none that a table could have."""
+
+    def step_env(self, key, state, action, params):
+        obs, state, reward, terminated, info = super().step_env(key, state, action, params)
+        info |= {"time": state.time, "right": state.x > 0, "half": 0.5, "return": 7, "a, b": jnp.float32(1.0)}
+        return obs, state, reward, terminated, info | {"place": state.x[None], "state": state, "nothing": None}
+
+
+class ReportingText(Reporting):
+    """Beside them what JAX's functions cannot return."""
+
+    def step_env(self, key, state, action, params):
+        *results, info = super().step_env(key, state, action, params)
+        return *results, info | {"name": "cart", 3: 1.0}
+
+
+class ReportingStep(Reporting):
+    """The same with a step of its own."""
+
+    def step(self, key, state, action, params=None):
+        return super().step(key, state, action, params)
 
 
 class Undescribed(CartPole):
@@ -370,6 +437,86 @@ def test_actions_of_every_kind_reach_the_environment(register, kind):
     np.testing.assert_array_equal(step(env, action).obs, step(plain, push).obs)
 
 
+def test_observations_of_several_arrays(register):
+    """Each is float32, but for bytes and truth values; they are CartPole's, also at the end of an episode."""
+    register("Seeing-test", Seeing)
+    env = from_gymnax("Seeing-test", E, max_steps_in_episode=4)
+    assert env.observation_space == {
+        "obs": Box((4,)),
+        "picture": Box((2, 3)),
+        "action_mask": Box((2,)),
+        "side": Box((2,)),
+        "count": Box(()),
+    }
+    obs, steps = random_steps(env, 30)
+    types = {"obs": "float32", "picture": "uint8", "action_mask": "bool", "side": "float32", "count": "float32"}
+    for seen in (obs, steps.obs, steps.final_obs):
+        assert {key: x.dtype.name for key, x in seen.items()} == types
+    _, plain = random_steps(from_gymnax("CartPole-v1", E, max_steps_in_episode=4), 30)
+    for seen, wanted in ((steps.obs, plain.obs), (steps.final_obs, plain.final_obs)):
+        np.testing.assert_allclose(seen["obs"], wanted, rtol=1e-3, atol=1e-4)
+    assert set(steps.final_obs["count"][steps.truncated]) == {4}
+    assert set(steps.obs["count"][steps.truncated]) == {0}
+    assert (steps.obs["side"].sum(axis=-1) == 1).all()
+
+
+def test_they_are_trained_on(register):
+    register("Seeing-test", Seeing)
+    config = purejaxppo.TrainConfig(env="Seeing-test", total_timesteps=64, num_envs=4, num_steps=8, hidden_sizes=(4,))
+    run = jax.jit(lambda key: train(config, purejaxppo.Hyperparams(), key), compiler_options=QUICKLY)
+    runner, metrics = run(jax.random.key(0))
+    assert runner.obs["picture"].dtype == jnp.uint8
+    assert np.isfinite(metrics["loss/value"]).all()
+
+
+def test_pictures_stay_bytes(register):
+    """So that the network divides them by 255."""
+    register("Pictures-test", Pictures)
+    env = from_gymnax("Pictures-test", E)
+    obs, steps = random_steps(env, 3)
+    assert {x.dtype.name for x in (obs, steps.obs, steps.final_obs)} == {"uint8"}
+    config = purejaxppo.TrainConfig()
+    assert reader(config, env.observation_space)(jnp.asarray(obs)).seen.max() == pytest.approx(200 / 255)
+
+
+# --- what the environment reports -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [ReportingText, ReportingStep])
+def test_numbers_of_info_are_reported(register, kind):
+    """Without what gymnax adds, and under names that metrics can have; at an end they are the old episode's."""
+    register("Reporting-test", kind)
+    env = from_gymnax("Reporting-test", E, max_steps_in_episode=4)
+    _, steps = random_steps(env, 30)
+    assert steps.info.keys() == {"time", "right", "half", "env_return", "a_b"}
+    assert all(x.shape == (30, E) for x in steps.info.values())
+    assert steps.info["right"].dtype == np.bool_
+    assert set(steps.info["time"][steps.truncated]) == {4}
+    assert set(steps.info["half"].ravel()) == {0.5}
+    np.testing.assert_array_equal(steps.info["right"], steps.final_obs[..., 0] > 0)
+
+
+def test_what_gymnaxs_own_environments_report(stepped):
+    reported = {name: set(stepped(name)[2].info) for name in STEPPED}
+    assert {name: keys for name, keys in reported.items() if keys} == {"FrozenLake-misc": {"p"}}
+
+
+def test_what_is_reported_is_measured(register):
+    register("Reporting-test", Reporting)
+    config = purejaxppo.TrainConfig(
+        env="Reporting-test",
+        env_params={"max_steps_in_episode": 4},
+        total_timesteps=64,
+        num_envs=4,
+        num_steps=8,
+        hidden_sizes=(4,),
+    )
+    run = jax.jit(lambda key: train(config, purejaxppo.Hyperparams(), key), compiler_options=QUICKLY)
+    _, metrics = run(jax.random.key(0))
+    np.testing.assert_allclose(metrics["episode/time"], metrics["episode/length"])
+    np.testing.assert_allclose(metrics["step/half"], 0.5)
+
+
 def test_five_value_step_is_refused_by_name(register):
     register("Old-test", FiveValues)
     message = refused("Old-test")
@@ -421,7 +568,10 @@ def test_constructor_that_raises_is_named(register):
     [
         (Mixed, "supported are Discrete, Box and a Tuple of Discrete"),
         (Composite, "supported are Discrete, Box and a Tuple of Discrete"),
-        (Observed, "observations Dict; supported are Discrete and Box"),
+        (Nested, "observations with a Dict in a Dict, 'left'; a dict of observations has arrays only"),
+        (Tupled, "'a', has observations Tuple; supported are Discrete, Box and a Dict of these."),
+        (OtherKeys, "the keys action_mask, count, picture, side, speed (reset's second value), but declares with the"),
+        (Undelivered, "observations that are one array (reset's second value), but declares with the keys a by"),
         (Undescribed, "cannot describe its spaces: KeyError"),
         (Misdeclared, f"observations float32[{E}, 4] (reset's second value), but declares [{E}, 7]"),
         (Changeling, "a state of other shapes or types"),

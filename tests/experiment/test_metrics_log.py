@@ -14,8 +14,10 @@ from purejaxppo.experiment.metrics_log import (
     JsonLines,
     RepeatedFile,
     emit,
+    last_rows,
     read_metrics,
     recent_return,
+    reported_means,
     row_at,
     whole_rows,
 )
@@ -207,6 +209,30 @@ def test_the_recent_return_leaves_out_what_is_damaged(tmp_path):
     path.write_text("\n".join([*rows, "[]", '{"update": 1}']) + "\n")
     assert recent_return(path, path.stat().st_size, 100) == (0 + 2 + 6) / 3
     assert recent_return(path, 0, 100) is None
+
+
+def test_rows_may_be_long(tmp_path):
+    """As they are where an environment reports much: as many of them are found, and none twice."""
+    path = tmp_path / "metrics.jsonl"
+    long = {f"episode/{name}": 1.0 for name in range(300)}
+    rows = [{"episode/return": float(i), "episode/count": 1, **long} for i in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    size = path.stat().st_size
+    assert size > 40 * 3 * 1024
+    assert last_rows(path, size, 10) == rows[-10:]
+    assert last_rows(path, size, 100) == rows
+
+
+def test_means_of_what_the_environment_reports():
+    """Weighted by episodes, as the return's is, without the metrics that every run has."""
+    own = {"episode/return": 1.0, "episode/length": 9.0, "step/won": 5.0, "loss/value": 1.0}
+    rows = [
+        {**own, "episode/count": 3, "episode/won": 1.0, "episode/lost": None},
+        {**own, "episode/count": 1, "episode/won": 0.0, "episode/lost": None},
+        {**own, "episode/count": 0, "episode/won": None, "episode/lost": None},
+    ]
+    assert reported_means(rows) == {"lost": None, "won": 0.75}
+    assert reported_means([]) == reported_means([{**own, "episode/count": 1}]) == {}
 
 
 def test_rows_that_come_again_stay_with_all_that_follows(tmp_path):

@@ -17,12 +17,13 @@ from purejaxppo.core.types import Box, Discrete, EnvStep, VecEnv
 from purejaxppo.envs.registry import ENVS, make_env
 from purejaxppo.errors import ConfigError, EnvError
 from purejaxppo.experiment.directory import read_run_settings
-from purejaxppo.experiment.load_run import restore
+from purejaxppo.experiment.load_run import load_run
 from purejaxppo.experiment.parts import know_parts, with_parts
 from purejaxppo.experiment.run import evaluate_saved, resume_experiment, run_experiment
+from purejaxppo.policies.feed_forward import FeedForward
 from purejaxppo.policies.registry import POLICIES
 from purejaxppo.sweeps.compare import compare
-from purejaxppo.sweeps.extract import extract_member, restore_member
+from purejaxppo.sweeps.extract import extract_member, load_member
 from purejaxppo.sweeps.run import resume_sweep, run_sweep
 from purejaxppo.sweeps.spec import SweepSettings
 
@@ -59,7 +60,7 @@ class Linear:
 
 
 def linear_network(config, env):
-    return Linear()
+    return FeedForward(Linear())
 
 
 def plain_rule(config, apply, *, shards):
@@ -130,17 +131,17 @@ def test_a_run_of_ones_own_parts_is_resumed_and_evaluated(tmp_path):
     assert json.loads((out / "config.json").read_text()).items() >= NAMES.items()
     forget()
     with pytest.raises(EnvError, match=r"'counter'.*register_env\('counter', \.\.\.\).*--plugin.*env="):
-        restore(out)
+        load_run(out)
     with pytest.raises(ConfigError, match=r"policy 'linear_network' is unknown.*register_policy.*--plugin.*policy="):
-        restore(out, env=counter)
+        load_run(out, env=counter)
     known = {name: PARTS[name] for name in ("env", "policy", "algorithm", "schedule")}
     with pytest.raises(ConfigError, match="optimizer 'lion' is unknown"):
-        restore(out, **known)
+        load_run(out, **known)
     settings = read_run_settings(out)
     longer = settings._replace(config=dataclasses.replace(settings.config, total_timesteps=96))
     assert resume_experiment(out, settings=longer, **PARTS)["updates"] == 6
     forget()
-    assert evaluate_saved(restore(out, **PARTS), episodes=2)["env_steps"] == 96
+    assert evaluate_saved(load_run(out, **PARTS), episodes=2)["env_steps"] == 96
 
 
 @pytest.mark.slow
@@ -150,7 +151,7 @@ def test_a_sweep_and_a_comparison_of_ones_own_parts(tmp_path):
     points = tuple({"learning_rate": hp.learning_rate} for _, hp in settings)
     run_sweep(SweepSettings(("learning_rate",), points, settings, (0,), FEW), out=out, **PARTS)
     forget()
-    assert evaluate_saved(restore_member(out, 1, **PARTS), episodes=2)["env_steps"] == 64
+    assert evaluate_saved(load_member(out, 1, **PARTS), episodes=2)["env_steps"] == 64
     forget()
     assert extract_member(out, 0, tmp_path / "member", **PARTS)["env_steps"] == 64
     forget()

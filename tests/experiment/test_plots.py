@@ -69,6 +69,61 @@ def test_runs_with_and_without_evaluations_together(make_run, tmp_path):
     assert pictures[0] == pictures[1]
 
 
+def reporting(run_dir, **reported):
+    """Adds what the environment reports to the rows of a run."""
+    path = run_dir / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for i, row in enumerate(rows):
+        row |= {f"episode/{name}": values[i] for name, values in reported.items()}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return run_dir
+
+
+@pytest.fixture
+def panels(monkeypatch, tmp_path):
+    """panels(*runs): of each panel of their picture, label -> points."""
+
+    def draw(*run_dirs):
+        saved = []
+        monkeypatch.setattr(plots, "save_figure", lambda figure, out: saved.append(figure))
+        plot_runs(run_dirs, tmp_path / "curve.png")
+        return [
+            {line.get_label(): line.get_xydata().tolist() for line in axes.get_lines() if line.get_label()[0] != "_"}
+            for axes in saved[0].axes
+        ]
+
+    return draw
+
+
+def test_what_the_environment_reports_is_a_panel_under_the_return(make_run, panels):
+    """With the points of the numbers alone. Several runs together have none, nor has a run that reports nothing."""
+    run = reporting(make_run("a", [1.0, None, 2.0]), won=[0.5, None, 1.0], length=[9, 9, 9], lost=[None] * 3)
+    above, below = panels(run)
+    assert any("ppo_clip" in label for label in above)
+    assert below == {"won": [[32, 0.5], [96, 1.0]]}
+    assert len(panels(run, make_run("b", [1.0, 2.0]))) == 1
+    assert len(panels(make_run("c", [1.0, 2.0]))) == 1
+
+
+def test_at_most_four_of_them_and_in_units_of_their_own_where_sizes_differ(make_run, panels, tmp_path):
+    numbers = {"a": [100.0, 200.0], "b": [-0.5, 0.25], "c": [0.0, 0.0], "d": [3.0, 3.0], "e": [1.0, 1.0]}
+    run = reporting(make_run("a", [1.0, 2.0]), **numbers)
+    _, below = panels(run)
+    assert below == {
+        "a / 200": [[32, 0.5], [64, 1]],
+        "b / 0.5": [[32, -1], [64, 0.5]],
+        "c / 1": [[32, 0], [64, 0]],
+        "d / 3": [[32, 1], [64, 1]],
+        "1 more in metrics.jsonl": [],
+    }
+
+
+def test_that_panel_is_drawn(make_run, tmp_path):
+    plain, run = make_run("a", [1.0, 2.0]), reporting(make_run("b", [1.0, 2.0]), won=[0.5, 1.0])
+    assert plot_runs(plain, tmp_path / "a.png").read_bytes() != plot_runs(run, tmp_path / "b.png").read_bytes()
+    assert is_picture(tmp_path / "b.png")
+
+
 @pytest.mark.parametrize("as_given", [str, lambda path: [str(path)], lambda path: (path,)])
 def test_runs_and_picture_by_whatever_names_them(make_run, tmp_path, as_given):
     """They may be text or paths, and a single run needs no list around it."""

@@ -621,16 +621,16 @@ def test_settings_are_checked_before_anything_is_touched(half):
 def test_evaluating_another_than_the_newest(half, monkeypatch):
     """It is chosen by its number; the directory of a run in training is not locked for readers."""
     monkeypatch.setattr(load_run, "make_env", made_by(walk))
-    saved = [load_run.restore(half, CheckpointChoice(steps)) for steps in (96, 32)]
+    saved = [load_run.load_run(half, CheckpointChoice(steps)) for steps in (96, 32)]
     assert [int(run.runner.updates) * run.config.batch_size for run in saved] == [96, 32]
     newest, oldest = (evaluate_saved(run, episodes=4) for run in saved)
-    assert newest == evaluate_saved(load_run.restore(half), episodes=4)
+    assert newest == evaluate_saved(load_run.load_run(half), episodes=4)
     assert newest["env_steps"] != oldest["env_steps"]
     with pytest.raises(CheckpointError, match="no checkpoint of 33 env steps"):
-        load_run.restore(half, CheckpointChoice(33))
+        load_run.load_run(half, CheckpointChoice(33))
     (list_steps(half)[0].path / "COMMIT").unlink()
     notes = []
-    assert evaluate_saved(load_run.restore(half, CheckpointChoice(note=notes.append)), episodes=4) != newest
+    assert evaluate_saved(load_run.load_run(half, CheckpointChoice(note=notes.append)), episodes=4) != newest
     assert len(notes) == 1
     with pytest.raises(CheckpointError, match="COMMIT is missing"):
-        load_run.restore(half, CheckpointChoice(strict=True))
+        load_run.load_run(half, CheckpointChoice(strict=True))

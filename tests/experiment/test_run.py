@@ -23,7 +23,7 @@ from purejaxppo.errors import CheckpointError, ConfigError, DivergedError
 from purejaxppo.experiment import run as experiment_run
 from purejaxppo.experiment import training
 from purejaxppo.experiment.directory import read_run_settings
-from purejaxppo.experiment.load_run import restore
+from purejaxppo.experiment.load_run import load_run
 from purejaxppo.experiment.metrics_log import mean_return
 from purejaxppo.experiment.run import evaluate_saved, resume_experiment, run_experiment
 
@@ -256,6 +256,15 @@ def test_train_return_of_any_run(episodes):
         assert mean_return(kept) is None
 
 
+def test_what_the_environment_reports_is_in_the_summary(tmp_path):
+    """FrozenLake reports the probability of its last transition."""
+    config = TrainConfig(env="FrozenLake-misc", total_timesteps=32 * UPDATES, **SMALL)
+    summary = run(config, out=tmp_path / "run")
+    assert 0 < summary["train_info"]["p"] <= 1
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["train_info"] == summary["train_info"]
+    assert "train_info" not in run(CONFIG, out=tmp_path / "other")
+
+
 def test_same_seed_same_run(cartpole, tmp_path):
     """Every byte but the times is the same, whatever further sinks there are, even if they fail."""
     out, summary, _ = cartpole
@@ -294,15 +303,15 @@ def test_whatever_numbers_and_paths_a_program_has_in_hand(cartpole, tmp_path):
     assert (settings.config, settings.seed) == (CONFIG, 3)
     resumed = resume_experiment(there, settings=settings._replace(seed=np.int64(3)), console=quiet)
     assert json.dumps(resumed) == json.dumps({**again, "run_dir": there})
-    result = evaluate_saved(restore(str(out)), episodes=np.int64(5), seed=np.int64(3))
+    result = evaluate_saved(load_run(str(out)), episodes=np.int64(5), seed=np.int64(3))
     assert result == {"env_steps": 192, **summary["evaluation"]}
 
 
 def test_saved_policy_evaluates_as_it_did(cartpole):
     """The checkpoint alone is enough; sampling and another seed give other episodes."""
     out, summary, _ = cartpole
-    assert evaluate_saved(restore(out), episodes=5, seed=3) == {"env_steps": 192, **summary["evaluation"]}
-    sampled = evaluate_saved(restore(out), episodes=5, seed=3, greedy=False)
+    assert evaluate_saved(load_run(out), episodes=5, seed=3) == {"env_steps": 192, **summary["evaluation"]}
+    sampled = evaluate_saved(load_run(out), episodes=5, seed=3, greedy=False)
     assert sampled["episodes"] == 5
     assert sampled["return_mean"] <= 6
 
@@ -319,7 +328,7 @@ def copied(cartpole, tmp_path, **changes):
 @pytest.mark.parametrize("changes", [{"hidden_sizes": [5]}, {"num_envs": 8}, {"env": "Acrobot-v1", "env_params": {}}])
 def test_checkpoint_of_another_configuration_is_refused(cartpole, tmp_path, changes):
     with pytest.raises(CheckpointError, match="another state"):
-        evaluate_saved(restore(copied(cartpole, tmp_path, **changes)))
+        evaluate_saved(load_run(copied(cartpole, tmp_path, **changes)))
 
 
 @pytest.mark.parametrize(
@@ -335,14 +344,14 @@ def test_checkpoint_of_another_configuration_is_refused(cartpole, tmp_path, chan
 )
 def test_config_that_was_edited_is_refused(cartpole, tmp_path, changes):
     with pytest.raises(CheckpointError, match=r"config\.json"):
-        evaluate_saved(restore(copied(cartpole, tmp_path, **changes)))
+        evaluate_saved(load_run(copied(cartpole, tmp_path, **changes)))
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", "3", "{", '{"format_version": 1}'])
 def test_config_that_is_no_runs_is_refused(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"config\.json"):
-        evaluate_saved(restore(tmp_path))
+        evaluate_saved(load_run(tmp_path))
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from purejaxppo.experiment.run import evaluate_saved, resume_experiment, run_exp
 from purejaxppo.sweeps import plan as planning
 from purejaxppo.sweeps.compiled_group import CompiledGroup
 from purejaxppo.sweeps.directory import survey_batches
-from purejaxppo.sweeps.extract import extract_member, restore_member
+from purejaxppo.sweeps.extract import extract_member, load_member
 from purejaxppo.sweeps.plots import plot_sweep
 from purejaxppo.sweeps.run import resume_sweep, run_sweep
 from purejaxppo.sweeps.spec import SweepSettings
@@ -241,7 +241,7 @@ def test_each_run_is_the_single_run(swept, tmp_path, number):
 
 def test_the_best_member_is_that_of_the_summary(swept, tmp_path):
     out, _, summary, _ = swept
-    best, other = restore_member(out, "best"), restore_member(out, str(summary["best_run"]))
+    best, other = load_member(out, "best"), load_member(out, str(summary["best_run"]))
     assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), best.runner, other.runner))
     assert evaluate_saved(best, episodes=4) == evaluate_saved(other, episodes=4)
     assert extract_member(out, "best", tmp_path / "out")["member"] == summary["best_run"]
@@ -261,7 +261,7 @@ def test_a_member_goes_on_to_the_longer_run(swept, tmp_path):
 @pytest.mark.parametrize("member", ["6", "-1", "worst", "", "1.0", "٣"])
 def test_an_unknown_member(swept, tmp_path, member):
     with pytest.raises(ConfigError, match=r"is unknown; it is best, or a run's number from 0 to 5\."):
-        restore_member(swept[0], member)
+        load_member(swept[0], member)
     with pytest.raises(ConfigError):
         extract_member(swept[0], member, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -269,7 +269,7 @@ def test_an_unknown_member(swept, tmp_path, member):
 
 def test_a_runs_directory_is_no_sweeps_and_the_reverse(swept, tmp_path):
     run_experiment(CONFIG, Hyperparams(), 0, options=OPTIONS, out=tmp_path / "run", console=Quiet())
-    for f in (lambda d: restore_member(d, "0"), lambda d: extract_member(d, "0", tmp_path / "x"), resume_sweep):
+    for f in (lambda d: load_member(d, "0"), lambda d: extract_member(d, "0", tmp_path / "x"), resume_sweep):
         with pytest.raises(CheckpointError, match="is a run's directory, not a sweep's"):
             f(tmp_path / "run")
     for f in (run_dirs.read_run_settings, resume_experiment):
@@ -316,7 +316,7 @@ def test_stopped_and_resumed_is_uninterrupted(halved, tmp_path, after):
     summary = resume_sweep(tmp_path / "out", console=Quiet(), stop=Interruption(after + 3))
     if summary["exit_reason"] != "finished":
         with pytest.raises(CheckpointError, match="no best member: the sweep is not finished"):
-            restore_member(tmp_path / "out", "best")
+            load_member(tmp_path / "out", "best")
         summary = resume_sweep(tmp_path / "out", console=Quiet(), stop=Interruption())
     assert_same_tables(tmp_path / "out", out)
     assert resume_sweep(tmp_path / "out", console=Quiet()) == summary  # finished, and left alone
@@ -326,11 +326,11 @@ def test_a_member_of_an_unfinished_sweep(halved, tmp_path):
     """It has the newest checkpoint of its batch."""
     _, sweep, _ = halved
     run_sweep(sweep, out=tmp_path / "out", console=Quiet(), stop=Interruption(1))
-    assert restore_member(tmp_path / "out", "1").meta["env_steps"] == 96  # the end of the first batch
-    assert evaluate_saved(restore_member(tmp_path / "out", "9"), episodes=4)["env_steps"] == 96
+    assert load_member(tmp_path / "out", "1").meta["env_steps"] == 96  # the end of the first batch
+    assert evaluate_saved(load_member(tmp_path / "out", "9"), episodes=4)["env_steps"] == 96
     run_sweep(sweep_of(POINTS), out=tmp_path / "two", console=Quiet(), stop=Interruption(1))
     with pytest.raises(CheckpointError, match="has no checkpoint of run 5;"):  # of the program that comes later
-        restore_member(tmp_path / "two", "5")
+        load_member(tmp_path / "two", "5")
 
 
 def test_a_damaged_checkpoint_is_passed_over(halved, tmp_path):
@@ -544,7 +544,7 @@ def test_a_diverged_run_harms_no_other(swept, tmp_path):
         assert len(mine) == at
         assert [bool(r["nonfinite"]) for r in mine] == [False] * (at - 1) + [True]
     notes = []
-    saved = restore_member(tmp_path / "out", "2", CheckpointChoice(note=notes.append))
+    saved = load_member(tmp_path / "out", "2", CheckpointChoice(note=notes.append))
     assert saved.meta["env_steps"] == int(results[2]["env_steps"])
     assert "diverged at update" in notes[0]
 
@@ -558,7 +558,7 @@ def test_every_run_diverged(tmp_path):
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert (summary["diverged"], summary["best_run"]) == (2, None)
     with pytest.raises(CheckpointError, match="no run has a return"):
-        restore_member(tmp_path / "out", "best")
+        load_member(tmp_path / "out", "best")
 
 
 # --- on the command line ----------------------------------------------------------------------------------------------
@@ -568,7 +568,7 @@ def test_commands_take_a_sweep(swept, tmp_path, capfd, monkeypatch):
     out, _, summary, _ = swept
     argv = ["evaluate", str(out), "--member", "best", "--episodes", "4", "--json"]
     assert cli.run(argv) == 0
-    assert json.loads(capfd.readouterr().out) == evaluate_saved(restore_member(out, "best"), episodes=4)
+    assert json.loads(capfd.readouterr().out) == evaluate_saved(load_member(out, "best"), episodes=4)
     assert cli.run(["export", str(out), "--member", "0", "--out", str(tmp_path / "policy")]) == 0
     assert "policy of 288 env steps" in capfd.readouterr().out
     assert cli.run(["extract", str(out), "--member", "5", "--out", str(tmp_path / "run"), "--json"]) == 0

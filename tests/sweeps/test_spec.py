@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,7 @@ from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.errors import ConfigError
 from purejaxppo.sweeps import spec as module
 from purejaxppo.sweeps.directory import sweep_record
-from purejaxppo.sweeps.spec import MAX_RUNS, SweepSettings
+from purejaxppo.sweeps.spec import MAX_RUNS, SweepSettings, sweep_grid
 
 CLIPS = [{"clip_eps": 0.1}, {"clip_eps": 0.2}, {"clip_eps": 0.3}]
 
@@ -192,3 +193,36 @@ def test_halving_out_of_range(halving):
 
 def test_a_single_setting_has_nothing_to_choose_from():
     assert "halving = 2:" in refused(sweep_of([{}], halving=2))
+
+
+# --- sweep_grid -------------------------------------------------------------------------------------------------------
+
+
+def test_a_grid_over_both_kinds_of_settings():
+    """The first axis changes slowest, and what is not swept is as it was given; seeds may be a range."""
+    config, hp = TrainConfig(num_envs=8, total_timesteps=4096), Hyperparams(gamma=0.9)
+    sweep = sweep_grid(config, hp, range(3), learning_rate=(1e-3, np.float32(0.5)), num_envs=[4, 8.0], target=7)
+    assert sweep.axes == ("learning_rate", "num_envs")
+    assert [tuple(point.values()) for point in sweep.points] == [(1e-3, 4), (1e-3, 8), (0.5, 4), (0.5, 8)]
+    assert [(c.num_envs, h.learning_rate) for c, h in sweep.settings] == [(4, 1e-3), (8, 1e-3), (4, 0.5), (8, 0.5)]
+    assert all(c.total_timesteps == 4096 and h.gamma == 0.9 for c, h in sweep.settings)
+    assert (sweep.seeds, sweep.target, sweep.options) == ((0, 1, 2), 7, RunOptions())
+    assert sweep_grid(config, hp, [5]).points == ({},)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"learning_rat": [1e-3]},
+            "learning_rat is no field of TrainConfig or Hyperparams. Did you mean 'learning_rate'",
+        ),
+        ({"learning_rate": []}, "learning_rate has no value; give at least one."),
+        ({"learning_rate": [-1.0]}, "learning_rate = -1.0"),
+        ({"seeds": (1, 1)}, "seed 1 is given twice"),
+        ({"halving": 2}, "halving = 2"),
+    ],
+)
+def test_a_grid_that_cannot_be_trained(arguments, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        sweep_grid(**{"config": TrainConfig(), "hp": Hyperparams(), "seeds": (0,), **arguments})

@@ -51,6 +51,47 @@ def test_curves_by_hand(tmp_path):
     np.testing.assert_array_equal(second.count, [[1, 0, 2], [1, 0, 0]])
 
 
+def test_what_an_environment_reports_is_weighted_by_episodes(tmp_path):
+    """As the return is; where it is not finite it makes what it is added to NaN, and nothing else."""
+    sweep = sweep_of([{"clip_eps": 0.1}], updates=3)
+    path = tmp_path / "metrics.csv"
+    head = "run,seed,clip_eps,update,env_steps,episode/count,episode/length,episode/return,"
+    head += "episode/speed,episode/won,step/won"
+    rows = ["0,5,0.1,1,8,2,4,1.0,0.5,1.0,9", "0,5,0.1,2,16,0,,,,,9", "0,5,0.1,3,24,3,4,1.0,,0.5,9"]
+    path.write_text("\n".join([head, *rows, ""]))
+    (curve,) = read_curves(path, sweep)
+    assert curve.reported.keys() == {"speed", "won"}
+    np.testing.assert_array_equal(curve.reported["won"], [[2, 0, 1.5], [0, 0, 0]])
+    np.testing.assert_array_equal(curve.reported["speed"], [[1, 0, math.nan], [0, 0, 0]])
+
+
+def test_table_of_what_an_environment_reports():
+    """The mean over the runs that did not diverge, each over the episodes of its last tenth: two updates of 20."""
+    sweep = sweep_of([{"clip_eps": 0.1}, {"clip_eps": 0.2}], seeds=(0, 1, 2), updates=20)
+    count = np.ones((3, 20), int)
+    count[0, -2:] = [3, 1]
+    won, odd = np.zeros((3, 20)), np.full((3, 20), math.nan)
+    won[:, -2:] = [[3.0, 0.2], [0.4, 0.6], [9.0, 9.0]]
+    steps = BATCH * np.arange(1, 21)
+    curves = [Curve(steps, 0.0 * count, count, {"odd": odd, "won": won}), Curve(steps, 0.0 * count, 0 * count)]
+    rows = setting_rows(sweep, outcome_of([[5.0, 4.0, math.nan], [1.0, 1.0, 1.0]], env_steps=20 * BATCH), curves)
+    assert [row["setting"] for row in rows] == [1, 0]
+    assert "info" not in rows[0]
+    assert rows[1]["info"] == {"odd": None, "won": pytest.approx((0.8 + 0.5) / 2)}
+    head, first, second = settings_table(rows, sweep)
+    assert (head[-2:], first[-2:], second[-2:]) == (["odd", "won"], ["-", "-"], ["-", "0.65"])
+
+
+def test_what_a_run_reported_before_it_was_dropped():
+    """Its own last tenth counts, not that of the budget."""
+    sweep = sweep_of([{"clip_eps": 0.1}], seeds=(0,), updates=20)
+    won = np.zeros((1, 20))
+    won[0, 9] = 7.0
+    curves = [Curve(BATCH * np.arange(1, 21), won, (np.arange(20) < 10)[None].astype(int), {"won": won})]
+    rows = setting_rows(sweep, outcome_of([[1.0]], env_steps=10 * BATCH), curves)
+    assert rows[0]["info"] == {"won": 7.0}
+
+
 def test_causes_of_divergence(tmp_path):
     """They are those of the rows that have one, in order."""
     path = tmp_path / "metrics.csv"
@@ -191,7 +232,7 @@ def test_a_dropped_run_reaches_nothing_after_its_end():
     total = np.array([[0.0, 0, 15, 15, 15, 0, 0, 0, 0, 0]])
     count = np.array([[3, 3, 3, 3, 3, 0, 0, 0, 0, 0]])
     curves = [Curve(BATCH * np.arange(1, 11), total, count)]
-    assert steps_to_target(*curves[0], 4.0) == 56
+    assert steps_to_target(*curves[0][:3], 4.0) == 56
     (row,) = setting_rows(sweep, outcome_of([1.0], env_steps=40), curves)
     assert row["steps_to_target"] is None
 

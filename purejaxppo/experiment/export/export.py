@@ -43,7 +43,7 @@ def export_saved(run: SavedRun, out: AnyPath) -> dict[str, Any]:
     - `numpy_policy.py`: a reader that needs NumPy alone; not for a network of one's own.
 
     Args:
-      run: from `load_run.restore`, or from `sweeps.extract.restore_member`.
+      run: from `load_run` or `load_member`.
       out: the directory to create; it may exist if it is empty.
 
     Returns:

@@ -34,7 +34,7 @@ from purejaxppo.experiment.checkpoints.store import save_step
 from purejaxppo.experiment.directory import RunSettings, write_inputs
 from purejaxppo.experiment.export import export, numpy_policy
 from purejaxppo.experiment.export.export import export_saved
-from purejaxppo.experiment.load_run import SavedRun, restore
+from purejaxppo.experiment.load_run import SavedRun, load_run
 from purejaxppo.policies.registry import make_policy
 from purejaxppo.train import trainer_from_config
 
@@ -189,7 +189,7 @@ def saved(tmp_path_factory):
     write_inputs(run_dir, settings, devices=1)
     save_step(run_dir, 12, snapshot(run.runner), {"settings": settings.record()})
     out = run_dir / "new" / "exported"
-    return run, run_dir, out, export_saved(restore(run_dir), out)
+    return run, run_dir, out, export_saved(load_run(run_dir), out)
 
 
 @pytest.fixture
@@ -411,7 +411,7 @@ def test_equal_policies_are_equal_files_without_this_machines_paths(saved, tmp_p
     """Otherwise the program would contain the path of each line of source that it came from."""
     _, run_dir, out, _ = saved
     limit = jax.config.jax_traceback_in_locations_limit
-    export_saved(restore(run_dir), tmp_path)
+    export_saved(load_run(run_dir), tmp_path)
     for name in FILES:
         assert (tmp_path / name).read_bytes() == (out / name).read_bytes()
     assert b".py" not in (out / "policy.stablehlo").read_bytes()
