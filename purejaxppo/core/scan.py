@@ -1,9 +1,11 @@
-"""A loop over time, as every kind of device runs it best."""
+"""A loop over time, with the steps per iteration that the kind of device wants."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+
+from purejaxppo.core.target import on_cpu
 
 Carry = TypeVar("Carry")
 
@@ -11,14 +13,9 @@ Carry = TypeVar("Carry")
 def scan_over_time(
     step: Callable[[Carry, Any], tuple[Carry, Any]], start: Carry, xs: Any, *, unroll: int, reverse: bool = False
 ) -> tuple[Carry, Any]:
-    """Returns what `jax.lax.scan` does, but with `unroll` steps in each iteration unless the device is a CPU.
+    """Returns what `jax.lax.scan` does, with `unroll` steps in each iteration on an accelerator, and one on a CPU.
 
-    On an accelerator an iteration costs a number of launches, each of some microseconds whatever it computes; several
-    steps side by side share theirs. A CPU gains nothing, and would compile a longer program. Which it is, is decided
-    when the program is lowered for a platform: compiling for another one than the default works too.
+    On an accelerator an iteration is a number of launches, each of some microseconds whatever it computes, and steps
+    side by side share theirs. A CPU gains nothing, and compiles a longer program.
     """
-
-    def loop(unroll: int) -> Callable[[Carry, Any], tuple[Carry, Any]]:
-        return lambda start, xs: jax.lax.scan(step, start, xs, unroll=unroll, reverse=reverse)
-
-    return jax.lax.platform_dependent(start, xs, cpu=loop(1), default=loop(unroll))
+    return jax.lax.scan(step, start, xs, reverse=reverse, unroll=1 if on_cpu() else unroll)
