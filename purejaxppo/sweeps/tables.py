@@ -4,7 +4,6 @@ import csv
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,7 +44,7 @@ class Curve(NamedTuple):
     total: np.ndarray  # [n_seeds, B], sum of the returns of the episodes that ended in the bin
     count: np.ndarray  # type: ignore[assignment]  # [n_seeds, B], of these episodes
     # Name in the environment's `info` -> [n_seeds, B], its sum over the same episodes
-    reported: Mapping[str, np.ndarray] = MappingProxyType({})
+    reported: Mapping[str, np.ndarray] = {}  # never written to: a curve with numbers has one of its own
 
 
 def read_curves(path: Path, sweep: SweepSettings) -> list[Curve]:
