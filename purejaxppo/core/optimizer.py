@@ -47,7 +47,8 @@ def make_optimizer(config: TrainConfig, hp: Hyperparams) -> optax.GradientTransf
 
 
 def flat_norm(grads: Any) -> jax.Array:
-    """Returns the L2 norm of all leaves together, of one vector: a reduction per leaf would be two launches for each."""
+    """Returns the L2 norm of all leaves together."""
+    # Of one vector: on an accelerator, a reduction for each leaf would be two launches for each.
     return jnp.linalg.norm(ravel_pytree(grads)[0])
 
 

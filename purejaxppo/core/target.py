@@ -1,7 +1,7 @@
 """The kind of device that a program is traced for.
 
-A few choices depend on it: what is fast on a CPU is slow on an accelerator, and the other way round. They are made while
-a program is traced, and change its speed and its rounding, never what it computes.
+A few choices depend on it: what is fast on a CPU is slow on an accelerator, and the other way round. They are made
+while a program is traced, and change its speed and its rounding, never what it computes.
 """
 
 import contextlib
