@@ -64,7 +64,8 @@ def make_trainer(config: TrainConfig, env: VecEnv, policy: Policy, algorithm: Al
         key, key_env, key_params = jax.random.split(key, 3)
         env_state, obs = bounded_env.reset(jax.random.split(key_env, config.num_envs))
         return RunnerState(
-            learner=algorithm.init(jax.random.fold_in(key_params, 1), hp, policy.init(key_params, obs)),
+            # A key that no split of the policy's makes: fold_in(key, 1) would be the second of split(key).
+            learner=algorithm.init(jax.random.fold_in(key_params, 0xA160), hp, policy.init(key_params, obs)),
             env_state=env_state,
             obs=obs,
             memory=policy.initial_memory(config.num_envs),

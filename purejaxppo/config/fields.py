@@ -118,11 +118,11 @@ class TrainConfig:
     value_target: ValueTarget = "gae"
     """What the value function is fitted to: advantage + value, or the rewards-to-go (lambda = 1)."""
     optimizer: str = setting("adam", heading="optimisation", built_in=("adam", "adamw", "sgd", "rmsprop", "muon"))
-    """What takes the gradient steps: adam, adamw, sgd, rmsprop, muon, or a registered one."""
+    """What takes the gradient steps: adam, adamw (weight decay 1e-4), sgd, rmsprop, muon, or a registered one."""
     learning_rate_schedule: str = setting("linear", heading="optimisation", built_in=(*_SCHEDULES, "kl_adaptive"))
-    """Course over the updates: constant, linear to 0, cosine to 0, warmup_cosine (up from 0 in the first tenth, then
-    cosine), a registered one; or kl_adaptive: after each update times or divided by 1.5, to hold KL(old || new) near
-    target_kl (which then stops no update early)."""
+    """Course over the updates: constant, linear to 0, cosine to 0, warmup_cosine (up from a tenth in the first tenth,
+    then cosine), a registered one; or kl_adaptive: after each update times or divided by 1.5, to hold KL(old || new)
+    near target_kl (which then stops no update early)."""
     ent_coef_schedule: str = setting("constant", heading="optimisation", built_in=_SCHEDULES)
     """Course of ent_coef over the updates: constant, linear, cosine, warmup_cosine, or a registered one."""
     clip_eps_schedule: str = setting("constant", of=("ppo_clip",), built_in=_SCHEDULES)

@@ -97,6 +97,12 @@ class Registry(Generic[T]):
             if factory is part:
                 return known
         name = getattr(part, "__name__", "")
+        other = self._own.get(name) if isinstance(name, str) else None
+        if other is not None and _definition(other) != _definition(part):  # otherwise it has been run again
+            raise ConfigError(
+                f"{self.kind} {name!r} is registered already, for another function of that name; rename one, or give "
+                f"it a name by register_{self.kind}(NAME, ...), and pass that."
+            )
         if not isinstance(name, str) or not name.isidentifier() or self._is_taken(name):
             called = f"{name!r}, the name of a built-in one," if self._is_taken(name) else "nothing"
             raise ConfigError(
@@ -105,3 +111,8 @@ class Registry(Generic[T]):
             )
         self.register(name, part)
         return name
+
+
+def _definition(part: Any) -> tuple[Any, Any]:
+    """Returns where a part is defined."""
+    return getattr(part, "__module__", None), getattr(part, "__qualname__", None)

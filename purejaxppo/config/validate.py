@@ -241,6 +241,10 @@ def _validate_trpo(config: TrainConfig) -> None:
             "trpo needs separate torsos (shared_torso off): fitting the value function would move a shared one, and "
             "with it the policy, out of the trust region."
         )
+    if config.optimizer == "adamw":
+        raise ConfigError(
+            "optimizer = adamw would move trpo's policy by its weight decay, out of the trust region; use adam."
+        )
     if config.learning_rate_schedule == "kl_adaptive":
         raise ConfigError(
             "learning_rate_schedule = kl_adaptive is for ppo_clip, ppo_kl and policy_gradient; trpo's line search "

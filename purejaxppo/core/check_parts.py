@@ -64,6 +64,14 @@ def check_policy(config: TrainConfig, env: VecEnv, policy: Policy) -> None:
             raise ConfigError(
                 f"the policy's {what} is {spec(x)} for {env.num_envs} observations; it has to be {list(shape)}."
             )
+    if not length:  # rows may have any leading axes
+        column = jax.tree.map(lambda x: jax.ShapeDtypeStruct((*each, 1, *x.shape[1:]), x.dtype), steps)
+        _, of_column = jax.eval_shape(policy.evaluate, params, memory, *column)
+        if of_column.shape != (*each, 1):
+            raise ConfigError(
+                f"the policy's value is {spec(of_column)} for observations [{env.num_envs}, 1, ...]; it has to keep "
+                f"all axes before those of an observation, as value[..., 0] does."
+            )
     for what, seen, lead in (("act", pi, each), ("evaluate", evaluated, (*each, *length))):
         for x in jax.tree.leaves(seen):
             if x.shape[: len(lead)] != lead:
@@ -89,7 +97,7 @@ def _check_memory(config: TrainConfig, memory: Any) -> None:
         raise ConfigError(
             f"num_envs = {config.num_envs} environments x num_steps = {config.num_steps} / sequence_length = {length} "
             f"are {sequences} sequences in each of {config.shard_count} shards, which num_minibatches = "
-            f"{config.num_minibatches} does not divide; change one of them."
+            f"{config.num_minibatches} does not divide; change one of them, or num_shards (1 is always right)."
         )
 
 

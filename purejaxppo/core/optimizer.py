@@ -18,7 +18,7 @@ OPTIMIZERS: Registry[Callable[[Hyperparams], optax.GradientTransformation]] = Re
     "optimizer",
     {
         "adam": lambda hp: optax.adam(hp.learning_rate, eps=1e-5),
-        "adamw": lambda hp: optax.adamw(hp.learning_rate, eps=1e-5),
+        "adamw": lambda hp: optax.adamw(hp.learning_rate, eps=1e-5, weight_decay=1e-4),
         "sgd": lambda hp: optax.sgd(hp.learning_rate),
         "rmsprop": lambda hp: optax.rmsprop(hp.learning_rate),
         "muon": lambda hp: optax.contrib.muon(hp.learning_rate),  # with Adam for what is not a matrix
@@ -62,7 +62,7 @@ def _clip_by_norm(most: float | jax.Array) -> optax.GradientTransformation:
     return optax.stateless(clip)
 
 
-_WARM_UP = 0.1  # of a run
+_WARM_UP, _BEGIN = 0.1, 0.1  # of a run, and of the rate
 
 
 def _cosine(progress: jax.Array) -> jax.Array:
@@ -70,8 +70,9 @@ def _cosine(progress: jax.Array) -> jax.Array:
 
 
 def _warmup_cosine(progress: jax.Array) -> jax.Array:
-    """Returns a factor that rises from 0 to 1 over the first tenth of the run, and falls to 0 over the rest."""
-    return jnp.where(progress < _WARM_UP, progress / _WARM_UP, _cosine((progress - _WARM_UP) / (1.0 - _WARM_UP)))
+    """Returns a factor that rises from a tenth to 1 over the first tenth of the run, and falls to 0 over the rest."""
+    rising = _BEGIN + (1.0 - _BEGIN) * progress / _WARM_UP
+    return jnp.where(progress < _WARM_UP, rising, _cosine((progress - _WARM_UP) / (1.0 - _WARM_UP)))
 
 
 SCHEDULES: Registry[Schedule] = Registry(

@@ -10,7 +10,7 @@ from purejaxppo.core.types import VecEnv
 from purejaxppo.envs.gymnax_adapter import from_gymnax, refuse_unknown, registered_envs
 from purejaxppo.errors import EnvError
 
-ENVS: Registry[Callable[..., VecEnv]] = Registry("env", {}, reserved=registered_envs)
+ENVS: Registry[Callable[..., VecEnv]] = Registry("env", {})
 
 
 def register_env(name: str, factory: Callable[..., VecEnv]) -> None:
@@ -53,6 +53,8 @@ def make_env(config: TrainConfig, num_envs: int | None = None, *, allow_download
 
 
 def _registered(name: str, num_envs: int, env_params: dict[str, Any]) -> VecEnv:
+    if name in registered_envs():  # not asked when it is registered, as that imports gymnax
+        raise EnvError(f"{name} is registered, but is also the name of a gymnax environment; register another name.")
     try:
         env = ENVS.lookup(name)(num_envs, **env_params)
     except EnvError:

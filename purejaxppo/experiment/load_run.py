@@ -105,7 +105,10 @@ class SavedRun:
         pi: Any
         memory, pi = policy.act(self.params, memory, obs, start)
         action = pi.mode() if bound is None else bound(pi.mode())
-        parameters = {"logits": pi.logits} if isinstance(pi, MultiCategorical) else pi._asdict()
+        if isinstance(pi, MultiCategorical):
+            parameters = {"logits": pi.logits}
+        else:
+            parameters = pi._asdict() if hasattr(pi, "_asdict") else {}  # a distribution of one's own may have no names
         return {"action": action, **parameters}, memory
 
 

@@ -9,6 +9,7 @@ of its update is written, whose fields it adds to. If a signal stops it, the row
 with the checkpoint as its `pending_row`: the resumed run takes it back, evaluates, and writes the whole row.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial, reduce
@@ -117,6 +118,8 @@ def load_saved(run: Run, strict: bool = False) -> Saved:
         newest, kept, pending = again[0].get("evaluation/return"), again[1], None
     rows = last_rows(run.metrics_file, kept, RECENT) if kept else []
     rows += [pending] if pending else []
+    # JSON has no NaN; sinks get the row that they would have got.
+    pending = pending and {name: math.nan if value is None else value for name, value in pending.items()}
     bad = len(list(takewhile(lambda row: "nonfinite" in row, reversed(rows))))
     return Saved(runner, meta["updates"], kept, meta["seconds"], bad, newest, pending)
 

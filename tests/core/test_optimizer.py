@@ -160,7 +160,7 @@ def test_every_optimizer_minimises(name):
             "cosine",
             [1, *((1 + np.cos(np.pi * np.array([0.05, 0.1, 0.55]))) / 2), 0],
         ),
-        ("warmup_cosine", [0, 0.5, 1, 0.5, 0]),
+        ("warmup_cosine", [0.1, 0.55, 1, 0.5, 0]),
         ("kl_adaptive", [1, 1, 1, 1, 1]),
     ],
 )
@@ -188,3 +188,22 @@ def test_ones_own_optimizer_and_schedule():
     for name in ("optimizer", "ent_coef_schedule"):
         with pytest.raises(ConfigError, match="is unknown"):
             check_names(dataclasses.replace(config, **{"optimizer": "adam", "ent_coef_schedule": "linear", name: "x"}))
+
+
+def by_hand(name, gradient, params, learning_rate):
+    """The first step of an optimizer from its formula, in float64; the gradient's norm is below the clip."""
+    adam = -learning_rate * gradient / (np.abs(gradient) + 1e-5)  # both moments are corrected for their start
+    return {
+        "adam": adam,
+        "adamw": adam - learning_rate * 1e-4 * params,
+        "sgd": -learning_rate * gradient,
+        "rmsprop": -learning_rate * gradient / np.sqrt(0.1 * gradient**2 + 1e-8),
+    }[name]
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "rmsprop"])
+def test_the_first_step_is_that_of_the_formula(name):
+    optimizer = make_optimizer(dataclasses.replace(CONFIG, optimizer=name), Hyperparams(learning_rate=0.03))
+    params, gradient = np.array([1.0, -2.0, 300.0]), np.array([0.1, -0.2, 1e-4])
+    updates, _ = optimizer.update(jnp.asarray(gradient), optimizer.init(jnp.asarray(params)), jnp.asarray(params))
+    np.testing.assert_allclose(updates, by_hand(name, gradient, params, 0.03), rtol=1e-4)

@@ -177,5 +177,30 @@ def test_an_environment_of_ones_own_is_checked():
         make_env(TrainConfig(env="counter"))
     with pytest.raises(EnvError, match="Did you mean 'counter'"):
         make_env(TrainConfig(env="countr"))
-    with pytest.raises(ConfigError, match="'CartPole-v1' is built in"):
-        purejaxppo.register_env("CartPole-v1", counter)
+    purejaxppo.register_env("CartPole-v1", counter)  # without asking gymnax, whose import starts JAX
+    try:
+        with pytest.raises(EnvError, match="is also the name of a gymnax environment"):
+            make_env(TrainConfig(env="CartPole-v1"))
+    finally:
+        ENVS.remove("CartPole-v1")
+
+
+def test_two_functions_of_one_name_are_not_taken_for_each_other():
+    def maker(factor):
+        def mine(hp):
+            return optax.sgd(factor)
+
+        return mine
+
+    def other():
+        def mine(hp):
+            return optax.sgd(1.0)
+
+        return mine
+
+    (config,) = with_parts([TrainConfig()], optimizer=maker(1.0))
+    assert config.optimizer == "mine"
+    with_parts([TrainConfig()], optimizer=maker(2.0))  # the same function, made again, as in a notebook
+    with pytest.raises(ConfigError, match="registered already, for another function of that name"):
+        with_parts([TrainConfig()], optimizer=other())
+    OPTIMIZERS.remove("mine")

@@ -109,9 +109,16 @@ def read_state(directory: Path, expected: State) -> State:
     """
     from orbax.checkpoint import v1 as ocp
 
-    target = jax.tree.map(lambda leaf: np.empty(*_data_shape(leaf)), expected)
-    tree = ocp.load(directory.resolve(), target)
-    return jax.tree.map(_like, expected, tree)
+    # Leaf by leaf, without a target: orbax compares a target's structure with the saved one, down to nodes without a
+    # leaf, of which another version of a state may have others.
+    leaves = jax.tree_util.tree_leaves_with_path(ocp.load(directory.resolve()))
+    saved = {_names(path): np.asarray(leaf) for path, leaf in leaves}
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: _like(leaf, saved[_names(path)]), expected)
+
+
+def _names(path: Any) -> tuple[str, ...]:
+    """Returns the names along a path of a tree; orbax has those of fields as keys, and numbers of items."""
+    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
 
 
 def state_sha256(state: Any) -> str:
@@ -130,11 +137,6 @@ def _is_key(leaf: Any) -> bool:
 
 def _data(leaf: Any) -> Any:
     return jax.random.key_data(leaf) if _is_key(leaf) else leaf
-
-
-def _data_shape(leaf: Any) -> tuple[tuple[int, ...], Any]:
-    data = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
-    return data.shape, data.dtype
 
 
 def _like(expected: Any, data: np.ndarray) -> "jax.Array":
