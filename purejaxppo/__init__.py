@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from purejaxppo.devices import cpu as _cpu  # sets XLA's number of CPU threads, before JAX is used
+from purejaxppo.devices import gpu as _gpu  # sets XLA's flags for NVIDIA GPUs, before JAX is used
 
 if TYPE_CHECKING:
     from purejaxppo.algorithms import policy_gradient, ppo_clip, ppo_kl, register_algorithm, trpo

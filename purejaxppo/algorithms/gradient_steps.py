@@ -12,7 +12,7 @@ from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.config.fields import AdvantageNormalization
 from purejaxppo.core.losses import clipped_value_loss, standardize, value_loss
 from purejaxppo.core.minibatch import minibatch_rows, stop_early
-from purejaxppo.core.optimizer import make_optimizer
+from purejaxppo.core.optimizer import flat_norm, make_optimizer
 from purejaxppo.core.shards import Shards
 from purejaxppo.core.sums import merged, moments
 from purejaxppo.core.types import Batch, LearnerState, Metrics, Params
@@ -98,7 +98,7 @@ def gradient_steps(
         grads, measured = gradient(learner.params, minibatch)
         updates, opt_state = optimizer.update(grads, learner.opt_state, learner.params)
         params = optax.apply_updates(learner.params, updates)
-        measured = measured._replace(metrics={**measured.metrics, "grad_norm": optax.tree.norm(grads)})
+        measured = measured._replace(metrics={**measured.metrics, "grad_norm": flat_norm(grads)})
         return learner._replace(params=params, opt_state=opt_state), measured
 
     target_kl = hp.target_kl

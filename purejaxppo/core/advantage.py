@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from purejaxppo.config import Hyperparams, TrainConfig
+from purejaxppo.core.scan import scan_over_time
 from purejaxppo.core.types import Trajectory
 
 
@@ -93,7 +94,7 @@ def _discounted_sum(x: jax.Array, decay: jax.Array) -> jax.Array:
         y_t = x_t + decay_t * y_next
         return y_t, y_t
 
-    _, y = jax.lax.scan(backward, jnp.zeros_like(x[0]), (x, decay), reverse=True)
+    _, y = scan_over_time(backward, jnp.zeros_like(x[0]), (x, decay), unroll=16, reverse=True)
     return y
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from purejaxppo.core.observations import standardized_part, with_part
+from purejaxppo.core.scan import scan_over_time
 from purejaxppo.core.sums import Moments, centre, least_std, merged
 
 NORMALIZER_CLIP = 10.0  # standard deviations
@@ -113,7 +114,7 @@ def discounted_returns(
         discounted = gamma * before + reward
         return jnp.where(done, 0.0, discounted), discounted
 
-    following, discounted = jax.lax.scan(step, start, (reward, done))
+    following, discounted = scan_over_time(step, start, (reward, done), unroll=16)
     return discounted, following
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from purejaxppo.core.distributions import Distribution
+from purejaxppo.core.scan import scan_over_time
 from purejaxppo.core.types import Actors, Memory, Metrics, Observation, Params, Policy, Trajectory, VecEnv
 
 
@@ -60,7 +61,8 @@ def rollout(
         return Actors(env_state, obs, memory, terminated | truncated), record
 
     _, pi = policy.act(params, actors.memory, actors.obs, actors.start)
-    last, steps = jax.lax.scan(step, actors, _draw(key, env, pi, env_ids, num_steps))
+    draws = _draw(key, env, pi, env_ids, num_steps)
+    last, steps = scan_over_time(step, actors, draws, unroll=8)
 
     start = jnp.concatenate([actors.start[None], (steps.terminated | steps.truncated)[:-1]])
     value = _value(policy, params, actors.memory, steps.obs, start)
