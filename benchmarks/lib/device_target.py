@@ -45,10 +45,10 @@ def load(name: str) -> Target:
         raise ValueError(f"there is no device {name!r} in benchmarks/targets; give one of {', '.join(names())}.")
     facts = tomllib.loads((FOLDER / f"{name}.toml").read_text())
     try:
-        own = [facts.pop(key) for key in ("compiler", "name", "bytes_per_s", "memory_bytes")]
+        own = {key: facts.pop(key) for key in ("compiler", "name", "bytes_per_s", "memory_bytes")}
     except KeyError as error:
         raise ValueError(f"benchmarks/targets/{name}.toml has no {error.args[0]}; add it with its source.") from error
-    return Target(name, *own, facts)
+    return Target(id=name, facts=facts, **own)
 
 
 def topology(target: Target, devices: int) -> tuple[str, str]:

@@ -119,11 +119,14 @@ class Module:
         return home.instructions[name] if home else None
 
     def size(self, shape: str) -> float:
-        """Returns the bytes of a shape, or of all parts of a tuple, but those in the fast memory."""
+        """Returns the bytes of a shape, or of all parts of a tuple, but those in the fast memory.
+
+        A TPU keeps arrays in tiles, and what fills up the last ones is moved as well.
+        """
         total = 0.0
         for kind, dimensions, layout in _ARRAY.findall(shape):
             if not (self._fast and self._fast in layout):
-                total += _ITEM_BYTES.get(kind, 0) * math.prod(int(n) for n in dimensions.split(",") if n)
+                total += _ITEM_BYTES.get(kind, 0) * math.prod(_padded(dimensions, layout))
         return total
 
     def trips(self, loop: Instruction) -> int | None:
@@ -214,6 +217,17 @@ class Module:
                 return name
             number = parent - 1  # printed with 1 added, and 0 is none
         return ""
+
+
+def _padded(dimensions: str, layout: str) -> list[int]:
+    """Returns the lengths of an array as they are stored: {1,0:T(8,128)} is in tiles of 8 x 128, dimension 1 last."""
+    lengths = [int(n) for n in dimensions.split(",") if n]
+    found = re.match(r"\{([\d,]*):T\(([\d,]+)\)", layout)
+    if found:
+        order = [int(n) for n in found[1].split(",") if n]  # the last dimension first
+        for dimension, tile in zip(order, reversed(found[2].split(",")), strict=False):
+            lengths[dimension] = -(-lengths[dimension] // int(tile)) * int(tile)
+    return lengths
 
 
 def _parse(line: str) -> Instruction | None:

@@ -2,10 +2,11 @@
 
 The model: each launch (a kernel or a copy) takes as long as it takes to launch, or as long as its bytes take at the
 bandwidth of the device's memory, if that is more; launches follow each other. Two constants for a launch are given,
-since it has not been settled which holds: 1.5 us between dependent kernels of a CUDA graph, and 2.5 us, which an H100 gave
-as the time of an update over its launches (log.md). Arithmetic, caches, and what runs side by side are left out.
+since it has not been settled which holds: 1.5 us between dependent kernels of a CUDA graph, and 2.5 us, near the 2.3 us
+that an H100 took for an update over its launches (log.md). Arithmetic, caches, and what runs side by side are left out.
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -150,9 +151,7 @@ def per_update(loops: list[Loop], updates: int) -> list[Loop]:
 
 def modelled(loops: list[Loop], launch_us: float, bytes_per_s: float) -> float:
     """Returns the modelled seconds of loops, by the model above."""
-    return sum(
-        loop.rounds * launch.seconds(launch_us, bytes_per_s) for loop in loops for launch in loop.launches
-    )
+    return sum(loop.rounds * launch.seconds(launch_us, bytes_per_s) for loop in loops for launch in loop.launches)
 
 
 def totals(loops: list[Loop]) -> dict[str, float]:
@@ -171,16 +170,33 @@ def totals(loops: list[Loop]) -> dict[str, float]:
 
 
 def largest(loops: list[Loop], bytes_per_s: float, number: int) -> list[dict[str, Any]]:
-    """Returns the launches with most modelled time per update, at the shorter time of a launch."""
-    rows = [
-        {
-            "name": launch.name, "kind": launch.kind, "source": launch.source, "loop": loop.name, "grid": launch.grid,
-            "per_update": loop.rounds, "read_mb": launch.read / 1e6, "written_mb": launch.written / 1e6,
-            "ms_per_update": 1e3 * loop.rounds * launch.seconds(LAUNCH_US[0], bytes_per_s),
-        }
-        for loop in loops for launch in loop.launches
-    ]  # fmt: skip
-    return sorted(rows, key=lambda row: -row["ms_per_update"])[:number]
+    """Returns the launches with most modelled time per update, at the shorter time of a launch.
+
+    Those of a loop that differ in their number alone are one row: an unrolled loop has each of its launches many times.
+    """
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for loop in loops:
+        for x in loop.launches:
+            what = re.sub(r"[.\d]+$", "", x.name)
+            row = rows.setdefault((loop.name, what, x.source, x.grid, x.read, x.written), {
+                "name": what, "kind": x.kind, "source": x.source, "loop": loop.name, "grid": x.grid,
+                "per_update": 0, "read_mb": x.read / 1e6, "written_mb": x.written / 1e6, "ms_per_update": 0.0,
+            })  # fmt: skip
+            row["per_update"] += loop.rounds
+            row["ms_per_update"] += 1e3 * loop.rounds * x.seconds(LAUNCH_US[0], bytes_per_s)
+    return sorted(rows.values(), key=lambda row: -row["ms_per_update"])[:number]
+
+
+def by_source(loops: list[Loop], bytes_per_s: float) -> list[dict[str, Any]]:
+    """Returns launches, bytes and modelled milliseconds per update of each function of Python, most launches first."""
+    rows: dict[str, dict[str, Any]] = {}
+    for loop in loops:
+        for x in loop.launches:
+            row = rows.setdefault(x.source, {"source": x.source, "launches": 0, "bytes": 0.0, "ms_per_update": 0.0})
+            row["launches"] += loop.rounds
+            row["bytes"] += loop.rounds * (x.read + x.written)
+            row["ms_per_update"] += 1e3 * loop.rounds * x.seconds(LAUNCH_US[0], bytes_per_s)
+    return sorted(rows.values(), key=lambda row: -row["launches"])
 
 
 def findings(module: Module) -> dict[str, list[str]]:
@@ -195,9 +211,11 @@ def findings(module: Module) -> dict[str, list[str]]:
             target = _target(x)
             if "callback" in target:
                 found["callbacks"].append(x.name)
-            elif x.opcode.removesuffix("-done") in _HOST_OPCODES or "MoveToHost" in target:
-                found["host_transfers"].append(x.name)
-            elif _HOST_SPACE in x.shape and x.opcode.startswith("copy"):
+            elif (
+                x.opcode.removesuffix("-done") in _HOST_OPCODES
+                or "MoveToHost" in target
+                or (_HOST_SPACE in x.shape and x.opcode.startswith("copy"))
+            ):
                 found["host_transfers"].append(x.name)
             elif x.opcode == "sort" or "sort" in target.lower():
                 found["sorts"].append(x.name)

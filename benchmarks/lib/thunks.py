@@ -34,9 +34,9 @@ def read_thunks(sequence: str, metadata: str) -> Thunk:
     """Returns the root of the tree that the two texts of the dump describe. Raises ValueError if there is none."""
     names = {}
     for block in metadata.split("thunk_metadata {")[1:]:
-        number, name = re.search(r"thunk_id: (\d+)", block), re.search(r'profile_annotation: "([^"]*)"', block)
-        if number and name:
-            names[int(number[1])] = name[1]
+        number, called = re.search(r"thunk_id: (\d+)", block), re.search(r'profile_annotation: "([^"]*)"', block)
+        if number and called:
+            names[int(number[1])] = called[1]
     root = Thunk("root")
     above = [(-1, root)]  # with how far each is indented
     part = ""
