@@ -9,12 +9,13 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 if [ "${1:-}" = --for ]; then
-  case ${2:-} in
-    *100 | *200) compiler=cuda ;;
-    *) compiler=tpu ;;
-  esac
-  # Which devices there are is the program's to say, before anything is installed for one that is not.
-  [ -f "$root/benchmarks/targets/${2:-}.toml" ] || exec python3 -m benchmarks.run_compiled "${@:2}"
+  target="$root/benchmarks/targets/${2:-}.toml"
+  if [ ! -f "$target" ]; then
+    known=$(cd "$root/benchmarks/targets" && ls | sed 's/\.toml$//' | paste -sd' ')
+    echo "benchmark: --for ${2:-} names no device of benchmarks/targets; give one of $known" >&2
+    exit 2
+  fi
+  compiler=$(sed -n 's/^compiler = "\(.*\)"/\1/p' "$target")
   python=$(bash "$root/scripts/setup_compiler.sh" "$compiler")
   exec "$python" -m benchmarks.run_compiled "${@:2}"
 fi

@@ -13,6 +13,10 @@ case ${1:-} in
   *) echo "setup: ${1:-nothing} is no kind of compiler; give cuda or tpu" >&2 && exit 2 ;;
 esac
 if [ -n "${PUREJAXPPO_COMPILER_PYTHON:-}" ]; then
+  if ! "$PUREJAXPPO_COMPILER_PYTHON" -c 'import jax' 2>/dev/null; then
+    echo "setup: PUREJAXPPO_COMPILER_PYTHON=$PUREJAXPPO_COMPILER_PYTHON has no jax; name one that has, or unset it" >&2
+    exit 1
+  fi
   echo "$PUREJAXPPO_COMPILER_PYTHON"
   exit 0
 fi
@@ -25,6 +29,10 @@ if [ ! -x "$venv/bin/python" ] || [ "$(cat "$venv/setup-stamp" 2>/dev/null)" != 
   wanted=3.12 # one that is installed, or that uv fetches
   if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null; then
     wanted=$("$python" -c 'import sys; print(sys.executable)')
+  fi
+  if ! "${uv[@]}" python find --quiet "$wanted" >/dev/null 2>&1 && ! "${uv[@]}" python install --quiet "$wanted" >&2; then
+    echo "setup: there is no Python 3.12, and uv could not fetch one; set PYTHON to one, e.g. PYTHON=/usr/bin/python3.12" >&2
+    exit 1
   fi
   echo "setup: installing into .venv-$1 ($extra), some minutes" >&2
   export UV_PROJECT_ENVIRONMENT=$venv
