@@ -232,16 +232,20 @@ def _target(x: Instruction) -> str:
 
 
 def collectives(module: Module, loops: list[Loop]) -> list[dict[str, Any]]:
-    """Returns the exchanges between devices, with how often each is made and the bytes that a device gives."""
+    """Returns the exchanges between devices, with how often each is made and the bytes that a device gives.
+
+    XLA may make a kernel of its own of a small one; it is then a fusion with the exchange inside.
+    """
     rows = []
     for loop in loops:
         for launch in loop.launches:
             x = module.find(launch.name)
-            opcode = x.opcode.removesuffix("-start") if x else ""
-            if x and opcode in _COLLECTIVES:
-                home = module.home[x.name]
-                size = sum(module.size(home.instructions[name].shape) for name in x.operands)
-                rows.append(
-                    {"kind": opcode, "name": x.name, "source": launch.source, "per_update": loop.rounds, "bytes": size}
-                )
+            inside = module.computations.get(x.attribute("calls")) if x else None
+            for exchange in inside.instructions.values() if inside else [x] if x else []:
+                kind = exchange.opcode.removesuffix("-start")
+                if kind in _COLLECTIVES:
+                    home = module.home[exchange.name].instructions
+                    size = sum(module.size(home[name].shape) for name in exchange.operands)
+                    where = {"name": launch.name, "source": module.source(exchange), "per_update": loop.rounds}
+                    rows.append({"kind": kind, **where, "bytes": size})
     return rows

@@ -279,6 +279,17 @@ def test_exchanges_between_devices():
     module = one_line("%all-reduce.1 = f32[100]{0} all-reduce(%x), replica_groups={{0,1}}, to_apply=%add")
     (row,) = collectives(module, loops_of_text(module))
     assert (row["kind"], row["bytes"], row["per_update"]) == ("all-reduce", 400, 1)
+    inside = """%fused (p: f32[50]) -> f32[50] {
+  %p = f32[50]{0} parameter(0)
+  ROOT %r = f32[50]{0} all-reduce(%p), to_apply=%add
+}
+
+"""
+    text = "ENTRY %main (x: f32[50]) -> f32[50] {\n  %x = f32[50]{0} parameter(0)\n"
+    fused = "  ROOT %f = f32[50]{0} fusion(%x), kind=kCustom, calls=%fused\n}\n"
+    module = Module(inside + text + fused)
+    (row,) = collectives(module, loops_of_text(module))
+    assert (row["kind"], row["name"], row["bytes"]) == ("all-reduce", "f", 200)
 
 
 def test_the_model_takes_the_launch_or_the_bytes():
