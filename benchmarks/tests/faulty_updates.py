@@ -26,6 +26,12 @@ def _told(x: Any) -> Any:
     return x
 
 
+def _printed(x: Any) -> Any:
+    jax.debug.print("{}", x)
+    return x
+
+
 callback = _metric(_told)
+printed = _metric(_printed)
 sort = _metric(lambda x: jnp.sort(x * jnp.cos(jnp.arange(64.0)))[7])
 while_loop = _metric(lambda x: jax.lax.while_loop(lambda y: y > 1.0, lambda y: 0.5 * y, x))

@@ -8,6 +8,7 @@ Nothing is executed: JAX traces on the CPU, and the compiler comes with the buil
 import importlib
 import json
 import os
+import re
 import sys
 import tempfile
 import time
@@ -36,6 +37,8 @@ from benchmarks.trainers.protocol import Settings
 
 UPDATES = 4  # in the program; XLA removes a loop of one
 LISTED = 40  # of the largest launches
+
+_CALLBACK = re.compile(r"\b(debug_print|\w+_callback)\[")
 
 Program = tuple[Callable[[Any], Any], Any]  # a step, and the shapes and shardings of its state
 
@@ -158,7 +161,9 @@ def compile_for(request: dict[str, Any], dump: Path) -> dict[str, Any]:
         def block(state: Any) -> Any:
             return step(state)
 
-        return jax.jit(block, donate_argnums=0).trace(state).lower(lowering_platforms=(platform,))
+        traced = jax.jit(block, donate_argnums=0).trace(state)
+        refuse_callbacks(str(traced.jaxpr))
+        return traced.lower(lowering_platforms=(platform,))
 
     start = time.perf_counter()
     with compiling_for(target.platform):
@@ -183,6 +188,16 @@ def compile_for(request: dict[str, Any], dump: Path) -> dict[str, Any]:
         },
         **described(target, module, read_loops(module, dump if platform == "cuda" else None)),
     }
+
+
+def refuse_callbacks(jaxpr: str) -> None:
+    """Raises ValueError if a program calls Python: JAX cannot lower that for a GPU that is not there."""
+    called = sorted(set(_CALLBACK.findall(jaxpr)))
+    if called:
+        raise ValueError(
+            f"the program has a callback of Python ({', '.join(called)}), for which the device waits; take it out of "
+            f"the update."
+        )
 
 
 def read_loops(module: Module, dump: Path | None) -> list[Loop]:
