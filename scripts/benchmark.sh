@@ -2,8 +2,22 @@
 # Installs what is missing, then measures this machine: a table per section, one JSON file, and pictures next to it.
 #   bash scripts/benchmark.sh --quick
 #   bash scripts/benchmark.sh --sections throughput scaling --out result.json
+# Or compiles for a device that is not there, and counts what it would run (h100, h200, a100, v5e or v6e):
+#   bash scripts/benchmark.sh --for h100
 # Compare two results: .venv/bin/python -m benchmarks.compare_results before.json after.json
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+if [ "${1:-}" = --for ]; then
+  target="$root/benchmarks/targets/${2:-}.toml"
+  if [ ! -f "$target" ]; then
+    known=$(cd "$root/benchmarks/targets" && ls | sed 's/\.toml$//' | paste -sd' ')
+    echo "benchmark: --for ${2:-} names no device of benchmarks/targets; give one of $known" >&2
+    exit 2
+  fi
+  compiler=$(sed -n 's/^compiler = "\(.*\)"/\1/p' "$target")
+  python=$(bash "$root/scripts/setup_compiler.sh" "$compiler")
+  exec "$python" -m benchmarks.run_compiled "${@:2}"
+fi
 bash "$root/scripts/setup.sh"
-PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" exec "$root/.venv/bin/python" -m benchmarks.run "$@"
+exec "$root/.venv/bin/python" -m benchmarks.run "$@"

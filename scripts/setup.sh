@@ -21,13 +21,7 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
   exit 1
 fi
 
-if command -v uv >/dev/null 2>&1 && uv --version >/dev/null 2>&1; then
-  uv=(uv)
-else
-  # An environment of its own for uv, so that nothing outside this directory changes.
-  [ -x .venv-uv/bin/uv ] || { "$python" -m venv .venv-uv && .venv-uv/bin/python -m pip install --quiet uv; }
-  uv=(.venv-uv/bin/uv)
-fi
+. scripts/find_uv.sh
 
 echo "setup: installing into .venv ($extra)" >&2
 args=(sync --frozen --quiet --python "$("$python" -c 'import sys; print(sys.executable)')")

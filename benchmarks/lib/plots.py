@@ -22,6 +22,7 @@ from benchmarks.trainers.environments import NAMES
 OURS, BASELINE = "purejaxppo", "common shape"
 COLOURS = "#0072b2", "#999999"  # Okabe and Ito's blue, told apart in grey as well
 PART_COLOURS = "#009e73", "#56b4e9", "#f0e442", "#0072b2", "#cc79a7", "#999999"
+UPDATE_PARTS = "rollout", "other loops", "gradient steps", "outside loops"
 TICKS = (1, 1.5, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 30, 40, 60, 80, 100, 150, 200, 300)  # seconds
 GROWING = {
     "num_envs": "environments",
@@ -137,6 +138,57 @@ def time_to_target(content: Row, subtitle: str, path: Path) -> None:
     plt.close(figure)
 
 
+def compiled(content: Row, subtitle: str, path: Path) -> None:
+    """Draws the launches of an update by the part that they belong to, with the modelled speed; of a TPU the bytes."""
+    launches = content["compiler"] == "cuda"
+    rows = [row for row in content["rows"] if "error" not in row][::-1]
+    _, axes = plt.subplots(figsize=(9, 1.9 + 0.5 * len(rows)), layout="constrained")
+    widths = [_by_part(row["loops"], launches) for row in rows]
+    lengths = sorted(sum(width.values()) for width in widths)
+    # One bar that is much longer than all others is cut, or nothing would be seen of them.
+    longest = 1.2 * lengths[-2] if len(lengths) > 1 and lengths[-1] > 3 * lengths[-2] else lengths[-1]
+    for i, (row, width) in enumerate(zip(rows, widths, strict=True)):
+        left = 0.0
+        for part, colour in zip(UPDATE_PARTS, PART_COLOURS, strict=False):
+            label = part if i == len(rows) - 1 else None
+            seen = max(0.0, min(width[part], longest - left))
+            axes.barh(i, seen, 0.6, left=left, color=colour, edgecolor="white", label=label)
+            left += width[part]
+        if launches:
+            low, high = sorted(speed / 1e6 for speed in row["env_steps_per_s"])
+            text = f"{left:,.0f}: {low:.3g} to {high:.3g} M env steps/s"
+        else:
+            text = f"{left:,.0f} MB: {row['bytes_ms_per_update']:.3g} ms"
+        cut = "... cut, " if left > longest else ""
+        axes.text(
+            min(left, longest) + 0.01 * longest, i, f"{cut}{text}", va="center", fontsize=9,
+            backgroundcolor="white" if cut else "none",
+        )  # fmt: skip
+    axes.set_yticks(range(len(rows)), [f"{row['name']}\n{row['work']}" for row in rows], fontsize=8)
+    axes.set_xlim(0, 1.6 * longest)
+    axes.set_xlabel("launches per update" if launches else "megabytes per update to and from the chip's main memory")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    what = "What an update would launch, and a model of its speed" if launches else "What an update would move"
+    _finish(axes, f"{what}: compiled, not run\n{subtitle}", path)
+
+
+def _by_part(loops: list[Row], launches: bool) -> dict[str, float]:
+    """Returns the launches, or megabytes, of each part of an update.
+
+    The first loop in an update collects the rollout; of the others, that which moves most makes the gradient steps.
+    """
+    starts = [i for i, loop in enumerate(loops) if loop["depth"] == 2]
+    groups = [range(start, end) for start, end in zip(starts, [*starts[1:], len(loops)], strict=True)]
+    most = max(groups[1:], key=lambda group: sum(loops[i]["per_update"] * loops[i]["bytes"] for i in group), default=())
+    parts = {i: "rollout" if group is groups[0] else "other loops" for group in groups for i in group}
+    parts |= dict.fromkeys(most, "gradient steps")
+    width = dict.fromkeys(UPDATE_PARTS, 0.0)
+    for i, loop in enumerate(loops):
+        each = loop["kernels"] + loop["copies"] if launches else loop["bytes"] / 1e6
+        width[parts.get(i, "outside loops")] += loop["per_update"] * each
+    return width
+
+
 def _short(value: float) -> str:
     """Writes 16, 512, 131 k or 2.1 M."""
     size, unit = (1e6, " M") if value >= 1e6 else (1e3, " k") if value >= 1e4 else (1, "")
@@ -157,19 +209,21 @@ DRAW: dict[str, Callable[[Row, str, Path], None]] = {
     "breakdown": breakdown,
     "scaling": scaling,
     "clock": time_to_target,
+    "compiled": compiled,
 }
 
 
 def draw(result: dict[str, Any], out: Path) -> list[Path]:
     """Draws the pictures of all sections that have something to show, and returns their paths."""
     machine = result["machine"]
-    subtitle = f"{machine['device']}, {machine['cpu_cores']} CPU cores, jax {machine['versions']['jax']}"
+    jax = f"jax {machine['versions']['jax']}"
     paths = []
     for name, picture in DRAW.items():
         content = result["sections"].get(name, {"rows": []})
         if any("error" not in row for row in content["rows"]):
             paths.append(out.with_name(f"{out.stem}-{name}.png"))
-            picture(content, subtitle, paths[-1])
+            cores = [] if name == "compiled" else [f"{machine['cpu_cores']} CPU cores"]  # which have not run it
+            picture(content, ", ".join([machine["device"], *cores, jax]), paths[-1])
     return paths
 
 

@@ -51,6 +51,11 @@ def figure(name: str, unit: str, samples: Sequence[float], better: str = "higher
     return {"name": name, "unit": unit, "better": better, "samples": list(samples)}
 
 
+def count(name: str, unit: str, number: float) -> Row:
+    """Returns a figure without noise, of which less is better; one sample is enough to judge it."""
+    return {**figure(name, unit, [number], "lower"), "exact": True}
+
+
 def write(out: Path | None, rows: Sequence[Row], **more: Any) -> None:
     """Writes the section's file, if one is wanted."""
     if out:
