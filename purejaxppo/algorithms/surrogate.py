@@ -20,6 +20,7 @@ from purejaxppo.core.minibatch import cut, minibatch_rows
 from purejaxppo.core.optimizer import make_optimizer
 from purejaxppo.core.shards import Shards
 from purejaxppo.core.types import Algorithm, Batch, Distribution, LearnerState, Metrics, Params, Policy, Trajectory
+from purejaxppo.errors import ConfigError
 
 # (hp, algo_state, pi, ratio [B], minibatch) -> (loss, metrics)
 PolicyLoss = Callable[[Hyperparams, Any, Distribution, jax.Array, Batch], tuple[jax.Array, Metrics]]
@@ -87,6 +88,7 @@ def surrogate_steps(
             total = of_policy + hp.vf_coef * of_critic - hp.ent_coef * entropy
             if extra_loss is not None:
                 of_extra, further = extra_loss(params, minibatch)
+                _refuse_same_names(further, measured.metrics)
                 total, measured = total + of_extra, measured._replace(metrics={**measured.metrics, **further})
             return total, measured
 
@@ -98,6 +100,17 @@ def surrogate_steps(
         metrics = jax.tree.map(jnp.mean, steps.metrics)
         # 0 up to rounding, since the first step starts from the policy that acted.
         metrics["ratio/first_minibatch_deviation"] = steps.ratio_deviation[0]
-        return learner, {**metrics, **diagnose(policy, learner.params, batch, shards)}
+        diagnosed = diagnose(policy, learner.params, batch, shards)
+        _refuse_same_names(metrics, diagnosed)
+        return learner, {**metrics, **diagnosed}
 
     return learn
+
+
+def _refuse_same_names(one: Metrics, other: Metrics) -> None:
+    """Raises ConfigError for a metric of a user's own that would replace another one."""
+    same = sorted(one.keys() & other.keys())
+    if same:
+        raise ConfigError(
+            f"a loss returns a metric {same[0]!r}, which the package reports itself; give it another name."
+        )

@@ -4,7 +4,6 @@ They trace once and compare shapes and types; nothing is computed. A mismatch th
 report from deep inside a trace, becomes an error of one line.
 """
 
-import inspect
 import re
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from purejaxppo.core.faults import describe
 from purejaxppo.core.observations import ACTION_MASK
 from purejaxppo.core.types import ActionSpace, Box, Discrete, EnvStep, MultiDiscrete, VecEnv
 from purejaxppo.errors import EnvError
@@ -184,16 +184,6 @@ def _check_outcome(env: VecEnv, name: str, result: EnvStep) -> None:
             )
         if what in EPISODE_METRICS:
             raise EnvError(f"{name} returns info[{what!r}], which is the name of a metric; give it another one.")
-
-
-def describe(error: Exception) -> str:
-    """Returns the error, and the line of the environment's own code that raised it, as one line of text."""
-    frames = inspect.getinnerframes(error.__traceback__) if error.__traceback__ else []
-    ours = (jax.__file__.rpartition("/")[0] + "/", __file__.rpartition("/core/")[0] + "/")
-    own = [f for f in frames if not f.filename.startswith(ours)]
-    where = f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}{where}"
 
 
 def env_keys(env: VecEnv) -> Any:

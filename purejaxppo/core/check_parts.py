@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from purejaxppo.config import TrainConfig
 from purejaxppo.core.check_env import check_env, env_actions, env_keys, signature, spec
 from purejaxppo.core.distributions import Categorical, DiagGaussian, MultiCategorical, TanhDiagGaussian
+from purejaxppo.core.faults import faults_of
 from purejaxppo.core.types import Algorithm, Box, Discrete, MultiDiscrete, Policy, VecEnv
 from purejaxppo.errors import ConfigError
 
@@ -50,14 +51,16 @@ def check_policy(config: TrainConfig, env: VecEnv, policy: Policy) -> None:
         action = pi.sample(pi.noise(key))
         return params, after, pi, action, pi.log_prob(action)
 
-    params, after, pi, action, log_prob = jax.eval_shape(act, _key(), memory, obs)
+    with faults_of("the policy's init or act"):
+        params, after, pi, action, log_prob = jax.eval_shape(act, _key(), memory, obs)
     if jax.tree.map(signature, memory) != jax.tree.map(signature, after):
         raise ConfigError("the policy's act returns a memory of other shapes or types than its initial_memory.")
     steps = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((*each, *length, *x.shape[1:]), x.dtype),
         (obs, jax.ShapeDtypeStruct(each, jnp.bool_)),
     )
-    evaluated, value = jax.eval_shape(policy.evaluate, params, memory, *steps)
+    with faults_of("the policy's evaluate"):
+        evaluated, value = jax.eval_shape(policy.evaluate, params, memory, *steps)
     _check_distribution(config, env, pi, action)
     for what, x, shape in (("value", value, (*each, *length)), ("log_prob", log_prob, each)):
         if x.shape != shape:
@@ -66,7 +69,8 @@ def check_policy(config: TrainConfig, env: VecEnv, policy: Policy) -> None:
             )
     if not length:  # rows may have any leading axes
         column = jax.tree.map(lambda x: jax.ShapeDtypeStruct((*each, 1, *x.shape[1:]), x.dtype), steps)
-        _, of_column = jax.eval_shape(policy.evaluate, params, memory, *column)
+        with faults_of("the policy's evaluate"):
+            _, of_column = jax.eval_shape(policy.evaluate, params, memory, *column)
         if of_column.shape != (*each, 1):
             raise ConfigError(
                 f"the policy's value is {spec(of_column)} for observations [{env.num_envs}, 1, ...]; it has to keep "

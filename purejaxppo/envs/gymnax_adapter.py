@@ -14,7 +14,8 @@ import numpy as np
 
 from purejaxppo.config.fields import plain, whole
 from purejaxppo.config.validate import suggestion
-from purejaxppo.core.check_env import EPISODE_METRICS, UNFIT, check_env, describe
+from purejaxppo.core.check_env import EPISODE_METRICS, UNFIT, check_env
+from purejaxppo.core.faults import describe
 from purejaxppo.core.types import ActionSpace, Box, Discrete, EnvState, EnvStep, MultiDiscrete, VecEnv
 from purejaxppo.envs.autoreset import Draw, ResettingStep, auto_resetting
 from purejaxppo.envs.lazy_imports import imported_lazily

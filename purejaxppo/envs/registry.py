@@ -5,7 +5,8 @@ from typing import Any
 
 from purejaxppo.config import TrainConfig
 from purejaxppo.config.registry import Registry
-from purejaxppo.core.check_env import check_env, describe
+from purejaxppo.core.check_env import check_env
+from purejaxppo.core.faults import describe
 from purejaxppo.core.types import VecEnv
 from purejaxppo.envs.gymnax_adapter import from_gymnax, refuse_unknown, registered_envs
 from purejaxppo.errors import EnvError
