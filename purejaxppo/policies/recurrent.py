@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from purejaxppo.config import TrainConfig
 from purejaxppo.core.distributions import Distribution
+from purejaxppo.core.scan import scan_over_time
 from purejaxppo.core.types import Observation, Params, VecEnv
 from purejaxppo.errors import ConfigError
 from purejaxppo.policies.heads import policy_head
@@ -143,5 +144,5 @@ class GRU(nn.Module):
             h = (1 - z) * n + z * h
             return h, h
 
-        last, states = jax.lax.scan(step, h, (gates.swapaxes(0, 1), start.T))
+        last, states = scan_over_time(step, h, (gates.swapaxes(0, 1), start.T), unroll=16)
         return last, states.swapaxes(0, 1)
