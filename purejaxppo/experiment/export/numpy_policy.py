@@ -42,7 +42,7 @@ class Policy:
         for key, x in rows.items():
             if x.shape[1:] != tuple(self.arrays[key]["shape"]):
                 takes = f"this policy takes {tuple(self.arrays[key]['shape'])}, alone or in a batch"
-                raise ValueError(f"observations have shape {arrays[key].shape}; {takes}")
+                raise ValueError(f"{key or 'observations'} have shape {arrays[key].shape}; {takes}")
         before = None if memory is None else np.asarray(memory, np.float32)
         action, after = self._act(rows, before[None] if one and before is not None else before)
         if one:
@@ -98,6 +98,8 @@ class Policy:
         gru = self.spec["network"]["gru"]
         kernel, bias = self.weights[f"{gru['unit']}/kernel"], self.weights[f"{gru['unit']}/bias"]
         h = np.zeros((len(x), len(kernel)), np.float32) if memory is None else memory
+        if h.shape != (len(x), len(kernel)):
+            raise ValueError(f"the memory has shape {h.shape}, but that of the observations is {(len(x), len(kernel))}")
         x_r, x_z, x_n = np.split(self._dense(gru["gates"], x), 3, axis=-1)
         h_r, h_z, h_n = np.split(h @ kernel, 3, axis=-1)
         z = _sigmoid(x_z + h_z)

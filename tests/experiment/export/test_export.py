@@ -261,6 +261,9 @@ def test_a_policy_with_memory_remembers_what_the_run_does(exported_case):
         one, alone = run.policy(obs[0].tolist(), alone)
         assert int(one) == int(result["action"][0])
         logits.append(np.asarray(result["logits"]))
+    for wrong in (remembered[:1], remembered[:, :3], ()):
+        with pytest.raises(ValueError, match=r"the memory has shape .* but that of the observations is \(3, 8\)"):
+            policy(steps[0], wrong)
     fresh, _ = module.call(steps[3], memory, np.full(3, True))
     np.testing.assert_allclose(fresh["logits"][1], logits[3][1], rtol=1e-4, atol=1e-5)  # it had forgotten
     assert np.abs(fresh["logits"][0] - logits[3][0]).max() > 1e-2  # the others had not
@@ -289,6 +292,8 @@ def test_observations_of_several_arrays(policy, exported):
         np.testing.assert_array_equal(action, expected)
     one = {name: x[5] for name, x in obs.items()}
     assert int(run.policy(one)[0]) == expected[5]
+    with pytest.raises(ValueError, match=r"^action_mask have shape \(64, 2\); this policy takes \(3,\)"):
+        numpy({**obs, "action_mask": mask[:, :2]})
     with pytest.raises(ValueError, match=r"observations have the arrays \['obs'\]; this policy takes"):
         numpy({"obs": obs["obs"]})
 
