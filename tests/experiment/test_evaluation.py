@@ -118,7 +118,7 @@ def test_it_is_compiled_once_for_all_evaluations():
         traced.append(obs.shape)
         return apply(params, obs)
 
-    subject = Evaluator(CONFIG, staggered(), counted)
+    subject = Evaluator(CONFIG, staggered(), policy_of(counted))
     subject.compile(RUNNER)
     before = len(traced)
     other, key = RUNNER._replace(learner=LearnerState(2 * WEIGHTS, (), ())), jax.random.key(0)
@@ -138,5 +138,5 @@ def test_it_ends_between_two_pieces_when_asked_to_stop(monkeypatch, pieces_befor
         asked.append(len(asked))
         return "SIGTERM" if len(asked) > pieces_before else None
 
-    assert Evaluator(CONFIG, staggered(), apply).play(jax.random.key(3), RUNNER, print, stop) is None
+    assert Evaluator(CONFIG, staggered(), policy_of(apply)).play(jax.random.key(3), RUNNER, print, stop) is None
     assert len(asked) == pieces_before + 1
