@@ -97,7 +97,7 @@ class Policy:
         """Returns the state of the recurrent unit after features x [b, F]."""
         gru = self.spec["network"]["gru"]
         kernel, bias = self.weights[f"{gru['unit']}/kernel"], self.weights[f"{gru['unit']}/bias"]
-        h = np.zeros((len(x), len(kernel)), np.float32) if memory is None else memory
+        h = np.zeros((len(x), len(kernel)), np.float32) if memory is None else np.asarray(memory)
         if h.shape != (len(x), len(kernel)):
             raise ValueError(f"the memory has shape {h.shape}, but that of the observations is {(len(x), len(kernel))}")
         x_r, x_z, x_n = np.split(self._dense(gru["gates"], x), 3, axis=-1)
