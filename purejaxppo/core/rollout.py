@@ -64,6 +64,7 @@ def rollout(
     draws = _draw(key, env, pi, env_ids, num_steps)
     last, steps = scan_over_time(step, actors, draws, unroll=8)
 
+    # An episode starts in the row after an end. Derived here, since the scan would store it for policies that never ask.
     start = jnp.concatenate([actors.start[None], (steps.terminated | steps.truncated)[:-1]])
     value = _value(policy, params, actors.memory, steps.obs, start)
     trajectory = Trajectory(
@@ -111,6 +112,8 @@ def _next_value(
     def extra(end: jax.Array, successors: jax.Array) -> jax.Array:
         return jnp.concatenate([end[None], successors.at[cut, envs].get(mode="clip")])
 
+    # What is remembered after a step is stored as what was remembered before the next one, where the policy has not yet
+    # cleared it: it clears its memory when it sees that an episode starts.
     def after(memory: jax.Array, end: jax.Array) -> jax.Array:
         return jnp.concatenate([memory[1:], end[None]])
 
