@@ -86,7 +86,7 @@ def surrogate_steps(
                 ratio_deviation=jnp.mean(jnp.abs(ratio - 1.0)),
             )
             total = of_policy + hp.vf_coef * of_critic - hp.ent_coef * entropy
-            if extra_loss is not None:
+            if extra_loss is not None:  # a choice of the trace: without one, the program has nothing of it
                 of_extra, further = extra_loss(params, minibatch)
                 _refuse_same_names(further, measured.metrics)
                 total, measured = total + of_extra, measured._replace(metrics={**measured.metrics, **further})
@@ -101,7 +101,7 @@ def surrogate_steps(
         # 0 up to rounding, since the first step starts from the policy that acted.
         metrics["ratio/first_minibatch_deviation"] = steps.ratio_deviation[0]
         diagnosed = diagnose(policy, learner.params, batch, shards)
-        _refuse_same_names(metrics, diagnosed)
+        _refuse_same_names(metrics, diagnosed)  # the names are known when the update is traced
         return learner, {**metrics, **diagnosed}
 
     return learn

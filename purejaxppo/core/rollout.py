@@ -64,7 +64,7 @@ def rollout(
     draws = _draw(key, env, pi, env_ids, num_steps)
     last, steps = scan_over_time(step, actors, draws, unroll=8)
 
-    # An episode starts in the row after an end. Derived here, since the scan would store it for policies that never ask.
+    # An episode starts in the row after an end. The scan would store it also for policies that never ask.
     start = jnp.concatenate([actors.start[None], (steps.terminated | steps.truncated)[:-1]])
     value = _value(policy, params, actors.memory, steps.obs, start)
     trajectory = Trajectory(
