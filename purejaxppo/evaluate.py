@@ -1,6 +1,6 @@
 """Evaluation: episodes played with a policy whose parameters and normalisers are frozen."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from purejaxppo.config import TrainConfig
 from purejaxppo.core.sums import Sum, add, empty_sum
 from purejaxppo.core.types import EnvState, Memory, Observation, Params, Policy, RunnerState, VecEnv
+from purejaxppo.envs.autoreset import strongly_typed
 from purejaxppo.envs.wrappers import bound_action
 from purejaxppo.policies.normalized import Normalized
 
@@ -67,7 +68,8 @@ def begin_play(key: jax.Array, env: VecEnv, policy: Policy) -> Play:
     """Returns the initial state of an evaluation: a new episode in each of the E environments."""
     key, key_reset = jax.random.split(key)
     state, obs = env.reset(jax.random.split(key_reset, env.num_envs))
-    state = jax.tree.map(_strongly_typed, state)
+    # In the types that it has after a step: otherwise `play` would be compiled twice, for the first piece and the rest.
+    state = jax.tree.map(strongly_typed, state)
     nothing = Episodes(jnp.zeros(env.num_envs), jnp.zeros(env.num_envs, jnp.int32), jnp.zeros(env.num_envs, jnp.bool_))
     memory, start = policy.initial_memory(env.num_envs), jnp.ones(env.num_envs, jnp.bool_)
     return Play(jnp.zeros((), jnp.int32), key, state, obs, memory, start, empty_sum((env.num_envs,)), nothing)
@@ -102,16 +104,6 @@ def play(begun: Play, until: int | jax.Array, env: VecEnv, policy: Policy, param
         return Play(step + 1, key, state, result.obs, memory, done, rewards, episodes)
 
     return jax.lax.while_loop(unfinished, step, begun)
-
-
-def _strongly_typed(x: Any) -> jax.Array:
-    """Returns x without JAX's weak type, which values made from Python scalars have.
-
-    The environment's state then has the same types before and after a step. `play` would otherwise be compiled twice,
-    for the first piece and for those after it.
-    """
-    x = jnp.asarray(x)
-    return jax.lax.convert_element_type(x, x.dtype)
 
 
 def evaluate_runner(

@@ -36,6 +36,8 @@ DEFAULT_TARGET_KL = 0.01  # nats; for algorithms that need a target, if none is 
 # one, and 16 x 128 (256 rows each) 0.83 times. Changing it changes runs.
 ROWS_PER_SHARD = 512
 KL_COEF_BOUNDS = (1e-3, 1e3)  # limits of the adaptive penalty: about ten updates from 1 to either of them
+# Of every run, as episode/<name>; what an environment reports has other names.
+EPISODE_METRICS = ("return", "length", "count")
 _MAX_WHOLE = 2.0**63  # above all counts; a float from here on is not converted, so that its error message shows it
 _INT32_MAX = 2**31 - 1
 _SCHEDULES = ("constant", "linear", "cosine", "warmup_cosine")

@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from purejaxppo.config.fields import EPISODE_METRICS
 from purejaxppo.core.faults import describe
 from purejaxppo.core.observations import ACTION_MASK
 from purejaxppo.core.types import ActionSpace, Box, Discrete, EnvStep, MultiDiscrete, VecEnv
 from purejaxppo.errors import EnvError
 
-EPISODE_METRICS = ("return", "length", "count")  # which no entry of an info may be called
 UNFIT = re.compile(r'\s*[,"\r\n]+\s*')  # in the name of an entry, which becomes that of a column of metrics.csv
 
 

@@ -185,7 +185,7 @@ def _checked_reset(reset: Reset) -> Reset:
         result = reset(key)
         if not isinstance(result, tuple) or len(result) != 2:
             raise EnvError(f"the environment's reset returns {_number(result)}; it has to return two: state, obs.")
-        return jax.tree.map(_as_array, result)
+        return jax.tree.map(strongly_typed, result)
 
     return begin
 
@@ -200,7 +200,7 @@ def _checked_step(step: Step, first_state: Any, first_obs: Any) -> Step:
                 f"the environment's step returns {_number(result)}; it has to return five: state, obs, reward, "
                 f"terminated, truncated, or six with an info."
             )
-        state, obs = jax.tree.map(_as_array, result[:2])
+        state, obs = jax.tree.map(strongly_typed, result[:2])
         _refuse_difference("a state", state, first_state)
         _refuse_difference("an observation", obs, first_obs)
         reward = _scalar("reward", result[2], jnp.number).astype(jnp.float32)
@@ -235,7 +235,7 @@ def _number(result: Any) -> str:
     return f"{len(result)} values" if isinstance(result, tuple) else f"one {type(result).__name__}"
 
 
-def _as_array(x: Any) -> jax.Array:
+def strongly_typed(x: Any) -> jax.Array:
     """Returns x, which may be a Python number, as an array without JAX's weak type.
 
     The state then has the same types before and after a step, and after it has been restored from a checkpoint.

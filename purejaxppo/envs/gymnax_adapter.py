@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purejaxppo.config.fields import plain, whole
+from purejaxppo.config.fields import EPISODE_METRICS, plain, whole
 from purejaxppo.config.validate import suggestion
-from purejaxppo.core.check_env import EPISODE_METRICS, UNFIT, check_env
+from purejaxppo.core.check_env import UNFIT, check_env
 from purejaxppo.core.faults import describe
 from purejaxppo.core.types import ActionSpace, Box, Discrete, EnvState, EnvStep, MultiDiscrete, VecEnv
 from purejaxppo.envs.autoreset import Draw, ResettingStep, auto_resetting

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
-from purejaxppo.config.fields import AnyPath
+from purejaxppo.config.fields import EPISODE_METRICS, AnyPath
 from purejaxppo.errors import CheckpointError, PureJaxPPOError
 from purejaxppo.experiment.progress import Row
 
@@ -226,7 +226,7 @@ def episode_mean(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
 
 def reported(names: Iterable[str]) -> dict[str, str]:
     """Returns, in order, what the environment reports of its episodes: name of the metric -> name in its `info`."""
-    own = {f"episode/{name}" for name in ("return", "length", "count")}
+    own = {f"episode/{name}" for name in EPISODE_METRICS}
     return {
         name: name.removeprefix("episode/") for name in sorted(names) if name.startswith("episode/") and name not in own
     }

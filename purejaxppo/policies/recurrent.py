@@ -16,7 +16,7 @@ from purejaxppo.policies.heads import policy_head
 from purejaxppo.policies.inputs import Inputs, is_image, reader
 from purejaxppo.policies.layers import ConvTorso, Dense, MLPTorso, feature_major, torso_maker
 
-Memory = dict[str, jax.Array]  # name of the unit -> its state [E, H]
+States = dict[str, jax.Array]  # the memory: name of the unit -> its state [E, H]
 
 
 def gru(config: TrainConfig, env: VecEnv) -> "Recurrent":
@@ -52,20 +52,20 @@ class Recurrent:
         memory, start = self.initial_memory(num_envs), jnp.ones((num_envs, 1), jnp.bool_)
         return self.network.init(key, memory, _one_step(obs), start)
 
-    def initial_memory(self, num_envs: int) -> Memory:
+    def initial_memory(self, num_envs: int) -> States:
         return {name: jnp.zeros((num_envs, self.network.width)) for name in self.network.units}
 
-    def act(self, params: Params, memory: Memory, obs: Observation, start: jax.Array) -> tuple[Memory, Distribution]:
+    def act(self, params: Params, memory: States, obs: Observation, start: jax.Array) -> tuple[States, Distribution]:
         memory, pi, _ = self._apply(params, memory, _one_step(obs), start[:, None])
         return memory, jax.tree.map(lambda x: x[:, 0], pi)
 
     def evaluate(
-        self, params: Params, memory: Memory, obs: Observation, start: jax.Array
+        self, params: Params, memory: States, obs: Observation, start: jax.Array
     ) -> tuple[Distribution, jax.Array]:
         _, pi, value = self._apply(params, memory, obs, start)
         return pi, value
 
-    def _apply(self, params: Params, memory: Memory, obs: Observation, start: jax.Array) -> Any:
+    def _apply(self, params: Params, memory: States, obs: Observation, start: jax.Array) -> Any:
         # `Any`, as flax annotates `apply` for its mutable collections.
         return self.network.apply(params, memory, obs, start)
 
@@ -90,7 +90,7 @@ class RecurrentActorCritic(nn.Module):
         return ("both",) if self.shared_torso else ("actor", "critic")
 
     @nn.compact
-    def __call__(self, memory: Memory, obs: Observation, start: jax.Array) -> tuple[Memory, Distribution, jax.Array]:
+    def __call__(self, memory: States, obs: Observation, start: jax.Array) -> tuple[States, Distribution, jax.Array]:
         """Maps memory [B, H], obs [B, L, ...] and start [B, L] to the memory after them, pi [B, L] and value [B, L]."""
         lead, seen, privileged, mask = self.read(obs)
         columns = feature_major(seen)

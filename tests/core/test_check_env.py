@@ -5,9 +5,10 @@ import math
 import jax
 import jax.numpy as jnp
 import pytest
+from messages import line
 from probe_envs import walk
 
-from purejaxppo.config import Hyperparams, TrainConfig
+from purejaxppo.config import TrainConfig
 from purejaxppo.core.check_env import check_env
 from purejaxppo.core.types import Box, Discrete, MultiDiscrete
 from purejaxppo.devices.data_parallel import spread_trainer
@@ -16,14 +17,6 @@ from purejaxppo.train import trainer_from_config
 
 E = 4
 CONFIG = TrainConfig(env="walk", num_envs=E, num_steps=4, hidden_sizes=(), total_timesteps=16)
-HP = Hyperparams()
-
-
-def line(caught):
-    """The message, which is one line."""
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 def stepping(change):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from messages import line
 from probe_envs import walk
 
 from purejaxppo.config import Hyperparams, TrainConfig
@@ -18,13 +19,6 @@ from purejaxppo.train import advance, train, trainer_from_config
 E = 4
 CONFIG = TrainConfig(env="walk", num_envs=E, num_steps=4, hidden_sizes=(), total_timesteps=16)
 HP = Hyperparams()
-
-
-def line(caught):
-    """The message, which is one line."""
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 BAD = {

@@ -6,10 +6,11 @@ from types import SimpleNamespace
 import jax.numpy as jnp
 import pytest
 from hand_policy import policy_of
+from messages import line
 from probe_envs import walk
 
 from purejaxppo.algorithms import make_algorithm, ppo_clip
-from purejaxppo.config import Hyperparams, TrainConfig
+from purejaxppo.config import TrainConfig
 from purejaxppo.core.distributions import Categorical, DiagGaussian, MultiCategorical, TanhDiagGaussian
 from purejaxppo.core.types import Box, MultiDiscrete
 from purejaxppo.errors import ConfigError
@@ -19,14 +20,6 @@ from purejaxppo.train import make_trainer, trainer_from_config
 
 E = 4
 CONFIG = TrainConfig(env="walk", num_envs=E, num_steps=4, hidden_sizes=(), total_timesteps=16)
-HP = Hyperparams()
-
-
-def line(caught):
-    """The message, which is one line."""
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 class Fixed:
