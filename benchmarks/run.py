@@ -38,7 +38,7 @@ class Section(NamedTuple):
 
 
 SECTIONS = {
-    "throughput": Section("benchmarks.sections.throughput", "steady-state training", 180, 240, 600),
+    "throughput": Section("benchmarks.sections.throughput", "steady-state training", 600, 1200, 600),
     "breakdown": Section("benchmarks.sections.update_breakdown", "where the time of an update goes", 120, 150, 300),
     "scaling": Section("benchmarks.sections.scaling", "speed and memory as things grow", 180, 240, 420),
     "startup": Section("benchmarks.sections.startup", "from the command to the first update", 120, 180, 300),

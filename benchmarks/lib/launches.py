@@ -1,9 +1,9 @@
 """What a compiled program launches per loop and per update, and a model of how long that takes.
 
-The model: each launch (a kernel or a copy) takes as long as it takes to launch, or as long as its bytes take at the
-bandwidth of the device's memory, if that is more; launches follow each other. Two constants for a launch are given,
-since it has not been settled which holds: 1.5 us between dependent kernels of a CUDA graph, and 2.5 us, near the 2.3 us
-that an H100 took for an update over its launches (log.md). Arithmetic, caches, and what runs side by side are left out.
+The model: each launch (a kernel or a copy) takes 1.5 us, or as long as its bytes take at the bandwidth of the device's
+memory, if that is more; launches follow each other. An H100 took 1.2 us for each launch of programs whose kernels are
+tiny, and what the model says to a tenth for four of those that move more (log.md has the table). Arithmetic, caches,
+how well a kernel uses the bandwidth, and what runs side by side are left out.
 """
 
 import re
@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.lib.hlo_text import Computation, Instruction, Module
 from benchmarks.lib.thunks import Thunk
 
-LAUNCH_US = (1.5, 2.5)
+LAUNCH_US = 1.5
 # Opcodes that are no work of the device: names of buffers, and the ends of what was started.
 _NO_LAUNCH = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
@@ -36,9 +36,9 @@ class Launch:
     written: float
     grid: str = ""  # blocks x threads
 
-    def seconds(self, launch_us: float, bytes_per_s: float) -> float:
+    def seconds(self, bytes_per_s: float) -> float:
         """Returns the modelled seconds."""
-        return max(launch_us * 1e-6, (self.read + self.written) / bytes_per_s)
+        return max(LAUNCH_US * 1e-6, (self.read + self.written) / bytes_per_s)
 
 
 @dataclass
@@ -149,9 +149,9 @@ def per_update(loops: list[Loop], updates: int) -> list[Loop]:
     return [Loop(**{**vars(loop), "rounds": loop.rounds / updates}) for loop in loops[start:end]]
 
 
-def modelled(loops: list[Loop], launch_us: float, bytes_per_s: float) -> float:
+def modelled(loops: list[Loop], bytes_per_s: float) -> float:
     """Returns the modelled seconds of loops, by the model above."""
-    return sum(loop.rounds * launch.seconds(launch_us, bytes_per_s) for loop in loops for launch in loop.launches)
+    return sum(loop.rounds * launch.seconds(bytes_per_s) for loop in loops for launch in loop.launches)
 
 
 def totals(loops: list[Loop]) -> dict[str, float]:
@@ -183,7 +183,7 @@ def largest(loops: list[Loop], bytes_per_s: float, number: int) -> list[dict[str
                 "per_update": 0, "read_mb": x.read / 1e6, "written_mb": x.written / 1e6, "ms_per_update": 0.0,
             })  # fmt: skip
             row["per_update"] += loop.rounds
-            row["ms_per_update"] += 1e3 * loop.rounds * x.seconds(LAUNCH_US[0], bytes_per_s)
+            row["ms_per_update"] += 1e3 * loop.rounds * x.seconds(bytes_per_s)
     return sorted(rows.values(), key=lambda row: -row["ms_per_update"])[:number]
 
 
@@ -195,7 +195,7 @@ def by_source(loops: list[Loop], bytes_per_s: float) -> list[dict[str, Any]]:
             row = rows.setdefault(x.source, {"source": x.source, "launches": 0, "bytes": 0.0, "ms_per_update": 0.0})
             row["launches"] += loop.rounds
             row["bytes"] += loop.rounds * (x.read + x.written)
-            row["ms_per_update"] += 1e3 * loop.rounds * x.seconds(LAUNCH_US[0], bytes_per_s)
+            row["ms_per_update"] += 1e3 * loop.rounds * x.seconds(bytes_per_s)
     return sorted(rows.values(), key=lambda row: -row["launches"])
 
 

@@ -72,6 +72,12 @@ class WorkerProcess:
         answer = self.receive(limit)
         return {"ready_s": self.answered - self.started, **answer}
 
+    def wait(self, limit: float) -> None:
+        """Waits until the next answer could be received, or until the process has ended; at most `limit` seconds."""
+        end = time.perf_counter() + limit
+        while self.answers.empty() and time.perf_counter() < end:
+            time.sleep(0.05)
+
     def ask(self, request: Message, limit: float) -> Message:
         """Sends a request and returns the answer; raises what `receive` raises."""
         assert self.process.stdin

@@ -2,15 +2,17 @@
 train.
 
 Each has a process of its own. They take turns, block by block, and only the median of the ratios of neighbouring blocks
-is worth quoting: what else runs on the machine hits both. Compilation and the first call are timed apart.
+is worth quoting: what else runs on the machine hits both. Compilation and the first call are timed apart. For an
+accelerator beside eight or more cores everything is compiled at the same time, before anything is measured.
 
     python -m benchmarks.sections.throughput [--quick] --out result.json
     python -m benchmarks.sections.throughput --shapes 64x128 4x128 --runs 1 16 --repetitions 15
 """
 
 import argparse
+import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 
@@ -48,12 +50,15 @@ def works(where: str, quick: bool) -> list[Settings]:
         return [cartpole(64, 128), cartpole(4, 128, 16)]
     shapes = [cartpole(4, 128), cartpole(64, 128), cartpole(2048, 32), cartpole(2048, 128)]
     runs = [cartpole(4, 128, n) for n in ([16, 64] if where == "cpu" else [16, 256, 1024])]
-    return [*shapes, *runs, breakout, pendulum]
+    everywhere = [*shapes, *runs, breakout, pendulum]
+    if where == "cpu":
+        return everywhere
+    return [*everywhere, replace(breakout, num_envs=2048), Settings(num_envs=2048, config={"policy": "gru"})]
 
 
 def arms_for(work: Settings) -> list[str]:
     """Returns the trainers: the baseline trains CartPole alone, and holds every step of every run in memory."""
-    return [OURS, BASELINE] if work.env == CARTPOLE and work.num_runs <= 16 else [OURS]
+    return [OURS, BASELINE] if work.env == CARTPOLE and work.num_runs <= 16 and not work.config else [OURS]
 
 
 def updates_per_call(work: Settings, where: str) -> int:
@@ -70,15 +75,23 @@ def turns(arms: Sequence[str], number: int) -> Sequence[str]:
     return arms[::-1] if number % 2 else arms
 
 
+def compiled_together(where: str) -> bool:
+    """Returns whether all programs are compiled at once, a minute each, rather than one after the other."""
+    return where != "cpu" and (os.cpu_count() or 1) >= 8
+
+
 def start_arm(arm: str, work: Settings) -> WorkerProcess:
-    """Starts an arm. JAX chooses the number of threads for the baseline too, but where that may hang."""
+    """Starts an arm, which compiles its program.
+
+    JAX chooses the number of threads for the baseline too, but where that may hang.
+    """
     threads = safe_threads() if arm == BASELINE and work.num_runs > 1 else {}
     return start(TRAINERS[arm], asdict(work), threads=threads)
 
 
-def measure(work: Settings, arms: Sequence[str], updates: int, repetitions: int, seconds: float) -> Row:
-    """Returns every repetition of one piece of work."""
-    work = replace(work, updates_per_block=updates)
+def measure(work: Settings, started: Mapping[str, WorkerProcess], repetitions: int, seconds: float) -> Row:
+    """Returns every repetition of one piece of work, by the arms that have been started and those that have not."""
+    arms = arms_for(work)
 
     def train(arm: str, blocks: int) -> float:
         return workers[arm].ask({"do": "train", "blocks": blocks}, LIMIT)["seconds"]
@@ -87,13 +100,13 @@ def measure(work: Settings, arms: Sequence[str], updates: int, repetitions: int,
         workers: dict[str, WorkerProcess] = {}
         described: Row = {}
         for arm in arms:  # one after the other, as compiling takes all cores
-            workers[arm] = stack.enter_context(start_arm(arm, work))
+            workers[arm] = stack.enter_context(started.get(arm) or start_arm(arm, work))
             workers[arm].ready(LIMIT)
             described[arm] = workers[arm].ask({"do": "describe"}, LIMIT)
             described[arm]["first_call_s"] = train(arm, 1)
         calls = max(1, round(seconds / max(train(arm, 1) for arm in arms)))
         times = [{arm: train(arm, calls) for arm in turns(arms, number)} for number in range(repetitions)]
-    block = work.env_steps * updates * calls
+    block = work.block_steps * calls
     row: Row = {
         **head(work), "env_steps_per_block": block, "seconds": times, "arms": described,
         "env_steps_per_s": {arm: block / statistics.median(time[arm] for time in times) for arm in arms},
@@ -146,14 +159,23 @@ def main() -> None:
     repetitions = arguments.repetitions or (5 if arguments.quick else 11 if where == "cpu" else 7)
     seconds = 0.5 if where == "cpu" and not arguments.quick else 0.3
     rows = []
-    for work in selected(arguments, where):
-        progress(work.name)
-        try:
-            updates = updates_per_call(work, where)
-            rows.append(measure(work, arms_for(work), updates, repetitions, seconds))
-        except WorkerError as error:
-            rows.append({**head(work), "error": str(error)})
-        write(arguments.out, rows)  # after each, so that what there is survives
+    selected_works = [replace(w, updates_per_block=updates_per_call(w, where)) for w in selected(arguments, where)]
+    with ExitStack() as stack:
+        started: list[dict[str, WorkerProcess]] = [{} for _ in selected_works]
+        if compiled_together(where):
+            progress("compiling all programs")
+            started = [
+                {arm: stack.enter_context(start_arm(arm, work)) for arm in arms_for(work)} for work in selected_works
+            ]
+            for worker in (worker for workers in started for worker in workers.values()):
+                worker.wait(2 * LIMIT)  # while one compiles, no other one is measured
+        for work, workers in zip(selected_works, started, strict=True):
+            progress(work.name)
+            try:
+                rows.append(measure(work, workers, repetitions, seconds))
+            except WorkerError as error:
+                rows.append({**head(work), "error": str(error)})
+            write(arguments.out, rows)  # after each, so that what there is survives
     print(table(HEAD, [cells(row) for row in rows]))
 
 

@@ -99,11 +99,20 @@ def test_both_arms_take_turns():
     work = Settings("CartPole-v1", 2, 8, num_runs=2)
     arms = throughput.arms_for(work)
     assert arms == ["purejaxppo", "common shape"]
-    row = throughput.measure(work, arms, updates=1, repetitions=3, seconds=0.0)
+    row = throughput.measure(work, {}, repetitions=3, seconds=0.0)
     assert [list(times) for times in row["seconds"]] == [arms, arms[::-1], arms]
     assert row["ratio"]["low"] <= row["ratio"]["value"] <= row["ratio"]["high"]
     assert [len(figure["samples"]) for figure in row["figures"]] == [3, 1, 3]
     assert len(throughput.cells(row)) == len(throughput.HEAD)
+
+
+def test_an_arm_that_was_started_is_not_started_again():
+    work = Settings("Pendulum-v1", 2, 8)
+    (arm,) = throughput.arms_for(work)
+    with throughput.start_arm(arm, work) as worker:
+        row = throughput.measure(work, {arm: worker}, repetitions=1, seconds=0.0)
+        assert worker.process.poll() is not None  # ended as soon as it has been measured
+    assert len(row["seconds"]) == 1
 
 
 def test_every_platform_has_its_work():

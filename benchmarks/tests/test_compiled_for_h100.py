@@ -35,14 +35,8 @@ def compiled(name, around=""):
     asked = {**run_compiled.request(target, program, devices=1), "around": around}
     command = module_command("benchmarks.workers.compile_worker", json.dumps(asked), python=str(PYTHON))
     given = {k: v for k, v in environment().items() if k not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
-    with WorkerProcess("compile_worker", command, {**given, **flags_of_result()}) as process:
+    with WorkerProcess("compile_worker", command, given) as process:
         return process.receive(LIMIT_S)
-
-
-def flags_of_result():
-    """Returns the XLA_FLAGS with which the committed counts were made."""
-    given = json.loads(COMMITTED.read_text())["machine"]["environment"]
-    return {name: value for name, value in given.items() if name == "XLA_FLAGS"}
 
 
 def committed(name):

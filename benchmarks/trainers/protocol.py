@@ -66,7 +66,8 @@ class Settings:
     def name(self) -> str:
         """The work in words, e.g. CartPole-v1 16 runs of 4x128."""
         runs = f"{self.num_runs} runs of " if self.num_runs > 1 else ""
-        return f"{self.env} {runs}{self.num_envs}x{self.num_steps}"
+        policy = f" {self.config['policy']}" if "policy" in self.config else ""
+        return f"{self.env}{policy} {runs}{self.num_envs}x{self.num_steps}"
 
     def learning_rate_after(self, update: Any) -> Any:
         """Returns the learning rate after `update` updates, which may be a traced number."""

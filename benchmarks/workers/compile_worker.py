@@ -13,13 +13,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from benchmarks.lib import device_target
 from benchmarks.lib.hlo_text import Module
 from benchmarks.lib.launches import (
-    LAUNCH_US,
     Loop,
     by_source,
     collectives,
@@ -34,6 +34,7 @@ from benchmarks.lib.launches import (
 from benchmarks.lib.thunks import read_thunks
 from benchmarks.lib.worker_process import answer_channel
 from benchmarks.trainers.protocol import Settings
+from purejaxppo.devices.gpu import missing_flags
 
 UPDATES = 4  # in the program; XLA removes a loop of one
 LISTED = 40  # of the largest launches
@@ -133,12 +134,19 @@ def find_around(name: str) -> Callable[[Any], Any]:
     return getattr(importlib.import_module(module), function)
 
 
+def xla_flags(target: device_target.Target, trainer: str) -> str:
+    """Returns the XLA_FLAGS of a trainer: those of the environment, and what purejaxppo adds where there is a GPU."""
+    ours = trainer == "ours" and target.compiler == "cuda"
+    return missing_flags(os.environ, version("jaxlib")) if ours else os.environ.get("XLA_FLAGS", "")
+
+
 def compile_for(request: dict[str, Any], dump: Path) -> dict[str, Any]:
     """Compiles and returns all that is known of the program. XLA's dump goes to `dump`."""
     target = device_target.load(request["target"])
+    flags = xla_flags(target, request["trainer"])
     if target.compiler == "cuda":
         dumping = f"--xla_dump_to={dump} --xla_dump_hlo_as_text --xla_dump_hlo_module_re=jit_block.*"
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {dumping}".strip()
+        os.environ["XLA_FLAGS"] = f"{flags} {dumping}".strip()
     os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
     import jax
     from jax.experimental import topologies
@@ -180,6 +188,7 @@ def compile_for(request: dict[str, Any], dump: Path) -> dict[str, Any]:
     memory = compiled.memory_analysis()
     return {
         "env_steps_per_update": settings.env_steps,
+        "xla_flags": flags,
         "trace_s": traced - start,
         "compile_s": done - traced,
         "memory": {
@@ -220,14 +229,14 @@ def described(target: device_target.Target, module: Module, loops: list[Loop]) -
             "kernels": sum(launch.kind == "kernel" for launch in loop.launches),
             "copies": sum(launch.kind == "copy" for launch in loop.launches),
             "graphs": loop.graphs, "bytes": loop.bytes(),
-            "ms_per_update": [1e3 * modelled([loop], us, target.bytes_per_s) for us in LAUNCH_US],
+            "ms_per_update": 1e3 * modelled([loop], target.bytes_per_s),
         }
         for loop in update
     ]  # fmt: skip
     return {
         "per_update": totals(update),
         "per_call": totals([loop for loop in loops if loop.depth == 0]),
-        "ms_per_update": [1e3 * modelled(update, us, target.bytes_per_s) for us in LAUNCH_US],
+        "ms_per_update": 1e3 * modelled(update, target.bytes_per_s),
         "bytes_ms_per_update": 1e3 * totals(update)["bytes"] / target.bytes_per_s,
         "loops": rows,
         "findings": findings(module),

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import jax
 
-from purejaxppo.core.target import on_cpu
+from purejaxppo.core.target import platform
 
 Carry = TypeVar("Carry")
 
@@ -18,4 +18,4 @@ def scan_over_time(
     On an accelerator an iteration is a number of launches, each of some microseconds whatever it computes, and steps
     side by side share theirs. A CPU gains nothing, and compiles a longer program.
     """
-    return jax.lax.scan(step, start, xs, reverse=reverse, unroll=1 if on_cpu() else unroll)
+    return jax.lax.scan(step, start, xs, reverse=reverse, unroll=1 if platform() == "cpu" else unroll)

@@ -12,19 +12,19 @@ import jax
 _target: str | None = None
 
 
-def on_cpu() -> bool:
-    """Returns whether the program that is being traced is for a CPU."""
-    return (_target or jax.default_backend()) == "cpu"
+def platform() -> str:
+    """Returns the platform of the program that is being traced, as JAX calls it: cpu, gpu or tpu."""
+    return _target or jax.default_backend()
 
 
 @contextlib.contextmanager
-def compiling_for(platform: str) -> Iterator[None]:
-    """Makes programs that are traced within the context those for a platform (JAX's name), which need not be there.
+def compiling_for(target: str) -> Iterator[None]:
+    """Makes programs that are traced within the context those for a platform (cpu, gpu, tpu), which need not be there.
 
     A function that was traced before is not traced again by `jax.jit`: use a process, or functions, of its own.
     """
     global _target
-    before, _target = _target, platform
+    before, _target = _target, target
     try:
         yield
     finally:

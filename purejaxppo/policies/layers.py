@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from purejaxppo.config import TrainConfig
 from purejaxppo.config.fields import Activation
+from purejaxppo.core.target import platform
 
 _ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
     "tanh": nn.tanh,
@@ -25,7 +26,9 @@ _CONV_FEATURES = 16
 # From this number of rows N on, activations are feature-major, [F, N], instead of row-major, [N, F]. The gradient of a
 # layer's weights is a product over N: XLA's CPU multiplied 64 x N by N x 64 at 90-104 GFLOP/s if N was the last axis of
 # both factors, and at 45 if it was the first (one AVX-512 core, N = 512 to 2,048). With few rows, as in the rollout, it
-# is the other way round: 128 steps of 4 environments took 1.26 ms row-major and 1.74 feature-major.
+# is the other way round: 128 steps of 4 environments took 1.26 ms row-major and 1.74 feature-major. An H100 trained
+# 1.02 to 1.04 times as fast row-major (2048 x 128, Pendulum, Breakout), and 1,024 runs of 4 x 128 0.98 times
+# (benchmarks/log.md).
 COLUMNS_FROM = 128
 
 
@@ -37,7 +40,7 @@ def torso_maker(config: TrainConfig, kind: type["MLPTorso | ConvTorso"]) -> Call
 def feature_major(x: jax.Array) -> bool:
     """Returns whether the activations for the rows x are feature-major, [F, N], rather than row-major, [N, F]."""
     rows = x.shape[0]  # a symbolic dimension in an exported policy, which accepts any number of rows
-    return isinstance(rows, int) and rows >= COLUMNS_FROM
+    return platform() != "gpu" and isinstance(rows, int) and rows >= COLUMNS_FROM
 
 
 class Dense(nn.Module):

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 
 from purejaxppo.config import TrainConfig
 from purejaxppo.core.distributions import Distribution
-from purejaxppo.core.scan import scan_over_time
 from purejaxppo.core.types import Observation, Params, VecEnv
 from purejaxppo.errors import ConfigError
+from purejaxppo.policies.gated_unit import unroll
 from purejaxppo.policies.heads import policy_head
 from purejaxppo.policies.inputs import Inputs, is_image, reader
 from purejaxppo.policies.layers import ConvTorso, Dense, MLPTorso, feature_major, torso_maker
@@ -111,15 +111,7 @@ class RecurrentActorCritic(nn.Module):
 
 
 class GRU(nn.Module):
-    """A gated recurrent unit with orthogonal weights, over sequences in which episodes may begin.
-
-        r = sigmoid(x_r + U_r h)    z = sigmoid(x_z + U_z h)    n = tanh(x_n + r (U_n h + b))    h' = (1 - z) n + z h
-
-    Where an episode begins, h is 0.
-
-    Source: Cho et al. 2014, "Learning phrase representations using RNN encoder-decoder", arXiv:1406.1078, with the
-    reset gate behind the product, as in cuDNN and PyTorch.
-    """
+    """A gated recurrent unit with orthogonal weights, over sequences in which episodes may begin (`unroll`)."""
 
     width: int
 
@@ -133,16 +125,5 @@ class GRU(nn.Module):
 
         kernel = self.param("kernel", three, (self.width, 3 * self.width))
         bias = self.param("bias", nn.initializers.zeros, (self.width,))
-
-        def step(h: jax.Array, now: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            x, start = now
-            h = jnp.where(start[:, None], 0.0, h)
-            x_r, x_z, x_n = jnp.split(x, 3, axis=-1)
-            h_r, h_z, h_n = jnp.split(h @ kernel, 3, axis=-1)
-            z = nn.sigmoid(x_z + h_z)
-            n = nn.tanh(x_n + nn.sigmoid(x_r + h_r) * (h_n + bias[None]))
-            h = (1 - z) * n + z * h
-            return h, h
-
-        last, states = scan_over_time(step, h, (gates.swapaxes(0, 1), start.T), unroll=16)
-        return last, states.swapaxes(0, 1)
+        states = unroll(kernel, bias, h, gates.swapaxes(0, 1), start.T)
+        return states[-1], states.swapaxes(0, 1)

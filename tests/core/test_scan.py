@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from purejaxppo.core.scan import scan_over_time
-from purejaxppo.core.target import compiling_for, on_cpu
+from purejaxppo.core.target import compiling_for, platform
 
 
 def add(total, x):
@@ -23,24 +23,24 @@ def loop(steps, unroll, reverse):
 @pytest.mark.parametrize(("steps", "unroll"), [(12, 4), (7, 4), (3, 8), (1, 1)])
 def test_it_is_the_scan_whatever_the_steps_per_iteration(steps, unroll, reverse):
     expected = jax.lax.scan(add, jnp.float32(1), jnp.arange(steps, dtype=jnp.float32), reverse=reverse)
-    for platform in ("cpu", "cuda", "tpu"):
-        with compiling_for(platform):
+    for target in ("cpu", "gpu", "tpu"):
+        with compiling_for(target):
             jax.tree.map(np.testing.assert_array_equal, loop(steps, unroll, reverse), expected)
 
 
 def test_on_a_cpu_an_iteration_is_one_step():
-    def unrolled(platform):
-        with compiling_for(platform):
+    def unrolled(target):
+        with compiling_for(target):
             jaxpr = jax.make_jaxpr(lambda: loop(12, 4, reverse=False))()
         (scan,) = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "scan"]
         return scan.params["unroll"]
 
-    assert (unrolled("cpu"), unrolled("cuda")) == (1, 4)
+    assert (unrolled("cpu"), unrolled("gpu")) == (1, 4)
 
 
 def test_the_target_is_the_default_device_outside():
-    assert on_cpu() == (jax.default_backend() == "cpu")
+    assert platform() == jax.default_backend()
     with contextlib.suppress(ValueError), compiling_for("tpu"):
-        assert not on_cpu()
+        assert platform() == "tpu"
         raise ValueError
-    assert on_cpu() == (jax.default_backend() == "cpu")
+    assert platform() == jax.default_backend()

@@ -12,6 +12,7 @@ from compiled_once import QUICKLY
 
 from purejaxppo.config import TrainConfig
 from purejaxppo.core.distributions import Categorical, DiagGaussian, MultiCategorical, TanhDiagGaussian
+from purejaxppo.core.target import compiling_for
 from purejaxppo.core.types import Box, Discrete, MultiDiscrete, VecEnv
 from purejaxppo.errors import ConfigError, EnvError
 from purejaxppo.policies import layers
@@ -149,6 +150,14 @@ def test_columns_are_rows_turned_over(monkeypatch, obs_shape, action_space, shar
         found.append(jax.tree.leaves(jax.jit(lambda params: everything(params), compiler_options=QUICKLY)(params)))
     for columns, rows in zip(*found, strict=True):
         np.testing.assert_allclose(columns, rows, rtol=1e-4, atol=1e-5)
+
+
+def test_activations_are_row_major_on_a_gpu():
+    many, few = jnp.zeros((layers.COLUMNS_FROM, 4)), jnp.zeros((layers.COLUMNS_FROM - 1, 4))
+    for target, columns in (("cpu", True), ("tpu", True), ("gpu", False)):
+        with compiling_for(target):
+            assert layers.feature_major(many) == columns
+            assert not layers.feature_major(few)
 
 
 @pytest.mark.parametrize("sizes", [(), (5,), (7, 6, 5)])
