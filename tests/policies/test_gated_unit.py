@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from purejaxppo.policies.gated_unit import unroll
+from purejaxppo.core.target import compiling_for
+from purejaxppo.policies.gated_unit import states_by_hand, unroll
 
 L, B, H = 6, 3, 4
 
@@ -42,15 +43,24 @@ def weighted(states):
     return jnp.sum(jnp.sin(jnp.arange(1.0, states.size + 1).reshape(states.shape)) * states**2)
 
 
-def test_the_states():
-    np.testing.assert_allclose(unroll(*arguments()), by_formula(*arguments()), rtol=1e-12)
+@pytest.mark.parametrize("target", ["cpu", "gpu", "tpu"])
+def test_the_states_on_every_platform(target):
+    with compiling_for(target):
+        np.testing.assert_allclose(unroll(*arguments()), by_formula(*arguments()), rtol=1e-12)
+
+
+@pytest.mark.parametrize(("target", "by_hand"), [("cpu", False), ("gpu", True), ("tpu", True)])
+def test_the_derivative_is_written_out_for_accelerators(target, by_hand):
+    with compiling_for(target):
+        jaxpr = str(jax.make_jaxpr(lambda *a: unroll(*a))(*arguments()))
+    assert ("custom_vjp_call" in jaxpr) == by_hand
 
 
 def test_the_derivatives_by_weights_bias_first_state_and_inputs():
     *floats, start = arguments()
     ours, expected = (
         jax.jit(jax.grad(lambda *floats, f=f: weighted(f(*floats, start)), argnums=(0, 1, 2, 3)))(*floats)
-        for f in (unroll, by_formula)
+        for f in (states_by_hand, by_formula)
     )
     for name, a, b in zip(("kernel", "bias", "h", "x"), ours, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12, err_msg=name)
@@ -62,14 +72,14 @@ def test_a_gradient_can_be_differentiated_forwards():
     kernel, *others = arguments()
     ours, expected = (
         jax.linearize(jax.grad(lambda kernel, f=f: weighted(f(kernel, *others))), kernel)[1](jnp.cos(kernel))
-        for f in (unroll, by_formula)
+        for f in (states_by_hand, by_formula)
     )
     np.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_over_many_runs_at_once():
     *floats, start = arguments()
-    gradient = jax.grad(lambda *floats: weighted(unroll(*floats, start)), argnums=(0, 1, 2, 3))
+    gradient = jax.grad(lambda *floats: weighted(states_by_hand(*floats, start)), argnums=(0, 1, 2, 3))
     several = [jnp.stack([x, 0.5 * x]) for x in floats]
     for i in range(2):
         jax.tree.map(
