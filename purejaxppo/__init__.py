@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from purejaxppo.devices.compile_cache import keep_programs
     from purejaxppo.devices.cpu import use_all_cores
     from purejaxppo.devices.data_parallel import spread_trainer
+    from purejaxppo.devices.selection import use_devices
     from purejaxppo.devices.vectorize import advance_runs, grid, make_runs
     from purejaxppo.envs.autoreset import autoreset
     from purejaxppo.envs.gymnax_adapter import from_gymnax
@@ -77,6 +78,7 @@ _MODULES = {
     "trainer_from_config": "train",
     "trpo": "algorithms",
     "use_all_cores": "devices.cpu",
+    "use_devices": "devices.selection",
 }
 __all__ = sorted(_MODULES)
 

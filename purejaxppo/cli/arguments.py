@@ -21,6 +21,9 @@ class Common:
 
     device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
     """Where to run; auto takes an accelerator if JAX sees one."""
+    devices: str = "auto"
+    """Which of the devices to train on: all, a count, or their numbers as in 0,2. By default a sweep uses all, and one
+    run as many as have enough to do; evaluating takes one."""
     plugin: tuple[str, ...] = ()
     """Python modules to import first, by name or as a path/to/file.py, which make parts of one's own known by
     purejaxppo.register_env, register_policy, register_algorithm, register_optimizer, register_schedule or

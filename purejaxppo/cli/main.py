@@ -87,6 +87,8 @@ def _refuse_unknown_env(command: Command | ResumeSweep) -> None:
 
 def _one_thread_is_enough(command: Command | ResumeSweep) -> bool:
     """Returns whether each CPU device should have one thread: for many runs, and for a run that is fast with it."""
+    if not isinstance(command, Plot | Verify) and command.common.devices != "auto":
+        return True  # or a CPU would be one device
     if isinstance(command, Train | Resume):
         return one_thread_is_enough(command.settings, cpu_cores())
     return isinstance(command, Compare | Sweep | ResumeSweep)
@@ -125,6 +127,10 @@ def _prepare(common: Common, must_work: bool = True, one_thread: bool = False) -
     except Exception as error:  # RuntimeError, or for an unknown platform an AssertionError without text
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ConfigError(_not_available(common.device, reason)) from error
+    if must_work:
+        from purejaxppo.devices.selection import use_devices
+
+        use_devices(common.devices)
     import_plugins(common.plugin)
 
 

@@ -60,12 +60,13 @@ def _refuse_few_devices(devices: list[Any], error: RuntimeError) -> None:
         ) from error
 
 
-def num_devices_for(config: TrainConfig, devices: int) -> int:
-    """Returns how many of `devices` CPU devices of one thread a single run is sharded over.
+def num_devices_for(config: TrainConfig, devices: int, rows: int | None = None) -> int:
+    """Returns how many of `devices` devices a single run is sharded over.
 
-    They share its shards equally, and each of several has at least `ROWS_PER_SHARD` rows of a minibatch.
+    They share its shards equally, and each of several has at least `rows` rows of a minibatch; by default
+    `ROWS_PER_SHARD`, from which a further CPU device of one thread pays.
     """
-    most = min(devices, max(config.minibatch_size // fields.ROWS_PER_SHARD, 1))
+    most = min(devices, max(config.minibatch_size // (rows or fields.ROWS_PER_SHARD), 1))
     return max(number for number in range(1, most + 1) if config.shard_count % number == 0)
 
 

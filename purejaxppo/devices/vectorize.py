@@ -21,6 +21,7 @@ from purejaxppo.config.validate import validate_hyperparams, validate_seeds
 from purejaxppo.core.check_hyperparams import check_runs
 from purejaxppo.core.nonfinite import keep_if_finite, no_value
 from purejaxppo.core.types import LearnerState, Metrics, RunnerState, Trainer
+from purejaxppo.devices import selection
 from purejaxppo.errors import ConfigError
 
 _NEVER = 2**31 - 1
@@ -60,9 +61,9 @@ def layout_for(num_runs: int, exact: bool = False, devices: Sequence[jax.Device]
       exact: use `one_by_one` on the first device alone, where each run is bitwise identical to a single run. A program
         for several devices passes through XLA's partitioner, after which operations of a run may be fused differently,
         and a product and a sum be rounded once instead of twice.
-      devices: to choose from; all by default.
+      devices: to choose from; by default those that were chosen, or all (`devices/selection.py`).
     """
-    devices = devices or jax.devices()
+    devices = devices or selection.devices()
     number = 1 if exact else max(n for n in range(1, len(devices) + 1) if num_runs % n == 0)
     batching = one_by_one if exact or devices[0].platform == "cpu" else jax.vmap
     return Layout(Mesh(np.array(devices[:number]), ("runs",)), batching)

@@ -178,9 +178,9 @@ def program_name() -> str:
 
 
 def _versions(devices: int | None) -> dict[str, Any]:
-    import jax  # here, so that reading a run's settings does not wait for JAX
+    from purejaxppo.devices import selection  # which imports JAX; the settings of a run are read without it
 
-    device = jax.devices()[0]
+    device = selection.devices()[0]
     return {
         **installed_versions(),
         **code_revision(),

@@ -14,6 +14,7 @@ from purejaxppo.config.fields import AnyPath, whole
 from purejaxppo.config.resolve import describe_settings, refuse_changes
 from purejaxppo.config.validate import validate_evaluation
 from purejaxppo.core.types import RunnerState, VecEnv
+from purejaxppo.devices import selection
 from purejaxppo.devices.data_parallel import devices_for, spread_trainer
 from purejaxppo.devices.memory import out_of_memory_explained
 from purejaxppo.envs.registry import make_env
@@ -187,7 +188,7 @@ def _check_budget(run: Run, saved: Saved) -> None:
 
 def _finish(run: Run, runner: RunnerState, timing: Timing) -> dict[str, Any]:
     """Evaluates and plots a run that has been trained, unless a signal stopped it; returns its summary."""
-    runner = jax.device_put(runner, jax.devices()[0])  # evaluation and hashing use one device
+    runner = jax.device_put(runner, selection.devices()[0])  # evaluation and hashing use one device
     history = read_metrics(run.metrics_file)
     summary = _summary(run, runner, timing, history)
     run.phases.end("saving")

@@ -24,6 +24,7 @@ from rich.console import Console
 from purejaxppo.config import TrainConfig
 from purejaxppo.core.nonfinite import NONFINITE_RULES, NonfiniteLimit, first_nonfinite
 from purejaxppo.core.types import RunnerState, Trainer, VecEnv
+from purejaxppo.devices import selection
 from purejaxppo.devices.data_parallel import devices_for
 from purejaxppo.devices.memory import device_bytes, explain, out_of_memory_explained, program_bytes
 from purejaxppo.errors import DivergedError
@@ -302,7 +303,7 @@ def _check_memory(run: Run, program: int) -> None:
     """
     if jax.default_backend() == "cpu":
         program *= len(devices_for(run.settings.config))  # CPU devices share the machine's memory
-    available = device_bytes(jax.devices()[0])
+    available = device_bytes(selection.devices()[0])
     if available and program > available:
         raise explain(run.settings.config, run.env, program)
 

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
-import jax
 import numpy as np
 from rich.console import Console
 
@@ -15,6 +14,7 @@ from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
 from purejaxppo.config.fields import AnyPath
 from purejaxppo.config.resolve import describe_settings, settings_record
 from purejaxppo.core.nonfinite import Cause, every_run_diverged, first_nonfinite
+from purejaxppo.devices import selection
 from purejaxppo.errors import ConfigError
 from purejaxppo.experiment.atomic_files import whole_file, write_json, write_text
 from purejaxppo.experiment.chunked_loop import Chunk, advance_in_chunks, steady_speed
@@ -219,7 +219,7 @@ def _write_csv(path: Path, columns: Iterable[str], rows: Iterable[dict[str, Any]
 
 
 def _headline(runs: Sequence[tuple[TrainConfig, Hyperparams]], seeds: Sequence[int], out: Path) -> str:
-    device = jax.devices()[0]
+    device = selection.devices()[0]
     slow = " (no accelerator)" if device.platform == "cpu" else ""
     each = ", ".join(f"{config.algorithm} {config.env_steps:,}" for config, _ in runs)
     count = f"seeds {seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"seed {seeds[0]} alone: no intervals, no bands"

@@ -8,6 +8,7 @@ import numpy as np
 
 from purejaxppo.config import Hyperparams
 from purejaxppo.core.types import RunnerState
+from purejaxppo.devices import selection
 from purejaxppo.devices.memory import device_bytes, program_bytes, traced_bytes
 from purejaxppo.devices.vectorize import Layout, Runs, advance_runs, layout_for, make_runs, one_by_one
 from purejaxppo.envs.registry import make_env
@@ -130,7 +131,7 @@ class CompiledGroup:
             if is_out_of_memory(error):
                 return math.inf
             raise
-        if jax.devices()[0].platform != "cpu":
+        if selection.devices()[0].platform != "cpu":
             return program
         _, runs = self.shapes(size)
         return program + 2 * _tree_bytes(runs) // self.layout(size).mesh.size  # being saved
@@ -180,7 +181,7 @@ def available_bytes(devices: int) -> float:
 
     It is infinite if a device does not tell.
     """
-    first = jax.devices()[0]
+    first = selection.devices()[0]
     share = _MEMORY_FRACTION / (devices if first.platform == "cpu" else 1)
     return share * (device_bytes(first) or math.inf)
 

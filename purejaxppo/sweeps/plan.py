@@ -10,6 +10,7 @@ import jax
 
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.config.resolve import settings_record
+from purejaxppo.devices import selection
 from purejaxppo.devices.memory import explain, readable
 from purejaxppo.sweeps.compiled_group import CompiledGroup, available_bytes
 from purejaxppo.sweeps.directory import Sizes, sweep_record
@@ -30,7 +31,7 @@ class Plan:
         """
         self.sweep = sweep
         self.groups = [CompiledGroup(sweep, settings, allow_download) for settings in sweep.programs()]
-        self.sizes = sizes or Sizes((), len(jax.devices()))
+        self.sizes = sizes or Sizes((), len(selection.devices()))
         for group in self.groups:  # tracing finds an error in the last program before hours of work on the first
             group.shapes(1)
 
@@ -155,7 +156,7 @@ def make_plan(sweep: SweepSettings, *, allow_download: bool = False) -> Plan:
 
 def plan_record(plan: Plan) -> dict[str, Any]:
     """Returns the plan as a dictionary for JSON; bytes are per device."""
-    sweep, devices = plan.sweep, jax.devices()
+    sweep, devices = plan.sweep, selection.devices()
     alike = len({config.env_steps for config, _ in sweep.settings}) == 1
     return {
         "env": sweep.env,

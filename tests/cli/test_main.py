@@ -845,6 +845,7 @@ def test_training_has_a_device_per_core(server, tmp_path, options, one_thread, v
         (["compare"], True),
         (["train"], True),
         (["train", "--env", "Breakout-MinAtar"], False),
+        (["train", "--env", "Breakout-MinAtar", "--devices", "2"], True),
         (["envs"], False),
     ],
 )
