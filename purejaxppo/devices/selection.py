@@ -33,6 +33,11 @@ def devices() -> list[jax.Device]:
     return jax.devices() if _chosen is None else _chosen
 
 
+def first() -> jax.Device:
+    """Returns the first of them that is this process's own."""
+    return next(device for device in devices() if device.process_index == jax.process_index())
+
+
 def were_chosen() -> bool:
     """Returns whether the devices were chosen, so that all of them are to be used."""
     return _chosen is not None

@@ -219,7 +219,7 @@ def _write_csv(path: Path, columns: Iterable[str], rows: Iterable[dict[str, Any]
 
 
 def _headline(runs: Sequence[tuple[TrainConfig, Hyperparams]], seeds: Sequence[int], out: Path) -> str:
-    device = selection.devices()[0]
+    device = selection.first()
     slow = " (no accelerator)" if device.platform == "cpu" else ""
     each = ", ".join(f"{config.algorithm} {config.env_steps:,}" for config, _ in runs)
     count = f"seeds {seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"seed {seeds[0]} alone: no intervals, no bands"
