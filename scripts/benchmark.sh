@@ -4,8 +4,12 @@
 #   bash scripts/benchmark.sh --sections throughput scaling --out result.json
 # Or compiles for a device that is not there, and counts what it would run (h100, h200, a100, v5e or v6e; h100x8, v5e-2x4):
 #   bash scripts/benchmark.sh --for h100
+#   --programs NAME ...: some of them; --list NAME ...: their launches; --keep DIR: their HLO; --out FILE
 # Compare two results: .venv/bin/python -m benchmarks.compare_results before.json after.json
 set -euo pipefail
+case " $* " in
+  *" --help "* | *" -h "*) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p;}' "$0" && exit 0 ;;
+esac
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 if [ "${1:-}" = --for ]; then

@@ -12,6 +12,7 @@ its own process, with one line, when there are none any more.
 import contextlib
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -81,8 +82,8 @@ def join(coordinator: str | None = None, number: int | None = None, index: int |
     """Makes this process one of several, before JAX uses its first device.
 
     Args:
-      coordinator: HOST:PORT at which the first process can be reached by all; by default what JAX finds out under Slurm,
-        Open MPI, Kubernetes or on Cloud TPU.
+      coordinator: HOST:PORT at which the first process can be reached by all; by default what JAX finds out under
+        Slurm, Open MPI, Kubernetes or on Cloud TPU.
       number: of the processes.
       index: of this one, from 0.
 
@@ -101,8 +102,8 @@ def join(coordinator: str | None = None, number: int | None = None, index: int |
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         where = coordinator or "the coordinator that JAX looks for"
         raise ConfigError(
-            f"this process could not join the others at {where} within {START_S} s ({reason}); start all of them with the "
-            f"same --coordinator and --num-processes, each with a --process-id of its own."
+            f"this process could not join the others at {where} within {START_S} s ({reason}); start all of them with "
+            f"the same --coordinator and --num-processes, each with a --process-id of its own."
         ) from error
     if global_state.num_processes > 1:
         _group = _Group(global_state.client, global_state.num_processes, global_state.process_id)
@@ -160,8 +161,8 @@ def check_same(record: dict[str, Any]) -> None:
         if differing:
             name = differing[0]
             raise ConfigError(
-                f"processes 0 and {other} differ in {name}: {first.get(name)} and {theirs.get(name)}; start all of them "
-                f"with the same command and the same versions."
+                f"processes 0 and {other} differ in {name}: {first.get(name)} and {theirs.get(name)}; start all of "
+                f"them with the same command and the same versions."
             )
 
 
@@ -182,6 +183,14 @@ def together(on_loss: str) -> Iterator[None]:
         # A sum between devices fails as soon as one of them is gone. Whose it was, the thread finds out.
         time.sleep(LOST_S + 2 * BEAT_S)
         raise ProcessError(f"the exchange between the processes failed; {on_loss}") from error
+
+
+def end_process(code: int) -> None:
+    """Ends this process at once if there are others; they then hear that it has gone."""
+    if _group is not None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def leave() -> None:

@@ -1,13 +1,7 @@
 """One run on the host: training, saving, evaluating and plotting it, and resuming one that was stopped."""
 
-import contextlib
 import math
-import os
-import shutil
-import socket
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
@@ -26,7 +20,8 @@ from purejaxppo.devices.memory import out_of_memory_explained
 from purejaxppo.envs.registry import make_env
 from purejaxppo.errors import ConfigError, OutOfMemoryError
 from purejaxppo.evaluate import evaluation_key
-from purejaxppo.experiment.atomic_files import write_json, write_text
+from purejaxppo.experiment.at_work import at_work
+from purejaxppo.experiment.atomic_files import write_json
 from purejaxppo.experiment.checkpoints.directory import clean
 from purejaxppo.experiment.checkpoints.state import state_sha256
 from purejaxppo.experiment.chunked_loop import Timing
@@ -42,7 +37,6 @@ from purejaxppo.experiment.directory import (
 from purejaxppo.experiment.evaluation import Evaluator, summarize
 from purejaxppo.experiment.finished import already_finished, finished_run
 from purejaxppo.experiment.load_run import SavedRun
-from purejaxppo.experiment.lock import locked
 from purejaxppo.experiment.metrics_log import Sink, mean_return, read_metrics, reported_means
 from purejaxppo.experiment.parts import Parts, know_parts, with_parts
 from purejaxppo.experiment.phases import Phases
@@ -102,7 +96,7 @@ def run_experiment(
             trainer = spread_trainer(config, env)
             processes.check_same({**settings.record(), **installed_versions()})
             run_dir = Path(processes.from_leader(lambda: str(create_run_dir(settings, out))))
-        with _at_work(run_dir) as files:
+        with at_work(run_dir) as files:
             if processes.leads():
                 write_inputs(run_dir, settings, len(devices_for(config)))
             when_interrupted(f"`purejaxppo resume {run_dir}` goes on from its last checkpoint, if it has one.")
@@ -153,7 +147,7 @@ def resume_experiment(
     refuse_changes(own.record(), settings.record(), f"leave them as they are in {run_dir / 'config.json'}.")
     config = settings.config
     processes.check_same({**settings.record(), **installed_versions()})
-    with listening(stop) as stop, _at_work(run_dir) as files:
+    with listening(stop) as stop, at_work(run_dir) as files:
         when_interrupted(f"`purejaxppo resume {run_dir}` goes on from its last checkpoint, if it has one.")
         summary = finished_run(run_dir, config)
         if summary:
@@ -185,52 +179,6 @@ def resume_experiment(
 def _console(console: Console | None) -> Console:
     """Returns where a run prints: of several processes the first one does."""
     return (console or Terminal()) if processes.leads() else Terminal(quiet=True)
-
-
-@contextlib.contextmanager
-def _at_work(run_dir: Path) -> Iterator[Path]:
-    """Holds a run's directory within the context, and yields the directory that this process writes to.
-
-    Of several processes the first one has the lock, and writes to the run's directory. The others read checkpoints
-    there, and do all else as the first one does, with a copy of the metrics in a directory that is removed.
-
-    Raises:
-      RunDirInUseError, CheckpointError: as `locked` does.
-      ConfigError: the processes do not see the same directory.
-    """
-    with contextlib.ExitStack() as stack:
-        if processes.leads():
-            stack.enter_context(locked(run_dir))
-            files = run_dir
-        else:
-            files = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="purejaxppo-")))
-        _check_shared(run_dir)
-        if files != run_dir and (run_dir / "metrics.jsonl").exists():
-            shutil.copy(run_dir / "metrics.jsonl", files)
-        processes.exchange("")  # all have their copy before the first one goes on writing
-        going_on = f"`purejaxppo resume {run_dir}` goes on from its last checkpoint, if it has one."
-        stack.enter_context(processes.together(going_on))
-        yield files
-
-
-def _check_shared(run_dir: Path) -> None:
-    """Raises ConfigError unless a file that the first process writes is there for all of them."""
-    if processes.number() == 1:
-        return
-    path = run_dir / ".processes"
-    text = processes.from_leader(lambda: f"{socket.gethostname()} {os.getpid()} {time.time()}")
-    if processes.leads():
-        write_text(path, text)
-    processes.exchange("")
-    found = path.read_text() if path.exists() else ""
-    blind = [i for i, seen in enumerate(processes.exchange(found)) if seen != text]
-    if processes.leads():
-        path.unlink(missing_ok=True)
-    if blind:
-        raise ConfigError(
-            f"process {blind[0]} does not see the directory {run_dir} of process 0; put it on a file system that all of "
-            f"them share."
-        )
 
 
 def _check_budget(run: Run, saved: Saved) -> None:
@@ -397,6 +345,6 @@ def _headline(settings: RunSettings, run_dir: Path) -> str:
     rounded = f" (of {config.total_timesteps:,} asked for)" if config.env_steps != config.total_timesteps else ""
     return (
         f"{config.env}  {config.algorithm}  {config.env_steps:,} env steps{rounded} = {config.num_updates:,} updates "
-        f"of {config.num_envs} envs x {config.num_steps} steps{shards}  device {several}{device.device_kind}{joined}{slow}  "
-        f"seed {settings.seed}  {run_dir}"
+        f"of {config.num_envs} envs x {config.num_steps} steps{shards}  "
+        f"device {several}{device.device_kind}{joined}{slow}  seed {settings.seed}  {run_dir}"
     )
