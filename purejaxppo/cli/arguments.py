@@ -53,7 +53,8 @@ class Together:
     @property
     def several(self) -> bool:
         """Whether there are others to join."""
-        return self.distributed or self.coordinator is not None
+        given = (self.coordinator, self.num_processes, self.process_id)
+        return self.distributed or any(option is not None for option in given)
 
 
 _OPTIONS = RunOptions()

@@ -12,6 +12,7 @@ its own process, with one line, when there are none any more.
 import contextlib
 import json
 import os
+import socket
 import sys
 import threading
 import time
@@ -93,6 +94,8 @@ def join(coordinator: str | None = None, number: int | None = None, index: int |
     global _group
     # On CPUs, gloo carries the sums between processes.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    if coordinator:
+        _check_reachable(coordinator, leads=index == 0)
     try:
         jax.distributed.initialize(
             coordinator, number, index, initialization_timeout=START_S, heartbeat_timeout_seconds=100
@@ -107,6 +110,37 @@ def join(coordinator: str | None = None, number: int | None = None, index: int |
         ) from error
     if global_state.num_processes > 1:
         _group = _Group(global_state.client, global_state.num_processes, global_state.process_id)
+
+
+def _check_reachable(coordinator: str, leads: bool) -> None:
+    """Raises ConfigError if the first process cannot have the port, or another one does not reach it within START_S.
+
+    JAX would end the process, with a trace of C++, in both cases.
+    """
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 2**16:
+        raise ConfigError(f"coordinator = {coordinator!r} is no address; give HOST:PORT, such as 10.0.0.1:12345.")
+    if leads:
+        with socket.socket() as test:
+            test.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                test.bind(("", int(port)))
+            except OSError as error:
+                raise ConfigError(
+                    f"port {port} is not free here ({error.strerror}); give another one to all."
+                ) from error
+        return
+    last, end = "", time.monotonic() + START_S
+    while time.monotonic() < end:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            last = error.strerror or str(error)
+            time.sleep(0.5)
+    raise ConfigError(
+        f"process 0 was not reached at {coordinator} within {START_S} s ({last}); start it, or give another --coordinator."
+    )
 
 
 def number() -> int:

@@ -94,7 +94,7 @@ def run_experiment(
         with stop.ending_at_once("no run had begun.", INTERRUPTED):
             env = make_env(config, allow_download=allow_download)
             trainer = spread_trainer(config, env)
-            processes.check_same({**settings.record(), **installed_versions()})
+            processes.check_same({**settings.record(), "seed": settings.seed, **installed_versions()})
             run_dir = Path(processes.from_leader(lambda: str(create_run_dir(settings, out))))
         with at_work(run_dir) as files:
             if processes.leads():
@@ -146,7 +146,7 @@ def resume_experiment(
     settings.validate()
     refuse_changes(own.record(), settings.record(), f"leave them as they are in {run_dir / 'config.json'}.")
     config = settings.config
-    processes.check_same({**settings.record(), **installed_versions()})
+    processes.check_same({**settings.record(), "seed": settings.seed, **installed_versions()})
     with listening(stop) as stop, at_work(run_dir) as files:
         when_interrupted(f"`purejaxppo resume {run_dir}` goes on from its last checkpoint, if it has one.")
         summary = finished_run(run_dir, config)
