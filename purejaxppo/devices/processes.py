@@ -29,7 +29,8 @@ START_S = 120  # within which all processes have to have come
 BEAT_S = 2.0  # between two signs of life
 LOST_S = 30.0  # without one, after which a process counts as lost
 _FOREVER_MS = 7 * 24 * 3600 * 1000  # the thread ends a wait that is in vain, not the clock
-_BEATS, _LEFT = "purejaxppo/beat/", "left"
+FAILED_S = 5.0  # for all to say what is wrong, if it is so for all
+_BEATS, _LEFT, _FAILED = "purejaxppo/beat/", "left", "failed"
 
 
 class _Group:
@@ -45,6 +46,10 @@ class _Group:
     def beat(self, what: str) -> None:
         self.client.key_value_set(f"{_BEATS}{self.index}", what, allow_overwrite=True)
 
+    def beats(self) -> dict[int, str]:
+        """Returns the last sign of life of each process that has given one."""
+        return {int(key.rpartition("/")[2]): text for key, text in self.client.key_value_dir_get(_BEATS)}
+
     def _watch(self) -> None:
         """Gives this process's signs of life, and ends it when another one's are missing."""
         others = set(range(self.number)) - {self.index}
@@ -53,7 +58,7 @@ class _Group:
             beats += 1
             try:
                 self.beat(str(beats))
-                now = {int(key.rpartition("/")[2]): text for key, text in self.client.key_value_dir_get(_BEATS)}
+                now = self.beats()
             except Exception:  # the coordinator is in the first process
                 if self.left:
                     return
@@ -61,7 +66,8 @@ class _Group:
             for other in others:
                 if now.get(other, "") != last[other]:
                     last[other], since[other] = now[other], time.monotonic()
-                elif last[other] != _LEFT and time.monotonic() - since[other] > LOST_S:
+                patience = FAILED_S if last[other] == _FAILED else LOST_S
+                if last[other] != _LEFT and time.monotonic() - since[other] > patience:
                     self.lost(other)
             time.sleep(BEAT_S)
 
@@ -139,7 +145,8 @@ def _check_reachable(coordinator: str, leads: bool) -> None:
             last = error.strerror or str(error)
             time.sleep(0.5)
     raise ConfigError(
-        f"process 0 was not reached at {coordinator} within {START_S} s ({last}); start it, or give another --coordinator."
+        f"process 0 was not reached at {coordinator} within {START_S} s ({last}); start it, or give another "
+        f"--coordinator."
     )
 
 
@@ -220,8 +227,14 @@ def together(on_loss: str) -> Iterator[None]:
 
 
 def end_process(code: int) -> None:
-    """Ends this process at once if there are others; they then hear that it has gone."""
+    """Ends this process if there are others; they hear of it. The first one waits a moment, as its end ends them."""
     if _group is not None:
+        _group.left = True
+        with contextlib.suppress(Exception):
+            _group.beat(_FAILED)
+            end = time.monotonic() + FAILED_S
+            while leads() and time.monotonic() < end and set(_group.beats().values()) != {_FAILED}:
+                time.sleep(0.2)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
