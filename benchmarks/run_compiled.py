@@ -2,7 +2,8 @@
 
     bash scripts/benchmark.sh --for h100
     bash scripts/benchmark.sh --for v5e --programs 2048x128 --list 2048x128
-    bash scripts/benchmark.sh --for h100 --devices 8 --programs 2048x128
+    bash scripts/benchmark.sh --for h100x8 --programs 2048x128 runs-1024
+    bash scripts/benchmark.sh --for v5e-2x4 --programs 2048x128
 
 Nothing is executed. Launches (kernels and copies, each as often as the loops around it run), CUDA graphs, bytes and
 memory are read off the compiled program; milliseconds and env steps per second are a model of them: a launch takes
@@ -232,25 +233,32 @@ def report(arguments: argparse.Namespace, target: device_target.Target, rows: li
     return 1 if bad or pictures.returncode else 0
 
 
+def _several(text: str) -> tuple[str, int]:
+    try:
+        return device_target.several(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def main(argv: list[str] | None = None) -> int:
     """Compiles what the options name, and returns the exit code."""
     options = parser(__doc__)
-    options.add_argument("target", choices=device_target.names(), help="the device to compile for")
+    options.add_argument("target", type=_several, help="the device to compile for, or several of it: h100x8, v5e-2x4")
     options.add_argument("--programs", nargs="+", choices=programs(), default=list(programs()), help="by default all")
-    options.add_argument("--devices", type=int, choices=range(1, 9), default=1, metavar="1..8", help="devices to use")
     options.add_argument("--list", nargs="+", choices=programs(), default=[], help="programs whose launches to list")
     options.add_argument("--keep", type=Path, metavar="DIR", help="keep each program's HLO in this directory")
     options.add_argument("--out", type=Path, help="JSON file to write, by default benchmarks/results/aot-DEVICE.json")
     arguments = options.parse_args(argv)
+    name, arguments.devices = arguments.target
     if arguments.devices > 1:
         arguments.programs = [name for name in arguments.programs if name != "common-shape"]
     arguments.programs += [name for name in arguments.list if name not in arguments.programs]
     end_workers_when_terminated()
     rows: list[Row] = []
     try:
-        target = device_target.load(arguments.target)
-        several = f"-x{arguments.devices}" if arguments.devices > 1 else ""
-        default = Path(__file__).parent / "results" / f"aot-{target.id}{several}.json"
+        target = device_target.load(name)
+        number = f"-x{arguments.devices}" if arguments.devices > 1 else ""
+        default = Path(__file__).parent / "results" / f"aot-{target.id}{number}.json"
         arguments.out = arguments.out or default
         check_out(arguments.out)
         if arguments.keep:

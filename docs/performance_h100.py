@@ -28,7 +28,9 @@ COLOURS = ("#9aa5b1", "#d1782b", "#3b6fb6")
 def rows() -> dict[str, dict[str, Any]]:
     """Returns the measurement of each program as the package runs it: row-major, where that was measured."""
     every = json.loads(MEASURED.read_text())["rows"]
-    return {row["shape"]: row for change in ("", "row-major") for row in every if row["change"] == change}
+    changes = ("", "row-major activations")
+    assert {row["change"] for row in every}.issuperset(changes)
+    return {row["shape"]: row for change in changes for row in every if row["change"] == change}
 
 
 def main() -> None:

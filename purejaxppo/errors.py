@@ -46,6 +46,12 @@ class RunDirInUseError(PureJaxPPOError):
     exit_code = 6
 
 
+class ProcessError(PureJaxPPOError):
+    """Another one of the processes that train a run together has ended; what was saved before can be resumed."""
+
+    exit_code = 75
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Returns whether an error of XLA's or Python's means that memory was exhausted."""
     if isinstance(error, CheckpointError):  # Tensorstore reports a full disk as RESOURCE_EXHAUSTED

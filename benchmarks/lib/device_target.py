@@ -51,12 +51,30 @@ def load(name: str) -> Target:
     return Target(id=name, facts=facts, **own)
 
 
+_SLICES = {"2x2": 4, "2x4": 8}  # of TPU chips, on one host
+
+
+def several(text: str) -> tuple[str, int]:
+    """Returns a device and how many of it: ("h100", 8) of h100x8, ("v5e", 8) of the slice v5e-2x4, ("h100", 1) of h100.
+
+    Raises ValueError for a device that there is no file of, or for a number that one host does not have.
+    """
+    name, number = text, 1
+    if text not in names():
+        if gpus := re.fullmatch(r"(\w+?)x(\d+)", text):
+            name, number = gpus[1], int(gpus[2])
+        elif tpus := re.fullmatch(r"(\w+)-(\d+x\d+)", text):
+            name, number = tpus[1], _SLICES.get(tpus[2], 0)
+    written = {"cuda": f"{name}x{number}", "tpu": f"{name}-{'2x2' if number == 4 else '2x4'}"}[load(name).compiler]
+    if number not in range(1, 9) or text not in (name, written):
+        raise ValueError(f"{text} is not on one host; give h100x2 to h100x8, v5e-2x2 or v5e-2x4, or the like.")
+    return name, number
+
+
 def topology(target: Target, devices: int) -> tuple[str, str]:
     """Returns the name of JAX's platform and of the smallest topology with that many devices, in one process."""
     if target.compiler == "cuda":
         return "cuda", f"1x1x{devices}"
-    if devices > 8:
-        raise ValueError(f"{devices} devices; one host has up to 8 chips, give 1 to 8.")
     return "tpu", f"{target.facts['topology']}:{'2x2' if devices <= 4 else '2x4'}"
 
 

@@ -332,7 +332,22 @@ def test_an_unknown_device_is_refused_in_one_line(capsys):
     with pytest.raises(SystemExit) as error:
         run_compiled.main(["h10"])
     assert error.value.code == 2
-    assert "invalid choice: 'h10'" in capsys.readouterr().err
+    assert "there is no device 'h10' in benchmarks/targets; give one of a100" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("h100", ("h100", 1)), ("h100x8", ("h100", 8)), ("a100x2", ("a100", 2)), ("v5e-2x2", ("v5e", 4)),
+     ("v6e-2x4", ("v6e", 8))],
+)  # fmt: skip
+def test_several_of_a_device(text, found):
+    assert device_target.several(text) == found
+
+
+@pytest.mark.parametrize("text", ["h100x9", "h100x0", "h100-2x4", "v5ex4", "v5e-4x4", "h100x"])
+def test_more_than_a_host_has_is_refused(text):
+    with pytest.raises(ValueError, match=r"is not on one host; give h100x2|there is no device"):
+        device_target.several(text)
 
 
 def result(tmp_path, name, **changes):

@@ -29,10 +29,10 @@ pytestmark = [
 ]
 
 
-def compiled(name, around=""):
+def compiled(name, around="", devices=1):
     """Compiles a program for an H100, with all of XLA's optimisations, which the other tests do without."""
     target, program = device_target.load("h100"), run_compiled.programs()[name]
-    asked = {**run_compiled.request(target, program, devices=1), "around": around}
+    asked = {**run_compiled.request(target, program, devices), "around": around}
     command = module_command("benchmarks.workers.compile_worker", json.dumps(asked), python=str(PYTHON))
     given = {k: v for k, v in environment().items() if k not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
     with WorkerProcess("compile_worker", command, given) as process:
@@ -50,6 +50,21 @@ def test_an_update_waits_for_no_host_and_launches_no_more_than_before(name):
     answer = compiled(name)
     assert {what: found for what, found in answer["findings"].items() if found} == {}
     assert answer["per_update"]["launches"] <= committed(name)
+
+
+def test_eight_devices_exchange_a_gradient_for_each_step_and_little_else():
+    answer = compiled("2048x128", devices=8)
+    steps = 16  # 4 epochs of 4 minibatches
+    assert {exchange["kind"] for exchange in answer["collectives"]} == {"all-reduce"}
+    assert sum(exchange["per_update"] for exchange in answer["collectives"]) <= steps + 3
+    (of_gradient,) = [exchange for exchange in answer["collectives"] if exchange["per_update"] == steps]
+    # Two towers of 4-64-64 with a head of two and one outputs: 9,155 parameters, and six means beside them.
+    assert of_gradient["bytes"] == 4 * (9155 + 6)
+    assert answer["per_update"]["launches"] <= 1.02 * 2048
+
+
+def test_many_runs_on_eight_devices_exchange_nothing():
+    assert compiled("runs-256", devices=8)["collectives"] == []
 
 
 @pytest.mark.parametrize(("fault", "found"), [("sort", "sorts"), ("while_loop", "unknown_trips")])

@@ -36,6 +36,27 @@ class Common:
     """Show the traceback of an error."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Together:
+    """Options of a run that several processes train, on one machine or on several."""
+
+    distributed: bool = False
+    """Train together with the other processes that were started with this command, which JAX finds under Slurm, Open
+    MPI, Kubernetes and on Cloud TPU."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where JAX does not find the others by itself; the same for all of them."""
+    num_processes: int | None = None
+    """With --coordinator: how many processes there are."""
+    process_id: int | None = None
+    """With --coordinator: which of them this is, from 0. Process 0 prints and writes; all need its run directory."""
+
+    @property
+    def several(self) -> bool:
+        """Whether there are others to join."""
+        given = (self.coordinator, self.num_processes, self.process_id)
+        return self.distributed or any(option is not None for option in given)
+
+
 _OPTIONS = RunOptions()
 
 
@@ -55,6 +76,7 @@ class Train:
     hp: Annotated[Hyperparams, Flat]
     options: Annotated[RunOptions, Flat] = _OPTIONS
     common: Annotated[Common, Flat] = Common()
+    together: Annotated[Together, Flat] = Together()
     seed: int = 0
     """Seed of everything random, in [0, 2**32)."""
     config: Path | None = None
@@ -82,6 +104,7 @@ class Resume:
     hp: Annotated[Hyperparams, Flat]
     options: Annotated[RunOptions, Flat] = _OPTIONS
     common: Annotated[Common, Flat] = Common()
+    together: Annotated[Together, Flat] = Together()
     strict: bool = False
     """Refuse to fall back to an older checkpoint if the newest is damaged."""
     seed: tyro.conf.Suppress[int] = 0

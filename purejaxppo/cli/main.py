@@ -10,7 +10,19 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from purejaxppo.cli.arguments import Command, Common, Compare, Doctor, Plot, Resume, ResumeSweep, Sweep, Train, Verify
+from purejaxppo.cli.arguments import (
+    Command,
+    Common,
+    Compare,
+    Doctor,
+    Plot,
+    Resume,
+    ResumeSweep,
+    Sweep,
+    Together,
+    Train,
+    Verify,
+)
 from purejaxppo.cli.handlers import ACTIONS, report_finished, validate
 from purejaxppo.cli.output import discard_unwritten, fill_closed_streams, flushed_output, note
 from purejaxppo.cli.parse import parse
@@ -22,12 +34,17 @@ from purejaxppo.devices.machine import PLATFORM_VARIABLES
 from purejaxppo.errors import ConfigError, OutOfMemoryError, PureJaxPPOError, is_out_of_memory
 from purejaxppo.experiment.signals import INTERRUPTED, end_process_on_signal, interrupted, when_interrupted
 
+_ALONE = Together()
+
 
 def main() -> None:
     """Runs the command in `sys.argv`, and exits with 0 or the code of the error."""
     fill_closed_streams()
     end_process_on_signal()  # until training begins, which saves its state before it ends
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    if code and (processes := sys.modules.get("purejaxppo.devices.processes")):
+        processes.end_process(code)  # if others wait for this one: they would for minutes, until it has taken its leave
+    sys.exit(code)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -45,7 +62,10 @@ def run(argv: Sequence[str]) -> int:
             return code
         if not isinstance(command, Plot | Verify):
             works = not isinstance(command, Doctor)  # the doctor says by itself what does not
-            _prepare(command.common, must_work=works, one_thread=_one_thread_is_enough(command))
+            together = command.together if isinstance(command, Train | Resume) else _ALONE
+            _prepare(command.common, must_work=works, one_thread=_one_thread_is_enough(command), together=together)
+            if isinstance(command, Train | Resume) and together.several:
+                return _with_others(command)
         return ACTIONS[type(command)](command)
     except PureJaxPPOError as error:
         return _fail(str(error), error.exit_code, debug)
@@ -60,6 +80,20 @@ def run(argv: Sequence[str]) -> int:
         return _fail(f"internal error, {type(error).__name__}: {error}; --debug shows where.", 1, debug)
     finally:
         discard_unwritten()
+
+
+def _with_others(command: Train | Resume) -> int:
+    """Runs a command of several processes, of which the first one prints, and returns its exit code."""
+    from purejaxppo.devices import processes
+
+    # Gloo greets on the standard output itself, where a program may expect JSON.
+    own = os.fdopen(os.dup(1), "w")
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(own if processes.leads() else nowhere):
+        os.dup2(nowhere.fileno(), 1)
+        code = ACTIONS[type(command)](command)
+        own.flush()
+    processes.leave()
+    return code
 
 
 def _validate(command: Command | ResumeSweep) -> None:
@@ -94,13 +128,14 @@ def _one_thread_is_enough(command: Command | ResumeSweep) -> bool:
     return isinstance(command, Compare | Sweep | ResumeSweep)
 
 
-def _prepare(common: Common, must_work: bool = True, one_thread: bool = False) -> None:
+def _prepare(common: Common, must_work: bool = True, one_thread: bool = False, together: Together = _ALONE) -> None:
     """Sets up JAX, with the devices that were asked for, and imports the plugins.
 
     Args:
       common: the options of every command.
       must_work: raise if JAX or its devices are missing; the doctor reports that itself.
       one_thread: make a CPU device of one thread per core.
+      together: the processes to join.
 
     Raises:
       ConfigError: the devices are not available.
@@ -118,6 +153,8 @@ def _prepare(common: Common, must_work: bool = True, one_thread: bool = False) -
         jax.config.update("jax_platforms", common.device)
         jax.config.update("jax_platform_name", "")  # that of JAX_PLATFORM_NAME, which would override --device
     keep_programs()
+    if together.several:
+        _join(common, together)
     try:
         if one_thread:
             with contextlib.suppress(ConfigError):  # JAX has been started: its devices stay as they are
@@ -132,6 +169,18 @@ def _prepare(common: Common, must_work: bool = True, one_thread: bool = False) -
 
         use_devices(common.devices)
     import_plugins(common.plugin)
+
+
+def _join(common: Common, together: Together) -> None:
+    """Joins the processes that train a run. Raises ConfigError if what is given does not fit, or they do not come."""
+    given = (together.coordinator, together.num_processes, together.process_id)
+    if any(x is None for x in given) and any(x is not None for x in given):
+        raise ConfigError("--coordinator, --num-processes and --process-id belong together; give all three, or none.")
+    if common.devices not in ("auto", "all"):
+        raise ConfigError(f"--devices {common.devices} chooses among one process's; several use all, leave it out.")
+    from purejaxppo.devices import processes
+
+    processes.join(*given)
 
 
 def _not_available(device: str, reason: str) -> str:

@@ -23,7 +23,7 @@ from purejaxppo.config.validate import validate_config
 from purejaxppo.core.check_env import check_step
 from purejaxppo.core.shards import Shards
 from purejaxppo.core.types import Batch, Metrics, Params, RunnerState, Trainer, VecEnv
-from purejaxppo.devices import selection
+from purejaxppo.devices import processes, selection
 from purejaxppo.devices.cpu import num_devices_for
 from purejaxppo.envs.registry import make_env
 from purejaxppo.errors import ConfigError, EnvError
@@ -46,7 +46,7 @@ ROWS_PER_ACCELERATOR = 2**15
 def devices_for(config: TrainConfig) -> list[jax.Device]:
     """Returns the devices to train a single run on: those that were chosen, by default as many as have enough to do."""
     there = selection.devices()
-    if selection.were_chosen():
+    if selection.were_chosen() or processes.number() > 1:
         return there
     rows = None if there[0].platform == "cpu" else ROWS_PER_ACCELERATOR
     return there[: num_devices_for(config, len(there), rows)]
@@ -115,7 +115,17 @@ def _trainer_on(mesh: Mesh, config: TrainConfig, env: VecEnv | None) -> Trainer:
         runner = trainer.init(key, hp)  # as on one device, so that it begins with the same bits
         return jax.lax.with_sharding_constraint(runner, shardings(runner))
 
-    return Trainer(init, update, place=lambda runner: jax.device_put(runner, shardings(runner)))
+    return Trainer(init, update, place=lambda runner: jax.tree.map(_placed, runner, shardings(runner)))
+
+
+def _placed(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
+    """Returns an array on the devices of a sharding, of which each process places the parts on its own."""
+    if processes.number() == 1:
+        return jax.device_put(leaf, sharding)
+    whole = processes.on_host(leaf)
+    placed = jax.make_array_from_callback(whole.shape, sharding, lambda part: whole[part])
+    is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.random.wrap_key_data(placed, impl=jax.random.key_impl(leaf)) if is_key else placed
 
 
 def partition_specs(runner: RunnerState) -> RunnerState:

@@ -33,6 +33,11 @@ def devices() -> list[jax.Device]:
     return jax.devices() if _chosen is None else _chosen
 
 
+def first() -> jax.Device:
+    """Returns the first of them that is this process's own."""
+    return next(device for device in devices() if device.process_index == jax.process_index())
+
+
 def were_chosen() -> bool:
     """Returns whether the devices were chosen, so that all of them are to be used."""
     return _chosen is not None
@@ -50,6 +55,6 @@ def _numbers(which: str, every: list[jax.Device]) -> list[int]:
         raise ConfigError(f"devices = {which} names one of them twice; give each once.")
     if max(numbers) >= len(every):
         more = " JAX_NUM_CPU_DEVICES makes more of a CPU." if every[0].platform == "cpu" else ""
-        there = "0 is the only one" if len(every) == 1 else f"there are {len(every)}, 0 to {len(every) - 1}"
-        raise ConfigError(f"devices = {which} names devices that do not exist: {there}.{more}")
+        there = "0 is the only one" if len(every) == 1 else f"there are only {len(every)}, 0 to {len(every) - 1}"
+        raise ConfigError(f"devices = {which}, but {there}.{more}")
     return numbers

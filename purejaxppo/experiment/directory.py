@@ -180,7 +180,7 @@ def program_name() -> str:
 def _versions(devices: int | None) -> dict[str, Any]:
     from purejaxppo.devices import selection  # which imports JAX; the settings of a run are read without it
 
-    device = selection.devices()[0]
+    device = selection.first()
     return {
         **installed_versions(),
         **code_revision(),

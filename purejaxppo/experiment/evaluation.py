@@ -10,6 +10,7 @@ import numpy as np
 from purejaxppo.config import TrainConfig
 from purejaxppo.core.types import Params, Policy, RunnerState, VecEnv
 from purejaxppo.devices import selection
+from purejaxppo.devices.processes import here
 from purejaxppo.envs.wrappers import bound_action
 from purejaxppo.evaluate import Episodes, Play, begin_play, most_steps, play
 from purejaxppo.experiment.statistics import interquartile_mean
@@ -105,7 +106,7 @@ def _on_one_device(key: jax.Array, runner: RunnerState) -> tuple[jax.Array, _Fro
     The key is put there explicitly too. Otherwise JAX would compile `go_on` twice: for the state that follows from a
     key that may be anywhere, and for the one that follows from parameters that are on that device.
     """
-    return jax.device_put((key, _Frozen(runner.learner.params, runner.normalizer.obs)), selection.devices()[0])
+    return jax.device_put(key, selection.first()), here(_Frozen(runner.learner.params, runner.normalizer.obs))
 
 
 def summarize(episodes: Episodes) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
-import jax
 from rich.console import Console
 
 from purejaxppo.config import Hyperparams, RunOptions, TrainConfig
@@ -14,12 +13,14 @@ from purejaxppo.config.fields import AnyPath, whole
 from purejaxppo.config.resolve import describe_settings, refuse_changes
 from purejaxppo.config.validate import validate_evaluation
 from purejaxppo.core.types import RunnerState, VecEnv
-from purejaxppo.devices import selection
+from purejaxppo.devices import processes
 from purejaxppo.devices.data_parallel import devices_for, spread_trainer
+from purejaxppo.devices.machine import installed_versions
 from purejaxppo.devices.memory import out_of_memory_explained
 from purejaxppo.envs.registry import make_env
 from purejaxppo.errors import ConfigError, OutOfMemoryError
 from purejaxppo.evaluate import evaluation_key
+from purejaxppo.experiment.at_work import at_work
 from purejaxppo.experiment.atomic_files import write_json
 from purejaxppo.experiment.checkpoints.directory import clean
 from purejaxppo.experiment.checkpoints.state import state_sha256
@@ -36,7 +37,6 @@ from purejaxppo.experiment.directory import (
 from purejaxppo.experiment.evaluation import Evaluator, summarize
 from purejaxppo.experiment.finished import already_finished, finished_run
 from purejaxppo.experiment.load_run import SavedRun
-from purejaxppo.experiment.lock import locked
 from purejaxppo.experiment.metrics_log import Sink, mean_return, read_metrics, reported_means
 from purejaxppo.experiment.parts import Parts, know_parts, with_parts
 from purejaxppo.experiment.phases import Phases
@@ -86,7 +86,7 @@ def run_experiment(
     Raises:
       PureJaxPPOError: the subclass says what went wrong. Files that have been written stay.
     """
-    console, phases = console or Terminal(), phases or Phases()
+    console, phases = _console(console), phases or Phases()
     (config,) = with_parts([config], **parts)
     settings = RunSettings(config, hp, seed, options).plain()
     settings.validate()
@@ -94,11 +94,14 @@ def run_experiment(
         with stop.ending_at_once("no run had begun.", INTERRUPTED):
             env = make_env(config, allow_download=allow_download)
             trainer = spread_trainer(config, env)
-            run_dir = create_run_dir(settings, out)
-        with locked(run_dir):
-            write_inputs(run_dir, settings, len(devices_for(config)))
+            processes.check_same({**settings.record(), "seed": settings.seed, **installed_versions()})
+            run_dir = Path(processes.from_leader(lambda: str(create_run_dir(settings, out))))
+        with at_work(run_dir) as files:
+            if processes.leads():
+                write_inputs(run_dir, settings, len(devices_for(config)))
             when_interrupted(f"`purejaxppo resume {run_dir}` goes on from its last checkpoint, if it has one.")
-            run = Run(run_dir, settings, env, trainer, console, stop, phases, sinks, _while_training(settings, env))
+            evaluator = _while_training(settings, env)
+            run = Run(run_dir, files, settings, env, trainer, console, stop, phases, sinks, evaluator)
             say(console, _headline(settings, run_dir))
             say(console, describe_settings([(settings.config, settings.hp)]))
             phases.end("setup")
@@ -135,7 +138,7 @@ def resume_experiment(
     Raises:
       PureJaxPPOError: the subclass says what went wrong.
     """
-    console, phases = console or Terminal(), phases or Phases()
+    console, phases = _console(console), phases or Phases()
     run_dir = Path(run_dir)
     own = read_run_settings(run_dir)
     know_parts([own.config], **parts)
@@ -143,29 +146,39 @@ def resume_experiment(
     settings.validate()
     refuse_changes(own.record(), settings.record(), f"leave them as they are in {run_dir / 'config.json'}.")
     config = settings.config
-    with listening(stop) as stop, locked(run_dir):
+    processes.check_same({**settings.record(), "seed": settings.seed, **installed_versions()})
+    with listening(stop) as stop, at_work(run_dir) as files:
         when_interrupted(f"`purejaxppo resume {run_dir}` goes on from its last checkpoint, if it has one.")
         summary = finished_run(run_dir, config)
         if summary:
             say(console, already_finished(summary))
-            _draw(run_dir, console)
+            if processes.leads():
+                _draw(run_dir, console)
             return summary
-        clean(run_dir)
+        if processes.leads():
+            clean(run_dir)
         env = make_env(config, allow_download=allow_download)
         trainer, evaluator = spread_trainer(config, env), _while_training(settings, env)
-        run = Run(run_dir, settings, env, trainer, console, stop, phases, sinks, evaluator)
+        run = Run(run_dir, files, settings, env, trainer, console, stop, phases, sinks, evaluator)
         with announced(run.note, f"checking and loading a checkpoint of {run_dir}"):
             saved = load_saved(run, strict)
         _check_budget(run, saved)
         for change in changed_versions(run_dir, len(devices_for(config))):
             run.note(f"{change} since the run began; its results may differ, as those of another seed do.")
-        write_settings(run_dir, settings)
-        (run_dir / "summary.json").unlink(missing_ok=True)  # it describes the run before this command
-        add_command(run_dir)
+        processes.exchange("")  # all have read what is changed now
+        if processes.leads():
+            write_settings(run_dir, settings)
+            (run_dir / "summary.json").unlink(missing_ok=True)  # it describes the run before this command
+            add_command(run_dir)
         say(console, f"{_headline(settings, run_dir)}  resumed at {saved.updates * config.batch_size:,} env steps")
         phases.end("setup")
         runner, timing = train(run, saved)
         return _finish(run, runner, timing)
+
+
+def _console(console: Console | None) -> Console:
+    """Returns where a run prints: of several processes the first one does."""
+    return (console or Terminal()) if processes.leads() else Terminal(quiet=True)
 
 
 def _check_budget(run: Run, saved: Saved) -> None:
@@ -188,21 +201,22 @@ def _check_budget(run: Run, saved: Saved) -> None:
 
 def _finish(run: Run, runner: RunnerState, timing: Timing) -> dict[str, Any]:
     """Evaluates and plots a run that has been trained, unless a signal stopped it; returns its summary."""
-    runner = jax.device_put(runner, selection.devices()[0])  # evaluation and hashing use one device
     history = read_metrics(run.metrics_file)
     summary = _summary(run, runner, timing, history)
     run.phases.end("saving")
-    if not run.stop():
+    stopped = processes.first_of(run.stop())
+    if not stopped:
         stop_message = f"the trained state is saved; `purejaxppo resume {run.run_dir}` evaluates it."
         with run.stop.ending_at_once(stop_message):
             summary["evaluation"] = _evaluate_at_the_end(run, runner)
         run.phases.end("evaluation")
-    summary["exit_reason"] = run.stop() or "finished"
+    summary["exit_reason"] = stopped or processes.first_of(run.stop()) or "finished"
     if summary["exit_reason"] == "finished":
         when_interrupted(f"{run.run_dir} is trained and evaluated; `purejaxppo resume {run.run_dir}` shows its result.")
     _write_summary(run, summary)  # the plot shows the evaluation in it
-    (run.run_dir / _PICTURE).unlink(missing_ok=True)
-    _draw(run.run_dir, run.console)
+    if processes.leads():
+        (run.run_dir / _PICTURE).unlink(missing_ok=True)
+        _draw(run.run_dir, run.console)
     run.phases.end("picture")
     _write_summary(run, summary)
     return summary
@@ -211,7 +225,7 @@ def _finish(run: Run, runner: RunnerState, timing: Timing) -> dict[str, Any]:
 def _write_summary(run: Run, summary: dict[str, Any]) -> None:
     """Writes summary.json, with the seconds of all phases that have ended."""
     summary["seconds"] = run.phases.seconds()
-    write_json(run.run_dir / "summary.json", summary)
+    write_json(run.files / "summary.json", summary)
 
 
 def _draw(run_dir: Path, console: Console) -> None:
@@ -325,11 +339,12 @@ def _headline(settings: RunSettings, run_dir: Path) -> str:
     config = settings.config
     device, *others = devices_for(config)
     several = f"{1 + len(others)} x " if others else ""
+    joined = f" of {processes.number()} processes" if processes.number() > 1 else ""
     shards = f" in {config.shard_count} shards" if config.shard_count > 1 else ""
     slow = " (no accelerator)" if device.platform == "cpu" else ""
     rounded = f" (of {config.total_timesteps:,} asked for)" if config.env_steps != config.total_timesteps else ""
     return (
         f"{config.env}  {config.algorithm}  {config.env_steps:,} env steps{rounded} = {config.num_updates:,} updates "
-        f"of {config.num_envs} envs x {config.num_steps} steps{shards}  device {several}{device.device_kind}{slow}  "
-        f"seed {settings.seed}  {run_dir}"
+        f"of {config.num_envs} envs x {config.num_steps} steps{shards}  "
+        f"device {several}{device.device_kind}{joined}{slow}  seed {settings.seed}  {run_dir}"
     )

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from rich.console import Console
 
 from purejaxppo.config import TrainConfig
 from purejaxppo.core.nonfinite import NONFINITE_RULES, NonfiniteLimit, first_nonfinite
 from purejaxppo.core.types import RunnerState, Trainer, VecEnv
-from purejaxppo.devices import selection
+from purejaxppo.devices import processes, selection
 from purejaxppo.devices.data_parallel import devices_for
 from purejaxppo.devices.memory import device_bytes, explain, out_of_memory_explained, program_bytes
 from purejaxppo.errors import DivergedError
@@ -63,9 +63,10 @@ RECENT = 100  # a checkpoint is ranked by the mean return over this many last up
 
 
 class Run(NamedTuple):
-    """A run that is ready to train, and what it needs on the host; this process holds the lock of its directory."""
+    """A run that is ready to train, and what it needs on the host; this process, or the first one, holds its lock."""
 
     run_dir: Path
+    files: Path  # where this process writes: the run's directory, or for all but the first of several a temporary one
     settings: RunSettings
     env: VecEnv
     trainer: Trainer
@@ -77,7 +78,7 @@ class Run(NamedTuple):
 
     @property
     def metrics_file(self) -> Path:
-        return self.run_dir / "metrics.jsonl"
+        return self.files / "metrics.jsonl"
 
     def note(self, text: str) -> None:
         """Prints a message beside the progress."""
@@ -151,6 +152,7 @@ def train(run: Run, saved: Saved) -> tuple[RunnerState, Timing]:
             rollbacks = NONFINITE_RULES[run.settings.config.on_nonfinite].rollbacks
             if not rollbacks:
                 raise _with_last_good(run, error) from None
+            processes.exchange("")  # until the first one has saved what it was about to save
             before, saved = saved.updates, load_saved(run)
             failed_at = [*(failed_at if saved.updates == before else []), error.update]
             if len(failed_at) > rollbacks:
@@ -175,7 +177,7 @@ def _attempt(run: Run, saved: Saved, failed_at: Sequence[int]) -> tuple[RunnerSt
       failed_at: the updates at which attempts from there have failed.
     """
     config, hp, seed, options = run.settings
-    hp = jax.tree.map(jnp.float32, hp)
+    hp = jax.tree.map(np.float32, hp)
     done, seconds, program_size = saved.updates, saved.seconds, 0
     reached = f"the state after {done * config.batch_size} env steps is saved" if done else "no update had finished"
     with (
@@ -189,6 +191,9 @@ def _attempt(run: Run, saved: Saved, failed_at: Sequence[int]) -> tuple[RunnerSt
         def stop_evaluation() -> str | None:
             watchdog.alive()  # each piece of an evaluation is a sign of life
             return run.stop()
+
+        def stop() -> str | None:
+            return processes.first_of(run.stop())
 
         def wants_state(update: int) -> bool:
             return evaluation.due(update) or saver.due()
@@ -218,7 +223,7 @@ def _attempt(run: Run, saved: Saved, failed_at: Sequence[int]) -> tuple[RunnerSt
             rows.write_row(saved.pending_row, _evaluation_due(run, evaluation, state, done))
         first = chunk = None
         calls = {length: partial(call, hp) for length, call in programs.items()}
-        chunks = advance_in_chunks(calls, lengths, state, done, run.stop, wants_state, evaluation.clock())
+        chunks = advance_in_chunks(calls, lengths, state, done, stop, wants_state, evaluation.clock())
         for chunk in chunks:
             rows.write(chunk, _evaluation_due(run, evaluation, chunk.state, chunk.last_update))
             watchdog.alive()
@@ -260,7 +265,7 @@ def _first_state(run: Run, saved: Saved, failed_at: Sequence[int]) -> RunnerStat
     `failed_at` alone: a run that is killed and resumed fails at the same updates, and so gets the same keys.
     """
     if saved.runner is None:
-        arguments = jax.random.key(run.settings.seed), jax.tree.map(jnp.float32, run.settings.hp)
+        arguments = jax.random.key(run.settings.seed), jax.tree.map(np.float32, run.settings.hp)
         init = jax.jit(run.trainer.init).lower(*arguments).compile()
         _check_memory(run, program_bytes(init))
         state = init(*arguments)
@@ -303,7 +308,7 @@ def _check_memory(run: Run, program: int) -> None:
     """
     if jax.default_backend() == "cpu":
         program *= len(devices_for(run.settings.config))  # CPU devices share the machine's memory
-    available = device_bytes(selection.devices()[0])
+    available = device_bytes(selection.first())
     if available and program > available:
         raise explain(run.settings.config, run.env, program)
 

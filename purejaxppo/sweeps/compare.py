@@ -15,6 +15,7 @@ from purejaxppo.config.fields import AnyPath
 from purejaxppo.config.resolve import describe_settings, settings_record
 from purejaxppo.core.nonfinite import Cause, every_run_diverged, first_nonfinite
 from purejaxppo.devices import selection
+from purejaxppo.devices.vectorize import layout_for
 from purejaxppo.errors import ConfigError
 from purejaxppo.experiment.atomic_files import whole_file, write_json, write_text
 from purejaxppo.experiment.chunked_loop import Chunk, advance_in_chunks, steady_speed
@@ -219,11 +220,12 @@ def _write_csv(path: Path, columns: Iterable[str], rows: Iterable[dict[str, Any]
 
 
 def _headline(runs: Sequence[tuple[TrainConfig, Hyperparams]], seeds: Sequence[int], out: Path) -> str:
-    device = selection.devices()[0]
+    device, number = selection.first(), layout_for(len(seeds)).mesh.size
+    several = f"{number} x " if number > 1 else ""
     slow = " (no accelerator)" if device.platform == "cpu" else ""
     each = ", ".join(f"{config.algorithm} {config.env_steps:,}" for config, _ in runs)
     count = f"seeds {seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"seed {seeds[0]} alone: no intervals, no bands"
-    return f"{runs[0][0].env}  env steps per run: {each}  {count}  device {device.device_kind}{slow}  {out}"
+    return f"{runs[0][0].env}  env steps per run: {each}  {count}  device {several}{device.device_kind}{slow}  {out}"
 
 
 def plot_comparison(results: Sequence[Result], env: str, target: float | None, out: Path) -> Path:

@@ -131,7 +131,7 @@ class CompiledGroup:
             if is_out_of_memory(error):
                 return math.inf
             raise
-        if selection.devices()[0].platform != "cpu":
+        if selection.first().platform != "cpu":
             return program
         _, runs = self.shapes(size)
         return program + 2 * _tree_bytes(runs) // self.layout(size).mesh.size  # being saved
@@ -181,7 +181,7 @@ def available_bytes(devices: int) -> float:
 
     It is infinite if a device does not tell.
     """
-    first = selection.devices()[0]
+    first = selection.first()
     share = _MEMORY_FRACTION / (devices if first.platform == "cpu" else 1)
     return share * (device_bytes(first) or math.inf)
 

@@ -66,8 +66,8 @@ def test_accelerators_share_large_minibatches(monkeypatch, rows, number):
         (",", "is neither all"),
         ("0", "something has to train; give 1 or more."),
         ("0,0", "names one of them twice; give each once."),
-        ("3", r"devices that do not exist: there are 2, 0 to 1. JAX_NUM_CPU_DEVICES makes more of a CPU."),
-        ("0,7", "devices that do not exist"),
+        ("3", r"devices = 3, but there are only 2, 0 to 1. JAX_NUM_CPU_DEVICES makes more of a CPU."),
+        ("0,7", "devices = 0,7, but there are only 2"),
     ],
 )
 def test_what_cannot_be_is_refused(which, message):
@@ -121,5 +121,5 @@ def test_from_the_command_line(server, tmp_path):
     argv = ["train", "--devices", "5", "--out", str(tmp_path / "none"), *settings]
     code, _, errors = server.script(tmp_path / "log", script.format(argv), JAX_NUM_CPU_DEVICES="4")
     assert code == 2
-    assert "devices = 5 names devices that do not exist: there are 4, 0 to 3." in errors
+    assert "devices = 5, but there are only 4, 0 to 3." in errors
     assert not (tmp_path / "none").exists()

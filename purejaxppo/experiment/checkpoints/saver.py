@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from purejaxppo.config import RunOptions
+from purejaxppo.devices import processes
 from purejaxppo.errors import CheckpointError, DivergedError
 from purejaxppo.experiment.checkpoints.directory import Ranking, prune
 from purejaxppo.experiment.checkpoints.state import Snapshot, is_finite, snapshot
@@ -26,6 +27,8 @@ def ranking(options: RunOptions) -> Ranking:
 
 class Saver:
     """Saves the states of a run, one at a time. On leaving the context the last save is waited for.
+
+    Of several processes the first one writes; the others only give their parts of the state.
 
     Args:
       run_dir: below which the checkpoints are.
@@ -41,8 +44,8 @@ class Saver:
         self._last = time.monotonic()
 
     def due(self) -> bool:
-        """Returns whether `checkpoint_seconds` have passed since the last save."""
-        return time.monotonic() - self._last >= self._options.checkpoint_seconds
+        """Returns whether `checkpoint_seconds` have passed since the last save, by the clock of any process."""
+        return processes.any_of(time.monotonic() - self._last >= self._options.checkpoint_seconds)
 
     def save(self, env_steps: int, state: Any, describe: Callable[[], dict[str, Any]]) -> None:
         """Starts to save a state, of one run or of several.
@@ -60,7 +63,8 @@ class Saver:
         copy = snapshot(state)
         if not is_finite(copy.tree.learner):
             raise DivergedError(f"a parameter or an optimizer state is not finite after {env_steps} env steps.")
-        self._pending = self._thread.submit(self._write, env_steps, copy, describe)
+        if processes.leads():
+            self._pending = self._thread.submit(self._write, env_steps, copy, describe)
         self._last = time.monotonic()
 
     def _write(self, env_steps: int, state: Snapshot, describe: Callable[[], dict[str, Any]]) -> None:

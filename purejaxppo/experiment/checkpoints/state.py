@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from purejaxppo.devices.processes import on_host
+
 State = TypeVar("State")
 _NARROWED = {  # by JAX without JAX_ENABLE_X64
     "float64": "float32",
@@ -40,8 +42,8 @@ class Snapshot(NamedTuple):
 
 
 def snapshot(state: Any) -> Snapshot:
-    """Copies a state to the host, after waiting for its computation."""
-    return Snapshot(jax.tree.map(lambda leaf: np.array(_data(leaf)), state), tree_spec(state))
+    """Copies a state to the host, after waiting for its computation. All processes that train it have to do so."""
+    return Snapshot(on_host(state), tree_spec(state))
 
 
 def tree_spec(state: Any) -> dict[str, str]:
@@ -88,10 +90,18 @@ def _key_names() -> dict[str, str]:
 
 
 def write_state(directory: Path, tree: Any) -> None:
-    """Writes a snapshot's tree into a new directory. Raises any error of orbax's."""
-    from orbax.checkpoint import v1 as ocp
+    """Writes a snapshot's tree into a new directory, from one process. Raises any error of orbax's."""
+    if jax.process_count() == 1:
+        from orbax.checkpoint import v1 as ocp
 
-    ocp.save(directory.resolve(), tree)
+        ocp.save(directory.resolve(), tree)
+        return
+    # Orbax's new interface waits for all processes, whichever are to save (0.12.8); the old one writes the same files.
+    import orbax.checkpoint as old
+
+    alone = old.options.MultiprocessingOptions(**_alone())
+    handler = old.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    old.Checkpointer(handler, multiprocessing_options=alone).save(directory.resolve(), tree)
 
 
 def read_state(directory: Path, expected: State) -> State:
@@ -111,9 +121,17 @@ def read_state(directory: Path, expected: State) -> State:
 
     # Leaf by leaf, without a target: orbax compares a target's structure with the saved one, down to nodes without a
     # leaf, of which another version of a state may have others.
-    leaves = jax.tree_util.tree_leaves_with_path(ocp.load(directory.resolve()))
+    options = ocp.options.MultiprocessingOptions(**_alone())
+    with ocp.Context(multiprocessing_options=options) if jax.process_count() > 1 else contextlib.nullcontext():
+        leaves = jax.tree_util.tree_leaves_with_path(ocp.load(directory.resolve()))
     saved = {_names(path): np.asarray(leaf) for path, leaf in leaves}
     return jax.tree_util.tree_map_with_path(lambda path, leaf: _like(leaf, saved[_names(path)]), expected)
+
+
+def _alone() -> dict[str, Any]:
+    """Returns orbax's options for this process, which is to wait for no other one: the first writes, and all read."""
+    index = jax.process_index()
+    return {"primary_host": index, "active_processes": {index}, "barrier_sync_key_prefix": f"process_{index}"}
 
 
 def _names(path: Any) -> tuple[str, ...]:

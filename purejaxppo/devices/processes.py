@@ -1,0 +1,273 @@
+"""The processes that train one run together, on one machine or on several; by default there is one.
+
+All of them run the same program, and each has devices of its own. The first one leads: it prints, and writes the files.
+What a process decides by its own clock, or by a signal, it first agrees on with the others, so that all of them do the
+same next. They talk through JAX's coordinator, which lives in the first one, and not through the devices, where a
+message could overtake the training.
+
+A process that ends leaves the others waiting for it. A thread of each looks after the others' signs of life, and ends
+its own process, with one line, when there are none any more.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+
+from purejaxppo.devices import selection
+from purejaxppo.errors import ConfigError, ProcessError
+
+START_S = 120  # within which all processes have to have come
+BEAT_S = 2.0  # between two signs of life
+LOST_S = 30.0  # without one, after which a process counts as lost
+_FOREVER_MS = 7 * 24 * 3600 * 1000  # the thread ends a wait that is in vain, not the clock
+FAILED_S = 5.0  # for all to say what is wrong, if it is so for all
+_BEATS, _LEFT, _FAILED = "purejaxppo/beat/", "left", "failed"
+
+
+class _Group:
+    """What this process knows of the others."""
+
+    def __init__(self, client: Any, number: int, index: int) -> None:
+        self.client, self.number, self.index = client, number, index
+        self.exchanges = 0
+        self.on_loss = ""  # what to do if a process is lost
+        self.left = False
+        threading.Thread(target=self._watch, daemon=True, name="processes").start()
+
+    def beat(self, what: str) -> None:
+        self.client.key_value_set(f"{_BEATS}{self.index}", what, allow_overwrite=True)
+
+    def beats(self) -> dict[int, str]:
+        """Returns the last sign of life of each process that has given one."""
+        return {int(key.rpartition("/")[2]): text for key, text in self.client.key_value_dir_get(_BEATS)}
+
+    def _watch(self) -> None:
+        """Gives this process's signs of life, and ends it when another one's are missing."""
+        others = set(range(self.number)) - {self.index}
+        last, since, beats = dict.fromkeys(others, ""), dict.fromkeys(others, time.monotonic()), 0
+        while not self.left:
+            beats += 1
+            try:
+                self.beat(str(beats))
+                now = self.beats()
+            except Exception:  # the coordinator is in the first process
+                if self.left:
+                    return
+                self.lost(0)
+            for other in others:
+                if now.get(other, "") != last[other]:
+                    last[other], since[other] = now[other], time.monotonic()
+                patience = FAILED_S if last[other] == _FAILED else LOST_S
+                if last[other] != _LEFT and time.monotonic() - since[other] > patience:
+                    self.lost(other)
+            time.sleep(BEAT_S)
+
+    def lost(self, other: int) -> NoReturn:
+        """Ends this process at once: it may be waiting within a library, for ever."""
+        with contextlib.suppress(OSError):
+            os.write(2, f"purejaxppo: error: {_lost(other, self)}\n".encode())
+        os._exit(ProcessError.exit_code)
+
+
+def _lost(other: int, group: _Group) -> str:
+    return f"process {other} of {group.number} has ended or cannot be reached; {group.on_loss or 'nothing was saved.'}"
+
+
+_group: _Group | None = None
+
+
+def join(coordinator: str | None = None, number: int | None = None, index: int | None = None) -> None:
+    """Makes this process one of several, before JAX uses its first device.
+
+    Args:
+      coordinator: HOST:PORT at which the first process can be reached by all; by default what JAX finds out under
+        Slurm, Open MPI, Kubernetes or on Cloud TPU.
+      number: of the processes.
+      index: of this one, from 0.
+
+    Raises:
+      ConfigError: the others were not reached in time, or what is given does not fit together.
+    """
+    global _group
+    # On CPUs, gloo carries the sums between processes.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    if coordinator:
+        _check_reachable(coordinator, leads=index == 0)
+    try:
+        jax.distributed.initialize(
+            coordinator, number, index, initialization_timeout=START_S, heartbeat_timeout_seconds=100
+        )
+        from jax._src.distributed import global_state  # the messages between processes have no public name
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        where = coordinator or "the coordinator that JAX looks for"
+        raise ConfigError(
+            f"this process could not join the others at {where} within {START_S} s ({reason}); start all of them with "
+            f"the same --coordinator and --num-processes, each with a --process-id of its own."
+        ) from error
+    if global_state.num_processes > 1:
+        _group = _Group(global_state.client, global_state.num_processes, global_state.process_id)
+
+
+def _check_reachable(coordinator: str, leads: bool) -> None:
+    """Raises ConfigError if the first process cannot have the port, or another one does not reach it within START_S.
+
+    JAX would end the process, with a trace of C++, in both cases.
+    """
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 2**16:
+        raise ConfigError(f"coordinator = {coordinator!r} is no address; give HOST:PORT, such as 10.0.0.1:12345.")
+    if leads:
+        with socket.socket() as test:
+            test.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                test.bind(("", int(port)))
+            except OSError as error:
+                raise ConfigError(
+                    f"port {port} is not free here ({error.strerror}); give another one to all."
+                ) from error
+        return
+    last, end = "", time.monotonic() + START_S
+    while time.monotonic() < end:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            last = error.strerror or str(error)
+            time.sleep(0.5)
+    raise ConfigError(
+        f"process 0 was not reached at {coordinator} within {START_S} s ({last}); start it, or give another "
+        f"--coordinator."
+    )
+
+
+def number() -> int:
+    """Returns the number of processes."""
+    return _group.number if _group else 1
+
+
+def leads() -> bool:
+    """Returns whether this is the first process, or the only one."""
+    return _group is None or _group.index == 0
+
+
+def exchange(text: str) -> list[str]:
+    """Returns the texts of all processes, in their order. All of them have to call it, and wait for each other."""
+    if _group is None:
+        return [text]
+    _group.exchanges += 1
+    here = f"purejaxppo/exchange/{_group.exchanges}"
+    try:
+        _group.client.key_value_set(f"{here}/{_group.index}", text)
+        texts = [_group.client.blocking_key_value_get(f"{here}/{i}", _FOREVER_MS) for i in range(_group.number)]
+        # All have read what came before this exchange, or they would not have come to it.
+        with contextlib.suppress(Exception):
+            _group.client.key_value_delete(f"purejaxppo/exchange/{_group.exchanges - 1}/{_group.index}")
+    except Exception as error:
+        raise ProcessError(_lost(0, _group)) from error
+    return texts
+
+
+def first_of(text: str | None) -> str | None:
+    """Returns the first text that a process has; None if none has any."""
+    return next(filter(None, exchange(text or "")), None)
+
+
+def any_of(flag: bool) -> bool:
+    """Returns whether the flag is set in any process."""
+    return first_of("yes" if flag else None) is not None
+
+
+def from_leader(make: Callable[[], str]) -> str:
+    """Returns what the first process makes."""
+    return exchange(make() if leads() else "")[0]
+
+
+def check_same(record: dict[str, Any]) -> None:
+    """Raises ConfigError if a record of plain values is not the same in all processes."""
+    texts = exchange(json.dumps(record, sort_keys=True, default=str))
+    first = json.loads(texts[0])
+    for other, text in enumerate(texts):
+        theirs = json.loads(text)
+        differing = [name for name in first | theirs if first.get(name) != theirs.get(name)]
+        if differing:
+            name = differing[0]
+            raise ConfigError(
+                f"processes 0 and {other} differ in {name}: {first.get(name)} and {theirs.get(name)}; start all of "
+                f"them with the same command and the same versions."
+            )
+
+
+@contextlib.contextmanager
+def together(on_loss: str) -> Iterator[None]:
+    """Explains, within the context, an error that comes from another process's end.
+
+    Args:
+      on_loss: how to go on then.
+    """
+    if _group is None:
+        yield
+        return
+    _group.on_loss = on_loss
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        # A sum between devices fails as soon as one of them is gone. Whose it was, the thread finds out.
+        time.sleep(LOST_S + 2 * BEAT_S)
+        raise ProcessError(f"the exchange between the processes failed; {on_loss}") from error
+
+
+def end_process(code: int) -> None:
+    """Ends this process if there are others; they hear of it. The first one waits a moment, as its end ends them."""
+    if _group is not None:
+        _group.left = True
+        with contextlib.suppress(Exception):
+            _group.beat(_FAILED)
+            end = time.monotonic() + FAILED_S
+            while leads() and time.monotonic() < end and set(_group.beats().values()) != {_FAILED}:
+                time.sleep(0.2)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def leave() -> None:
+    """Tells the others that this process ends as it should."""
+    global _group
+    if _group is not None:
+        exchange("")
+        _group.left = True
+        with contextlib.suppress(Exception):
+            _group.beat(_LEFT)
+        _group = None
+
+
+def here(tree: Any) -> Any:
+    """Returns a tree of arrays, without random keys, on the first device of this process."""
+    return jax.device_put(tree if _group is None else on_host(tree), selection.first())
+
+
+def on_host(tree: Any) -> Any:
+    """Returns a tree of arrays as NumPy's, whichever process's devices they are on. Random keys become their data."""
+    return jax.tree.map(_whole, tree)
+
+
+def _whole(leaf: Any) -> np.ndarray:
+    if jax.dtypes.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+        return np.array(leaf)
+    if leaf.is_fully_replicated:
+        return np.array(leaf.addressable_data(0))
+    from jax.experimental import multihost_utils
+
+    return np.array(multihost_utils.process_allgather(leaf, tiled=True))

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Starts N processes on this machine that train one run together: to try it, or with one GPU for each.
+#   bash scripts/launch_local.sh 2 train --env CartPole-v1 --num-envs 256 --num-shards 4 --out runs/two
+set -euo pipefail
+number=$1
+shift
+# Any free port of this machine: the first process listens there, the others come to it.
+port=${PORT:-$(python3 -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')}
+command=${PUREJAXPPO:-purejaxppo} # the environment's, once it is activated
+pids=()
+for ((i = 0; i < number; i++)); do
+  # One GPU for each process, if there are any; take this line out to give each all of them.
+  export CUDA_VISIBLE_DEVICES=$i
+  # One CPU device for each process, where the run is on CPUs.
+  export JAX_NUM_CPU_DEVICES=${JAX_NUM_CPU_DEVICES:-1}
+  $command "$@" --coordinator "localhost:$port" --num-processes "$number" --process-id "$i" &
+  pids+=($!)
+done
+# A signal to this script goes to all; they stop at the same update, and the state is saved.
+trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' INT TERM
+code=0
+for pid in "${pids[@]}"; do
+  # The first process says how the run ended; `wait` is interrupted by a signal, so it is asked again.
+  while kill -0 "$pid" 2>/dev/null; do wait "$pid" || code=$?; done
+done
+exit "$code"
