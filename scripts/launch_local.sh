@@ -17,10 +17,18 @@ for ((i = 0; i < number; i++)); do
   pids+=($!)
 done
 # A signal to this script goes to all; they stop at the same update, and the state is saved.
-trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' INT TERM
+signalled=
+trap 'signalled=yes; kill -TERM "${pids[@]}" 2>/dev/null || true' INT TERM
 code=0
 for pid in "${pids[@]}"; do
-  # The first process says how the run ended; `wait` is interrupted by a signal, so it is asked again.
-  while kill -0 "$pid" 2>/dev/null; do wait "$pid" || code=$?; done
+  signalled=
+  own=0
+  wait "$pid" || own=$?
+  if [ -n "$signalled" ]; then # which ends `wait`, and not the process
+    own=0
+    wait "$pid" || own=$?
+  fi
+  # The first process says how the run ended; another's code counts if that is 0.
+  [ "$code" != 0 ] || code=$own
 done
 exit "$code"

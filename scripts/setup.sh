@@ -5,6 +5,7 @@
 #   PUREJAXPPO_WHEELS=DIR       without a network: what PYTHON has already, jax above all, and the rest from a folder of
 #                               wheels (hatchling and editables among them); versions are then not those of uv.lock
 set -euo pipefail
+[ -z "${PUREJAXPPO_WHEELS:-}" ] || PUREJAXPPO_WHEELS=$(cd "$PUREJAXPPO_WHEELS" && pwd)
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 extra=cpu
@@ -13,7 +14,7 @@ if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q 
 fi
 extra=${PUREJAXPPO_EXTRA:-$extra}
 
-stamp="$extra${PUREJAXPPO_WHEELS:+ from wheels} $(cat uv.lock pyproject.toml | cksum)"
+stamp="$extra${PUREJAXPPO_WHEELS:+ from wheels beside ${PYTHON:-python3}} $(cat uv.lock pyproject.toml | cksum)"
 if [ -x .venv/bin/purejaxppo ] && [ "$(cat .venv/setup-stamp 2>/dev/null)" = "$stamp" ]; then
   exit 0
 fi

@@ -2,8 +2,8 @@
 train.
 
 Each has a process of its own. They take turns, block by block, and only the median of the ratios of neighbouring blocks
-is worth quoting: what else runs on the machine hits both. Compilation and the first call are timed apart. For an
-accelerator beside eight or more cores everything is compiled at the same time, before anything is measured.
+is worth quoting: what else runs on the machine hits both. Compilation and the first call are timed apart. For a
+GPU beside eight or more cores everything is compiled at the same time, before anything is measured.
 
     python -m benchmarks.sections.throughput [--quick] --out result.json
     python -m benchmarks.sections.throughput --shapes 64x128 4x128 --runs 1 16 --repetitions 15
@@ -77,7 +77,7 @@ def turns(arms: Sequence[str], number: int) -> Sequence[str]:
 
 def compiled_together(where: str) -> bool:
     """Returns whether all programs are compiled at once, a minute each, rather than one after the other."""
-    return where != "cpu" and (os.cpu_count() or 1) >= 8
+    return where == "gpu" and (os.cpu_count() or 1) >= 8  # a TPU belongs to one process at a time
 
 
 def start_arm(arm: str, work: Settings) -> WorkerProcess:

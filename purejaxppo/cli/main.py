@@ -42,8 +42,8 @@ def main() -> None:
     fill_closed_streams()
     end_process_on_signal()  # until training begins, which saves its state before it ends
     code = run(sys.argv[1:])
-    if code and (processes := sys.modules.get("purejaxppo.devices.processes")):
-        processes.end_process(code)  # if others wait for this one: they would for minutes, until it has taken its leave
+    if processes := sys.modules.get("purejaxppo.devices.processes"):
+        processes.end_process(code)  # unless it has taken its leave: the others would wait for it, for minutes
     sys.exit(code)
 
 
@@ -58,7 +58,8 @@ def run(argv: Sequence[str]) -> int:
         with flushed_output():  # --help prints to standard output
             command = parse(list(argv))
         _validate(command)
-        if (code := report_finished(command)) is not None:
+        several = isinstance(command, Train | Resume) and command.together.several
+        if not several and (code := report_finished(command)) is not None:  # or each of them would ask for the lock
             return code
         if not isinstance(command, Plot | Verify):
             works = not isinstance(command, Doctor)  # the doctor says by itself what does not

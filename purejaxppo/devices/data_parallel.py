@@ -96,6 +96,8 @@ def _trainer_on(mesh: Mesh, config: TrainConfig, env: VecEnv | None) -> Trainer:
     policy = make_policy(config, env)
     algorithm = make_algorithm(config, policy, shards)
     if algorithm.shards is None:  # a plugin's, which would learn something else on each of several devices
+        if processes.number() > 1:
+            raise ConfigError(f"algorithm {config.algorithm} takes no shards, so one process has to train it.")
         return trainer_from_config(config, env)
     _check_rows(env, mesh.size)
     trainer = make_trainer(config, env, policy, algorithm)
@@ -155,7 +157,7 @@ def _check_rows(env: VecEnv, devices: int) -> None:
     if shared:
         raise EnvError(
             f"the environment's state has a leaf of shape {list(shared[0])}, which does not begin with num_envs = "
-            f"{env.num_envs}; give each environment a row of its own, or train on one device (JAX_NUM_CPU_DEVICES=1)."
+            f"{env.num_envs}; give each environment a row of its own, or train on one device (--devices 1)."
         )
     # The rows that a device will see. An environment may step any number of them, but only if it asks the keys for it.
     part = env._replace(num_envs=env.num_envs // devices)
@@ -165,7 +167,7 @@ def _check_rows(env: VecEnv, devices: int) -> None:
     except EnvError as error:
         raise EnvError(
             f"the environment cannot step {part.num_envs} of its {env.num_envs} copies on a device of their own: "
-            f"{error} Take their number from the keys, or train on one device (JAX_NUM_CPU_DEVICES=1)."
+            f"{error} Take their number from the keys, or train on one device (--devices 1)."
         ) from error
 
 

@@ -14,6 +14,7 @@ from purejaxppo.config import TrainConfig
 from purejaxppo.config.validate import validate_config
 from purejaxppo.core.rollout import rollout
 from purejaxppo.core.types import Actors, VecEnv
+from purejaxppo.devices import selection
 from purejaxppo.devices.machine import memory_bytes, ram_bytes
 from purejaxppo.envs.wrappers import bound_action
 from purejaxppo.errors import ConfigError, OutOfMemoryError, is_out_of_memory
@@ -93,7 +94,7 @@ def explain(config: TrainConfig, env: VecEnv, program: int | None) -> OutOfMemor
       env: its environments.
       program: from `program_bytes`, or None if compilation did not finish.
     """
-    available = device_bytes(jax.devices()[0])
+    available = device_bytes(selection.first())
     needs = [f"its rollout buffer takes {readable(rollout_bytes(config, env))}"]
     needs += [f"the compiled program {readable(program)}"] if program else []
     needs += [f"the device has {readable(available)}"] if available else []

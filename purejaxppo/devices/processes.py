@@ -41,10 +41,15 @@ class _Group:
         self.exchanges = 0
         self.on_loss = ""  # what to do if a process is lost
         self.left = False
+        self.speaking = threading.Lock()
         threading.Thread(target=self._watch, daemon=True, name="processes").start()
 
-    def beat(self, what: str) -> None:
-        self.client.key_value_set(f"{_BEATS}{self.index}", what, allow_overwrite=True)
+    def beat(self, what: str, last: bool = False) -> None:
+        """Gives a sign of life, unless the last one has been given."""
+        with self.speaking:
+            if not self.left:
+                self.left = last
+                self.client.key_value_set(f"{_BEATS}{self.index}", what, allow_overwrite=True)
 
     def beats(self) -> dict[int, str]:
         """Returns the last sign of life of each process that has given one."""
@@ -54,15 +59,17 @@ class _Group:
         """Gives this process's signs of life, and ends it when another one's are missing."""
         others = set(range(self.number)) - {self.index}
         last, since, beats = dict.fromkeys(others, ""), dict.fromkeys(others, time.monotonic()), 0
+        heard = time.monotonic()  # of the coordinator
         while not self.left:
             beats += 1
             try:
                 self.beat(str(beats))
-                now = self.beats()
-            except Exception:  # the coordinator is in the first process
-                if self.left:
-                    return
-                self.lost(0)
+                now, heard = self.beats(), time.monotonic()
+            except Exception:
+                if not self.left and time.monotonic() - heard > LOST_S:
+                    self.lost(0)  # it has the coordinator
+                time.sleep(BEAT_S)
+                continue
             for other in others:
                 if now.get(other, "") != last[other]:
                     last[other], since[other] = now[other], time.monotonic()
@@ -72,10 +79,19 @@ class _Group:
             time.sleep(BEAT_S)
 
     def lost(self, other: int) -> NoReturn:
-        """Ends this process at once: it may be waiting within a library, for ever."""
+        """Ends this process: it may be waiting within a library, for ever."""
         with contextlib.suppress(OSError):
             os.write(2, f"purejaxppo: error: {_lost(other, self)}\n".encode())
+        self.fail()
         os._exit(ProcessError.exit_code)
+
+    def fail(self) -> None:
+        """Tells the others that this process ends. The first one waits until they have, as JAX ends them with it."""
+        with contextlib.suppress(Exception):
+            self.beat(_FAILED, last=True)
+            end = time.monotonic() + FAILED_S + 3 * BEAT_S
+            while self.index == 0 and time.monotonic() < end and set(self.beats().values()) != {_FAILED}:
+                time.sleep(0.2)
 
 
 def _lost(other: int, group: _Group) -> str:
@@ -221,20 +237,15 @@ def together(on_loss: str) -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        # A sum between devices fails as soon as one of them is gone. Whose it was, the thread finds out.
+        # A sum between devices fails as soon as one of them is gone. Whose it was, the thread finds out meanwhile.
         time.sleep(LOST_S + 2 * BEAT_S)
-        raise ProcessError(f"the exchange between the processes failed; {on_loss}") from error
+        raise ProcessError(f"the devices failed ({str(error).splitlines()[0]}); {on_loss}") from error
 
 
 def end_process(code: int) -> None:
-    """Ends this process if there are others; they hear of it. The first one waits a moment, as its end ends them."""
+    """Ends this process if there are others; they hear of it."""
     if _group is not None:
-        _group.left = True
-        with contextlib.suppress(Exception):
-            _group.beat(_FAILED)
-            end = time.monotonic() + FAILED_S
-            while leads() and time.monotonic() < end and set(_group.beats().values()) != {_FAILED}:
-                time.sleep(0.2)
+        _group.fail()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -245,9 +256,8 @@ def leave() -> None:
     global _group
     if _group is not None:
         exchange("")
-        _group.left = True
         with contextlib.suppress(Exception):
-            _group.beat(_LEFT)
+            _group.beat(_LEFT, last=True)
         _group = None
 
 

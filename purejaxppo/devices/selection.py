@@ -25,7 +25,7 @@ def use_devices(which: str) -> None:
         return
     every = jax.devices()
     _chosen = every if which == "all" else [every[number] for number in _numbers(which, every)]
-    jax.config.update("jax_default_device", _chosen[0])  # what runs on one device runs on one of them
+    jax.config.update("jax_default_device", first())  # what runs on one device runs on one of them
 
 
 def devices() -> list[jax.Device]:

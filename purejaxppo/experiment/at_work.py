@@ -45,8 +45,8 @@ def _check_shared(run_dir: Path) -> None:
     """Raises ConfigError unless a file that the first process writes is there for all of them."""
     if processes.number() == 1:
         return
-    path = run_dir / ".processes"
-    text = processes.from_leader(lambda: f"{socket.gethostname()} {os.getpid()} {time.time()}")
+    text = processes.from_leader(lambda: f"{socket.gethostname()} {time.time()} {os.getpid()}")
+    path = run_dir / f"processes.tmp-{text.split()[-1]}"  # a temporary file's name, in case it is left behind
     if processes.leads():
         write_text(path, text)
     processes.exchange("")

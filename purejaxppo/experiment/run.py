@@ -1,5 +1,6 @@
 """One run on the host: training, saving, evaluating and plotting it, and resuming one that was stopped."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -94,7 +95,7 @@ def run_experiment(
         with stop.ending_at_once("no run had begun.", INTERRUPTED):
             env = make_env(config, allow_download=allow_download)
             trainer = spread_trainer(config, env)
-            processes.check_same({**settings.record(), "seed": settings.seed, **installed_versions()})
+            _check_same(settings)
             run_dir = Path(processes.from_leader(lambda: str(create_run_dir(settings, out))))
         with at_work(run_dir) as files:
             if processes.leads():
@@ -146,10 +147,11 @@ def resume_experiment(
     settings.validate()
     refuse_changes(own.record(), settings.record(), f"leave them as they are in {run_dir / 'config.json'}.")
     config = settings.config
-    processes.check_same({**settings.record(), "seed": settings.seed, **installed_versions()})
+    _check_same(settings, strict=strict)
     with listening(stop) as stop, at_work(run_dir) as files:
         when_interrupted(f"`purejaxppo resume {run_dir}` goes on from its last checkpoint, if it has one.")
         summary = finished_run(run_dir, config)
+        processes.check_same({"finished": summary is not None})
         if summary:
             say(console, already_finished(summary))
             if processes.leads():
@@ -165,7 +167,6 @@ def resume_experiment(
         _check_budget(run, saved)
         for change in changed_versions(run_dir, len(devices_for(config))):
             run.note(f"{change} since the run began; its results may differ, as those of another seed do.")
-        processes.exchange("")  # all have read what is changed now
         if processes.leads():
             write_settings(run_dir, settings)
             (run_dir / "summary.json").unlink(missing_ok=True)  # it describes the run before this command
@@ -174,6 +175,12 @@ def resume_experiment(
         phases.end("setup")
         runner, timing = train(run, saved)
         return _finish(run, runner, timing)
+
+
+def _check_same(settings: RunSettings, **more: Any) -> None:
+    """Raises ConfigError unless all processes have these settings, options, versions, and what else is given."""
+    own = {**settings.record(), "seed": settings.seed, **dataclasses.asdict(settings.options)}
+    processes.check_same({**own, **installed_versions(), **more})
 
 
 def _console(console: Console | None) -> Console:
@@ -201,6 +208,7 @@ def _check_budget(run: Run, saved: Saved) -> None:
 
 def _finish(run: Run, runner: RunnerState, timing: Timing) -> dict[str, Any]:
     """Evaluates and plots a run that has been trained, unless a signal stopped it; returns its summary."""
+    processes.exchange("")  # the first one has saved the state
     history = read_metrics(run.metrics_file)
     summary = _summary(run, runner, timing, history)
     run.phases.end("saving")

@@ -107,10 +107,12 @@ def load_saved(run: Run, strict: bool = False) -> Saved:
     Raises:
       CheckpointError: there are checkpoints, but none of them can be used.
     """
+    processes.check_same({"checkpoints": [step.env_steps for step in list_steps(run.run_dir)]})
     if not list_steps(run.run_dir):
         return Saved()
     choice = CheckpointChoice(strict=strict, note=run.note)
     runner, meta = load_runner(run.run_dir, run.settings, run.trainer, choice)
+    processes.check_same({"checkpoint": meta["sha256"]})  # none has passed over the one that the others took
     kept = whole_rows(run.metrics_file, meta["metrics_bytes"])
     if kept < meta["metrics_bytes"]:
         run.note(f"{run.metrics_file} has lost rows since the checkpoint was saved; it goes on without them.")
@@ -149,10 +151,10 @@ def train(run: Run, saved: Saved) -> tuple[RunnerState, Timing]:
             return _attempt(run, saved, failed_at)
         except DivergedError as error:
             run.phases.end("training")
+            processes.exchange("")  # the first one has saved what it was about to save
             rollbacks = NONFINITE_RULES[run.settings.config.on_nonfinite].rollbacks
             if not rollbacks:
                 raise _with_last_good(run, error) from None
-            processes.exchange("")  # until the first one has saved what it was about to save
             before, saved = saved.updates, load_saved(run)
             failed_at = [*(failed_at if saved.updates == before else []), error.update]
             if len(failed_at) > rollbacks:
@@ -307,7 +309,8 @@ def _check_memory(run: Run, program: int) -> None:
     Without this check the operating system might kill the process, without any message.
     """
     if jax.default_backend() == "cpu":
-        program *= len(devices_for(run.settings.config))  # CPU devices share the machine's memory
+        own = [device for device in devices_for(run.settings.config) if device.process_index == jax.process_index()]
+        program *= len(own)  # CPU devices share the machine's memory
     available = device_bytes(selection.first())
     if available and program > available:
         raise explain(run.settings.config, run.env, program)

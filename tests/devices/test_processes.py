@@ -23,7 +23,7 @@ SCRIPT = """
 import sys
 from purejaxppo.devices import processes
 from purejaxppo.cli.main import main
-processes.BEAT_S, processes.LOST_S, processes.START_S = 0.5, 8.0, 4
+processes.BEAT_S, processes.LOST_S, processes.FAILED_S, processes.START_S = 0.5, 8.0, 3.0, 4
 sys.argv = ["purejaxppo", *{argv}]
 main()
 """

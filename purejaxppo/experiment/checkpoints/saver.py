@@ -60,6 +60,7 @@ class Saver:
           DivergedError: a number in `learner` is not finite.
         """
         self.wait()
+        processes.exchange("")  # those that do not write wait here, not in the devices' exchange
         copy = snapshot(state)
         if not is_finite(copy.tree.learner):
             raise DivergedError(f"a parameter or an optimizer state is not finite after {env_steps} env steps.")
