@@ -117,7 +117,9 @@ class Rehearsal:
         (self.directory / "metrics.jsonl").write_text("")
         evaluator = SimpleNamespace(compile=self.compile_evaluation, play=self.play, num_episodes=3)
         evaluator = evaluator if self.options.eval_every else None
-        run = Run(self.directory, self.directory, settings, None, trainer, None, self.stop, self.phases, evaluator=evaluator)
+        run = Run(
+            self.directory, self.directory, settings, None, trainer, None, self.stop, self.phases, evaluator=evaluator
+        )
         done, seconds = self.before
         return train(run, Saved(state_of(done), done, 0, seconds))
 
