@@ -41,13 +41,12 @@ def train(envs: int, devices: int, processes: int, port: int, index: int) -> flo
     runner = jax.jit(trainer.init)(jax.random.key(0), hp)
     block = jax.jit(lambda hp, runner: purejaxppo.advance(trainer, hp, runner, 4), donate_argnums=1)
     runner, _ = jax.block_until_ready(block(hp, runner))
-    speeds = []
+    speeds, blocks = [], max(1, int(SECONDS * 2**15 / (envs * STEPS)))
     for _ in range(5):
         start = time.perf_counter()
-        for _ in range(max(1, int(SECONDS * 2**15 / (envs * STEPS)))):
+        for _ in range(blocks):
             runner, metrics = block(hp, runner)
             jax.block_until_ready(metrics)
-        blocks = max(1, int(SECONDS * 2**15 / (envs * STEPS)))
         speeds.append(4 * blocks * envs * STEPS / (time.perf_counter() - start))
     together.leave()
     return sorted(speeds)[2]

@@ -107,8 +107,9 @@ def load_saved(run: Run, strict: bool = False) -> Saved:
     Raises:
       CheckpointError: there are checkpoints, but none of them can be used.
     """
-    processes.check_same({"checkpoints": [step.env_steps for step in list_steps(run.run_dir)]})
-    if not list_steps(run.run_dir):
+    steps = list_steps(run.run_dir)
+    processes.check_same({"checkpoints": [step.env_steps for step in steps]})
+    if not steps:
         return Saved()
     choice = CheckpointChoice(strict=strict, note=run.note)
     runner, meta = load_runner(run.run_dir, run.settings, run.trainer, choice)

@@ -146,15 +146,11 @@ def state_sha256(state: Any) -> str:
 
 def is_finite(tree: Any) -> bool:
     """Returns whether every number in a tree of arrays is finite."""
-    return all(np.isfinite(np.asarray(_data(leaf))).all() for leaf in jax.tree.leaves(tree))
+    return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(on_host(tree)))
 
 
 def _is_key(leaf: Any) -> bool:
     return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _data(leaf: Any) -> Any:
-    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
 
 def _like(expected: Any, data: np.ndarray) -> "jax.Array":
