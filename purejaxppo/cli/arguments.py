@@ -38,7 +38,7 @@ class Common:
 
 @dataclasses.dataclass(frozen=True)
 class Together:
-    """Options of a run that several processes train, on one machine or on several."""
+    """Options of a run or sweep that several processes train, on one machine or on several."""
 
     distributed: bool = False
     """Train together with the other processes that were started with this command, which JAX finds under Slurm, Open
@@ -123,6 +123,7 @@ class ResumeSweep:
     """A directory that `purejaxppo sweep` made."""
     options: Annotated[RunOptions, Flat] = _OPTIONS
     common: Annotated[Common, Flat] = Common()
+    together: Annotated[Together, Flat] = Together()
     strict: bool = False
     """Refuse to fall back to an older checkpoint if the newest is damaged."""
 
@@ -192,6 +193,7 @@ class Sweep:
     hp: Annotated[Hyperparams, Flat]
     options: Annotated[RunOptions, Flat] = _OPTIONS
     common: Annotated[Common, Flat] = Common()
+    together: Annotated[Together, Flat] = Together()
     seeds: Annotated[tuple[str, ...], tyro.conf.arg(metavar="INT [INT ...]")] = ("8",)
     """Runs of each setting: one number is a count, several are the seeds themselves."""
     seed: int = 0

@@ -27,6 +27,7 @@ from purejaxppo.cli.handlers import ACTIONS, report_finished, validate
 from purejaxppo.cli.output import discard_unwritten, fill_closed_streams, flushed_output, note
 from purejaxppo.cli.parse import parse
 from purejaxppo.cli.plugins import import_plugins
+from purejaxppo.cli.supervisor import has_others, is_child, run_in_child
 from purejaxppo.config.presets import PRESETS
 from purejaxppo.devices.compile_cache import keep_programs
 from purejaxppo.devices.cpu import cpu_cores, one_thread_is_enough, use_all_cores
@@ -41,6 +42,8 @@ def main() -> None:
     """Runs the command in `sys.argv`, and exits with 0 or the code of the error."""
     fill_closed_streams()
     end_process_on_signal()  # until training begins, which saves its state before it ends
+    if has_others(sys.argv[1:]) and not is_child():
+        sys.exit(run_in_child())
     code = run(sys.argv[1:])
     if processes := sys.modules.get("purejaxppo.devices.processes"):
         processes.end_process(code)  # unless it has taken its leave: the others would wait for it, for minutes
@@ -58,14 +61,13 @@ def run(argv: Sequence[str]) -> int:
         with flushed_output():  # --help prints to standard output
             command = parse(list(argv))
         _validate(command)
-        several = isinstance(command, Train | Resume) and command.together.several
-        if not several and (code := report_finished(command)) is not None:  # or each of them would ask for the lock
+        together = command.together if isinstance(command, Train | Resume | ResumeSweep | Sweep) else _ALONE
+        if not together.several and (code := report_finished(command)) is not None:  # each would ask for the lock
             return code
         if not isinstance(command, Plot | Verify):
             works = not isinstance(command, Doctor)  # the doctor says by itself what does not
-            together = command.together if isinstance(command, Train | Resume) else _ALONE
             _prepare(command.common, must_work=works, one_thread=_one_thread_is_enough(command), together=together)
-            if isinstance(command, Train | Resume) and together.several:
+            if together.several:
                 return _with_others(command)
         return ACTIONS[type(command)](command)
     except PureJaxPPOError as error:
@@ -83,7 +85,7 @@ def run(argv: Sequence[str]) -> int:
         discard_unwritten()
 
 
-def _with_others(command: Train | Resume) -> int:
+def _with_others(command: Command | ResumeSweep) -> int:
     """Runs a command of several processes, of which the first one prints, and returns its exit code."""
     from purejaxppo.devices import processes
 

@@ -117,17 +117,7 @@ def _trainer_on(mesh: Mesh, config: TrainConfig, env: VecEnv | None) -> Trainer:
         runner = trainer.init(key, hp)  # as on one device, so that it begins with the same bits
         return jax.lax.with_sharding_constraint(runner, shardings(runner))
 
-    return Trainer(init, update, place=lambda runner: jax.tree.map(_placed, runner, shardings(runner)))
-
-
-def _placed(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
-    """Returns an array on the devices of a sharding, of which each process places the parts on its own."""
-    if processes.number() == 1:
-        return jax.device_put(leaf, sharding)
-    whole = processes.on_host(leaf)
-    placed = jax.make_array_from_callback(whole.shape, sharding, lambda part: whole[part])
-    is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return jax.random.wrap_key_data(placed, impl=jax.random.key_impl(leaf)) if is_key else placed
+    return Trainer(init, update, place=lambda runner: jax.tree.map(processes.place, runner, shardings(runner)))
 
 
 def partition_specs(runner: RunnerState) -> RunnerState:

@@ -10,6 +10,7 @@ its own process, with one line, when there are none any more.
 """
 
 import contextlib
+import functools
 import json
 import os
 import socket
@@ -17,13 +18,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar, cast
 
 import jax
 import numpy as np
 
 from purejaxppo.devices import selection
 from purejaxppo.errors import ConfigError, ProcessError
+
+T = TypeVar("T")
 
 START_S = 120  # within which all processes have to have come
 BEAT_S = 2.0  # between two signs of life
@@ -203,9 +206,13 @@ def any_of(flag: bool) -> bool:
     return first_of("yes" if flag else None) is not None
 
 
-def from_leader(make: Callable[[], str]) -> str:
-    """Returns what the first process makes."""
-    return exchange(make() if leads() else "")[0]
+def from_leader(make: Callable[[], T]) -> T:
+    """Returns what the first process makes, which JSON has to carry to the others."""
+    if _group is None:
+        return make()
+    own = make() if leads() else None
+    texts = exchange(json.dumps(own, default=lambda scalar: scalar.item()))  # NumPy's scalars
+    return cast(T, own if leads() else json.loads(texts[0]))
 
 
 def check_same(record: dict[str, Any]) -> None:
@@ -259,6 +266,39 @@ def leave() -> None:
         with contextlib.suppress(Exception):
             _group.beat(_LEFT, last=True)
         _group = None
+
+
+def least(value: int) -> int:
+    """Returns the smallest of the values that the processes have."""
+    return min(map(int, exchange(str(value))))
+
+
+def place(leaf: Any, sharding: jax.sharding.Sharding | None) -> jax.Array:
+    """Returns an array on the devices of a sharding, of which each process places the parts on its own.
+
+    Args:
+      leaf: the same in all processes, with all its elements.
+      sharding: over devices of any process; None for the default device.
+    """
+    if _group is None or sharding is None:
+        return jax.device_put(leaf, sharding)
+    whole = on_host(leaf)
+    placed = jax.make_array_from_callback(whole.shape, sharding, lambda part: whole[part])
+    is_key = jax.dtypes.issubdtype(getattr(leaf, "dtype", whole.dtype), jax.dtypes.prng_key)
+    return jax.random.wrap_key_data(placed, impl=jax.random.key_impl(leaf)) if is_key else placed
+
+
+def everywhere(tree: Any) -> Any:
+    """Returns a tree of arrays of which each process has all elements; the devices exchange what it lacks."""
+    if _group is None:
+        return tree
+    mesh = jax.tree.leaves(tree)[0].sharding.mesh
+    return _identity(jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))(tree)
+
+
+@functools.cache
+def _identity(sharding: jax.sharding.NamedSharding) -> Callable[[Any], Any]:
+    return jax.jit(lambda tree: tree, out_shardings=sharding)
 
 
 def here(tree: Any) -> Any:

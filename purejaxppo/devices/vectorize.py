@@ -57,16 +57,35 @@ def layout_for(num_runs: int, exact: bool = False, devices: Sequence[jax.Device]
     On a CPU, `jax.lax.map` keeps one run's arrays in the cache, and jaxlib can deadlock in a vmapped loop on two cores.
 
     Args:
-      num_runs: R. The largest number of devices that divides it is used.
+      num_runs: R. The largest number of devices that divides it is used, the same of each process.
       exact: use `one_by_one` on the first device alone, where each run is bitwise identical to a single run. A program
         for several devices passes through XLA's partitioner, after which operations of a run may be fused differently,
         and a product and a sum be rounded once instead of twice.
       devices: to choose from; by default those that were chosen, or all (`devices/selection.py`).
+
+    Raises:
+      ConfigError: a process would have no run.
     """
     devices = devices or selection.devices()
-    number = 1 if exact else max(n for n in range(1, len(devices) + 1) if num_runs % n == 0)
     batching = one_by_one if exact or devices[0].platform == "cpu" else jax.vmap
-    return Layout(Mesh(np.array(devices[:number]), ("runs",)), batching)
+    used = devices[:1] if exact else _dividing(num_runs, devices)
+    if len(_by_process(used)) < len(_by_process(devices)):
+        why = "exact = True takes one device" if exact else f"batches of {num_runs} runs cannot be shared by them"
+        raise ConfigError(f"{len(_by_process(devices))} processes, but {why}; train it in one process.")
+    return Layout(Mesh(np.array(used), ("runs",)), batching)
+
+
+def _dividing(num_runs: int, devices: Sequence[jax.Device]) -> list[jax.Device]:
+    """Returns as many of the devices as divide the runs, the same number of each process; one if no number does."""
+    own = _by_process(devices)
+    most = min(map(len, own))
+    each = max((n for n in range(1, most + 1) if num_runs % (n * len(own)) == 0), default=0)
+    return [device for part in own for device in part[:each]] or list(devices[:1])
+
+
+def _by_process(devices: Sequence[jax.Device]) -> list[list[jax.Device]]:
+    indices = sorted({device.process_index for device in devices})
+    return [[device for device in devices if device.process_index == index] for index in indices]
 
 
 class Runs(NamedTuple):

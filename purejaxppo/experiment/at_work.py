@@ -1,4 +1,4 @@
-"""A run's directory while it is trained: who holds its lock, and where each of several processes writes."""
+"""A run's or a sweep's directory while it is trained: who holds its lock, and where each process writes and prints."""
 
 import contextlib
 import os
@@ -9,18 +9,26 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from rich.console import Console
+
 from purejaxppo.devices import processes
 from purejaxppo.errors import ConfigError
 from purejaxppo.experiment.atomic_files import write_text
 from purejaxppo.experiment.lock import locked
+from purejaxppo.experiment.progress import Terminal
+
+
+def console_of(console: Console | None) -> Console:
+    """Returns where a command prints, by default to standard error: of several processes the first one does."""
+    return (console or Terminal()) if processes.leads() else Terminal(quiet=True)
 
 
 @contextlib.contextmanager
 def at_work(run_dir: Path) -> Iterator[Path]:
-    """Holds a run's directory within the context, and yields the directory that this process writes to.
+    """Holds the directory of a run or sweep within the context, and yields the directory that this process writes to.
 
     Of several processes the first one has the lock, and writes to the run's directory. The others read checkpoints
-    there, and do all else as the first one does, with a copy of the metrics in a directory that is removed.
+    there, and do all else as the first one does, with a copy of a run's metrics in a directory that is removed.
 
     Raises:
       RunDirInUseError, CheckpointError: as `locked` does.

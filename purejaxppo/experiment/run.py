@@ -21,7 +21,7 @@ from purejaxppo.devices.memory import out_of_memory_explained
 from purejaxppo.envs.registry import make_env
 from purejaxppo.errors import ConfigError, OutOfMemoryError
 from purejaxppo.evaluate import evaluation_key
-from purejaxppo.experiment.at_work import at_work
+from purejaxppo.experiment.at_work import at_work, console_of
 from purejaxppo.experiment.atomic_files import write_json
 from purejaxppo.experiment.checkpoints.directory import clean
 from purejaxppo.experiment.checkpoints.state import state_sha256
@@ -42,7 +42,7 @@ from purejaxppo.experiment.metrics_log import Sink, mean_return, read_metrics, r
 from purejaxppo.experiment.parts import Parts, know_parts, with_parts
 from purejaxppo.experiment.phases import Phases
 from purejaxppo.experiment.plots import plot_runs
-from purejaxppo.experiment.progress import Terminal, remark, say
+from purejaxppo.experiment.progress import remark, say
 from purejaxppo.experiment.signals import INTERRUPTED, StopRequest, listening, when_interrupted
 from purejaxppo.experiment.training import Run, Saved, load_saved, train
 from purejaxppo.experiment.watchdog import announced
@@ -87,7 +87,7 @@ def run_experiment(
     Raises:
       PureJaxPPOError: the subclass says what went wrong. Files that have been written stay.
     """
-    console, phases = _console(console), phases or Phases()
+    console, phases = console_of(console), phases or Phases()
     (config,) = with_parts([config], **parts)
     settings = RunSettings(config, hp, seed, options).plain()
     settings.validate()
@@ -139,7 +139,7 @@ def resume_experiment(
     Raises:
       PureJaxPPOError: the subclass says what went wrong.
     """
-    console, phases = _console(console), phases or Phases()
+    console, phases = console_of(console), phases or Phases()
     run_dir = Path(run_dir)
     own = read_run_settings(run_dir)
     know_parts([own.config], **parts)
@@ -181,11 +181,6 @@ def _check_same(settings: RunSettings, **more: Any) -> None:
     """Raises ConfigError unless all processes have these settings, options, versions, and what else is given."""
     own = {**settings.record(), "seed": settings.seed, **dataclasses.asdict(settings.options)}
     processes.check_same({**own, **installed_versions(), **more})
-
-
-def _console(console: Console | None) -> Console:
-    """Returns where a run prints: of several processes the first one does."""
-    return (console or Terminal()) if processes.leads() else Terminal(quiet=True)
 
 
 def _check_budget(run: Run, saved: Saved) -> None:

@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -22,11 +22,20 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 _NOTHING_WRITTEN = "nothing had been written yet, so nothing is lost."
 _what_stays = [_NOTHING_WRITTEN]  # one string, in a list so that a function can replace it
+_told: list[int] = []  # file descriptors to which it is written, too
 
 
 def when_interrupted(what_stays: str = _NOTHING_WRITTEN) -> None:
     """Sets the second half of the message of `interrupted`: what is on the disk from now on, and how to use it."""
     _what_stays[:] = [what_stays]
+    for descriptor in _told:
+        with suppress(OSError):
+            os.write(descriptor, f"{what_stays}\n".encode(errors="backslashreplace"))
+
+
+def tell_what_stays(descriptor: int) -> None:
+    """Writes what is on the disk to a file descriptor too from now on, a line whenever it is set."""
+    _told.append(descriptor)
 
 
 def interrupted(again: bool = False) -> str:
@@ -116,11 +125,18 @@ def listening(stop: StopRequest | None) -> AbstractContextManager[StopRequest]:
 def stop_process_on_signal() -> Iterator[StopRequest]:
     """Listens in a thread, so that a signal is heard during a compilation too. To be called from the main thread."""
     stop = _ProcessStopRequest()
+    with hearing_signals(stop.received):
+        yield stop
+
+
+@contextmanager
+def hearing_signals(received: Callable[[int], object]) -> Iterator[None]:
+    """Calls a function with the number of each signal, in a thread, within the context. For the main thread only."""
     reader, writer = os.pipe()
-    previous, thread = _start_listening(reader, writer, stop.received)
+    previous, thread = _start_listening(reader, writer, received)
     try:
         with _handled(_ignore):
-            yield stop
+            yield
     finally:
         signal.set_wakeup_fd(previous)
         os.close(writer)  # the thread reads the end of the pipe, and ends

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 
 import jax
 import numpy as np
 
 from purejaxppo.config import Hyperparams
-from purejaxppo.core.types import RunnerState
-from purejaxppo.devices import selection
+from purejaxppo.devices import processes, selection
 from purejaxppo.devices.memory import device_bytes, program_bytes, traced_bytes
 from purejaxppo.devices.vectorize import Layout, Runs, advance_runs, layout_for, make_runs, one_by_one
 from purejaxppo.envs.registry import make_env
@@ -55,8 +55,8 @@ class CompiledGroup:
         """Returns the layout of `size` runs over the devices."""
         return layout_for(size, self._sweep.exact)
 
-    def arguments(self, runs: Sequence[int], size: int) -> tuple[Hyperparams, jax.Array]:
-        """Returns the hyperparameters [size] and seeds [size] of runs, on their devices.
+    def values(self, runs: Sequence[int], size: int) -> tuple[Hyperparams, np.ndarray]:
+        """Returns the hyperparameters [size] and seeds [size] of runs.
 
         Copies of the last run fill up what the runs leave of the size.
         """
@@ -64,32 +64,43 @@ class CompiledGroup:
         settings, seeds = np.divmod(filled, len(self._sweep.seeds))
         hps = [self._sweep.settings[setting][1] for setting in settings]
         stacked = jax.tree.map(lambda *values: np.array(values, np.float32), *hps)
-        return jax.device_put((stacked, np.uint32(np.asarray(self._sweep.seeds)[seeds])), self.layout(size).sharding)
+        return stacked, np.array(self._sweep.seeds, np.uint32)[seeds]
+
+    def arguments(self, runs: Sequence[int], size: int) -> tuple[Hyperparams, jax.Array]:
+        """Returns the `values` on their devices."""
+        sharding = self.layout(size).sharding
+        return jax.tree.map(lambda leaf: processes.place(leaf, sharding), self.values(runs, size))
 
     def shapes(self, size: int) -> tuple[Hyperparams, Runs]:
-        """Returns hyperparameters, and shapes and shardings of the states, of `size` runs."""
-        hps, seeds = self.arguments(self.runs[:1], size)
-        runs = jax.eval_shape(lambda hps, seeds: make_runs(self.trainer, hps, seeds, 0, self.layout(size)), hps, seeds)
+        """Returns the shapes and shardings of the hyperparameters and states of `size` runs."""
         sharding = self.layout(size).sharding
-        return hps, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), runs)
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype, sharding=sharding), self._shapes_of_one
+        )
+
+    @cached_property
+    def _shapes_of_one(self) -> tuple[Hyperparams, Runs]:
+        """The shapes of one run's hyperparameters and state; with the same ones JAX traces an update once."""
+        one = layout_for(1, devices=[selection.first()])
+        hps, seeds = self.values(self.runs[:1], 1)
+        runs = jax.eval_shape(lambda hps, seeds: make_runs(self.trainer, hps, seeds, 0, one), hps, seeds)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (hps, runs))
 
     def metric_names(self) -> set[str]:
         """Returns the names of an update's metrics, without the bit mask `nonfinite`."""
-        _, metrics = jax.eval_shape(self.trainer.update, *self._one_run())
+        hps, runs = self._shapes_of_one
+        _, metrics = jax.eval_shape(self.trainer.update, hps, runs.runner)
         return set(metrics) - {"nonfinite"}
-
-    def _one_run(self) -> tuple[Hyperparams, RunnerState]:
-        """Returns the shapes of one run's hyperparameters and state; with the same ones JAX traces an update once."""
-        hps, runs = self.shapes(1)
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (hps, runs.runner))
 
     def chunk_length(self, size: int, updates: int) -> int:
         """Returns the updates per call that divide `updates` into calls of one length, each of about a second.
 
         One length means one program. The last call may be longer than what is left; the runs are frozen by then.
         """
-        _, runs = self.shapes(math.ceil(size / self.layout(size).mesh.size))
-        wanted = chunk_lengths(self.config, runs.learner.params, jax.default_backend())[0]
+        _, run = self._shapes_of_one
+        each = math.ceil(size / self.layout(size).mesh.size)
+        params = jax.tree.map(lambda x: jax.ShapeDtypeStruct((each, *x.shape), x.dtype), run.learner.params)
+        wanted = chunk_lengths(self.config, params, jax.default_backend())[0]
         calls = math.ceil(updates / wanted)
         return math.ceil(updates / calls)
 
@@ -99,24 +110,22 @@ class CompiledGroup:
         Under `jax.lax.map` it is also no more than the runs whose single update takes a second: a larger batch would
         not be faster, and stop signals are heard between calls only.
         """
-        _, runs = self.shapes(1)
+        hps, run = self._shapes_of_one
+        alone = self.layout(devices).batching is one_by_one
         # Runs per device: of r vmapped runs each has a state and the intermediate arrays of its own update; of r runs
         # under `lax.map` each has a state, and one at a time has the intermediate arrays.
-        most = math.inf
-        if self.layout(1).batching is one_by_one:
-            most = work_per_call(jax.default_backend()) / self._work_per_update(runs)
+        most = work_per_call(jax.default_backend()) / self._work_per_update(run) if alone else math.inf
         available = available_bytes(devices)
         if math.isfinite(available):
-            work = traced_bytes(self.trainer.update, *self._one_run()) / _BUFFER_REUSE
-            state = 4 * _tree_bytes(runs)  # argument, result, and two copies while it is saved
-            alone = self.layout(1).batching is one_by_one
+            work = traced_bytes(self.trainer.update, hps, run.runner) / _BUFFER_REUSE
+            state = 4 * _tree_bytes(run)  # argument, result, and two copies while it is saved
             most = min(most, (available - work) / state if alone else available / (state + work))
         return len(self.runs) if math.isinf(most) else max(1, int(devices * most))
 
-    def _work_per_update(self, runs: Runs) -> int:
+    def _work_per_update(self, run: Runs) -> int:
         """Returns the work of one update of one run, in the units of `work_per_call`."""
         return (
-            self.config.batch_size * self.config.num_epochs * sum(x.size for x in jax.tree.leaves(runs.learner.params))
+            self.config.batch_size * self.config.num_epochs * sum(x.size for x in jax.tree.leaves(run.learner.params))
         )
 
     def needed_bytes(self, size: int, num_updates: int) -> float:
@@ -157,9 +166,10 @@ class CompiledGroup:
         if len(seeds) not in self._evaluators:
             self._evaluators[len(seeds)] = self._compile_evaluation(seeds, runs)
         episodes = self._evaluators[len(seeds)](seeds, runs)
+        episodes, diverged_at = processes.on_host((episodes, runs.diverged))
         returns = np.asarray(episodes.episode_return, np.float64).mean(axis=1)
-        unfinished = np.sum(~np.asarray(episodes.finished), axis=1)
-        diverged = np.asarray(runs.diverged) > 0
+        unfinished = np.sum(~episodes.finished, axis=1)
+        diverged = diverged_at > 0
         return np.where(diverged, np.nan, returns), np.where(diverged, 0, unfinished)
 
     def _compile_evaluation(self, seeds: jax.Array, runs: Runs) -> jax.stages.Compiled:
@@ -171,7 +181,8 @@ class CompiledGroup:
 
         layout = self.layout(len(seeds))
         program = jax.jit(layout.over_runs(play)).lower(seeds, runs).compile()
-        if layout.batching is jax.vmap and program_bytes(program) > available_bytes(layout.mesh.size):
+        too_large = processes.any_of(program_bytes(program) > available_bytes(layout.mesh.size))
+        if layout.batching is jax.vmap and too_large:
             program = jax.jit(layout._replace(batching=one_by_one).over_runs(play)).lower(seeds, runs).compile()
         return program
 

@@ -28,6 +28,7 @@ class Sizes(NamedTuple):
 
     runs: tuple[int, ...]  # per program, the number of runs in a batch of the first rung
     devices: int  # number of devices for which they were chosen
+    processes: int = 1  # and of the processes that these belong to
 
 
 def is_sweep(directory: AnyPath) -> bool:
@@ -70,6 +71,7 @@ def write_sweep(directory: Path, sweep: SweepSettings, sizes: Sizes) -> None:
         **options,
         "sizes": list(sizes.runs),
         "devices": sizes.devices,
+        "processes": sizes.processes,
     }
     write_json(directory / "sweep.json", content)
 
@@ -106,9 +108,9 @@ def read_sweep(directory: AnyPath) -> tuple[SweepSettings, Sizes]:
             target=content["target"],
         )
         sweep.validate()
-        sizes = Sizes(tuple(content["sizes"]), content["devices"])
+        sizes = Sizes(tuple(content["sizes"]), content["devices"], content.get("processes", 1))
         if len(sizes.runs) != len(sweep.programs()) or not all(
-            type(x) is int and x > 0 for x in (*sizes.runs, sizes.devices)
+            type(x) is int and x > 0 for x in (*sizes.runs, sizes.devices, sizes.processes)
         ):
             raise ValueError(f"sizes = {sizes.runs} are not those of {len(sweep.programs())} programs")
         return sweep, sizes

@@ -10,7 +10,7 @@ import jax
 
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.config.resolve import settings_record
-from purejaxppo.devices import selection
+from purejaxppo.devices import processes, selection
 from purejaxppo.devices.memory import explain, readable
 from purejaxppo.sweeps.compiled_group import CompiledGroup, available_bytes
 from purejaxppo.sweeps.directory import Sizes, sweep_record
@@ -31,9 +31,10 @@ class Plan:
         """
         self.sweep = sweep
         self.groups = [CompiledGroup(sweep, settings, allow_download) for settings in sweep.programs()]
-        self.sizes = sizes or Sizes((), len(selection.devices()))
-        for group in self.groups:  # tracing finds an error in the last program before hours of work on the first
-            group.shapes(1)
+        self.sizes = sizes or Sizes((), len(selection.devices()), processes.number())
+        for group, size in zip(self.groups, self.sizes.runs or [self._smallest] * len(self.groups), strict=True):
+            # Tracing finds an error in the last program before hours of work on the first.
+            group.shapes(size)
 
     @cached_property
     def rungs(self) -> tuple["Rung", ...]:
@@ -60,20 +61,29 @@ class Plan:
         self.sizes = self.sizes._replace(runs=tuple(map(self._fit, self.groups)))
 
     def _fit(self, group: CompiledGroup) -> int:
-        """Returns the batch size of a program: the estimated one, halved until the compiled program fits."""
-        size = self.balanced_size(len(group.runs), group.estimated_size(self.sizes.devices))
+        """Returns the batch size of a program: the estimated one, halved until the compiled program fits.
+
+        It fits in all processes, which compile the same programs in the same order.
+        """
+        size = self.balanced_size(len(group.runs), processes.least(group.estimated_size(self.sizes.devices)))
         while True:
             needed = group.needed_bytes(size, self.chunk_length(group, size))
-            if needed <= available_bytes(group.layout(size).mesh.size):
+            if not processes.any_of(needed > available_bytes(group.layout(size).mesh.size)):
                 return size
-            if size == 1:
+            if size == self._smallest:
                 raise explain(group.config, group.env, None if math.isinf(needed) else int(needed))
             size = self.balanced_size(len(group.runs), size // 2)
+
+    @property
+    def _smallest(self) -> int:
+        """Returns the size of a batch of one run."""
+        return self.balanced_size(1, 1)
 
     def balanced_size(self, runs: int, most: int) -> int:
         """Returns the size R of batches into which runs are divided.
 
-        R is a multiple of the number of devices, unless there are too few runs or `most` is too small for that.
+        R is a multiple of the number of devices, unless there are too few runs or `most` is too small for that. Where
+        several processes train, it is so always: each of them has to take part, with copies if need be.
 
         Args:
           runs: how many there are.
@@ -81,7 +91,7 @@ class Plan:
         """
         devices = self.sizes.devices
         if min(runs, most) < devices:
-            return min(runs, most)
+            return min(runs, most) if self.sizes.processes == 1 else devices
         # As few batches as possible, then as equal as possible, which leaves the fewest copies in the last one.
         batches = math.ceil(runs / (most // devices * devices))
         return math.ceil(math.ceil(runs / batches) / devices) * devices

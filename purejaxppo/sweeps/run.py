@@ -15,20 +15,22 @@ from purejaxppo.config.fields import AnyPath
 from purejaxppo.config.resolve import describe_settings
 from purejaxppo.config.validate import validate_options
 from purejaxppo.core.nonfinite import every_run_diverged
+from purejaxppo.devices import processes
+from purejaxppo.devices.machine import installed_versions
 from purejaxppo.devices.vectorize import Runs
 from purejaxppo.errors import CheckpointError, ConfigError
+from purejaxppo.experiment.at_work import at_work, console_of
 from purejaxppo.experiment.atomic_files import is_file, whole_file, write_json, write_text
 from purejaxppo.experiment.checkpoints.directory import clean
 from purejaxppo.experiment.directory import add_command, changed_versions, create_dir, write_origin
-from purejaxppo.experiment.lock import locked
 from purejaxppo.experiment.metrics_log import whole_rows
 from purejaxppo.experiment.parts import Parts, know_parts, with_parts
 from purejaxppo.experiment.phases import Phases
-from purejaxppo.experiment.progress import ProgressDisplay, Terminal, remark, say
+from purejaxppo.experiment.progress import ProgressDisplay, remark, say
 from purejaxppo.experiment.signals import INTERRUPTED, StopRequest, listening, when_interrupted
 from purejaxppo.experiment.watchdog import Watchdog, announced
 from purejaxppo.sweeps.batches import Finished, RunBatch, batches_of_rung, survivors
-from purejaxppo.sweeps.directory import METRICS, read_sweep, write_sweep
+from purejaxppo.sweeps.directory import METRICS, read_sweep, sweep_record, write_sweep
 from purejaxppo.sweeps.finished import already_finished, finished_sweep
 from purejaxppo.sweeps.metrics_csv import metrics_head
 from purejaxppo.sweeps.plan import Plan, describe_plan, plan_record
@@ -71,26 +73,29 @@ def run_sweep(
     Raises:
       PureJaxPPOError: a subclass for each kind of failure; the files that were written remain.
     """
-    console, phases = console or Terminal(), phases or Phases()
+    console, phases = console_of(console), phases or Phases()
     sweep = sweep.with_configs(with_parts([config for config, _ in sweep.settings], **parts)).plain()
     sweep.validate()
     with listening(stop) as stop:
         with stop.ending_at_once("no run had begun.", INTERRUPTED):
+            _check_same(sweep)
             plan = Plan(sweep, allow_download)
-            directory = create_dir(out, f"{sweep.env}__sweep")
-        with locked(directory):
-            write_origin(directory)
+            directory = Path(processes.from_leader(lambda: str(create_dir(out, f"{sweep.env}__sweep"))))
+        with at_work(directory) as files:
+            if processes.leads():
+                write_origin(directory)
             say(console, describe_settings(sweep.settings))
             phases.end("setup")
             say(console, "compiling, to see what fits into memory")
             with stop.ending_at_once("no run had begun.", INTERRUPTED), Watchdog(partial(remark, console)):
                 plan.fit()
             phases.end("compilation")
-            write_sweep(directory, sweep, plan.sizes)
+            if processes.leads():
+                write_sweep(directory, sweep, plan.sizes)
             when_interrupted(f"`purejaxppo resume {directory}` goes on from its checkpoints, if it has any.")
             say(console, "\n".join(f"{name:<20} {text}" for name, text in describe_plan(plan_record(plan))))
             say(console, f"{sweep.env}  {directory}")
-            return _train_and_report(directory, plan, console, stop, phases)
+            return _train_and_report(directory, files, plan, console, stop, phases)
 
 
 def resume_sweep(
@@ -118,28 +123,36 @@ def resume_sweep(
     Raises:
       PureJaxPPOError: a subclass for each kind of failure.
     """
-    console, phases = console or Terminal(), phases or Phases()
+    console, phases = console_of(console), phases or Phases()
     directory = Path(directory)
     sweep, sizes = read_sweep(directory)
     know_parts([config for config, _ in sweep.settings], **parts)
     sweep = sweep._replace(options=_other_options(sweep, options or sweep.options))
-    with listening(stop) as stop, locked(directory):
+    _check_same(sweep, strict=strict)
+    with listening(stop) as stop, at_work(directory) as files:
         when_interrupted(f"`purejaxppo resume {directory}` goes on from its checkpoints, if it has any.")
         summary = finished_sweep(directory)
+        processes.check_same({"finished": summary is not None})
         if summary:
             say(console, already_finished(summary))
             return _unless_all_diverged(summary)
-        clean(directory)
         with stop.ending_at_once("nothing was done yet."):
             plan = Plan(sweep, allow_download, sizes)
         _check_columns(directory, plan)
-        (directory / "summary.json").unlink(missing_ok=True)  # written when the sweep was stopped
         for change in changed_versions(directory):
             remark(console, f"{change} since the sweep began; its results may differ, as those of another seed do.")
-        write_sweep(directory, sweep, sizes)
-        add_command(directory)
+        if processes.leads():
+            clean(directory)
+            (directory / "summary.json").unlink(missing_ok=True)  # written when the sweep was stopped
+            write_sweep(directory, sweep, sizes)
+            add_command(directory)
         say(console, f"{sweep.env}  {sweep.num_runs:,} runs  {directory}  resumed")
-        return _train_and_report(directory, plan, console, stop, phases, strict)
+        return _train_and_report(directory, files, plan, console, stop, phases, strict)
+
+
+def _check_same(sweep: SweepSettings, **more: Any) -> None:
+    """Raises ConfigError unless all processes have this sweep, its options, versions, and what else is given."""
+    processes.check_same({**sweep_record(sweep), **vars(sweep.options), **installed_versions(), **more})
 
 
 def _unless_all_diverged(summary: dict[str, Any]) -> dict[str, Any]:
@@ -174,25 +187,37 @@ def _other_options(sweep: SweepSettings, options: RunOptions) -> RunOptions:
 
 
 def _train_and_report(
-    directory: Path, plan: Plan, console: Console, stop: StopRequest, phases: Phases, strict: bool = False
+    directory: Path,
+    files: Path,
+    plan: Plan,
+    console: Console,
+    stop: StopRequest,
+    phases: Phases,
+    strict: bool = False,
 ) -> dict[str, Any]:
     """Trains every batch that is not finished, rung by rung, then writes tables and pictures; returns the summary."""
     columns = plan.metric_names()
     head = metrics_head(plan.sweep, columns)
     metrics = directory / METRICS
-    if whole_rows(metrics, len(head.encode())) < len(head.encode()):  # missing, or torn in its first line
+    if processes.leads() and whole_rows(metrics, len(head.encode())) < len(head.encode()):  # missing, or torn
         write_text(metrics, head)
     phases.end("setup")
     with ProgressDisplay(console, plan.env_steps) as progress:
-        active_sweep = ActiveSweep(directory, plan, columns, console, progress, stop, phases, strict)
+        active_sweep = ActiveSweep(directory, files, plan, columns, console, progress, stop, phases, strict)
         finished = _train_all(active_sweep, len(head.encode()))
     if finished is None:
-        return _stopped(directory, plan, stop, phases)
-    position = finished[-1][1].metrics_bytes
+        return _stopped(active_sweep)
     with stop.ending_at_once(f"every run is trained; `purejaxppo resume {directory}` makes the tables."):
-        os.truncate(metrics, min(position, metrics.stat().st_size))  # rows beyond the last batch, of a killed process
-        with announced(active_sweep.note, "making tables and pictures"):
-            return _unless_all_diverged(_write_results(directory, plan, finished, phases))
+        summary = processes.from_leader(lambda: _report(active_sweep, finished))
+    return _unless_all_diverged(summary)
+
+
+def _report(active_sweep: ActiveSweep, finished: Finished) -> dict[str, Any]:
+    """Writes the tables and pictures of a sweep that has been trained, and returns its summary."""
+    metrics, position = active_sweep.directory / METRICS, finished[-1][1].metrics_bytes
+    os.truncate(metrics, min(position, metrics.stat().st_size))  # rows beyond the last batch, of a killed process
+    with announced(active_sweep.note, "making tables and pictures"):
+        return _write_results(active_sweep.directory, active_sweep.plan, finished, active_sweep.phases)
 
 
 def _train_all(active_sweep: ActiveSweep, position: int) -> Finished | None:
@@ -224,15 +249,18 @@ def _begin(directory: Path, plan: Plan, batch: RunBatch, before: Sequence[RunBat
     return promoted_runs(directory, plan, batch, before) if batch.rung else new_runs(plan, batch)
 
 
-def _stopped(directory: Path, plan: Plan, stop: StopRequest, phases: Phases) -> dict[str, Any]:
+def _stopped(active_sweep: ActiveSweep) -> dict[str, Any]:
+    """Writes and returns the summary of a sweep that a signal has stopped."""
+    sweep, directory = active_sweep.plan.sweep, active_sweep.directory
     summary = {
-        "env": plan.sweep.env,
-        "runs": plan.sweep.num_runs,
+        "env": sweep.env,
+        "runs": sweep.num_runs,
         "settings": [],
-        "exit_reason": stop(),
-        "seconds": phases.seconds(),
+        "exit_reason": active_sweep.stopped(),
+        "seconds": active_sweep.phases.seconds(),
     }
-    write_json(directory / "summary.json", summary)
+    if processes.leads():
+        write_json(directory / "summary.json", summary)
     return {**summary, "out": str(directory)}
 
 

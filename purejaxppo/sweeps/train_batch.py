@@ -10,19 +10,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
+from purejaxppo.config import Hyperparams
+from purejaxppo.core.types import Metrics
+from purejaxppo.devices import processes
 from purejaxppo.devices.memory import explain, out_of_memory_explained, program_bytes
 from purejaxppo.devices.vectorize import Runs, make_runs
 from purejaxppo.errors import CheckpointError, OutOfMemoryError
 from purejaxppo.experiment.atomic_files import write_json
 from purejaxppo.experiment.checkpoints.directory import clean, invalid_reason, list_steps
 from purejaxppo.experiment.checkpoints.saver import Saver
+from purejaxppo.experiment.checkpoints.state import placed_like
 from purejaxppo.experiment.checkpoints.store import CheckpointChoice, load_newest
 from purejaxppo.experiment.chunked_loop import Chunk, advance_in_chunks
-from purejaxppo.experiment.metrics_log import RepeatedFile, whole_rows
+from purejaxppo.experiment.metrics_log import AppendedFile, RepeatedFile, whole_rows
 from purejaxppo.experiment.phases import Phases
 from purejaxppo.experiment.progress import ProgressDisplay, remark
 from purejaxppo.experiment.signals import StopRequest
@@ -35,9 +38,10 @@ from purejaxppo.sweeps.plan import Plan
 
 
 class ActiveSweep(NamedTuple):
-    """A sweep that is being trained; its directory is locked by this process."""
+    """A sweep that is being trained; this process, or the first one, holds the lock of its directory."""
 
     directory: Path
+    files: Path  # where this process writes metrics, which for all but the first of several is a temporary directory
     plan: Plan
     columns: Sequence[str]  # names of the metrics in metrics.csv
     console: Console
@@ -49,6 +53,10 @@ class ActiveSweep(NamedTuple):
     def note(self, text: str) -> None:
         """Prints a line without disturbing the progress display."""
         remark(self.console, text)
+
+    def stopped(self) -> str | None:
+        """Returns the name of the first signal that has come to any process, or None; all of them have to ask."""
+        return processes.first_of(self.stop())
 
 
 def train_batch(
@@ -66,12 +74,11 @@ def train_batch(
       The results of its runs; None if a signal has stopped the training.
     """
     directory = batch_dir(active_sweep.directory, batch)
-    if directory.exists():
+    if processes.leads():
+        directory.mkdir(parents=True, exist_ok=True)
         clean(directory)
-    else:
-        directory.mkdir(parents=True)
     runs, seconds, position = _train(active_sweep, batch, begin, metrics_bytes)
-    if active_sweep.stop():
+    if active_sweep.stopped():
         return None
     message = f"the trained states are saved; `purejaxppo resume {active_sweep.directory}` evaluates them."
     with active_sweep.stop.ending_at_once(message):
@@ -80,9 +87,16 @@ def train_batch(
         )
         with announced(active_sweep.note, what):
             result = _evaluate(batch, active_sweep.plan.groups[batch.group], runs, position, seconds)
-    write_json(directory / "result.json", result._asdict())
+    if processes.leads():
+        write_json(directory / "result.json", result._asdict())
     active_sweep.phases.end("evaluation")
-    return result
+    return _of_leader(lambda: result)
+
+
+def _of_leader(find: Callable[[], BatchResult | None]) -> BatchResult | None:
+    """Returns what the first process finds: its clock and the positions in its files count."""
+    found = processes.from_leader(lambda: (result := find()) and result._asdict())
+    return None if found is None else BatchResult(**found)
 
 
 def _train(
@@ -100,12 +114,11 @@ def _train(
     active_sweep.progress.skip(env_steps_per_update * (done - batch.since))
     length = active_sweep.plan.chunk_length(group, batch.size)
     lengths = [length] * -(-(batch.until - done) // length)  # rounded up: the last call may go beyond the rung's end
-    rows = SweepRows(sweep, batch.runs, active_sweep.columns, batch.until, np.asarray(runs.diverged))
+    rows = SweepRows(sweep, batch.runs, active_sweep.columns, batch.until, processes.on_host(runs.diverged))
     options = dataclasses.replace(sweep.options, keep_best=0)  # the best of many runs is not one state
     seconds, program_size = before, 0
     with (
-        # Not one that is truncated: a batch that is trained again has to leave the rows of later batches in place.
-        RepeatedFile(active_sweep.directory / METRICS, metrics_bytes) as log,
+        _metrics_file(active_sweep, metrics_bytes) as log,
         out_of_memory_explained(lambda: explain(group.config, group.env, program_size)),  # its value when that happens
         Watchdog(active_sweep.note) as watchdog,
         Saver(batch_dir(active_sweep.directory, batch), options) as saver,
@@ -121,8 +134,8 @@ def _train(
 
         # The runs are donated to the next call before a chunk is logged. A chunk comes with them only if it is the last
         # one, or a checkpoint is due.
-        calls = {n: partial(call, hps) for n, call in programs.items()}
-        for chunk in advance_in_chunks(calls, lengths, runs, done, active_sweep.stop, lambda _: saver.due()):
+        calls = {n: partial(_call, program, hps) for n, program in programs.items()}
+        for chunk in advance_in_chunks(calls, lengths, runs, done, active_sweep.stopped, lambda _: saver.due()):
             log.write(rows(chunk))
             watchdog.alive()
             last = min(chunk.last_update, batch.until)  # after that the runs are frozen
@@ -146,6 +159,20 @@ def _train(
     return runs, seconds, position
 
 
+def _metrics_file(active_sweep: ActiveSweep, metrics_bytes: int) -> AppendedFile:
+    """Opens metrics.csv behind the rows of earlier batches; nobody reads that of any but the first process."""
+    if not processes.leads():
+        return AppendedFile(active_sweep.files / METRICS)
+    # Not one that is truncated: a batch that is trained again has to leave the rows of later batches in place.
+    return RepeatedFile(active_sweep.directory / METRICS, metrics_bytes)
+
+
+def _call(program: jax.stages.Compiled, hps: Hyperparams, runs: Runs) -> tuple[Runs, Metrics]:
+    """Calls a program; the metrics of all runs are then in all processes, the first of which writes them."""
+    runs, metrics = program(hps, runs)
+    return runs, processes.everywhere(metrics)
+
+
 def _restore_or_begin(
     active_sweep: ActiveSweep, batch: RunBatch, begin: Callable[[], Runs], metrics_bytes: int
 ) -> tuple[Runs, int, float, int]:
@@ -155,6 +182,7 @@ def _restore_or_begin(
       The runs, the updates that they have done, the seconds that these took, and the length of metrics.csv up to them.
     """
     saved = list_steps(batch_dir(active_sweep.directory, batch))
+    processes.check_same({"checkpoints": [step.env_steps for step in saved]})
     damaged = bool(saved) and all(invalid_reason(step.path) for step in saved)
     if damaged and not active_sweep.strict:
         active_sweep.note(
@@ -164,7 +192,9 @@ def _restore_or_begin(
         which = CheckpointChoice(strict=active_sweep.strict, note=active_sweep.note)
         runs, meta = load_runs(active_sweep.directory, active_sweep.plan, batch, which)
         # The rows that were logged before the checkpoint have to be there: training goes on behind them.
-        if whole_rows(active_sweep.directory / METRICS, meta["metrics_bytes"]) == meta["metrics_bytes"]:
+        kept = whole_rows(active_sweep.directory / METRICS, meta["metrics_bytes"])
+        processes.check_same({"checkpoint": meta["sha256"], "bytes of its metrics": kept})
+        if kept == meta["metrics_bytes"]:
             return runs, meta["updates"], meta["seconds"], meta["metrics_bytes"]
         active_sweep.note(f"{METRICS} has lost rows; the runs of {batch.name} begin again, which makes them again.")
     return begin(), batch.since, 0.0, metrics_bytes
@@ -192,6 +222,10 @@ def finished_result(active_sweep: ActiveSweep, batch: RunBatch) -> BatchResult |
 
     Raises CheckpointError if the checkpoint alone is missing or invalid, and `active_sweep.strict` is set.
     """
+    return _of_leader(lambda: _finished_result(active_sweep, batch))
+
+
+def _finished_result(active_sweep: ActiveSweep, batch: RunBatch) -> BatchResult | None:
     result = read_result(active_sweep.directory, batch)
     if result is None or whole_rows(active_sweep.directory / METRICS, result.metrics_bytes) < result.metrics_bytes:
         return None
@@ -204,7 +238,7 @@ def finished_result(active_sweep: ActiveSweep, batch: RunBatch) -> BatchResult |
 
 
 def _checkpoint_meta(
-    active_sweep: ActiveSweep, batch: RunBatch, log: RepeatedFile, updates: int, seconds: float
+    active_sweep: ActiveSweep, batch: RunBatch, log: AppendedFile, updates: int, seconds: float
 ) -> Callable[[], dict[str, Any]]:
     """Returns a function that returns a checkpoint's meta.json, to be called in the thread that saves.
 
@@ -234,9 +268,10 @@ def _evaluate(batch: RunBatch, group: CompiledGroup, runs: Runs, metrics_bytes: 
     too_large = f"out of memory in the evaluation of {batch.name}; start a new sweep with fewer --eval-episodes."
     with out_of_memory_explained(lambda: OutOfMemoryError(too_large)):
         returns, unfinished = group.evaluate(seeds, runs)
+    updates, diverged = processes.on_host((runs.runner.updates, runs.diverged))
     return BatchResult(
-        updates=np.asarray(runs.runner.updates)[:count].tolist(),
-        diverged_at=np.asarray(runs.diverged)[:count].tolist(),
+        updates=updates[:count].tolist(),
+        diverged_at=diverged[:count].tolist(),
         returns=[float(x) if np.isfinite(x) else None for x in returns[:count]],
         metrics_bytes=metrics_bytes,
         seconds=seconds,
@@ -247,7 +282,7 @@ def _evaluate(batch: RunBatch, group: CompiledGroup, runs: Runs, metrics_bytes: 
 def new_runs(plan: Plan, batch: RunBatch) -> Runs:
     """Returns the initial states of a batch's runs, for the first rung."""
     group = plan.groups[batch.group]
-    hps, seeds = group.arguments(batch.runs, batch.size)
+    hps, seeds = group.values(batch.runs, batch.size)
     return make_runs(group.trainer, hps, seeds, _stop_at(batch), group.layout(batch.size))
 
 
@@ -267,18 +302,18 @@ def promoted_runs(directory: Path, plan: Plan, batch: RunBatch, before: Sequence
         rows = [i for i, run in enumerate(old.runs) if run in batch.runs]
         if rows:
             runs, _ = load_runs(directory, plan, old, CheckpointChoice(env_steps=_final_env_steps(plan, old)))
-            chosen.append(_select(runs, rows))
+            chosen.append(_select(processes.on_host(runs), rows))
             order += [old.runs[i] for i in rows]
     # `chosen` holds the runs in the order of the old batches; the new one has them in its own, and copies at its end.
     filled = [*batch.runs, *[batch.runs[-1]] * (batch.size - len(batch.runs))]
     index = np.array([order.index(run) for run in filled])
-    runs = jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[index], *chosen)
-    return jax.device_put(runs._replace(stop_at=_stop_at(batch)), plan.groups[batch.group].layout(batch.size).sharding)
+    runs = jax.tree.map(lambda *leaves: np.concatenate(leaves)[index], *chosen)._replace(stop_at=_stop_at(batch))
+    _, expected = plan.groups[batch.group].shapes(batch.size)
+    return jax.tree.map(placed_like, expected, runs)
 
 
 def _select(runs: Runs, rows: Sequence[int]) -> Runs:
-    index = np.array(rows)
-    return jax.tree.map(lambda leaf: leaf[index], runs)
+    return jax.tree.map(lambda leaf: leaf[rows], runs)
 
 
 def _stop_at(batch: RunBatch) -> np.ndarray:

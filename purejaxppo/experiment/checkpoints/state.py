@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purejaxppo.devices.processes import on_host
+from purejaxppo.devices.processes import on_host, place
 
 State = TypeVar("State")
 _NARROWED = {  # by JAX without JAX_ENABLE_X64
@@ -125,7 +125,7 @@ def read_state(directory: Path, expected: State) -> State:
     with ocp.Context(multiprocessing_options=options) if jax.process_count() > 1 else contextlib.nullcontext():
         leaves = jax.tree_util.tree_leaves_with_path(ocp.load(directory.resolve()))
     saved = {_names(path): np.asarray(leaf) for path, leaf in leaves}
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: _like(leaf, saved[_names(path)]), expected)
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: placed_like(leaf, saved[_names(path)]), expected)
 
 
 def _alone() -> dict[str, Any]:
@@ -153,8 +153,9 @@ def _is_key(leaf: Any) -> bool:
     return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _like(expected: Any, data: np.ndarray) -> "jax.Array":
+def placed_like(expected: Any, data: np.ndarray) -> jax.Array:
+    """Returns a leaf of a `Snapshot` as the array that is expected: on its devices, and with random keys as such."""
     if _is_key(expected):
         impl = jax.random.key_impl(jnp.empty((), expected.dtype))
-        return jax.random.wrap_key_data(jax.device_put(data, expected.sharding), impl=impl)
-    return jax.device_put(data, expected.sharding)
+        return jax.random.wrap_key_data(place(data, expected.sharding), impl=impl)
+    return place(data, expected.sharding)
