@@ -33,6 +33,7 @@ from purejaxppo.devices.compile_cache import keep_programs
 from purejaxppo.devices.cpu import cpu_cores, one_thread_is_enough, use_all_cores
 from purejaxppo.devices.machine import PLATFORM_VARIABLES
 from purejaxppo.errors import ConfigError, OutOfMemoryError, PureJaxPPOError, is_out_of_memory
+from purejaxppo.experiment.directory import trained_on
 from purejaxppo.experiment.signals import INTERRUPTED, end_process_on_signal, interrupted, when_interrupted
 
 _ALONE = Together()
@@ -126,6 +127,8 @@ def _one_thread_is_enough(command: Command | ResumeSweep) -> bool:
     """Returns whether each CPU device should have one thread: for many runs, and for a run that is fast with it."""
     if not isinstance(command, Plot | Verify) and command.common.devices != "auto":
         return True  # or a CPU would be one device
+    if isinstance(command, Resume) and (trained_on(command.run_dir) or 1) > 1:
+        return True
     if isinstance(command, Train | Resume):
         return one_thread_is_enough(command.settings, cpu_cores())
     return isinstance(command, Compare | Sweep | ResumeSweep)
@@ -167,7 +170,7 @@ def _prepare(common: Common, must_work: bool = True, one_thread: bool = False, t
     except Exception as error:  # RuntimeError, or for an unknown platform an AssertionError without text
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ConfigError(_not_available(common.device, reason)) from error
-    if must_work:
+    if must_work or common.devices != "auto":
         from purejaxppo.devices.selection import use_devices
 
         use_devices(common.devices)

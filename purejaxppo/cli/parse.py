@@ -8,7 +8,9 @@ take several values.
 import argparse
 import contextlib
 import dataclasses
+import importlib.metadata
 import io
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,11 +55,14 @@ _ONE_VALUE = ("env", "env_params", "on_nonfinite")
 
 
 def parse(argv: list[str]) -> Command | ResumeSweep:
-    """Parses the arguments into a command. Raises ConfigError; ends the process only for --help."""
+    """Parses the arguments into a command. Raises ConfigError; ends the process for --help and --version alone."""
     if not argv or argv[0] in ("-h", "--help"):
         begin = f"PPO in JAX. Begin with: {_program()} train --env CartPole-v1"
         return _parse_with_tyro(overview(), ["--help"], prog=_program(), description=begin)
     name = argv[0]
+    if name == "--version":
+        sys.stdout.write(f"purejaxppo {importlib.metadata.version('purejaxppo')}\n")
+        sys.exit(0)
     if name not in COMMANDS:
         raise ConfigError(f"unknown command {name!r}.{suggestion(name, COMMANDS)} It is one of {', '.join(COMMANDS)}.")
     args = argv[1:]

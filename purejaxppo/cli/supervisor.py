@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 
 from purejaxppo.cli.output import note
@@ -41,12 +42,14 @@ def is_child() -> bool:
 def run_in_child() -> int:
     """Runs the command of this process in a child, to which signals are passed on, and returns its exit code."""
     reader, writer = os.pipe()
-    environment = {**os.environ, _PARENT: f"{os.getpid()} {writer}"}
-    # In a process group of its own a terminal's Ctrl-C reaches it once, from here, and not twice.
-    child = subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=environment, pass_fds=[writer], process_group=0)
-    os.close(writer)
-    with hearing_signals(child.send_signal):
-        code = child.wait()
+    with tempfile.TemporaryDirectory(prefix="purejaxppo-") as temporary:  # removed however the child ends
+        environment = {**os.environ, _PARENT: f"{os.getpid()} {writer}", "TMPDIR": temporary}
+        command = [sys.executable, *sys.orig_argv[1:]]
+        # In a process group of its own a terminal's Ctrl-C reaches it once, from here, and not twice.
+        child = subprocess.Popen(command, env=environment, pass_fds=[writer], process_group=0)
+        os.close(writer)
+        with hearing_signals(child.send_signal):
+            code = child.wait()
     with os.fdopen(reader) as told:
         *_, what_stays = ["nothing was saved.", *told.read().splitlines()]
     if code >= 0:

@@ -43,11 +43,18 @@ ROWS_PER_PIECE = 512
 ROWS_PER_ACCELERATOR = 2**15
 
 
-def devices_for(config: TrainConfig) -> list[jax.Device]:
-    """Returns the devices to train a single run on: those that were chosen, by default as many as have enough to do."""
+def devices_for(config: TrainConfig, before: int | None = None) -> list[jax.Device]:
+    """Returns the devices to train a single run on: those that were chosen, by default as many as have enough to do.
+
+    Args:
+      config: of the run.
+      before: how many it was trained on, if it is resumed: on as many its results stay bitwise the same.
+    """
     there = selection.devices()
     if selection.were_chosen() or processes.number() > 1:
         return there
+    if before and before <= len(there) and config.shard_count % before == 0:
+        return there[:before]
     rows = None if there[0].platform == "cpu" else ROWS_PER_ACCELERATOR
     return there[: num_devices_for(config, len(there), rows)]
 

@@ -165,6 +165,15 @@ def changed_versions(run_dir: Path, devices: int | None = None) -> list[str]:
     return list(changed.values())
 
 
+def trained_on(run_dir: AnyPath) -> int | None:
+    """Returns the number of devices that a run was begun on; None if that is not known."""
+    try:
+        number = read_json(Path(run_dir) / "versions.json").get("devices")
+    except CheckpointError:
+        return None
+    return number if type(number) is int and number > 0 else None
+
+
 def _command() -> str:
     return f"{program_name()} {shlex.join(sys.argv[1:])}".rstrip() + "\n"
 

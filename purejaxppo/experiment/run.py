@@ -32,6 +32,7 @@ from purejaxppo.experiment.directory import (
     changed_versions,
     create_run_dir,
     read_run_settings,
+    trained_on,
     write_inputs,
     write_settings,
 )
@@ -93,17 +94,17 @@ def run_experiment(
     settings.validate()
     with listening(stop) as stop:
         with stop.ending_at_once("no run had begun.", INTERRUPTED):
-            env = make_env(config, allow_download=allow_download)
-            trainer = spread_trainer(config, env)
+            env, devices = make_env(config, allow_download=allow_download), devices_for(config)
+            trainer = spread_trainer(config, env, devices)
             _check_same(settings)
             run_dir = Path(processes.from_leader(lambda: str(create_run_dir(settings, out))))
         with at_work(run_dir) as files:
             if processes.leads():
-                write_inputs(run_dir, settings, len(devices_for(config)))
+                write_inputs(run_dir, settings, len(devices))
             when_interrupted(f"`purejaxppo resume {run_dir}` goes on from its last checkpoint, if it has one.")
             evaluator = _while_training(settings, env)
-            run = Run(run_dir, files, settings, env, trainer, console, stop, phases, sinks, evaluator)
-            say(console, _headline(settings, run_dir))
+            run = Run(run_dir, files, settings, env, trainer, devices, console, stop, phases, sinks, evaluator)
+            say(console, _headline(run))
             say(console, describe_settings([(settings.config, settings.hp)]))
             phases.end("setup")
             runner, timing = train(run, Saved())
@@ -159,19 +160,19 @@ def resume_experiment(
             return summary
         if processes.leads():
             clean(run_dir)
-        env = make_env(config, allow_download=allow_download)
-        trainer, evaluator = spread_trainer(config, env), _while_training(settings, env)
-        run = Run(run_dir, files, settings, env, trainer, console, stop, phases, sinks, evaluator)
+        env, devices = make_env(config, allow_download=allow_download), devices_for(config, trained_on(run_dir))
+        trainer, evaluator = spread_trainer(config, env, devices), _while_training(settings, env)
+        run = Run(run_dir, files, settings, env, trainer, devices, console, stop, phases, sinks, evaluator)
         with announced(run.note, f"checking and loading a checkpoint of {run_dir}"):
             saved = load_saved(run, strict)
         _check_budget(run, saved)
-        for change in changed_versions(run_dir, len(devices_for(config))):
+        for change in changed_versions(run_dir, len(devices)):
             run.note(f"{change} since the run began; its results may differ, as those of another seed do.")
         if processes.leads():
             write_settings(run_dir, settings)
             (run_dir / "summary.json").unlink(missing_ok=True)  # it describes the run before this command
             add_command(run_dir)
-        say(console, f"{_headline(settings, run_dir)}  resumed at {saved.updates * config.batch_size:,} env steps")
+        say(console, f"{_headline(run)}  resumed at {saved.updates * config.batch_size:,} env steps")
         phases.end("setup")
         runner, timing = train(run, saved)
         return _finish(run, runner, timing)
@@ -338,9 +339,9 @@ def _while_training(settings: RunSettings, env: VecEnv) -> Evaluator | None:
     return _evaluator(settings.config, env, options.eval_every_episodes) if options.eval_every else None
 
 
-def _headline(settings: RunSettings, run_dir: Path) -> str:
-    config = settings.config
-    device, *others = devices_for(config)
+def _headline(run: Run) -> str:
+    config = run.settings.config
+    device, *others = run.devices
     several = f"{1 + len(others)} x " if others else ""
     joined = f" of {processes.number()} processes" if processes.number() > 1 else ""
     shards = f" in {config.shard_count} shards" if config.shard_count > 1 else ""
@@ -349,5 +350,5 @@ def _headline(settings: RunSettings, run_dir: Path) -> str:
     return (
         f"{config.env}  {config.algorithm}  {config.env_steps:,} env steps{rounded} = {config.num_updates:,} updates "
         f"of {config.num_envs} envs x {config.num_steps} steps{shards}  "
-        f"device {several}{device.device_kind}{joined}{slow}  seed {settings.seed}  {run_dir}"
+        f"device {several}{device.device_kind}{joined}{slow}  seed {run.settings.seed}  {run.run_dir}"
     )

@@ -25,7 +25,6 @@ from purejaxppo.config import TrainConfig
 from purejaxppo.core.nonfinite import NONFINITE_RULES, NonfiniteLimit, first_nonfinite
 from purejaxppo.core.types import RunnerState, Trainer, VecEnv
 from purejaxppo.devices import processes, selection
-from purejaxppo.devices.data_parallel import devices_for
 from purejaxppo.devices.memory import device_bytes, explain, out_of_memory_explained, program_bytes
 from purejaxppo.errors import DivergedError
 from purejaxppo.experiment.checkpoints.directory import invalid_reason, list_steps
@@ -70,6 +69,7 @@ class Run(NamedTuple):
     settings: RunSettings
     env: VecEnv
     trainer: Trainer
+    devices: Sequence[jax.Device]  # that it is trained on, of all processes
     console: Console
     stop: StopRequest
     phases: Phases
@@ -310,7 +310,7 @@ def _check_memory(run: Run, program: int) -> None:
     Without this check the operating system might kill the process, without any message.
     """
     if jax.default_backend() == "cpu":
-        own = [device for device in devices_for(run.settings.config) if device.process_index == jax.process_index()]
+        own = [device for device in run.devices if device.process_index == jax.process_index()]
         program *= len(own)  # CPU devices share the machine's memory
     available = device_bytes(selection.first())
     if available and program > available:

@@ -1031,6 +1031,13 @@ def test_debug_shows_the_traceback(capfd):
     assert err.splitlines()[-1].startswith("purejaxppo: error: gamma")
 
 
+def test_version(capfd):
+    with pytest.raises(SystemExit) as stop:
+        cli.run(["--version"])
+    assert not stop.value.code
+    assert capfd.readouterr().out == f"purejaxppo {find_machine()['versions']['purejaxppo']}\n"
+
+
 # --- help -------------------------------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """Which devices a process uses."""
 
+import dataclasses
 import json
 
 import jax
@@ -43,6 +44,16 @@ def test_by_default_a_run_has_as_many_as_have_enough_to_do():
     use_devices("auto")
     assert devices_for(TINY) == jax.devices()[:1]
     assert jnp.zeros(3).devices() == {jax.devices()[0]}
+
+
+@pytest.mark.parametrize(
+    ("shards", "before", "number"), [(2, 2, 2), (2, 1, 1), (2, None, 1), (2, 3, 1), (1, 2, 1), (4, 2, 2)]
+)
+def test_a_resumed_run_has_as_many_as_before_if_they_are_there_and_share_its_shards(shards, before, number):
+    config = dataclasses.replace(TINY, num_shards=shards)
+    assert devices_for(config, before) == jax.devices()[:number]
+    use_devices("1,")
+    assert devices_for(config, before) == [jax.devices()[1]]
 
 
 @pytest.mark.parametrize(("rows", "number"), [(2**15, 1), (2**16 - 2, 1), (2**16, 2), (2**17, 2), (2**18, 2)])
@@ -94,27 +105,22 @@ def test_the_second_device_alone_trains():
 
 
 def test_from_the_command_line(server, tmp_path):
-    """Two of four devices train a run that the rule would leave on one, and it is resumed on one."""
+    """Two of four devices train a run that the rule would leave on one, and it goes on on two, or as it is told."""
     out = tmp_path / "run"
-    settings = [
-        "--num-envs",
-        "4",
-        "--num-steps",
-        "8",
-        "--num-minibatches",
-        "2",
-        "--num-shards",
-        "2",
-        "--eval-episodes",
-        "2",
-    ]
+    settings = ["--num-envs", "4", "--num-steps", "8", "--num-minibatches", "2", "--num-shards", "2"]
+    settings += ["--eval-episodes", "2"]
     argv = ["train", "--total-timesteps", "64", "--devices", "0,2", "--out", str(out), *settings]
     script = "import sys\nfrom purejaxppo.cli.main import run\nsys.exit(run({}))"
     code, _, errors = server.script(tmp_path / "log", script.format(argv), JAX_NUM_CPU_DEVICES="4")
     assert code == 0, errors
     assert "device 2 x cpu" in errors
     assert json.loads((out / "versions.json").read_text())["devices"] == 2
-    argv = ["resume", str(out), "--total-timesteps", "96", "--devices", "1"]
+    argv = ["resume", str(out), "--total-timesteps", "96"]
+    code, _, errors = server.script(tmp_path / "log", script.format(argv), JAX_NUM_CPU_DEVICES="4")
+    assert code == 0, errors
+    assert "device 2 x cpu" in errors
+    assert "since the run began" not in errors
+    argv = ["resume", str(out), "--total-timesteps", "128", "--devices", "1"]
     code, _, errors = server.script(tmp_path / "log", script.format(argv), JAX_NUM_CPU_DEVICES="4")
     assert code == 0, errors
     assert "devices 2 -> 1 since the run began" in errors

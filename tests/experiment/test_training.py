@@ -3,6 +3,7 @@
 import signal
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
@@ -118,7 +119,8 @@ class Rehearsal:
         evaluator = SimpleNamespace(compile=self.compile_evaluation, play=self.play, num_episodes=3)
         evaluator = evaluator if self.options.eval_every else None
         run = Run(
-            self.directory, self.directory, settings, None, trainer, None, self.stop, self.phases, evaluator=evaluator
+            *(self.directory, self.directory, settings, None, trainer, jax.devices()[:1], None, self.stop, self.phases),
+            evaluator=evaluator,
         )
         done, seconds = self.before
         return train(run, Saved(state_of(done), done, 0, seconds))
