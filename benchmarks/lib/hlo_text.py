@@ -118,14 +118,14 @@ class Module:
         home = self.home.get(name)
         return home.instructions[name] if home else None
 
-    def size(self, shape: str) -> float:
-        """Returns the bytes of a shape, or of all parts of a tuple, but those in the fast memory.
+    def size(self, shape: str, with_fast: bool = False) -> float:
+        """Returns the bytes of a shape, or of all parts of a tuple, without those in the fast memory by default.
 
         A TPU keeps arrays in tiles, and what fills up the last ones is moved as well.
         """
         total = 0.0
         for kind, dimensions, layout in _ARRAY.findall(shape):
-            if not (self._fast and self._fast in layout):
+            if with_fast or not (self._fast and self._fast in layout):
                 total += _ITEM_BYTES.get(kind, 0) * math.prod(_padded(dimensions, layout))
         return total
 

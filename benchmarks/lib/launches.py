@@ -245,7 +245,7 @@ def collectives(module: Module, loops: list[Loop]) -> list[dict[str, Any]]:
                 kind = exchange.opcode.removesuffix("-start")
                 if kind in _COLLECTIVES:
                     home = module.home[exchange.name].instructions
-                    size = sum(module.size(home[name].shape) for name in exchange.operands)
+                    size = sum(module.size(home[name].shape, with_fast=True) for name in exchange.operands)
                     where = {"name": launch.name, "source": module.source(exchange), "per_update": loop.rounds}
                     rows.append({"kind": kind, **where, "bytes": size})
     return rows

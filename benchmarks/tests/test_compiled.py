@@ -279,6 +279,9 @@ def test_exchanges_between_devices():
     module = one_line("%all-reduce.1 = f32[100]{0} all-reduce(%x), replica_groups={{0,1}}, to_apply=%add")
     (row,) = collectives(module, loops_of_text(module))
     assert (row["kind"], row["bytes"], row["per_update"]) == ("all-reduce", 400, 1)
+    fast = "%all-reduce.1 = f32[100]{0:S(1)} all-reduce(%x), replica_groups={{0,1}}, to_apply=%add"
+    module = one_line(fast, fast=1, before="  %x = f32[100]{0:S(1)} parameter(0)\n")
+    assert [row["bytes"] for row in collectives(module, loops_of_text(module))] == [400]  # which travel all the same
     inside = """%fused (p: f32[50]) -> f32[50] {
   %p = f32[50]{0} parameter(0)
   ROOT %r = f32[50]{0} all-reduce(%p), to_apply=%add
