@@ -1,6 +1,6 @@
 """Two processes train a run, and one of them is killed, again and again: nothing hangs, and the result stays the same.
 
-    pytest -m slow tests/devices/test_process_kills.py -n 0 -s     prints the figures that docs/scaling.md has
+`pytest -m slow tests/devices/test_process_kills.py -n 0 -s` prints the figures that docs/scaling.md has.
 """
 
 import json
