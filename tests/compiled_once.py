@@ -44,10 +44,10 @@ def compiled_once():
         return env_once(env, num_envs, **params)
 
     def once(make):
-        def trainer(config, env=None):
-            key = make, config, id(env)  # not itself, as spaces of several arrays have no hash
+        def trainer(config, env=None, *devices):
+            key = make, config, id(env), str(devices)  # not itself, as spaces of several arrays have no hash
             if key not in trainers:
-                trainers[key] = env, make(config, env)
+                trainers[key] = env, make(config, env, *devices)
             return trainers[key][1]
 
         return trainer

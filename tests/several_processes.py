@@ -13,6 +13,7 @@ import sys
 from purejaxppo.devices import processes
 from purejaxppo.cli.main import main
 processes.BEAT_S, processes.LOST_S, processes.FAILED_S, processes.START_S = 0.5, 8.0, 3.0, {start_s}
+processes._PIECE_BYTES = 512  # so that states are copied to the host in pieces
 sys.argv = ["purejaxppo", *{argv}]
 main()
 """

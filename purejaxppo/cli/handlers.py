@@ -4,6 +4,7 @@ Modules that import JAX are imported within the handlers, so that errors in the 
 without it.
 """
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -328,7 +329,10 @@ def _verify(command: Verify) -> int:
 def _doctor(command: Doctor) -> int:
     from purejaxppo.cli.doctor import describe_checks, examine
     from purejaxppo.devices.machine import describe_machine
+    from purejaxppo.devices.selection import use_devices
 
+    with contextlib.suppress(RuntimeError, AssertionError):  # JAX cannot start, which a check reports
+        use_devices(command.common.devices)
     with announced(note, "looking at this machine"):
         report = examine(command.directory)
 

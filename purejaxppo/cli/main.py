@@ -27,14 +27,14 @@ from purejaxppo.cli.handlers import ACTIONS, report_finished, validate
 from purejaxppo.cli.output import discard_unwritten, fill_closed_streams, flushed_output, note
 from purejaxppo.cli.parse import parse
 from purejaxppo.cli.plugins import import_plugins
-from purejaxppo.cli.supervisor import has_others, is_child, run_in_child
+from purejaxppo.cli.supervisor import begin_as_child, has_others, run_in_child, tell_parent
 from purejaxppo.config.presets import PRESETS
 from purejaxppo.devices.compile_cache import keep_programs
 from purejaxppo.devices.cpu import cpu_cores, one_thread_is_enough, use_all_cores
 from purejaxppo.devices.machine import PLATFORM_VARIABLES
 from purejaxppo.errors import ConfigError, OutOfMemoryError, PureJaxPPOError, is_out_of_memory
-from purejaxppo.experiment.directory import trained_on
-from purejaxppo.experiment.signals import INTERRUPTED, end_process_on_signal, interrupted, when_interrupted
+from purejaxppo.experiment.directory import begun_on
+from purejaxppo.experiment.signals import INTERRUPTED, before_end, end_process_on_signal, interrupted, when_interrupted
 
 _ALONE = Together()
 
@@ -43,7 +43,7 @@ def main() -> None:
     """Runs the command in `sys.argv`, and exits with 0 or the code of the error."""
     fill_closed_streams()
     end_process_on_signal()  # until training begins, which saves its state before it ends
-    if has_others(sys.argv[1:]) and not is_child():
+    if has_others(sys.argv[1:]) and not begin_as_child():
         sys.exit(run_in_child())
     code = run(sys.argv[1:])
     if processes := sys.modules.get("purejaxppo.devices.processes"):
@@ -127,8 +127,8 @@ def _one_thread_is_enough(command: Command | ResumeSweep) -> bool:
     """Returns whether each CPU device should have one thread: for many runs, and for a run that is fast with it."""
     if not isinstance(command, Plot | Verify) and command.common.devices != "auto":
         return True  # or a CPU would be one device
-    if isinstance(command, Resume) and (trained_on(command.run_dir) or 1) > 1:
-        return True
+    if isinstance(command, Resume) and 1 < (begun_on(command.run_dir) or 1) <= cpu_cores():
+        return True  # which makes as many devices again
     if isinstance(command, Train | Resume):
         return one_thread_is_enough(command.settings, cpu_cores())
     return isinstance(command, Compare | Sweep | ResumeSweep)
@@ -170,7 +170,7 @@ def _prepare(common: Common, must_work: bool = True, one_thread: bool = False, t
     except Exception as error:  # RuntimeError, or for an unknown platform an AssertionError without text
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ConfigError(_not_available(common.device, reason)) from error
-    if must_work or common.devices != "auto":
+    if must_work:
         from purejaxppo.devices.selection import use_devices
 
         use_devices(common.devices)
@@ -187,6 +187,9 @@ def _join(common: Common, together: Together) -> None:
     from purejaxppo.devices import processes
 
     processes.join(*given)
+    before_end(processes.fail)
+    if not processes.leads():  # whose end has other reasons than that of the first one
+        tell_parent()
 
 
 def _not_available(device: str, reason: str) -> str:

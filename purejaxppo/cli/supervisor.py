@@ -5,6 +5,7 @@ Python can intervene: without a parent such a process would end with a trace and
 """
 
 import ctypes
+import dataclasses
 import os
 import signal
 import subprocess
@@ -12,13 +13,14 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
+from purejaxppo.cli.arguments import Together
 from purejaxppo.cli.output import note
-from purejaxppo.errors import ProcessError
-from purejaxppo.experiment.signals import hearing_signals, tell_what_stays
+from purejaxppo.experiment.signals import SIGNALS, STOPPED, hearing_signals, tell_what_stays
 
-_FLAGS = ("--distributed", "--coordinator", "--num-processes", "--process-id")
+_FLAGS = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Together)}
 _PARENT = "PUREJAXPPO_PARENT"  # variable of the child: the parent's number, and a file descriptor that it reads
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
+_to_parent: list[int] = []  # that descriptor, in the child
 
 
 def has_others(argv: Sequence[str]) -> bool:
@@ -26,36 +28,53 @@ def has_others(argv: Sequence[str]) -> bool:
     return any(argument.partition("=")[0].replace("_", "-") in _FLAGS for argument in argv)
 
 
-def is_child() -> bool:
-    """Returns whether this process has been started by `run_in_child`. It then ends when its parent does."""
+def begin_as_child() -> bool:
+    """Makes this process end with its parent, if `run_in_child` has started it; returns whether it has.
+
+    It has to handle signals already: those that came before are delivered now.
+    """
     if _PARENT not in os.environ:
         return False
     parent, told = map(int, os.environ.pop(_PARENT).split())
+    os.set_inheritable(told, False)  # the parent reads until nobody has it any more
+    _to_parent[:] = [told]
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it has ended already
-        os._exit(ProcessError.exit_code)
-    tell_what_stays(told)
+    if os.getppid() != parent:
+        note("error: the process that started this one has ended.")
+        os._exit(STOPPED)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     return True
+
+
+def tell_parent() -> None:
+    """Makes the parent know from now on how to go on, if it is process 0 that ends."""
+    for told in _to_parent:
+        tell_what_stays(told)
 
 
 def run_in_child() -> int:
     """Runs the command of this process in a child, to which signals are passed on, and returns its exit code."""
     reader, writer = os.pipe()
-    with tempfile.TemporaryDirectory(prefix="purejaxppo-") as temporary:  # removed however the child ends
+    with tempfile.TemporaryDirectory(prefix="purejaxppo-", ignore_cleanup_errors=True) as temporary:
         environment = {**os.environ, _PARENT: f"{os.getpid()} {writer}", "TMPDIR": temporary}
         command = [sys.executable, *sys.orig_argv[1:]]
-        # In a process group of its own a terminal's Ctrl-C reaches it once, from here, and not twice.
+        # The child has signals blocked until it handles them. In a process group of its own a terminal's Ctrl-C reaches
+        # it once, from here, and not twice.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         child = subprocess.Popen(command, env=environment, pass_fds=[writer], process_group=0)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         os.close(writer)
         with hearing_signals(child.send_signal):
             code = child.wait()
     with os.fdopen(reader) as told:
-        *_, what_stays = ["nothing was saved.", *told.read().splitlines()]
+        how_to_go_on = told.read().splitlines()
     if code >= 0:
         return code
-    if code == -signal.SIGABRT:
-        note(f"error: process 0 has ended or cannot be reached, or JAX has failed, as it says above; {what_stays}")
-        return ProcessError.exit_code
-    note(f"error: this process was ended by {signal.Signals(-code).name}; {what_stays}")
+    if code == -signal.SIGABRT and how_to_go_on:
+        note(
+            f"error: process 0 has ended or cannot be reached, or JAX has failed, as it says above; {how_to_go_on[-1]}"
+        )
+        return STOPPED
+    note(f"error: this process was ended by {signal.Signals(-code).name}.")
     return 128 - code

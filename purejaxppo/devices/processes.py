@@ -1,4 +1,4 @@
-"""The processes that train one run together, on one machine or on several; by default there is one.
+"""The processes that train a run or a sweep together, on one machine or on several; by default there is one.
 
 All of them run the same program, and each has devices of its own. The first one leads: it prints, and writes the files.
 What a process decides by its own clock, or by a signal, it first agrees on with the others, so that all of them do the
@@ -10,7 +10,7 @@ its own process, with one line, when there are none any more.
 """
 
 import contextlib
-import functools
+import hashlib
 import json
 import os
 import socket
@@ -18,13 +18,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import cache, partial
 from typing import Any, NoReturn, TypeVar, cast
 
 import jax
 import numpy as np
 
 from purejaxppo.devices import selection
-from purejaxppo.errors import ConfigError, ProcessError
+from purejaxppo.errors import ConfigError, ProcessError, is_out_of_memory
 
 T = TypeVar("T")
 
@@ -33,7 +34,8 @@ BEAT_S = 2.0  # between two signs of life
 LOST_S = 30.0  # without one, after which a process counts as lost
 _FOREVER_MS = 7 * 24 * 3600 * 1000  # the thread ends a wait that is in vain, not the clock
 FAILED_S = 5.0  # for all to say what is wrong, if it is so for all
-_BEATS, _LEFT, _FAILED = "purejaxppo/beat/", "left", "failed"
+_BEATS, _LEFT, _FAILED = "purejaxppo/beat/", "left", "failed "  # with an exit code behind it
+_PIECE_BYTES = 2**26  # of an array, that all devices hold at a time while it is copied to the host
 
 
 class _Group:
@@ -42,6 +44,7 @@ class _Group:
     def __init__(self, client: Any, number: int, index: int) -> None:
         self.client, self.number, self.index = client, number, index
         self.exchanges = 0
+        self.here = 1  # how many of the processes are on this machine
         self.on_loss = ""  # what to do if a process is lost
         self.left = False
         self.speaking = threading.Lock()
@@ -76,29 +79,39 @@ class _Group:
             for other in others:
                 if now.get(other, "") != last[other]:
                     last[other], since[other] = now[other], time.monotonic()
-                patience = FAILED_S if last[other] == _FAILED else LOST_S
-                if last[other] != _LEFT and time.monotonic() - since[other] > patience:
-                    self.lost(other)
+                failed = last[other].removeprefix(_FAILED) if last[other].startswith(_FAILED) else ""
+                if time.monotonic() - since[other] > (FAILED_S if failed else LOST_S):
+                    self.lost(other, failed)
             time.sleep(BEAT_S)
 
-    def lost(self, other: int) -> NoReturn:
-        """Ends this process: it may be waiting within a library, for ever."""
-        with contextlib.suppress(OSError):
-            os.write(2, f"purejaxppo: error: {_lost(other, self)}\n".encode())
-        self.fail()
-        os._exit(ProcessError.exit_code)
+    def lost(self, other: int, failed: str = "") -> NoReturn:
+        """Ends this process, which may be waiting within a library, for ever.
 
-    def fail(self) -> None:
+        Args:
+          other: the process that this one cannot go on without.
+          failed: its exit code, if it has said so: that of all, as its own message has the reason.
+        """
+        with contextlib.suppress(OSError):
+            os.write(2, f"purejaxppo: error: {_lost(other, self, failed)}\n".encode())
+        code = int(failed or ProcessError.exit_code)
+        self.fail(code)
+        os._exit(code)
+
+    def fail(self, code: int) -> None:
         """Tells the others that this process ends. The first one waits until they have, as JAX ends them with it."""
         with contextlib.suppress(Exception):
-            self.beat(_FAILED, last=True)
+            self.beat(f"{_FAILED}{code}", last=True)
             end = time.monotonic() + FAILED_S + 3 * BEAT_S
-            while self.index == 0 and time.monotonic() < end and set(self.beats().values()) != {_FAILED}:
+            while self.index == 0 and time.monotonic() < end and not self._all_failed():
                 time.sleep(0.2)
 
+    def _all_failed(self) -> bool:
+        return all(beat.startswith(_FAILED) for beat in self.beats().values())
 
-def _lost(other: int, group: _Group) -> str:
-    return f"process {other} of {group.number} has ended or cannot be reached; {group.on_loss or 'nothing was saved.'}"
+
+def _lost(other: int, group: _Group, failed: str = "") -> str:
+    how = f"has ended with exit code {failed}, as it says" if failed else "has ended or cannot be reached"
+    return f"process {other} of {group.number} {how}; {group.on_loss or 'nothing was saved.'}"
 
 
 _group: _Group | None = None
@@ -135,6 +148,7 @@ def join(coordinator: str | None = None, number: int | None = None, index: int |
         ) from error
     if global_state.num_processes > 1:
         _group = _Group(global_state.client, global_state.num_processes, global_state.process_id)
+        _group.here = exchange(socket.gethostname()).count(socket.gethostname())
 
 
 def _check_reachable(coordinator: str, leads: bool) -> None:
@@ -172,6 +186,11 @@ def _check_reachable(coordinator: str, leads: bool) -> None:
 def number() -> int:
     """Returns the number of processes."""
     return _group.number if _group else 1
+
+
+def number_here() -> int:
+    """Returns the number of processes on this machine."""
+    return _group.here if _group else 1
 
 
 def leads() -> bool:
@@ -217,7 +236,10 @@ def from_leader(make: Callable[[], T]) -> T:
 
 def check_same(record: dict[str, Any]) -> None:
     """Raises ConfigError if a record of plain values is not the same in all processes."""
-    texts = exchange(json.dumps(record, sort_keys=True, default=str))
+    text = json.dumps(record, sort_keys=True, default=str)
+    if len(set(exchange(hashlib.sha256(text.encode()).hexdigest()))) == 1:
+        return
+    texts = exchange(text)
     first = json.loads(texts[0])
     for other, text in enumerate(texts):
         theirs = json.loads(text)
@@ -244,15 +266,22 @@ def together(on_loss: str) -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        # A sum between devices fails as soon as one of them is gone. Whose it was, the thread finds out meanwhile.
-        time.sleep(LOST_S + 2 * BEAT_S)
-        raise ProcessError(f"the devices failed ({str(error).splitlines()[0]}); {on_loss}") from error
+        # A collective fails as soon as a device is gone. If its process is, the thread finds out, and ends this one.
+        if not is_out_of_memory(error):
+            time.sleep(LOST_S + 2 * BEAT_S)
+        raise
+
+
+def fail(code: int) -> None:
+    """Tells the others, if there are any, that this process is about to end with an exit code."""
+    if _group is not None:
+        _group.fail(code)
 
 
 def end_process(code: int) -> None:
     """Ends this process if there are others; they hear of it."""
     if _group is not None:
-        _group.fail()
+        _group.fail(code)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -268,7 +297,7 @@ def leave() -> None:
         _group = None
 
 
-def least(value: int) -> int:
+def min_of(value: int) -> int:
     """Returns the smallest of the values that the processes have."""
     return min(map(int, exchange(str(value))))
 
@@ -288,15 +317,19 @@ def place(leaf: Any, sharding: jax.sharding.Sharding | None) -> jax.Array:
     return jax.random.wrap_key_data(placed, impl=jax.random.key_impl(leaf)) if is_key else placed
 
 
-def everywhere(tree: Any) -> Any:
-    """Returns a tree of arrays of which each process has all elements; the devices exchange what it lacks."""
+def replicated(tree: Any) -> Any:
+    """Returns a tree of arrays of which each process has all elements, by all-gathers if there are several."""
     if _group is None:
         return tree
-    mesh = jax.tree.leaves(tree)[0].sharding.mesh
-    return _identity(jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))(tree)
+    return _identity(_everywhere(jax.tree.leaves(tree)[0]))(tree)
 
 
-@functools.cache
+def _everywhere(array: jax.Array) -> jax.sharding.NamedSharding:
+    """Returns the sharding by which every device has the whole of an array that is sharded over a mesh."""
+    return jax.sharding.NamedSharding(cast(Any, array.sharding).mesh, jax.sharding.PartitionSpec())
+
+
+@cache
 def _identity(sharding: jax.sharding.NamedSharding) -> Callable[[Any], Any]:
     return jax.jit(lambda tree: tree, out_shardings=sharding)
 
@@ -311,13 +344,34 @@ def on_host(tree: Any) -> Any:
     return jax.tree.map(_whole, tree)
 
 
-def _whole(leaf: Any) -> np.ndarray:
+def on_leaders_host(tree: Any) -> Any:
+    """Returns a tree of arrays as `on_host` does in the first process, and without leaves in the others."""
+    return jax.tree.map(lambda leaf: _whole(leaf, keep=leads()), tree)
+
+
+def _whole(leaf: Any, keep: bool = True) -> np.ndarray | None:
     if jax.dtypes.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
-        return np.array(leaf)
+        return np.array(leaf) if keep else None
     if leaf.is_fully_replicated:
-        return np.array(leaf.addressable_data(0))
-    from jax.experimental import multihost_utils
+        return np.array(leaf.addressable_data(0)) if keep else None
+    # Some rows of each device at a time, as no device may have room for the whole of it.
+    everywhere = _everywhere(leaf)
+    devices = everywhere.mesh.size
+    rows = leaf.shape[0] // devices
+    some = max(1, rows * _PIECE_BYTES // max(leaf.nbytes, _PIECE_BYTES))
+    whole = np.empty((devices, rows, *leaf.shape[1:]), leaf.dtype) if keep else None
+    for first in (min(first, rows - some) for first in range(0, rows, some)):
+        piece = _rows(leaf, first, some, devices, everywhere).addressable_data(0)
+        if whole is not None:
+            whole[:, first : first + some] = piece
+    return None if whole is None else whole.reshape(leaf.shape)
 
-    return np.array(multihost_utils.process_allgather(leaf, tiled=True))
+
+@partial(jax.jit, static_argnames=("some", "devices", "sharding"))
+def _rows(leaf: jax.Array, first: int, some: int, devices: int, sharding: jax.sharding.NamedSharding) -> jax.Array:
+    """Returns `some` rows of each device's part, from `first` on, on all devices [devices, some, ...]."""
+    parts = leaf.reshape(devices, -1, *leaf.shape[1:])
+    piece = jax.lax.dynamic_slice_in_dim(parts, first, some, axis=1)
+    return jax.lax.with_sharding_constraint(piece, sharding)

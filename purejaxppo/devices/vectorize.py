@@ -68,24 +68,28 @@ def layout_for(num_runs: int, exact: bool = False, devices: Sequence[jax.Device]
     """
     devices = devices or selection.devices()
     batching = one_by_one if exact or devices[0].platform == "cpu" else jax.vmap
-    used = devices[:1] if exact else _dividing(num_runs, devices)
-    if len(_by_process(used)) < len(_by_process(devices)):
-        why = "exact = True takes one device" if exact else f"batches of {num_runs} runs cannot be shared by them"
-        raise ConfigError(f"{len(_by_process(devices))} processes, but {why}; train it in one process.")
-    return Layout(Mesh(np.array(used), ("runs",)), batching)
-
-
-def _dividing(num_runs: int, devices: Sequence[jax.Device]) -> list[jax.Device]:
-    """Returns as many of the devices as divide the runs, the same number of each process; one if no number does."""
     own = _by_process(devices)
-    most = min(map(len, own))
+    if exact and len(own) > 1:
+        raise ConfigError(f"{len(own)} processes, but exact = True takes one device; train it in one process.")
+    most = 1 if exact else len(own[0])
     each = max((n for n in range(1, most + 1) if num_runs % (n * len(own)) == 0), default=0)
-    return [device for part in own for device in part[:each]] or list(devices[:1])
+    if not each:
+        raise ConfigError(
+            f"{len(own)} processes cannot share batches of {num_runs} runs equally, as this sweep has; train it in one."
+        )
+    return Layout(Mesh(np.array([device for part in own for device in part[:each]]), ("runs",)), batching)
+
+
+def usable_devices() -> int:
+    """Returns how many devices many runs can be sharded over: the same number of each process."""
+    return sum(map(len, _by_process(selection.devices())))
 
 
 def _by_process(devices: Sequence[jax.Device]) -> list[list[jax.Device]]:
+    """Returns the devices of each process, as many of each as the one with the fewest has."""
     indices = sorted({device.process_index for device in devices})
-    return [[device for device in devices if device.process_index == index] for index in indices]
+    own = [[device for device in devices if device.process_index == index] for index in indices]
+    return [part[: min(map(len, own))] for part in own]
 
 
 class Runs(NamedTuple):

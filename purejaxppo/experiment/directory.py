@@ -117,8 +117,8 @@ def _holds_anything(directory: Path) -> bool:
     return any(path.name not in early and not is_temporary(path) for path in directory.iterdir())
 
 
-def write_inputs(run_dir: Path, settings: RunSettings, devices: int) -> None:
-    """Writes config.json, versions.json and command.txt, for a run that is trained on so many devices.
+def write_inputs(run_dir: Path, settings: RunSettings, devices: int | None) -> None:
+    """Writes config.json, versions.json and command.txt, for a run that is trained on so many devices, if any yet.
 
     Raises CheckpointError if the directory is no longer empty.
     """
@@ -165,7 +165,7 @@ def changed_versions(run_dir: Path, devices: int | None = None) -> list[str]:
     return list(changed.values())
 
 
-def trained_on(run_dir: AnyPath) -> int | None:
+def begun_on(run_dir: AnyPath) -> int | None:
     """Returns the number of devices that a run was begun on; None if that is not known."""
     try:
         number = read_json(Path(run_dir) / "versions.json").get("devices")

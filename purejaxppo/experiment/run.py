@@ -29,10 +29,10 @@ from purejaxppo.experiment.chunked_loop import Timing
 from purejaxppo.experiment.directory import (
     RunSettings,
     add_command,
+    begun_on,
     changed_versions,
     create_run_dir,
     read_run_settings,
-    trained_on,
     write_inputs,
     write_settings,
 )
@@ -151,8 +151,7 @@ def resume_experiment(
     _check_same(settings, strict=strict)
     with listening(stop) as stop, at_work(run_dir) as files:
         when_interrupted(f"`purejaxppo resume {run_dir}` goes on from its last checkpoint, if it has one.")
-        summary = finished_run(run_dir, config)
-        processes.check_same({"finished": summary is not None})
+        summary = processes.from_leader(lambda: finished_run(run_dir, config))
         if summary:
             say(console, already_finished(summary))
             if processes.leads():
@@ -160,12 +159,14 @@ def resume_experiment(
             return summary
         if processes.leads():
             clean(run_dir)
-        env, devices = make_env(config, allow_download=allow_download), devices_for(config, trained_on(run_dir))
+        env, devices = make_env(config, allow_download=allow_download), devices_for(config, begun_on(run_dir))
         trainer, evaluator = spread_trainer(config, env, devices), _while_training(settings, env)
         run = Run(run_dir, files, settings, env, trainer, devices, console, stop, phases, sinks, evaluator)
         with announced(run.note, f"checking and loading a checkpoint of {run_dir}"):
             saved = load_saved(run, strict)
         _check_budget(run, saved)
+        if len(devices_for(config)) > len(devices):
+            run.note(f"it goes on on {len(devices)} device(s), as it began; with --devices all its rounding changes.")
         for change in changed_versions(run_dir, len(devices)):
             run.note(f"{change} since the run began; its results may differ, as those of another seed do.")
         if processes.leads():

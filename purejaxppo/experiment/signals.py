@@ -23,6 +23,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _NOTHING_WRITTEN = "nothing had been written yet, so nothing is lost."
 _what_stays = [_NOTHING_WRITTEN]  # one string, in a list so that a function can replace it
 _told: list[int] = []  # file descriptors to which it is written, too
+_before_end: list[Callable[[int], object]] = []  # called with the exit code before `end_process` ends everything
 
 
 def when_interrupted(what_stays: str = _NOTHING_WRITTEN) -> None:
@@ -198,10 +199,17 @@ def _handled(handler: Callable[[int, FrameType | None], object]) -> Iterator[Non
             signal.signal(number, old)
 
 
+def before_end(call: Callable[[int], object]) -> None:
+    """Has a function called with the exit code before a signal ends the process at once."""
+    _before_end.append(call)
+
+
 def end_process(message: str, code: int) -> NoReturn:
     """Ends the process at once, with one line on standard error and without any cleanup."""
     try:
         show_cursor = "\x1b[?25h\n" if os.isatty(2) else ""  # a progress bar hides the cursor
         os.write(2, f"{show_cursor}purejaxppo: {message}\n".encode(errors="backslashreplace"))
+        for call in _before_end:
+            call(code)
     finally:
         os._exit(code)  # even if standard error is closed

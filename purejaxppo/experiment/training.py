@@ -29,7 +29,7 @@ from purejaxppo.devices.memory import device_bytes, explain, out_of_memory_expla
 from purejaxppo.errors import DivergedError
 from purejaxppo.experiment.checkpoints.directory import invalid_reason, list_steps
 from purejaxppo.experiment.checkpoints.saver import Saver, ranking
-from purejaxppo.experiment.checkpoints.store import CheckpointChoice
+from purejaxppo.experiment.checkpoints.store import CheckpointChoice, load_together
 from purejaxppo.experiment.chunked_loop import (
     Chunk,
     Timing,
@@ -107,13 +107,10 @@ def load_saved(run: Run, strict: bool = False) -> Saved:
     Raises:
       CheckpointError: there are checkpoints, but none of them can be used.
     """
-    steps = list_steps(run.run_dir)
-    processes.check_same({"checkpoints": [step.env_steps for step in steps]})
-    if not steps:
+    if not processes.from_leader(lambda: bool(list_steps(run.run_dir))):
         return Saved()
-    choice = CheckpointChoice(strict=strict, note=run.note)
-    runner, meta = load_runner(run.run_dir, run.settings, run.trainer, choice)
-    processes.check_same({"checkpoint": meta["sha256"]})  # none has passed over the one that the others took
+    load = partial(load_runner, run.run_dir, run.settings, run.trainer)
+    runner, meta = load_together(run.run_dir, load, CheckpointChoice(strict=strict, note=run.note))
     kept = whole_rows(run.metrics_file, meta["metrics_bytes"])
     if kept < meta["metrics_bytes"]:
         run.note(f"{run.metrics_file} has lost rows since the checkpoint was saved; it goes on without them.")

@@ -80,7 +80,7 @@ class CompiledGroup:
 
     @cached_property
     def _shapes_of_one(self) -> tuple[Hyperparams, Runs]:
-        """The shapes of one run's hyperparameters and state; with the same ones JAX traces an update once."""
+        """The shapes of one run's hyperparameters and state. They are one object, so that JAX traces an update once."""
         one = layout_for(1, devices=[selection.first()])
         hps, seeds = self.values(self.runs[:1], 1)
         runs = jax.eval_shape(lambda hps, seeds: make_runs(self.trainer, hps, seeds, 0, one), hps, seeds)
@@ -111,15 +111,15 @@ class CompiledGroup:
         not be faster, and stop signals are heard between calls only.
         """
         hps, run = self._shapes_of_one
-        alone = self.layout(devices).batching is one_by_one
+        one_at_a_time = self.layout(devices).batching is one_by_one
         # Runs per device: of r vmapped runs each has a state and the intermediate arrays of its own update; of r runs
         # under `lax.map` each has a state, and one at a time has the intermediate arrays.
-        most = work_per_call(jax.default_backend()) / self._work_per_update(run) if alone else math.inf
+        most = work_per_call(jax.default_backend()) / self._work_per_update(run) if one_at_a_time else math.inf
         available = available_bytes(devices)
         if math.isfinite(available):
             work = traced_bytes(self.trainer.update, hps, run.runner) / _BUFFER_REUSE
             state = 4 * _tree_bytes(run)  # argument, result, and two copies while it is saved
-            most = min(most, (available - work) / state if alone else available / (state + work))
+            most = min(most, (available - work) / state if one_at_a_time else available / (state + work))
         return len(self.runs) if math.isinf(most) else max(1, int(devices * most))
 
     def _work_per_update(self, run: Runs) -> int:
@@ -143,7 +143,8 @@ class CompiledGroup:
         if selection.first().platform != "cpu":
             return program
         _, runs = self.shapes(size)
-        return program + 2 * _tree_bytes(runs) // self.layout(size).mesh.size  # being saved
+        # Each process has copies of the whole state while it is saved.
+        return program + 2 * _tree_bytes(runs) * processes.number() // self.layout(size).mesh.size
 
     def program(self, size: int, num_updates: int) -> jax.stages.Compiled:
         """Returns the compiled program (hyperparameters, states) -> (states, metrics [size, num_updates]).
@@ -193,7 +194,8 @@ def available_bytes(devices: int) -> float:
     It is infinite if a device does not tell.
     """
     first = selection.first()
-    share = _MEMORY_FRACTION / (devices if first.platform == "cpu" else 1)
+    here = devices * processes.number_here() / processes.number()  # of them, on this machine
+    share = _MEMORY_FRACTION / (here if first.platform == "cpu" else 1)
     return share * (device_bytes(first) or math.inf)
 
 

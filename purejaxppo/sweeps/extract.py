@@ -96,7 +96,7 @@ def extract_member(
     out = create_dir(out, f"{config.env}__{config.algorithm}__s{seed}")
     when_interrupted(f"{out} is whole if `purejaxppo verify {out}` lists a checkpoint.")
     with locked(out):
-        write_inputs(out, found.settings, devices=1)
+        write_inputs(out, found.settings, devices=None)
         with JsonLines(out / "metrics.jsonl", 0) as log:
             for row in _metric_rows(directory, found, env_steps):
                 log(row["env_steps"], row)

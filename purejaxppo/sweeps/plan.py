@@ -11,7 +11,9 @@ import jax
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.config.resolve import settings_record
 from purejaxppo.devices import processes, selection
+from purejaxppo.devices.machine import installed_versions
 from purejaxppo.devices.memory import explain, readable
+from purejaxppo.devices.vectorize import usable_devices
 from purejaxppo.sweeps.compiled_group import CompiledGroup, available_bytes
 from purejaxppo.sweeps.directory import Sizes, sweep_record
 from purejaxppo.sweeps.scoring import finite_or_none
@@ -29,12 +31,17 @@ class Plan:
           allow_download: let an environment fetch its data set.
           sizes: from the directory of a sweep that is resumed; for a new sweep `fit` determines them.
         """
+        # All processes plan the same, as they compile the same programs in the same order.
+        processes.check_same({**sweep_record(sweep), **vars(sweep.options), **installed_versions()})
         self.sweep = sweep
         self.groups = [CompiledGroup(sweep, settings, allow_download) for settings in sweep.programs()]
-        self.sizes = sizes or Sizes((), len(selection.devices()), processes.number())
-        for group, size in zip(self.groups, self.sizes.runs or [self._smallest] * len(self.groups), strict=True):
-            # Tracing finds an error in the last program before hours of work on the first.
-            group.shapes(size)
+        self.sizes = sizes or Sizes((), usable_devices(), processes.number())
+        # What cannot be traced, or cannot be shared by the processes, is found before hours of work on what can. The
+        # batches of later rungs have the smallest size, or a multiple of the devices'.
+        later = [self._smallest] if sweep.halving or not self.sizes.runs else []
+        for i, group in enumerate(self.groups):
+            for size in [*self.sizes.runs[i : i + 1], *later]:
+                group.shapes(size)
 
     @cached_property
     def rungs(self) -> tuple["Rung", ...]:
@@ -65,7 +72,7 @@ class Plan:
 
         It fits in all processes, which compile the same programs in the same order.
         """
-        size = self.balanced_size(len(group.runs), processes.least(group.estimated_size(self.sizes.devices)))
+        size = self.balanced_size(len(group.runs), processes.min_of(group.estimated_size(self.sizes.devices)))
         while True:
             needed = group.needed_bytes(size, self.chunk_length(group, size))
             if not processes.any_of(needed > available_bytes(group.layout(size).mesh.size)):

@@ -16,7 +16,6 @@ from purejaxppo.config.resolve import describe_settings
 from purejaxppo.config.validate import validate_options
 from purejaxppo.core.nonfinite import every_run_diverged
 from purejaxppo.devices import processes
-from purejaxppo.devices.machine import installed_versions
 from purejaxppo.devices.vectorize import Runs
 from purejaxppo.errors import CheckpointError, ConfigError
 from purejaxppo.experiment.at_work import at_work, console_of
@@ -30,7 +29,7 @@ from purejaxppo.experiment.progress import ProgressDisplay, remark, say
 from purejaxppo.experiment.signals import INTERRUPTED, StopRequest, listening, when_interrupted
 from purejaxppo.experiment.watchdog import Watchdog, announced
 from purejaxppo.sweeps.batches import Finished, RunBatch, batches_of_rung, survivors
-from purejaxppo.sweeps.directory import METRICS, read_sweep, sweep_record, write_sweep
+from purejaxppo.sweeps.directory import METRICS, read_sweep, write_sweep
 from purejaxppo.sweeps.finished import already_finished, finished_sweep
 from purejaxppo.sweeps.metrics_csv import metrics_head
 from purejaxppo.sweeps.plan import Plan, describe_plan, plan_record
@@ -78,10 +77,9 @@ def run_sweep(
     sweep.validate()
     with listening(stop) as stop:
         with stop.ending_at_once("no run had begun.", INTERRUPTED):
-            _check_same(sweep)
             plan = Plan(sweep, allow_download)
             directory = Path(processes.from_leader(lambda: str(create_dir(out, f"{sweep.env}__sweep"))))
-        with at_work(directory) as files:
+        with at_work(directory):
             if processes.leads():
                 write_origin(directory)
             say(console, describe_settings(sweep.settings))
@@ -95,7 +93,7 @@ def run_sweep(
             when_interrupted(f"`purejaxppo resume {directory}` goes on from its checkpoints, if it has any.")
             say(console, "\n".join(f"{name:<20} {text}" for name, text in describe_plan(plan_record(plan))))
             say(console, f"{sweep.env}  {directory}")
-            return _train_and_report(directory, files, plan, console, stop, phases)
+            return _train_and_report(directory, plan, console, stop, phases)
 
 
 def resume_sweep(
@@ -128,17 +126,16 @@ def resume_sweep(
     sweep, sizes = read_sweep(directory)
     know_parts([config for config, _ in sweep.settings], **parts)
     sweep = sweep._replace(options=_other_options(sweep, options or sweep.options))
-    _check_same(sweep, strict=strict)
-    with listening(stop) as stop, at_work(directory) as files:
+    processes.check_same({"strict": strict})
+    with listening(stop) as stop, at_work(directory):
         when_interrupted(f"`purejaxppo resume {directory}` goes on from its checkpoints, if it has any.")
-        summary = finished_sweep(directory)
-        processes.check_same({"finished": summary is not None})
+        summary = processes.from_leader(lambda: finished_sweep(directory))
         if summary:
             say(console, already_finished(summary))
             return _unless_all_diverged(summary)
         with stop.ending_at_once("nothing was done yet."):
             plan = Plan(sweep, allow_download, sizes)
-        _check_columns(directory, plan)
+        processes.from_leader(lambda: _check_columns(directory, plan))
         for change in changed_versions(directory):
             remark(console, f"{change} since the sweep began; its results may differ, as those of another seed do.")
         if processes.leads():
@@ -147,12 +144,7 @@ def resume_sweep(
             write_sweep(directory, sweep, sizes)
             add_command(directory)
         say(console, f"{sweep.env}  {sweep.num_runs:,} runs  {directory}  resumed")
-        return _train_and_report(directory, files, plan, console, stop, phases, strict)
-
-
-def _check_same(sweep: SweepSettings, **more: Any) -> None:
-    """Raises ConfigError unless all processes have this sweep, its options, versions, and what else is given."""
-    processes.check_same({**sweep_record(sweep), **vars(sweep.options), **installed_versions(), **more})
+        return _train_and_report(directory, plan, console, stop, phases, strict)
 
 
 def _unless_all_diverged(summary: dict[str, Any]) -> dict[str, Any]:
@@ -187,13 +179,7 @@ def _other_options(sweep: SweepSettings, options: RunOptions) -> RunOptions:
 
 
 def _train_and_report(
-    directory: Path,
-    files: Path,
-    plan: Plan,
-    console: Console,
-    stop: StopRequest,
-    phases: Phases,
-    strict: bool = False,
+    directory: Path, plan: Plan, console: Console, stop: StopRequest, phases: Phases, strict: bool = False
 ) -> dict[str, Any]:
     """Trains every batch that is not finished, rung by rung, then writes tables and pictures; returns the summary."""
     columns = plan.metric_names()
@@ -203,13 +189,14 @@ def _train_and_report(
         write_text(metrics, head)
     phases.end("setup")
     with ProgressDisplay(console, plan.env_steps) as progress:
-        active_sweep = ActiveSweep(directory, files, plan, columns, console, progress, stop, phases, strict)
+        active_sweep = ActiveSweep(directory, plan, columns, console, progress, stop, phases, strict)
         finished = _train_all(active_sweep, len(head.encode()))
     if finished is None:
         return _stopped(active_sweep)
     with stop.ending_at_once(f"every run is trained; `purejaxppo resume {directory}` makes the tables."):
-        summary = processes.from_leader(lambda: _report(active_sweep, finished))
-    return _unless_all_diverged(summary)
+        summary = _report(active_sweep, finished) if processes.leads() else {"settings": []}
+        summary |= processes.from_leader(lambda: {name: summary[name] for name in ("exit_reason", "runs", "diverged")})
+    return _unless_all_diverged({**summary, "out": str(directory)})
 
 
 def _report(active_sweep: ActiveSweep, finished: Finished) -> dict[str, Any]:
@@ -231,7 +218,8 @@ def _train_all(active_sweep: ActiveSweep, position: int) -> Finished | None:
     finished: Finished = []
     for rung in range(len(plan.rungs)):
         before = [batch for batch, _ in finished if batch.rung == rung - 1]
-        for batch in batches_of_rung(plan, rung, survivors(plan, rung, finished)):
+        settings = processes.from_leader(lambda: sorted(survivors(plan, rung, finished)))  # noqa: B023
+        for batch in batches_of_rung(plan, rung, set(settings)):
             result = finished_result(active_sweep, batch)
             if result:
                 steps = plan.groups[batch.group].config.batch_size * (batch.until - batch.since) * len(batch.runs)
@@ -296,7 +284,7 @@ def _write_results(directory: Path, plan: Plan, finished: Finished, phases: Phas
     phases.end("tables and pictures")
     summary["seconds"] = phases.seconds()
     write_json(directory / "summary.json", summary)
-    return {**summary, "out": str(directory)}
+    return summary
 
 
 def _outcome(plan: Plan, finished: Finished) -> Outcome:

@@ -4,6 +4,7 @@ A rung is a stage of successive halving; a sweep without that has one.
 """
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from purejaxppo.experiment.atomic_files import write_json
 from purejaxppo.experiment.checkpoints.directory import clean, invalid_reason, list_steps
 from purejaxppo.experiment.checkpoints.saver import Saver
 from purejaxppo.experiment.checkpoints.state import placed_like
-from purejaxppo.experiment.checkpoints.store import CheckpointChoice, load_newest
+from purejaxppo.experiment.checkpoints.store import CheckpointChoice, load_newest, load_together
 from purejaxppo.experiment.chunked_loop import Chunk, advance_in_chunks
 from purejaxppo.experiment.metrics_log import AppendedFile, RepeatedFile, whole_rows
 from purejaxppo.experiment.phases import Phases
@@ -41,7 +42,6 @@ class ActiveSweep(NamedTuple):
     """A sweep that is being trained; this process, or the first one, holds the lock of its directory."""
 
     directory: Path
-    files: Path  # where this process writes metrics, which for all but the first of several is a temporary directory
     plan: Plan
     columns: Sequence[str]  # names of the metrics in metrics.csv
     console: Console
@@ -136,7 +136,8 @@ def _train(
         # one, or a checkpoint is due.
         calls = {n: partial(_call, program, hps) for n, program in programs.items()}
         for chunk in advance_in_chunks(calls, lengths, runs, done, active_sweep.stopped, lambda _: saver.due()):
-            log.write(rows(chunk))
+            if processes.leads():
+                log.write(rows(chunk))
             watchdog.alive()
             last = min(chunk.last_update, batch.until)  # after that the runs are frozen
             active_sweep.progress.advance(
@@ -160,9 +161,9 @@ def _train(
 
 
 def _metrics_file(active_sweep: ActiveSweep, metrics_bytes: int) -> AppendedFile:
-    """Opens metrics.csv behind the rows of earlier batches; nobody reads that of any but the first process."""
+    """Opens metrics.csv behind the rows of earlier batches, in the first process."""
     if not processes.leads():
-        return AppendedFile(active_sweep.files / METRICS)
+        return AppendedFile(Path(os.devnull))
     # Not one that is truncated: a batch that is trained again has to leave the rows of later batches in place.
     return RepeatedFile(active_sweep.directory / METRICS, metrics_bytes)
 
@@ -170,7 +171,7 @@ def _metrics_file(active_sweep: ActiveSweep, metrics_bytes: int) -> AppendedFile
 def _call(program: jax.stages.Compiled, hps: Hyperparams, runs: Runs) -> tuple[Runs, Metrics]:
     """Calls a program; the metrics of all runs are then in all processes, the first of which writes them."""
     runs, metrics = program(hps, runs)
-    return runs, processes.everywhere(metrics)
+    return runs, processes.replicated(metrics)
 
 
 def _restore_or_begin(
@@ -181,23 +182,27 @@ def _restore_or_begin(
     Returns:
       The runs, the updates that they have done, the seconds that these took, and the length of metrics.csv up to them.
     """
+    if processes.from_leader(lambda: _can_be_restored(active_sweep, batch)):
+        load = partial(load_runs, active_sweep.directory, active_sweep.plan, batch)
+        which = CheckpointChoice(strict=active_sweep.strict, note=active_sweep.note)
+        runs, meta = load_together(batch_dir(active_sweep.directory, batch), load, which)
+        # The rows that were logged before the checkpoint have to be there: training goes on behind them.
+        end = meta["metrics_bytes"]
+        if processes.from_leader(lambda: whole_rows(active_sweep.directory / METRICS, end) == end):
+            return runs, meta["updates"], meta["seconds"], end
+        active_sweep.note(f"{METRICS} has lost rows; the runs of {batch.name} begin again, which makes them again.")
+    return begin(), batch.since, 0.0, metrics_bytes
+
+
+def _can_be_restored(active_sweep: ActiveSweep, batch: RunBatch) -> bool:
+    """Returns whether a batch has a checkpoint that is worth loading, or that has to be loaded if it is damaged."""
     saved = list_steps(batch_dir(active_sweep.directory, batch))
-    processes.check_same({"checkpoints": [step.env_steps for step in saved]})
     damaged = bool(saved) and all(invalid_reason(step.path) for step in saved)
     if damaged and not active_sweep.strict:
         active_sweep.note(
             f"every checkpoint of {batch.name} is damaged ({invalid_reason(saved[0].path)}); its runs begin again."
         )
-    if saved and (active_sweep.strict or not damaged):
-        which = CheckpointChoice(strict=active_sweep.strict, note=active_sweep.note)
-        runs, meta = load_runs(active_sweep.directory, active_sweep.plan, batch, which)
-        # The rows that were logged before the checkpoint have to be there: training goes on behind them.
-        kept = whole_rows(active_sweep.directory / METRICS, meta["metrics_bytes"])
-        processes.check_same({"checkpoint": meta["sha256"], "bytes of its metrics": kept})
-        if kept == meta["metrics_bytes"]:
-            return runs, meta["updates"], meta["seconds"], meta["metrics_bytes"]
-        active_sweep.note(f"{METRICS} has lost rows; the runs of {batch.name} begin again, which makes them again.")
-    return begin(), batch.since, 0.0, metrics_bytes
+    return bool(saved) and (active_sweep.strict or not damaged)
 
 
 def load_runs(directory: Path, plan: Plan, batch: RunBatch, which: CheckpointChoice) -> tuple[Runs, dict[str, Any]]:
@@ -301,7 +306,9 @@ def promoted_runs(directory: Path, plan: Plan, batch: RunBatch, before: Sequence
     for old in before:  # one at a time, as all batches together may not fit into memory
         rows = [i for i, run in enumerate(old.runs) if run in batch.runs]
         if rows:
-            runs, _ = load_runs(directory, plan, old, CheckpointChoice(env_steps=_final_env_steps(plan, old)))
+            load = partial(load_runs, directory, plan, old)
+            which = CheckpointChoice(env_steps=_final_env_steps(plan, old))
+            runs, _ = load_together(batch_dir(directory, old), load, which)
             chosen.append(_select(processes.on_host(runs), rows))
             order += [old.runs[i] for i in rows]
     # `chosen` holds the runs in the order of the old batches; the new one has them in its own, and copies at its end.

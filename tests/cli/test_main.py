@@ -19,7 +19,7 @@ from compiled_once import compiled_once
 from purejaxppo.algorithms import ALGORITHMS
 from purejaxppo.cli import handlers
 from purejaxppo.cli import main as cli
-from purejaxppo.cli.arguments import Envs
+from purejaxppo.cli.arguments import Envs, Resume
 from purejaxppo.config import Hyperparams, TrainConfig
 from purejaxppo.config.fields import ALGORITHMS_WITH
 from purejaxppo.core.optimizer import OPTIMIZERS, SCHEDULES
@@ -855,6 +855,20 @@ def test_which_commands_have_devices_of_one_thread(monkeypatch, argv, one_thread
     for kind in list(handlers.ACTIONS):
         monkeypatch.setitem(handlers.ACTIONS, kind, lambda command: 0)
     assert cli.run(argv) == 0
+    assert seen == [one_thread]
+
+
+@pytest.mark.parametrize(("before", "one_thread"), [(None, False), (1, False), (2, True), (3, False)])
+def test_a_run_is_resumed_on_as_many_devices_of_one_thread(unfinished, monkeypatch, before, one_thread):
+    """If there are as many cores, of which there are two here; by its own size it would have one device."""
+    seen = []
+    monkeypatch.setattr(cli, "_prepare", lambda common, **options: seen.append(options["one_thread"]))
+    monkeypatch.setattr(cli, "cpu_cores", lambda: 2)
+    monkeypatch.setattr(cli, "one_thread_is_enough", lambda config, cores: False)
+    monkeypatch.setitem(handlers.ACTIONS, Resume, lambda command: 0)
+    versions = Path(unfinished, "versions.json")
+    versions.write_text(json.dumps({**json.loads(versions.read_text()), "devices": before}))
+    assert cli.run(["resume", unfinished]) == 0
     assert seen == [one_thread]
 
 

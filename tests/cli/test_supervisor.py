@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -13,21 +14,25 @@ from purejaxppo.cli.supervisor import has_others
 # The child says that it is there, and then does what the test wants.
 SCRIPT = """
 import os, signal, sys, tempfile, time
-from purejaxppo.cli.supervisor import is_child, run_in_child
+from purejaxppo.cli.supervisor import begin_as_child, run_in_child, tell_parent
 from purejaxppo.experiment.signals import when_interrupted
-if not is_child():
+heard = []
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, lambda number, _: heard.append(number))
+if not begin_as_child():
     sys.exit(run_in_child())
 when_interrupted("something is saved.")
-when_interrupted("`purejaxppo resume here` goes on.")
-signal.signal(signal.SIGTERM, lambda *_: os._exit(75))
 tempfile.mkstemp()
 print(os.getpid(), tempfile.gettempdir(), flush=True)
 """
+TELL = "tell_parent(); when_interrupted('`purejaxppo resume here` goes on.');"
+WAIT = "end = time.monotonic() + 60\nwhile not heard and time.monotonic() < end: time.sleep(0.05)\n"
+COUNT = f"{WAIT}time.sleep(0.5); sys.exit(len(heard))"
 
 
-def start(what):
+def start(what, **options):
     return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT + what], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", SCRIPT + what], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
     )
 
 
@@ -43,6 +48,7 @@ def ended(parent):
         (["train", "--distributed"], True),
         (["sweep", "--coordinator=10.0.0.1:12345"], True),
         (["resume", "here", "--process_id", "1"], True),
+        (["resume", "here", "--num-processes", "2"], True),
         (["train", "--out", "distributed"], False),
     ],
 )
@@ -54,29 +60,48 @@ def test_a_command_with_others_is_known_by_its_flags(argv, several):
     ("what", "code", "says"),
     [
         ("sys.exit(3)", 3, ""),
-        ("os.abort()", 75, "process 0 has ended or cannot be reached, or JAX has failed, as it says above"),
-        ("os.kill(os.getpid(), signal.SIGKILL)", 137, "this process was ended by SIGKILL"),
+        (
+            f"{TELL} os.abort()",
+            75,
+            "process 0 has ended or cannot be reached, or JAX has failed, as it says above; `purejaxppo resume here` "
+            "goes on.",
+        ),
+        ("os.abort()", 134, "this process was ended by SIGABRT."),
+        (f"{TELL} os.kill(os.getpid(), signal.SIGKILL)", 137, "this process was ended by SIGKILL."),
     ],
 )
 def test_the_end_of_the_child_is_that_of_the_command(what, code, says):
-    """An abort, which is JAX's when process 0 is gone, can be resumed; the child's temporary files are removed."""
+    """An abort can be resumed if it is that of another process than 0; the child's temporary files are removed."""
     returned, out, err = ended(start(what))
     assert returned == code
     temporary = out.split()[1]
     assert "purejaxppo-" in temporary
     assert not os.path.exists(temporary)
-    if says:
-        (line,) = err.splitlines()
-        assert line == f"purejaxppo: error: {says}; `purejaxppo resume here` goes on."
-    else:
-        assert err == ""
+    assert err == (f"purejaxppo: error: {says}\n" if says else "")
 
 
-def test_a_signal_is_passed_on():
-    parent = start("time.sleep(60)")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_passed_on(number):
+    parent = start(COUNT)
     parent.stdout.readline()
-    parent.send_signal(signal.SIGTERM)
-    assert ended(parent)[0] == 75
+    parent.send_signal(number)
+    assert ended(parent)[0] == 1
+
+
+def test_a_signal_of_the_terminal_is_heard_once():
+    """It goes to the whole group of the parent, in which the child is not: a second Ctrl-C would abort."""
+    parent = start(COUNT, process_group=0)
+    parent.stdout.readline()
+    os.killpg(parent.pid, signal.SIGINT)
+    assert ended(parent)[0] == 1
+
+
+def test_a_signal_is_not_lost_while_the_child_starts():
+    parent = start(COUNT)
+    while not (children := subprocess.run(["pgrep", "-P", str(parent.pid)], capture_output=True, text=True).stdout):
+        time.sleep(0.001)
+    os.kill(int(children.split()[0]), signal.SIGTERM)
+    assert ended(parent)[0] == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
@@ -87,9 +112,8 @@ def test_no_child_outlives_its_parent():
     ended(parent)
     end = time.monotonic() + 30
     while time.monotonic() < end:
-        try:
-            os.kill(child, 0)
-        except ProcessLookupError:
+        stat = Path(f"/proc/{child}/stat")
+        if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
             return
         time.sleep(0.05)
     pytest.fail("the child is still there")

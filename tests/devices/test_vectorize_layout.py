@@ -13,13 +13,23 @@ from jax.sharding import PartitionSpec
 from probe_envs import walk
 
 from purejaxppo.config import Hyperparams, TrainConfig
-from purejaxppo.devices.vectorize import Layout, advance_runs, grid, layout_for, make_runs, one_by_one
+from purejaxppo.devices import selection
+from purejaxppo.devices.vectorize import (
+    Layout,
+    advance_runs,
+    grid,
+    layout_for,
+    make_runs,
+    one_by_one,
+    usable_devices,
+)
+from purejaxppo.errors import ConfigError
 from purejaxppo.train import advance, trainer_from_config
 
 
-def pretend(platform, count):
-    """Devices of which nothing but the platform is known."""
-    return [Mock(spec=["platform"], platform=platform) for _ in range(count)]
+def pretend(platform, count, process=0):
+    """Devices of which nothing but the platform and the process is known."""
+    return [Mock(spec=["platform", "process_index"], platform=platform, process_index=process) for _ in range(count)]
 
 
 # --- which devices, and how -------------------------------------------------------------------------------------------
@@ -35,6 +45,30 @@ def test_as_many_devices_as_divide_the_runs(runs, there, used):
     mesh = layout_for(runs, devices=devices).mesh
     assert mesh.axis_names == ("runs",)
     assert mesh.devices.tolist() == devices[:used]
+
+
+@pytest.mark.parametrize(
+    ("runs", "of_first", "of_second", "each"),
+    [(4, 2, 2, 2), (8, 4, 4, 4), (6, 2, 2, 1), (2, 4, 4, 1), (12, 4, 3, 3), (16, 4, 3, 2), (6, 4, 3, 3)],
+)
+def test_every_process_takes_as_many(runs, of_first, of_second, each):
+    first, second = pretend("cpu", of_first, 0), pretend("cpu", of_second, 1)
+    assert layout_for(runs, devices=[*first, *second]).mesh.devices.tolist() == [*first[:each], *second[:each]]
+
+
+@pytest.mark.parametrize(
+    ("runs", "exact", "message"),
+    [(3, False, "2 processes cannot share batches of 3 runs equally"), (4, True, "exact = True takes one device")],
+)
+def test_a_process_without_runs_is_refused(runs, exact, message):
+    with pytest.raises(ConfigError, match=message):
+        layout_for(runs, exact, [*pretend("cpu", 2, 0), *pretend("cpu", 2, 1)])
+
+
+def test_as_many_devices_are_usable_as_each_process_has(monkeypatch):
+    assert usable_devices() == len(jax.devices())
+    monkeypatch.setattr(selection, "devices", lambda: [*pretend("cpu", 4, 0), *pretend("cpu", 3, 1)])
+    assert usable_devices() == 6
 
 
 @pytest.mark.parametrize(

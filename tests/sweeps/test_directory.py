@@ -144,10 +144,12 @@ def test_what_all_settings_share_is_there_once(tmp_path):
 
 
 def test_what_an_older_version_did_not_know_has_its_default(tmp_path):
-    write_sweep(tmp_path, sweep(), Sizes((4, 2), 2))
+    write_sweep(tmp_path, sweep(), Sizes((4, 2), 2, processes=2))
     content = json.loads((tmp_path / "sweep.json").read_text())
+    assert read_sweep(tmp_path)[1] == Sizes((4, 2), 2, processes=2)
     for name in ("line_search_steps", "vf_clip_eps"):
         del content["shared"][name]
+    del content["processes"]
     del content["keep_best"]
     (tmp_path / "sweep.json").write_text(json.dumps(content | {"of a later version": 1}))
     assert read_sweep(tmp_path) == (sweep(), Sizes((4, 2), 2))

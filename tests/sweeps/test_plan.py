@@ -54,6 +54,13 @@ def test_batches_are_even_fit_and_fill_the_devices(runs, most, devices):
         assert size == min(runs, most)
 
 
+@pytest.mark.parametrize(("runs", "most", "size"), [(1, 1, 4), (3, 8, 4), (8, 8, 8), (9, 100, 12), (8, 3, 4)])
+def test_several_processes_always_fill_their_devices(runs, most, size):
+    plan = object.__new__(Plan)
+    plan.sizes = Sizes((), 4, processes=2)
+    assert plan.balanced_size(runs, most) == size
+
+
 @pytest.fixture
 def group():
     return Plan(sweep_of((SMALL, Hyperparams()))).groups[0]

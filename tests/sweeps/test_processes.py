@@ -3,7 +3,7 @@
 import signal
 
 import pytest
-from several_processes import LIMIT_S, ended, finish, finish_several, start_several, wait_for_checkpoint
+from several_processes import LIMIT_S, ended, finish, finish_several, start, start_several, wait_for_checkpoint
 
 SWEEP = [
     *["sweep", "--env", "CartPole-v1", "--num-envs", "4", "--num-steps", "16", "--num-minibatches", "2"],
@@ -66,14 +66,37 @@ def test_a_signal_to_one_stops_all(of_one_process, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_processes_cannot_share_is_refused(tmp_path):
-    for option, message in (
-        (["--exact"], "exact = True takes one device; train it in one process."),
-        (["--plan"], None),
-    ):
-        commands = [[*SWEEP[:-2], *option, "--out", tmp_path / "sweep"]] * 2
-        for i, process in enumerate(start_several(commands, tmp_path)):
-            code, printed = ended(process, tmp_path / f"log{i}")
-            assert code == (2 if message else 0), printed
-            assert message is None or message in printed
-        assert not (tmp_path / "sweep").exists()
+@pytest.mark.timeout(3 * LIMIT_S)
+def test_a_sweep_of_one_process_goes_on_in_two(tmp_path):
+    """If all of its batches can be shared; a late rung of halving might have a single run."""
+    sweep = [option for option in SWEEP if option not in ("--halving", "2")] + ["--seeds", "4"]
+    whole, out = tmp_path / "whole", tmp_path / "sweep"
+    finish([*sweep, "--out", whole], tmp_path)
+    for argv in (sweep, SWEEP):
+        alone = start([*argv, "--out", out / argv[-1]], 4, tmp_path / "log_alone")
+        wait_for_checkpoint(out / argv[-1] / "parts" / "rung0_program1_batch1", alone)
+        alone.kill()
+        alone.wait()
+    finish_several(["resume", out / sweep[-1]], tmp_path)
+    assert tables(out / sweep[-1]) == tables(whole)
+    for i, process in enumerate(start_several([["resume", out / SWEEP[-1]]] * 2, tmp_path)):
+        code, printed = ended(process, tmp_path / f"log{i}")
+        assert code == 2, printed
+        assert "2 processes cannot share batches of 1 runs equally" in printed
+
+
+@pytest.mark.slow
+def test_one_run_after_the_other_takes_one_process(tmp_path):
+    commands = [[*SWEEP, "--exact", "--out", tmp_path / "sweep"]] * 2
+    for i, process in enumerate(start_several(commands, tmp_path)):
+        code, printed = ended(process, tmp_path / f"log{i}")
+        assert code == 2, printed
+        assert "exact = True takes one device; train it in one process." in printed
+    assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.slow
+def test_the_first_process_prints_the_plan(tmp_path):
+    finish_several([*SWEEP, "--plan"], tmp_path)
+    assert "6 runs in one batch" in (tmp_path / "log0").read_text()
+    assert "6 runs in one batch" not in (tmp_path / "log1").read_text()

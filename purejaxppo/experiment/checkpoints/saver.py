@@ -62,7 +62,7 @@ class Saver:
         self.wait()
         processes.exchange("")  # those that do not write wait here, not in the devices' exchange
         copy = snapshot(state)
-        if not is_finite(copy.tree.learner):
+        if not processes.from_leader(lambda: is_finite(copy.tree.learner)):
             raise DivergedError(f"a parameter or an optimizer state is not finite after {env_steps} env steps.")
         if processes.leads():
             self._pending = self._thread.submit(self._write, env_steps, copy, describe)

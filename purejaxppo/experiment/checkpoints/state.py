@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purejaxppo.devices.processes import on_host, place
+from purejaxppo.devices.processes import from_leader, on_host, on_leaders_host, place
 
 State = TypeVar("State")
 _NARROWED = {  # by JAX without JAX_ENABLE_X64
@@ -42,8 +42,11 @@ class Snapshot(NamedTuple):
 
 
 def snapshot(state: Any) -> Snapshot:
-    """Copies a state to the host, after waiting for its computation. All processes that train it have to do so."""
-    return Snapshot(on_host(state), tree_spec(state))
+    """Copies a state to the host, after waiting for its computation.
+
+    All processes that train it have to do so together, and the first one has the copy.
+    """
+    return Snapshot(on_leaders_host(state), tree_spec(state))
 
 
 def tree_spec(state: Any) -> dict[str, str]:
@@ -141,7 +144,7 @@ def _names(path: Any) -> tuple[str, ...]:
 
 def state_sha256(state: Any) -> str:
     """Returns the SHA-256 of a state, as `Snapshot.sha256` does."""
-    return snapshot(state).sha256()
+    return from_leader(snapshot(state).sha256)
 
 
 def is_finite(tree: Any) -> bool:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from purejaxppo.config.fields import AnyPath
+from purejaxppo.devices import processes
 from purejaxppo.errors import CheckpointError
 from purejaxppo.experiment.atomic_files import read_json, sync, write_json
 from purejaxppo.experiment.checkpoints.directory import (
@@ -40,6 +41,7 @@ from purejaxppo.experiment.checkpoints.state import (
 
 State = TypeVar("State")
 
+_SEEN_S = 90  # within which a file system shows to one machine what another one has written
 _NO_SPACE = re.compile(r"No space left|os_error_code='28'")  # as Python and as TensorStore word it
 
 
@@ -188,6 +190,32 @@ def load_newest(run_dir: AnyPath, expected: State, which: CheckpointChoice = NEW
     if not settings and len(found) > 1 and (which.strict or which.env_steps is not None):
         advice = "leave --strict and --step out to take another one"
     raise CheckpointError(f"no checkpoint of {run_dir} can be used ({'; '.join(reasons)}); {advice}.")
+
+
+def load_together(
+    run_dir: Path, load: Callable[[CheckpointChoice], tuple[State, dict[str, Any]]], which: CheckpointChoice
+) -> tuple[State, dict[str, Any]]:
+    """Loads a checkpoint in all processes: the first one chooses and verifies it, and the others load the same.
+
+    Args:
+      run_dir: whose checkpoint it is.
+      load: loads one, as `load_newest` does.
+      which: the choice of the first process.
+
+    Returns:
+      What `load` returns.
+
+    Raises:
+      CheckpointError: there is none that can be used.
+    """
+    loaded = load(which) if processes.leads() else None
+    chosen = processes.from_leader(lambda: loaded and loaded[1]["env_steps"])
+    if loaded:
+        return loaded
+    end = time.monotonic() + _SEEN_S
+    while all(step.env_steps != chosen for step in list_steps(run_dir)) and time.monotonic() < end:
+        time.sleep(0.2)
+    return load(CheckpointChoice(env_steps=chosen))
 
 
 def _other_state(saved: dict[str, str], expected: dict[str, str]) -> CheckpointError:
