@@ -70,7 +70,7 @@ def made_by(make):
     return lambda config, num_envs=None, **_: make_once(make, num_envs or config.num_envs)
 
 
-def build_once(config, env):
+def build_once(config, env, devices):
     """Builds one trainer per environment and settings; stopping and rollback belong to the host."""
     guard = "skip" if config.on_nonfinite == "skip" else "stop"
     return _build(dataclasses.replace(config, on_nonfinite=guard), env)
