@@ -47,7 +47,7 @@ class RunDirInUseError(PureJaxPPOError):
 
 
 class ProcessError(PureJaxPPOError):
-    """Another one of the processes that train a run together has ended; what was saved before can be resumed."""
+    """Another one of the processes that train together has ended; what was saved before can be resumed."""
 
     exit_code = 75
 

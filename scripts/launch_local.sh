@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Starts N processes on this machine that train one run together: to try it, or with one GPU for each.
+# Starts N processes on this machine that train a run or a sweep together: to try it, or with one GPU for each.
 #   bash scripts/launch_local.sh 2 train --env CartPole-v1 --num-envs 256 --num-shards 4 --out runs/two
 set -euo pipefail
 number=$1

@@ -1,8 +1,10 @@
 """Several processes that train one run, on one machine: they agree, stop together, and outlive each other's end."""
 
 import json
+import os
 import signal
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -83,6 +85,24 @@ def test_a_signal_to_one_stops_both_and_the_resumed_run_is_the_undisturbed_one(t
     assert rows(out) == rows(whole)
     summaries = [json.loads((run / "summary.json").read_text()) for run in (out, whole)]
     assert summaries[0]["state_sha256"] == summaries[1]["state_sha256"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(LIMIT_S)
+def test_a_process_that_stands_still_is_lost(tmp_path):
+    """The other one ends within a minute, and it ends itself when it goes on."""
+    out = tmp_path / "run"
+    argv = ["train", *SETTINGS, "--total-timesteps", "512000", "--checkpoint-seconds", "0", "--out", out]
+    leader, follower = start_several([argv] * 2, tmp_path)
+    wait_for_checkpoint(out, leader)
+    found = subprocess.run(["pgrep", "-P", str(follower.pid)], capture_output=True, text=True, check=True)
+    child = int(found.stdout)
+    os.kill(child, signal.SIGSTOP)
+    assert leader.wait(60) == 75
+    assert "process 1 of 2 has ended or cannot be reached; `purejaxppo resume" in (tmp_path / "log0").read_text()
+    os.kill(child, signal.SIGCONT)
+    code, printed = ended(follower, tmp_path / "log1")
+    assert code == 75, printed
 
 
 @pytest.mark.parametrize(
