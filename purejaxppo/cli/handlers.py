@@ -22,6 +22,7 @@ from purejaxppo.cli.arguments import (
     Resume,
     ResumeSweep,
     Sweep,
+    Together,
     Train,
     Verify,
 )
@@ -61,6 +62,29 @@ def validate(command: Command | ResumeSweep) -> None:
         validate_evaluation(command.episodes, command.seed)
     if isinstance(command, Compare):
         _validate_compare(command)
+    if isinstance(command, Train | Resume | Sweep | ResumeSweep):
+        _validate_together(command.together, command.common.devices)
+
+
+def _validate_together(together: Together, devices: str) -> None:
+    """Raises ConfigError for options of several processes that do not fit together."""
+    given = (together.coordinator, together.num_processes, together.process_id)
+    if any(option is None for option in given) and any(option is not None for option in given):
+        raise ConfigError("--coordinator, --num-processes and --process-id belong together; give all three, or none.")
+    if together.several and devices not in ("auto", "all"):
+        raise ConfigError(f"--devices {devices} chooses among one process's; several use all, leave it out.")
+    if together.coordinator is None or together.num_processes is None or together.process_id is None:
+        return
+    host, _, port = together.coordinator.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 2**16:
+        raise ConfigError(
+            f"--coordinator {together.coordinator} is no address; give HOST:PORT, such as 10.0.0.1:12345."
+        )
+    if not 0 <= together.process_id < together.num_processes:
+        raise ConfigError(
+            f"--process-id {together.process_id} is not one of {together.num_processes} processes, which are counted "
+            f"from 0; each of them has a number of its own."
+        )
 
 
 def report_finished(command: Command | ResumeSweep) -> int | None:

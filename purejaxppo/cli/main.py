@@ -160,7 +160,7 @@ def _prepare(common: Common, must_work: bool = True, one_thread: bool = False, t
         jax.config.update("jax_platform_name", "")  # that of JAX_PLATFORM_NAME, which would override --device
     keep_programs()
     if together.several:
-        _join(common, together)
+        _join(together)
     try:
         if one_thread:
             with contextlib.suppress(ConfigError):  # JAX has been started: its devices stay as they are
@@ -177,16 +177,11 @@ def _prepare(common: Common, must_work: bool = True, one_thread: bool = False, t
     import_plugins(common.plugin)
 
 
-def _join(common: Common, together: Together) -> None:
-    """Joins the processes that train a run. Raises ConfigError if what is given does not fit, or they do not come."""
-    given = (together.coordinator, together.num_processes, together.process_id)
-    if any(x is None for x in given) and any(x is not None for x in given):
-        raise ConfigError("--coordinator, --num-processes and --process-id belong together; give all three, or none.")
-    if common.devices not in ("auto", "all"):
-        raise ConfigError(f"--devices {common.devices} chooses among one process's; several use all, leave it out.")
+def _join(together: Together) -> None:
+    """Joins the processes that train together. Raises ConfigError if they do not come."""
     from purejaxppo.devices import processes
 
-    processes.join(*given)
+    processes.join(together.coordinator, together.num_processes, together.process_id)
     before_end(processes.fail)
     if not processes.leads():  # whose end has other reasons than that of the first one
         tell_parent()

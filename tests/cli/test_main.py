@@ -97,6 +97,23 @@ def test_usage(fails, argv, says):
     assert says in fails(2, *argv)
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--coordinator", "localhost:12345"], "belong together; give all three, or none."),
+        (["--process-id", "0"], "belong together; give all three, or none."),
+        (["--coordinator", "here", "--num-processes", "2", "--process-id", "0"], "is no address; give HOST:PORT"),
+        (["--coordinator", "here:0", "--num-processes", "2", "--process-id", "0"], "is no address; give HOST:PORT"),
+        (["--coordinator", "a:1", "--num-processes", "2", "--process-id", "2"], "is not one of 2 processes"),
+        (["--distributed", "--devices", "2"], "--devices 2 chooses among one process's"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "sweep"])
+def test_options_of_several_processes(fails, command, options, says):
+    """They are refused before anything is joined."""
+    assert says in fails(2, command, "--env", "CartPole-v1", *options)
+
+
 @pytest.mark.parametrize("argv", [["train", "--num-envs", "many"], ["train", "--evn", "x"], ["evaluate"]])
 def test_usage_errors_read_as_a_sentence(fails, argv):
     """Nothing is left of the box that tyro draws around them."""

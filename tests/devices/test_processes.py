@@ -127,15 +127,8 @@ def test_processes_that_do_not_fit_are_refused(tmp_path, changes, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--coordinator", "localhost:PORT"], "belong together; give all three, or none."),
-        (["--process-id", "0"], "belong together; give all three, or none."),
-        (["--coordinator", "here", "--num-processes", "2", "--process-id", "0"], "is no address; give HOST:PORT"),
         (["--coordinator", "localhost:TAKEN", "--num-processes", "2", "--process-id", "0"], "is not free here"),
         (["--coordinator", "localhost:PORT", "--num-processes", "2", "--process-id", "1"], "was not reached at"),
-        (
-            ["--coordinator", "localhost:PORT", "--num-processes", "2", "--process-id", "1", "--devices", "2"],
-            "--devices 2 chooses among one process's",
-        ),
     ],
 )
 def test_what_cannot_be_joined_is_refused(tmp_path, options, message):

@@ -30,7 +30,7 @@ from purejaxppo.experiment.lock import locked
 from purejaxppo.experiment.run import evaluate_saved, resume_experiment, run_experiment
 from purejaxppo.sweeps import plan as planning
 from purejaxppo.sweeps.compiled_group import CompiledGroup
-from purejaxppo.sweeps.directory import survey_batches
+from purejaxppo.sweeps.directory import Sizes, survey_batches
 from purejaxppo.sweeps.extract import extract_member, load_member
 from purejaxppo.sweeps.plots import plot_sweep
 from purejaxppo.sweeps.run import resume_sweep, run_sweep
@@ -509,7 +509,7 @@ def test_a_first_size_that_does_not_fit_is_reduced(monkeypatch):
     """The compiler's own analysis says whether it fits."""
     sweep = sweep_of([{"learning_rate": 1e-3}], seeds=range(4))
     plan = planning.make_plan(sweep)
-    assert plan.sizes == ((4,), 2)
+    assert plan.sizes == Sizes((4,), 2)
     (whole,) = (program["predicted_bytes"] for program in planning.plan_record(plan)["programs"])
     monkeypatch.setattr(CompiledGroup, "estimated_size", lambda group, devices: 4)
     monkeypatch.setattr(planning, "available_bytes", lambda devices: whole - 1)
