@@ -6,6 +6,7 @@ Signals are handled before anything slow is imported.
 import contextlib
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -27,14 +28,22 @@ from purejaxppo.cli.handlers import ACTIONS, report_finished, validate
 from purejaxppo.cli.output import discard_unwritten, fill_closed_streams, flushed_output, note
 from purejaxppo.cli.parse import parse
 from purejaxppo.cli.plugins import import_plugins
-from purejaxppo.cli.supervisor import begin_as_child, has_others, run_in_child, tell_parent
+from purejaxppo.cli.supervisor import begin_as_child, explain_abort, has_others, run_in_child
 from purejaxppo.config.presets import PRESETS
 from purejaxppo.devices.compile_cache import keep_programs
 from purejaxppo.devices.cpu import cpu_cores, one_thread_is_enough, use_all_cores
 from purejaxppo.devices.machine import PLATFORM_VARIABLES
 from purejaxppo.errors import ConfigError, OutOfMemoryError, PureJaxPPOError, is_out_of_memory
 from purejaxppo.experiment.directory import begun_on
-from purejaxppo.experiment.signals import INTERRUPTED, before_end, end_process_on_signal, interrupted, when_interrupted
+from purejaxppo.experiment.signals import (
+    INTERRUPTED,
+    STOPPED,
+    before_end,
+    end_process_on_signal,
+    hear_what_stays,
+    interrupted,
+    when_interrupted,
+)
 
 _ALONE = Together()
 
@@ -181,10 +190,20 @@ def _join(together: Together) -> None:
     """Joins the processes that train together. Raises ConfigError if they do not come."""
     from purejaxppo.devices import processes
 
+    number, where = together.num_processes or "the", together.coordinator or "the coordinator that JAX found"
+    explain_abort(
+        ConfigError.exit_code,
+        f"not all of {number} processes have come to {where} within {processes.START_S} s; start all of them with the "
+        f"same command, each with a --process-id of its own.",
+    )
     processes.join(together.coordinator, together.num_processes, together.process_id)
     before_end(processes.fail)
-    if not processes.leads():  # whose end has other reasons than that of the first one
-        tell_parent()
+    failed = "JAX has failed, as it says above"
+    if processes.leads():
+        hear_what_stays(lambda what_stays: explain_abort(128 + signal.SIGABRT, f"{failed}; {what_stays}"))
+    else:
+        gone = f"process 0 has ended or cannot be reached, or {failed}"
+        hear_what_stays(lambda what_stays: explain_abort(STOPPED, f"{gone}; {what_stays}"))
 
 
 def _not_available(device: str, reason: str) -> str:

@@ -1,7 +1,7 @@
 """A parent for a process that trains with others, which outlives that process and explains its end.
 
-As soon as process 0 is gone, in which its coordinator lives, JAX aborts all others. It does so within C++, where no
-Python can intervene: without a parent such a process would end with a trace and exit code 134.
+JAX aborts a process as soon as process 0 is gone, in which its coordinator lives, or if others do not come. It does so
+within C++, where no Python can intervene: without a parent it would end with a trace and exit code 134.
 """
 
 import ctypes
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from purejaxppo.cli.arguments import Together
 from purejaxppo.cli.output import note
-from purejaxppo.experiment.signals import SIGNALS, STOPPED, hearing_signals, tell_what_stays
+from purejaxppo.experiment.signals import SIGNALS, STOPPED, hearing_signals
 
 _FLAGS = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Together)}
 _PARENT = "PUREJAXPPO_PARENT"  # variable of the child: the parent's number, and a file descriptor that it reads
@@ -47,10 +47,15 @@ def begin_as_child() -> bool:
     return True
 
 
-def tell_parent() -> None:
-    """Makes the parent know from now on how to go on, if it is process 0 that ends."""
+def explain_abort(code: int, why: str) -> None:
+    """Tells the parent, if there is one, what it means if this process is aborted from now on.
+
+    Args:
+      code: with which the parent is to end.
+      why: what it is to say, one line.
+    """
     for told in _to_parent:
-        tell_what_stays(told)
+        os.write(told, f"{code} {why}\n".encode(errors="backslashreplace"))
 
 
 def run_in_child() -> int:
@@ -68,13 +73,12 @@ def run_in_child() -> int:
         with hearing_signals(child.send_signal):
             code = child.wait()
     with os.fdopen(reader) as told:
-        how_to_go_on = told.read().splitlines()
+        explanations = told.read().splitlines()
     if code >= 0:
         return code
-    if code == -signal.SIGABRT and how_to_go_on:
-        note(
-            f"error: process 0 has ended or cannot be reached, or JAX has failed, as it says above; {how_to_go_on[-1]}"
-        )
-        return STOPPED
+    if code == -signal.SIGABRT and explanations:
+        code_of_abort, _, why = explanations[-1].partition(" ")
+        note(f"error: {why}")
+        return int(code_of_abort)
     note(f"error: this process was ended by {signal.Signals(-code).name}.")
     return 128 - code

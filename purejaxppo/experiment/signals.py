@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType
 from typing import NoReturn
 
@@ -22,21 +22,21 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 _NOTHING_WRITTEN = "nothing had been written yet, so nothing is lost."
 _what_stays = [_NOTHING_WRITTEN]  # one string, in a list so that a function can replace it
-_told: list[int] = []  # file descriptors to which it is written, too
+_hearers: list[Callable[[str], object]] = []  # called with it, too
 _before_end: list[Callable[[int], object]] = []  # called with the exit code before `end_process` ends everything
 
 
 def when_interrupted(what_stays: str = _NOTHING_WRITTEN) -> None:
     """Sets the second half of the message of `interrupted`: what is on the disk from now on, and how to use it."""
     _what_stays[:] = [what_stays]
-    for descriptor in _told:
-        with suppress(OSError):
-            os.write(descriptor, f"{what_stays}\n".encode(errors="backslashreplace"))
+    for hear in _hearers:
+        hear(what_stays)
 
 
-def tell_what_stays(descriptor: int) -> None:
-    """Writes what is on the disk to a file descriptor too from now on, a line whenever it is set."""
-    _told.append(descriptor)
+def hear_what_stays(hear: Callable[[str], object]) -> None:
+    """Has a function called with what is on the disk, now and whenever it is set."""
+    _hearers.append(hear)
+    hear(*_what_stays)
 
 
 def interrupted(again: bool = False) -> str:

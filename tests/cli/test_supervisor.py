@@ -14,18 +14,16 @@ from purejaxppo.cli.supervisor import has_others
 # The child says that it is there, and then does what the test wants.
 SCRIPT = """
 import os, signal, sys, tempfile, time
-from purejaxppo.cli.supervisor import begin_as_child, run_in_child, tell_parent
-from purejaxppo.experiment.signals import when_interrupted
+from purejaxppo.cli.supervisor import begin_as_child, explain_abort, run_in_child
 heard = []
 for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, lambda number, _: heard.append(number))
 if not begin_as_child():
     sys.exit(run_in_child())
-when_interrupted("something is saved.")
 tempfile.mkstemp()
 print(os.getpid(), tempfile.gettempdir(), flush=True)
 """
-TELL = "tell_parent(); when_interrupted('`purejaxppo resume here` goes on.');"
+TELL = "explain_abort(2, 'nobody came.'); explain_abort(75, 'process 0 has ended; `purejaxppo resume here` goes on.');"
 WAIT = "end = time.monotonic() + 60\nwhile not heard and time.monotonic() < end: time.sleep(0.05)\n"
 COUNT = f"{WAIT}time.sleep(0.5); sys.exit(len(heard))"
 
@@ -63,15 +61,14 @@ def test_a_command_with_others_is_known_by_its_flags(argv, several):
         (
             f"{TELL} os.abort()",
             75,
-            "process 0 has ended or cannot be reached, or JAX has failed, as it says above; `purejaxppo resume here` "
-            "goes on.",
+            "process 0 has ended; `purejaxppo resume here` goes on.",
         ),
         ("os.abort()", 134, "this process was ended by SIGABRT."),
         (f"{TELL} os.kill(os.getpid(), signal.SIGKILL)", 137, "this process was ended by SIGKILL."),
     ],
 )
 def test_the_end_of_the_child_is_that_of_the_command(what, code, says):
-    """An abort can be resumed if it is that of another process than 0; the child's temporary files are removed."""
+    """An abort is what the child has told last; its temporary files are removed."""
     returned, out, err = ended(start(what))
     assert returned == code
     temporary = out.split()[1]

@@ -129,6 +129,10 @@ def test_processes_that_do_not_fit_are_refused(tmp_path, changes, message):
     [
         (["--coordinator", "localhost:TAKEN", "--num-processes", "2", "--process-id", "0"], "is not free here"),
         (["--coordinator", "localhost:PORT", "--num-processes", "2", "--process-id", "1"], "was not reached at"),
+        (
+            ["--coordinator", "localhost:PORT", "--num-processes", "2", "--process-id", "0"],
+            "not all of 2 processes have come to localhost:",
+        ),
     ],
 )
 def test_what_cannot_be_joined_is_refused(tmp_path, options, message):
