@@ -200,7 +200,8 @@ def _join(together: Together) -> None:
     before_end(processes.fail)
     failed = "JAX has failed, as it says above"
     if processes.leads():
-        hear_what_stays(lambda what_stays: explain_abort(128 + signal.SIGABRT, f"{failed}; {what_stays}"))
+        taken = f"a process with a number that was taken has come to this coordinator, or {failed}"
+        hear_what_stays(lambda what_stays: explain_abort(128 + signal.SIGABRT, f"{taken}; {what_stays}"))
     else:
         gone = f"process 0 has ended or cannot be reached, or {failed}"
         hear_what_stays(lambda what_stays: explain_abort(STOPPED, f"{gone}; {what_stays}"))

@@ -127,6 +127,7 @@ def test_processes_that_do_not_fit_are_refused(tmp_path, changes, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--distributed"], "JAX did not find the other processes by itself"),
         (["--coordinator", "localhost:TAKEN", "--num-processes", "2", "--process-id", "0"], "is not free here"),
         (["--coordinator", "localhost:PORT", "--num-processes", "2", "--process-id", "1"], "was not reached at"),
         (
