@@ -141,12 +141,14 @@ def join(coordinator: str | None = None, number: int | None = None, index: int |
         from jax._src.distributed import global_state  # the messages between processes have no public name
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if not coordinator:
+            raise ConfigError(
+                f"JAX did not find the other processes by itself ({reason}); outside of Slurm, Open MPI, Kubernetes and "
+                f"Cloud TPU give --coordinator, --num-processes and --process-id."
+            ) from error
         raise ConfigError(
             f"this process could not join the others at {coordinator} within {START_S} s ({reason}); start all of them "
             f"with the same --coordinator and --num-processes, each with a --process-id of its own."
-            if coordinator
-            else f"JAX did not find the other processes by itself ({reason}); outside of Slurm, Open MPI, Kubernetes and "
-            f"Cloud TPU give --coordinator, --num-processes and --process-id."
         ) from error
     if global_state.num_processes > 1:
         _group = _Group(global_state.client, global_state.num_processes, global_state.process_id)
