@@ -143,7 +143,7 @@ def join(coordinator: str | None = None, number: int | None = None, index: int |
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if not coordinator:
             raise ConfigError(
-                f"JAX did not find the other processes by itself ({reason}); outside of Slurm, Open MPI, Kubernetes and "
+                f"JAX did not find the other processes by itself ({reason}); without Slurm, Open MPI, Kubernetes or "
                 f"Cloud TPU give --coordinator, --num-processes and --process-id."
             ) from error
         raise ConfigError(
