@@ -2,6 +2,10 @@
 # Starts N processes on this machine that train a run or a sweep together: to try it, or with one GPU for each.
 #   bash scripts/launch_local.sh 2 train --env CartPole-v1 --num-envs 256 --num-shards 4 --out runs/two
 set -euo pipefail
+if [[ ! "${1:-}" =~ ^[1-9][0-9]*$ ]] || [ $# -lt 2 ]; then
+  echo "usage: bash scripts/launch_local.sh N train|resume|sweep ..., with N processes" >&2
+  exit 2
+fi
 number=$1
 shift
 # Any free port of this machine: the first process listens there, the others come to it.

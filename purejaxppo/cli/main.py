@@ -44,6 +44,7 @@ from purejaxppo.experiment.signals import (
     interrupted,
     when_interrupted,
 )
+from purejaxppo.experiment.watchdog import announced
 
 _ALONE = Together()
 
@@ -196,7 +197,8 @@ def _join(together: Together) -> None:
         f"not all of {number} processes have come to {where} within {processes.START_S} s; start all of them with the "
         f"same command, each with a --process-id of its own.",
     )
-    processes.join(together.coordinator, together.num_processes, together.process_id)
+    with announced(note, f"waiting for the other processes at {where}"):
+        processes.join(together.coordinator, together.num_processes, together.process_id)
     before_end(processes.fail)
     failed = "JAX has failed, as it says above"
     if processes.leads():

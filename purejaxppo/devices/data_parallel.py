@@ -86,7 +86,7 @@ def _not_shared(config: TrainConfig, number: int) -> str:
     shards = config.shard_count
     fewer = max(n for n in range(1, number) if shards % n == 0)
     more = next((n for n in range(number, config.num_envs + 1) if n % number == 0 and config.num_envs % n == 0), None)
-    rather = f"; num_shards = {more} suits them, as another run" if more else ""
+    rather = f", or --num-shards {more}, with which it is another run" if more else ""
     return f"{number} devices cannot share num_shards = {shards} equally; use {fewer} of them{rather}."
 
 

@@ -270,7 +270,7 @@ def together(on_loss: str) -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         # A collective fails as soon as a device is gone. If its process is, the thread finds out, and ends this one.
         if not is_out_of_memory(error):
-            time.sleep(LOST_S + 2 * BEAT_S)
+            time.sleep(LOST_S + FAILED_S + 6 * BEAT_S)
         raise
 
 

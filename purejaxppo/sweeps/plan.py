@@ -175,6 +175,7 @@ def plan_record(plan: Plan) -> dict[str, Any]:
     """Returns the plan as a dictionary for JSON; bytes are per device."""
     sweep, devices = plan.sweep, selection.devices()
     alike = len({config.env_steps for config, _ in sweep.settings}) == 1
+    joined = f" of {processes.number()} processes" if processes.number() > 1 else ""
     return {
         "env": sweep.env,
         "runs": sweep.num_runs,
@@ -182,7 +183,7 @@ def plan_record(plan: Plan) -> dict[str, Any]:
         "seeds": len(sweep.seeds),
         "env_steps": plan.env_steps,
         "env_steps_are_exact": sweep.halving is None or alike,  # otherwise an upper bound
-        "devices": f"{len(devices)} x {devices[0].device_kind}",
+        "devices": f"{len(devices)} x {devices[0].device_kind}{joined}",
         "programs": [_program_record(plan, i) for i in range(len(plan.groups))],
         "rungs": [rung._asdict() for rung in plan.rungs],
     }

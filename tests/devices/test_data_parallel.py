@@ -117,7 +117,7 @@ def test_four_devices_do_what_one_does(server, tmp_path, algorithms, numbers):
 def test_devices_that_cannot_share_the_shards_are_refused():
     config = dataclasses.replace(CONFIG, num_shards=1)
     with pytest.raises(
-        ConfigError, match="2 devices cannot share num_shards = 1 equally; use 1 of them; num_shards = 2 suits them"
+        ConfigError, match="2 devices cannot share num_shards = 1 equally; use 1 of them, or --num-shards 2"
     ):
         spread_trainer(config, devices=jax.devices()[:2])
     for devices in ([], jax.devices()[:1] * 2):

@@ -90,7 +90,7 @@ def test_what_cannot_be_is_refused(which, message):
 def test_a_run_that_devices_cannot_share_names_the_numbers_that_can():
     use_devices("2")
     with pytest.raises(
-        ConfigError, match="2 devices cannot share num_shards = 1 equally; use 1 of them; num_shards = 2"
+        ConfigError, match="2 devices cannot share num_shards = 1 equally; use 1 of them, or --num-shards 2"
     ):
         spread_trainer(TrainConfig("CartPole-v1", num_envs=4, num_steps=8, num_shards=1, total_timesteps=64))
 
