@@ -17,7 +17,7 @@ KILLS = 50
 MINUTE_S = 60
 SETTINGS = [
     *["--env", "CartPole-v1", "--num-envs", "16", "--num-steps", "16", "--num-shards", "4", "--num-minibatches", "2"],
-    *["--num-epochs", "2", "--eval-episodes", "4", "--total-timesteps", "131072", "--checkpoint-seconds", "0"],
+    *["--num-epochs", "2", "--eval-episodes", "4", "--total-timesteps", "65536", "--checkpoint-seconds", "0"],
 ]
 
 
